@@ -1,0 +1,50 @@
+# The verbs of the project; CI calls the same ones.
+VENV ?= .venv
+BASE_PYTHON ?= python3
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
+DATA ?= mnist.npz
+
+.PHONY: help setup demo test test-slow lint bench train-mnist clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## build the environment in .venv; an installed torch >= 2.6 is kept
+
+# A torch that is already there (in the environment, or in the Python that makes it) decides; otherwise the pin does.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(PY) || $(BASE_PYTHON) -m venv $(VENV) $$($(BASE_PYTHON) -c '$(TORCH_OK)' 2>/dev/null && echo --system-site-packages)
+	@cp constraints.txt $(VENV)/constraints.txt
+	@if $(PY) -c '$(TORCH_OK)' 2>/dev/null; then \
+	    sed -i.bak '/^torch==/d' $(VENV)/constraints.txt; \
+	    $(PY) -c 'import torch; print("torch==" + torch.__version__)' >> $(VENV)/constraints.txt; fi
+	@$(PY) -m pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt torch
+	@$(PY) -m pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## search for high-reward digits with every method at equal NFE, into runs/demo
+	@$(PY) -m treesearch demo
+
+test: $(STAMP)  ## the test suite
+	@$(PY) -m pytest -q -n 2 --dist loadfile
+
+test-slow: $(STAMP)  ## statistical runs of minutes
+	@$(PY) -m pytest -q -m slow
+
+lint: $(STAMP)  ## format, lint and types
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m basedpyright
+
+bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
+	@$(PY) experiments/bench.py
+
+train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=path/to/mnist.npz
+	@$(PY) experiments/train_classifiers.py --data $(DATA)
+	@$(PY) experiments/train_mnist.py --data $(DATA)
+	@$(PY) experiments/evaluate_mnist.py --data $(DATA)
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist

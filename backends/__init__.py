@@ -1,0 +1,3 @@
+"""Backends: what denoises."""
+
+OWNER = "treesearch"

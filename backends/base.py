@@ -1,0 +1,340 @@
+"""The denoising kernel: what a model family must provide so that a search can walk its tree.
+
+Notation: t counts denoising steps left, x_t is the state with t steps to go, x_0 a sample, T = num_steps.
+A kernel draws x_T from its prior and, for any rows x_t (each with its own t), returns the law of x_{t-1}.
+Randomness is an argument: `prior` and `Transition.sample` turn standard normals into states and draw none themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Cond = dict[str, Any] | None
+"""Conditioning of n rows: row tensors (n, ...) gathered by the engine, always with `task` int64 (n,)."""
+
+
+@runtime_checkable
+class Transition(Protocol):
+    """p(x_{t-1} | x_t) for n rows: a law, not a draw."""
+
+    @property
+    def endpoint(self) -> Tensor:
+        """Predicted x_0, shape (n, *state), from the same network call."""
+        ...
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """x_{t-1} (n, *state) from standard normals (n, *noise_shape)."""
+        ...
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log q(x_{t-1} = x | x_t), shape (n,)."""
+        ...
+
+    def log_weight(self, x: Tensor) -> Tensor:
+        """log p/q of the step that ended in x, shape (n,): zeros unless a proposal q replaces the base kernel p."""
+        ...
+
+    def take(self, rows: Tensor) -> Transition:
+        """The same law for the given rows (repeats allowed): offspring share the network call and draw apart."""
+        ...
+
+
+class Kernel(Protocol):
+    """A denoising chain x_T -> ... -> x_0.
+
+    Optional attributes, read by `describe`: `noise_shape` (default `state_shape`), `stochastic` (bool (T + 1,),
+    [t] for the step t -> t-1 and [0] for the prior draw; default all True), `device` (cpu), `dtype` (float32),
+    `fingerprint` (str; default None), `rows_per_nfe` (2 under classifier-free guidance), `backward_per_nfe`
+    (backward passes a transition costs). Optional methods: `prior_log_weight(x, cond) -> (n,)`, log p/q of the
+    prior draw, and `renoise(x, t_from, t_to, noise)` for moves up the chain.
+    """
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def state_shape(self) -> tuple[int, ...]: ...
+
+    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        """x_T (n, *state) from standard normals (n, *noise_shape)."""
+        ...
+
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
+        """Law of x_{t-1} for rows x (n, *state) with t (n,) in 1..T; one network evaluation a row."""
+        ...
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any] | None:
+        """Conditioning, once a search: tensors with one row a prompt, or `Shared` for those without a row axis."""
+        ...
+
+    def decode(self, x0: Tensor) -> Any:
+        """What rewards and users see: a tensor (n, ...) or a sequence of n objects."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Marks conditioning without a batch axis: handed to the kernel as it is."""
+
+    value: Any
+
+
+class Spec(NamedTuple):
+    """A kernel's shapes and optional attributes, resolved once by `describe`."""
+
+    num_steps: int
+    state_shape: tuple[int, ...]
+    noise_shape: tuple[int, ...]
+    stochastic: tuple[bool, ...]  # (T + 1,)
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str | None
+    rows_per_nfe: int
+    backward_per_nfe: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state."""
+        return math.prod(self.state_shape) * self.dtype.itemsize
+
+    def branchable(self, t: int) -> bool:
+        """Whether two children of a state x_t can differ: some step below t is stochastic."""
+        return any(self.stochastic[1 : t + 1]) if t <= self.num_steps else True
+
+
+def describe(kernel: Kernel) -> Spec:
+    """Read a kernel's attributes, fill in the defaults and check them.
+
+    Raises:
+        ValueError: an attribute has a wrong value.
+        TypeError: a required method or attribute is missing.
+    """
+    for name in ("num_steps", "state_shape", "prior", "transition", "decode"):
+        if not hasattr(kernel, name):
+            raise TypeError(f"{type(kernel).__name__} is not a kernel: it has no `{name}`; see backends.base.Kernel")
+    steps, shape = int(kernel.num_steps), tuple(int(s) for s in kernel.state_shape)
+    if steps < 1:
+        raise ValueError(f"kernel.num_steps is {steps}, expected at least 1")
+    stochastic = getattr(kernel, "stochastic", None)
+    stochastic = (True,) * (steps + 1) if stochastic is None else tuple(bool(s) for s in stochastic)
+    if len(stochastic) != steps + 1:
+        raise ValueError(f"kernel.stochastic has {len(stochastic)} entries, expected num_steps + 1 = {steps + 1}")
+    return Spec(
+        num_steps=steps,
+        state_shape=shape,
+        noise_shape=tuple(getattr(kernel, "noise_shape", shape)),
+        stochastic=stochastic,
+        device=torch.device(getattr(kernel, "device", "cpu")),
+        dtype=getattr(kernel, "dtype", torch.float32),
+        fingerprint=getattr(kernel, "fingerprint", None),
+        rows_per_nfe=int(getattr(kernel, "rows_per_nfe", 1)),
+        backward_per_nfe=int(getattr(kernel, "backward_per_nfe", 0)),
+    )
+
+
+def uniform(noise: Tensor) -> Tensor:
+    """Φ(z) in float64: the uniforms that standard normals stand for."""
+    return torch.special.ndtr(noise.double())
+
+
+def expand(rows: Tensor, like: Tensor) -> Tensor:
+    """Give a tensor (n,) trailing axes so that it broadcasts against (n, *state)."""
+    return rows.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
+    """Index drawn from each row of probs (..., S) by its uniform u (...), in float64."""
+    cdf = probs.double().cumsum(-1)
+    drawn = (u.double()[..., None] * cdf[..., -1:] >= cdf).sum(-1)
+    last = (probs > 0).long() * torch.arange(probs.shape[-1], device=probs.device)
+    return torch.minimum(drawn, last.amax(-1))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """q = N(mean, std²), beside the base kernel p = N(base_mean, std²) when a guide moved the mean.
+
+    Args:
+        mean: (n, *state).
+        std: broadcastable to mean with its row axis kept, zero where the step is deterministic.
+        endpoint: predicted x_0 (n, *state).
+        base_mean: mean of p (n, *state); None where q = p.
+    """
+
+    mean: Tensor
+    std: Tensor
+    endpoint: Tensor
+    base_mean: Tensor | None = None
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.mean + self.std * noise.to(self.mean.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        std = self.std.double().expand(self.mean.shape)
+        gap = x.double() - self.mean.double()
+        density = -0.5 * (gap / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+        atom = torch.where(gap == 0, 0.0, -math.inf)
+        return torch.where(std > 0, density, atom).flatten(1).sum(1)
+
+    def log_weight(self, x: Tensor) -> Tensor:
+        if self.base_mean is None:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        # -Σ(zδ + δ²/2): a difference of two log densities loses digits over many dimensions.
+        std = self.std.double()
+        z = (x.double() - self.mean.double()) / std
+        delta = (self.mean.double() - self.base_mean.double()) / std
+        moved = torch.where(self.mean == self.base_mean, 0.0, -math.inf)
+        return torch.where(std > 0, -(z * delta + 0.5 * delta**2), moved).flatten(1).sum(1)
+
+    def take(self, rows: Tensor) -> Gaussian:
+        base = None if self.base_mean is None else self.base_mean[rows]
+        return Gaussian(self.mean[rows], self.std[rows], self.endpoint[rows], base)
+
+    @staticmethod
+    def cat(parts: Sequence[Gaussian]) -> Gaussian:
+        """The rows of several Gaussians in one; either all or none carry a base mean."""
+        bases = [p.base_mean for p in parts if p.base_mean is not None]
+        std = torch.cat([p.std.expand(p.mean.shape) for p in parts])
+        return Gaussian(
+            torch.cat([p.mean for p in parts]),
+            std,
+            torch.cat([p.endpoint for p in parts]),
+            torch.cat(bases) if bases else None,
+        )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Σ_j exp(log_mix_j) N(mean_j, std_j² I) over vector states (n, D); noise (n, D + 1), its first entry picks j.
+
+    Args:
+        log_mix: (n, J), normalised.
+        mean: (n, J, D).
+        std: (n, J).
+        endpoint: (n, D).
+    """
+
+    log_mix: Tensor
+    mean: Tensor
+    std: Tensor
+    endpoint: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        pick = inverse_cdf(self.log_mix.exp(), uniform(noise[:, 0]))
+        rows = torch.arange(len(pick), device=pick.device)
+        return self.mean[rows, pick] + self.std[rows, pick][:, None] * noise[:, 1:].to(self.mean.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.logsumexp(self.log_mix + log_normal(x[:, None], self.mean, self.std), 1)
+
+    def log_weight(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def take(self, rows: Tensor) -> Mixture:
+        return Mixture(self.log_mix[rows], self.mean[rows], self.std[rows], self.endpoint[rows])
+
+    @staticmethod
+    def cat(parts: Sequence[Mixture]) -> Mixture:
+        """The rows of several mixtures in one."""
+        return Mixture(*(torch.cat(field) for field in zip(*((p.log_mix, p.mean, p.std, p.endpoint) for p in parts), strict=True)))
+
+
+def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log N(x; mean, std² I) over the last axis; std without that axis."""
+    gap = ((x - mean) ** 2).sum(-1) / std**2
+    return -0.5 * gap - x.shape[-1] * (std.log() + 0.5 * math.log(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Independent tokens: x_{t-1}[i] ~ probs[:, i]; one normal a token, read as a uniform, inverse CDF in float64.
+
+    Args:
+        probs: (n, L, S), rows of float64 probabilities.
+        endpoint: predicted x_0 (n, L).
+        base_probs: probabilities of the base kernel where this is a proposal.
+    """
+
+    probs: Tensor
+    endpoint: Tensor
+    base_probs: Tensor | None = None
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return inverse_cdf(self.probs, uniform(noise))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return _log_categorical(self.probs, x)
+
+    def log_weight(self, x: Tensor) -> Tensor:
+        if self.base_probs is None:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        return _log_categorical(self.base_probs, x) - _log_categorical(self.probs, x)
+
+    def take(self, rows: Tensor) -> Categorical:
+        base = None if self.base_probs is None else self.base_probs[rows]
+        return Categorical(self.probs[rows], self.endpoint[rows], base)
+
+    @staticmethod
+    def cat(parts: Sequence[Categorical]) -> Categorical:
+        """The rows of several categoricals in one; either all or none carry base probabilities."""
+        bases = [p.base_probs for p in parts if p.base_probs is not None]
+        return Categorical(
+            torch.cat([p.probs for p in parts]),
+            torch.cat([p.endpoint for p in parts]),
+            torch.cat(bases) if bases else None,
+        )
+
+
+def _log_categorical(probs: Tensor, x: Tensor) -> Tensor:
+    return probs.double().gather(-1, x.long()[..., None]).squeeze(-1).log().sum(-1)
+
+
+Guide = Callable[[Tensor, Tensor, Transition, Cond], Transition]
+"""(x_t, t, base transition, cond) -> proposal that carries its own log_weight."""
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A kernel that proposes from q instead of p and whose steps carry log p/q, so that no method changes its target.
+
+    Args:
+        kernel: the base kernel p.
+        guide: turns a base transition into a proposal; `shift_mean` makes one for Gaussian kernels.
+        name: enters the fingerprint.
+    """
+
+    kernel: Any
+    guide: Guide
+    name: str = "guided"
+
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
+        return self.guide(x, t, self.kernel.transition(x, t, cond), cond)
+
+    @property
+    def fingerprint(self) -> str | None:
+        inner = getattr(self.kernel, "fingerprint", None)
+        return None if inner is None else f"{self.name}({inner})"
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__") or attribute == "kernel":
+            raise AttributeError(attribute)
+        return getattr(self.kernel, attribute)
+
+
+def shift_mean(shift: Callable[[Tensor, Tensor, Gaussian, Cond], Tensor]) -> Guide:
+    """A guide q = N(mean + shift, std²) for Gaussian kernels; rows without noise are left where they are."""
+
+    def guide(x: Tensor, t: Tensor, base: Transition, cond: Cond) -> Gaussian:
+        if not isinstance(base, Gaussian):
+            raise TypeError(f"shift_mean guides Gaussian transitions, got {type(base).__name__}")
+        move = torch.where(base.std > 0, shift(x, t, base, cond), 0.0)
+        p_mean = base.mean if base.base_mean is None else base.base_mean
+        return Gaussian(base.mean + move, base.std, base.endpoint, p_mean)
+
+    return guide

@@ -1,0 +1,163 @@
+"""DDPM and DDIM(η) over any torch module that predicts ε, v or x_0; every row of a batch has its own t.
+
+    x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t,   x_s = √ᾱ_s x̂_0 + √(1 - ᾱ_s - σ²) ε + σ z        (DDIM eq. 12)
+    σ = η √((1-ᾱ_s)/(1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_s)                                             (DDIM eq. 16)
+
+ᾱ is `alphas_cumprod` on the training grid of N steps, s the next entry of the respaced grid (ᾱ_s = `final_alpha` at
+its end). DDPM is the same law at η = 1, with ε recomputed from a clipped x̂_0.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), eqs. 6-7.
+    Denoising Diffusion Implicit Models (Song et al., 2021), eqs. 12 and 16.
+    Progressive Distillation (Salimans and Ho, 2022), v = √ᾱ ε - √(1-ᾱ) x_0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from backends.base import Cond, Gaussian, expand
+
+Prediction = Literal["epsilon", "v", "sample"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+def respace(train_steps: int, num_steps: int, spacing: Spacing = "trailing", offset: int = 0) -> Tensor:
+    """The network timesteps of a chain of `num_steps`, ascending: entry t - 1 belongs to x_t.
+
+    Raises:
+        ValueError: more steps than the model was trained with, or an unknown spacing.
+    """
+    if not 1 <= num_steps <= train_steps:
+        raise ValueError(f"num_steps is {num_steps}, expected 1..{train_steps} (the steps of the training grid)")
+    if spacing == "leading":
+        return torch.arange(num_steps) * (train_steps // num_steps) + offset
+    if spacing == "trailing":
+        ends = torch.arange(num_steps, 0, -1, dtype=torch.float64) * (train_steps / num_steps)
+        return ends.round().long().flip(0) - 1
+    if spacing == "linspace":
+        return torch.linspace(0, train_steps - 1, num_steps, dtype=torch.float64).round().long()
+    raise ValueError(f"unknown spacing {spacing!r}: choose leading, trailing or linspace")
+
+
+def to_endpoint(prediction: Prediction, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(x̂_0, ε̂) from a network output; alpha = √ᾱ_t and sigma = √(1-ᾱ_t) broadcast against x."""
+    if prediction == "epsilon":
+        return (x - sigma * output) / alpha, output
+    if prediction == "v":
+        return alpha * x - sigma * output, sigma * x + alpha * output
+    return output, (x - alpha * output) / sigma
+
+
+@final
+class DiffusionKernel:
+    """The chain that DDPM or DDIM(η) makes of a network.
+
+    Args:
+        model: called as model(x, timestep) with timestep (n,) int64; returns a tensor like x or an object with `.sample`.
+        state_shape: shape of one state.
+        alphas_cumprod: ᾱ on the training grid, (N,).
+        num_steps: T, the steps of the chain.
+        eta: DDIM's η in [0, 1]; 0 is deterministic after the prior, 1 is ancestral sampling.
+        step: "ddim", or "ddpm" (η = 1, ε recomputed from the clipped x̂_0).
+        prediction: what the network returns.
+        spacing, offset: the respaced grid, see `respace`.
+        final_alpha: ᾱ after the last step; 1 makes it deterministic, None takes ᾱ of the first training step.
+        clip_sample: limit of |x̂_0|, None for none.
+        decode: x_0 (n, *state) -> samples; the identity by default.
+        name: enters the fingerprint.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[..., Any],
+        *,
+        state_shape: Sequence[int],
+        alphas_cumprod: Tensor,
+        num_steps: int,
+        eta: float = 1.0,
+        step: Literal["ddim", "ddpm"] = "ddim",
+        prediction: Prediction = "epsilon",
+        spacing: Spacing = "trailing",
+        offset: int = 0,
+        final_alpha: float | None = 1.0,
+        clip_sample: float | None = None,
+        decode: Callable[[Tensor], Any] | None = None,
+        device: str | torch.device = "cpu",
+        name: str = "diffusion",
+    ) -> None:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta is {eta}, expected 0..1")
+        if step not in ("ddim", "ddpm"):
+            raise ValueError(f"unknown step {step!r}: choose ddim or ddpm")
+        if step == "ddpm" and eta != 1:
+            raise ValueError(f"step='ddpm' has eta = 1, got {eta}: use step='ddim' for other values")
+        if prediction not in ("epsilon", "v", "sample"):
+            raise ValueError(f"unknown prediction {prediction!r}: choose epsilon, v or sample")
+        self.model, self.num_steps, self.state_shape = model, num_steps, tuple(state_shape)
+        self.device, self.dtype, self.name = torch.device(device), torch.float32, name
+        self.eta, self.step, self.prediction, self.clip_sample = eta, step, prediction, clip_sample
+        self._decode = decode
+        bars = alphas_cumprod.double().cpu()
+        steps = respace(len(bars), num_steps, spacing, offset)
+        bar_t = bars[steps]
+        last = float(bars[0]) if final_alpha is None else final_alpha
+        bar_s = torch.cat([torch.tensor([last], dtype=torch.float64), bar_t[:-1]])
+        variance = eta**2 * (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)
+        variance = variance.clamp_min(0)  # bar_t > bar_s by rounding where two grid points coincide
+        self._timestep = self._table(steps)
+        self._alpha, self._sigma = self._table(bar_t.sqrt().float()), self._table((1 - bar_t).sqrt().float())
+        self._alpha_s = self._table(bar_s.sqrt().float())
+        self._direction = self._table((1 - bar_s - variance).clamp_min(0).sqrt().float())
+        self._std = self._table(variance.sqrt().float())
+        self.stochastic = torch.cat([torch.ones(1, dtype=torch.bool), (self._std[1:] > 0).cpu()])
+        if isinstance(model, nn.Module):
+            model.to(self.device).eval().requires_grad_(False)
+
+    def _table(self, values: Tensor) -> Tensor:
+        """Values indexed by t in 1..T; entry 0 is unused."""
+        return torch.cat([torch.zeros_like(values[:1]), values]).to(self.device)
+
+    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        return noise.to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
+        alpha, sigma = expand(self._alpha[t], x), expand(self._sigma[t], x)
+        output = self.model(x, self._timestep[t])
+        output = getattr(output, "sample", output)
+        endpoint, eps = to_endpoint(self.prediction, output, x, alpha, sigma)
+        if self.clip_sample is not None:
+            endpoint = endpoint.clamp(-self.clip_sample, self.clip_sample)
+            if self.step == "ddpm":
+                eps = (x - alpha * endpoint) / sigma
+        mean = expand(self._alpha_s[t], x) * endpoint + expand(self._direction[t], x) * eps
+        return Gaussian(mean, expand(self._std[t], x), endpoint)
+
+    def encode(self, prompts: Sequence[Any]) -> None:
+        """Unconditional: prompts reach the reward only."""
+        return None
+
+    def decode(self, x0: Tensor) -> Any:
+        return x0 if self._decode is None else self._decode(x0)
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Hash of the weights, the grid and the settings; None for a model without weights to hash."""
+        if not isinstance(self.model, nn.Module):
+            return None
+        digest = hashlib.blake2b(digest_size=12)
+        digest.update(repr((self.name, self.step, self.eta, self.prediction, self.clip_sample, self.num_steps)).encode())
+        tables = {"timestep": self._timestep, "alpha": self._alpha, "alpha_s": self._alpha_s}
+        for key, value in (tables | self.model.state_dict()).items():
+            digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return f"{self.name}:{digest.hexdigest()}"

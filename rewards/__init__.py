@@ -1,0 +1,3 @@
+"""Rewards: what scores samples."""
+
+OWNER = "treesearch"

@@ -1,0 +1,47 @@
+"""Rewards in closed form, for the exact beds and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rewards.base import Reward
+
+
+def linear(c: float | Sequence[float] = 1.0) -> Reward:
+    """r(x) = c·x over vectors (n, D); a number stands for the same in every dimension."""
+    weight = torch.as_tensor(c, dtype=torch.float64)
+    return Reward(lambda x, _: (weight * x.double().flatten(1)).sum(1), f"linear({c})")
+
+
+def quadratic(k: float = 1.0, y: float | Sequence[float] = 0.0) -> Reward:
+    """r(x) = -k |x - y|² / 2 over vectors (n, D)."""
+    if k <= 0:
+        raise ValueError(f"k is {k}, expected a positive number")
+    centre = torch.as_tensor(y, dtype=torch.float64)
+    return Reward(lambda x, _: -0.5 * k * ((x.double().flatten(1) - centre) ** 2).sum(1), f"quadratic({k}, {y})")
+
+
+def log_mixture(means: Sequence[Sequence[float]], weights: Sequence[float], std: float) -> Reward:
+    """r(x) = log Σ_j w_j N(x; m_j, std² I), up to the constant (2π std²)^{-D/2}."""
+    centres = torch.as_tensor(means, dtype=torch.float64)
+    log_w = torch.as_tensor(weights, dtype=torch.float64).log()
+
+    def fn(x: Tensor, _: object) -> Tensor:
+        square = ((x.double()[:, None] - centres) ** 2).sum(2)
+        return torch.logsumexp(log_w - square / (2 * std**2), 1)
+
+    return Reward(fn, "log_mixture")
+
+
+def table(values: Sequence[float]) -> Reward:
+    """r(x) = values[x] for a chain whose state is one integer, (n, 1)."""
+    entries = torch.as_tensor(values, dtype=torch.float64)
+    return Reward(lambda x, _: entries[x[:, 0]], "table")
+
+
+def constant(value: float = 0.0) -> Reward:
+    """r = value."""
+    return Reward(lambda x, _: torch.full((len(x),), value, dtype=torch.float64), f"constant({value})")

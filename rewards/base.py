@@ -1,0 +1,168 @@
+"""Rewards: batched black-box functions of samples, with an algebra.
+
+    r = 2.0 * log_prob(3) + compressibility().clip(-3, 0)
+    r(samples) -> (n,) float64, higher is better
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+Input = Literal["sample", "state"]
+
+
+class RewardError(ValueError):
+    """A reward broke its contract; `rows` lists the offending rows where they are known."""
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+
+@final
+@dataclass(frozen=True)
+class Reward:
+    """r(samples, prompts) -> (n,) float64, higher is better; -inf forbids a sample.
+
+    Args:
+        fn: called as fn(samples, prompts) on n samples and None or n prompts.
+        name: shown in errors, run cards and tables.
+        input: "sample" for what `kernel.decode` returns, "state" for x_0 itself.
+        calls: reports how many samples were really scored so far, where that is not every one (a cache).
+    """
+
+    fn: Callable[[Any, Sequence[Any] | None], Any]
+    name: str = "reward"
+    input: Input = "sample"
+    calls: Callable[[], int] | None = None
+
+    def __call__(self, samples: Any, prompts: Sequence[Any] | None = None) -> Tensor:
+        """Score n samples.
+
+        Raises:
+            RewardError: the function raised, or returned a wrong shape, complex values, NaN or +inf.
+        """
+        try:
+            values = self.fn(samples, prompts)
+        except RewardError:
+            raise
+        except Exception as error:
+            raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
+        return check_rewards(values, len(samples), self.name)
+
+    def __add__(self, other: Reward | float) -> Reward:
+        return _combine(self, other, torch.add, "+")
+
+    def __mul__(self, other: Reward | float) -> Reward:
+        return _combine(self, other, torch.mul, "*")
+
+    def __sub__(self, other: Reward | float) -> Reward:
+        return _combine(self, other, torch.sub, "-")
+
+    def __neg__(self) -> Reward:
+        return self * -1.0
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other: float) -> Reward:
+        return -self + other
+
+    def min(self, other: Reward | float) -> Reward:
+        """The smaller of the two: both must be high."""
+        return _combine(self, other, torch.minimum, "min")
+
+    def clip(self, low: float = -math.inf, high: float = math.inf) -> Reward:
+        """r limited to [low, high]: a floor keeps one term from drowning the others, a ceiling stops over-optimising."""
+        if not low < high:
+            raise ValueError(f"clip needs low < high, got {low} and {high}")
+        return _wrap(self, lambda v: v.clamp(low, high), f"clip({self.name}, {low:g}, {high:g})")
+
+    def gate(self, condition: Reward, above: float, otherwise: float = -math.inf) -> Reward:
+        """r where `condition` is at least `above`, else `otherwise`."""
+
+        def apply(value: Tensor, allowed: Tensor) -> Tensor:
+            return torch.where(allowed >= above, value, torch.full_like(value, otherwise))
+
+        return _combine(self, condition, apply, f"gate[>={above:g}]")
+
+
+def as_reward(function: Reward | Callable[..., Any], name: str | None = None, input: Input = "sample") -> Reward:
+    """Wrap a plain callable `f(samples)` or `f(samples, prompts=None)`; a Reward passes through.
+
+    Raises:
+        TypeError: it is not callable.
+    """
+    if isinstance(function, Reward):
+        return function
+    if not callable(function):
+        raise TypeError(f"expected a reward or a function of samples, got {type(function).__name__}")
+    name = name or getattr(function, "__name__", type(function).__name__)
+    if _takes_prompts(function):
+        return Reward(lambda samples, prompts: function(samples, prompts=prompts), name, input)
+    return Reward(lambda samples, prompts: function(samples), name, input)
+
+
+def check_rewards(values: Any, n: int, name: str) -> Tensor:
+    """Rewards as float64 (n,) on the CPU.
+
+    Raises:
+        RewardError: shape, dtype or a NaN or +inf value; the message says which rows and what to do.
+    """
+    try:
+        values = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(f"reward {name!r} returned {type(values).__name__}, expected {n} numbers: {error}") from error
+    if values.is_complex():
+        raise RewardError(f"reward {name!r} returned complex values ({values.dtype}), expected real ones")
+    if values.shape != (n,):
+        hint = ": squeeze the last axis" if values.shape == (n, 1) else ": return one number per sample"
+        raise RewardError(f"reward {name!r} returned shape {tuple(values.shape)}, expected ({n},){hint}")
+    values = values.detach().double().cpu()
+    for bad, what in ((values.isnan(), "nan"), (values == math.inf, "+inf")):
+        if bad.any():
+            rows = bad.nonzero().flatten().tolist()
+            more = f"{len(rows)} of {n} rows, first row {rows[0]}"
+            raise RewardError(f"reward {name!r} returned {what} ({more}): return a finite number, or -inf to forbid", rows)
+    return values
+
+
+def _takes_prompts(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "prompts" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str) -> Reward:
+    return Reward(lambda samples, prompts: apply(reward(samples, prompts)), name, reward.input, reward.calls)
+
+
+def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor], Tensor], symbol: str) -> Reward:
+    if isinstance(right, (int, float)):
+        constant = torch.tensor(float(right), dtype=torch.float64)
+        return _wrap(left, lambda v: op(v, constant.expand_as(v)), f"({left.name} {symbol} {right:g})")
+    if not isinstance(right, Reward):
+        raise TypeError(f"cannot combine a reward with {type(right).__name__}: wrap it with as_reward")
+    if left.input != right.input:
+        raise ValueError(f"{left.name} reads the {left.input}, {right.name} the {right.input}: give both one input")
+
+    def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
+        return op(left(samples, prompts), right(samples, prompts))
+
+    return Reward(fn, f"({left.name} {symbol} {right.name})", left.input, _most(left.calls, right.calls))
+
+
+def _most(left: Callable[[], int] | None, right: Callable[[], int] | None) -> Callable[[], int] | None:
+    """Evaluations of a pair: those of the part that makes more; every sample counts if one part does not cache."""
+    if left is None or right is None:
+        return None
+    return lambda: max(left(), right())

@@ -1,0 +1,122 @@
+"""Digit rewards from a small CNN: log p(c | x) for one class, or the best of a set of classes.
+
+    log_prob(c)(x)     = log p(c | x)
+    log_prob_any(S)(x) = max_{c in S} log p(c | x)          (S = even or odd digits)
+
+Source of the two rewards: Jain et al., "Diffusion Tree Sampling: Scalable inference-time alignment
+of diffusion models" (2025), MNIST experiments. Searches also score predicted endpoints, which are
+blurred and noisy, so the classifier was trained on such images too. Its weights are the project's
+own: `rewards/weights/README.md`. Samples are graded by another network that no search can reach.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from importlib import resources
+
+import torch
+from torch import Tensor, nn
+
+from rewards.base import Reward
+
+WEIGHTS = "mnist_classifier.safetensors"
+
+
+class DigitClassifier(nn.Module):
+    """Six convolutions and two linear layers, 28 x 28 -> 14 x 14 -> 7 x 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_block(1, 16),
+            *_block(16, 32, stride=2),
+            *_block(32, 32),
+            *_block(32, 64, stride=2),
+            *_block(64, 64),
+            *_block(64, 32),
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (n, 10) of images (n, 1, 28, 28) in [0, 1]."""
+        return self.head(self.features(2 * images - 1))
+
+
+def log_prob(digit: int) -> Reward:
+    """The reward log p(digit | x) of images (n, 1, 28, 28) in [0, 1].
+
+    Raises:
+        ValueError: `digit` is not one of 0..9.
+    """
+    return _reward([digit], f"log_prob({digit})")
+
+
+def log_prob_any(digits: Sequence[int]) -> Reward:
+    """The reward max over `digits` of log p(c | x): any of them will do, none is preferred.
+
+    Raises:
+        ValueError: no digits, or one that is not in 0..9.
+    """
+    return _reward(digits, f"log_prob_any({', '.join(map(str, digits))})")
+
+
+def even() -> Reward:
+    """The reward max over 0, 2, 4, 6, 8 of log p(c | x)."""
+    return _reward([0, 2, 4, 6, 8], "even")
+
+
+def odd() -> Reward:
+    """The reward max over 1, 3, 5, 7, 9 of log p(c | x)."""
+    return _reward([1, 3, 5, 7, 9], "odd")
+
+
+@functools.cache
+def load_classifier(device: str = "cpu") -> nn.Module:
+    """The trained classifier in eval mode, read once per device; gradients to its input work."""
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        message = "the digit classifier needs safetensors: pip install safetensors"
+        raise ImportError(message) from error
+    network = DigitClassifier()
+    network.load_state_dict(
+        load(resources.files("rewards").joinpath("weights", WEIGHTS).read_bytes())
+    )
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _reward(digits: Sequence[int], name: str) -> Reward:
+    """max over `digits` of log p(c | x) as a Reward."""
+    classes = _checked(digits)
+
+    @torch.no_grad()
+    def fn(samples: Tensor, prompts: Sequence[object] | None = None) -> Tensor:
+        images = _images(samples)
+        logits = load_classifier(str(images.device))(images)
+        return logits.double().log_softmax(dim=1)[:, classes].amax(dim=1)
+
+    return Reward(fn, name=name)
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return conv, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _checked(digits: Sequence[int]) -> list[int]:
+    classes = list(digits)
+    if not classes or any(c not in range(10) for c in classes):
+        raise ValueError(f"expected digits from 0 to 9, got {classes}: name at least one")
+    return classes
+
+
+def _images(samples: Tensor) -> Tensor:
+    if not isinstance(samples, Tensor) or samples.shape[1:] != (1, 28, 28):
+        got = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(
+            f"expected images (n, 1, 28, 28) in [0, 1], got {got}: decode states first"
+        )
+    return samples.float()

@@ -1,0 +1,40 @@
+"""Inference-time search for diffusion models: sampling is a walk down a tree, and this searches the tree.
+
+    import treesearch as ts
+    result = ts.search(kernel, reward, ts.DiffusionTreeSearch(), budget=ts.Budget(nfe=5_000))
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+from treesearch import _names  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
+from treesearch.budget import Budget, Cost
+from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError
+from treesearch.loop import Snapshot, resume, search, stream
+from treesearch.methods import BeamSearch, BestOfN, DiffusionTreeSampling, DiffusionTreeSearch, FeynmanKac
+from treesearch.result import SearchResult, TaskResult
+from treesearch.tree import Tree
+from treesearch.weights import ZeroWeights
+
+__all__ = [
+    "BeamSearch",
+    "BestOfN",
+    "Budget",
+    "BudgetError",
+    "Cost",
+    "DiffusionTreeSampling",
+    "DiffusionTreeSearch",
+    "FeynmanKac",
+    "KernelError",
+    "SearchResult",
+    "Snapshot",
+    "StoreError",
+    "TaskResult",
+    "Tree",
+    "TreeSearchError",
+    "ZeroWeights",
+    "resume",
+    "search",
+    "stream",
+]

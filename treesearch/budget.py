@@ -1,0 +1,104 @@
+"""What a search may spend, and what it has spent.
+
+NFE counts network evaluations of one state; under classifier-free guidance that is one NFE and two rows. A budget is
+of the whole search, split evenly over its tasks, floor(total / tasks) each; the first limit reached stops it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+INFINITE = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits of a search.
+
+    Args:
+        nfe: network evaluations.
+        seconds: wall clock, checked between waves.
+        reward_calls: samples scored.
+        iterations: units of the method: samples of best-of-N and beams, populations of FK steering, tree iterations.
+
+    Raises:
+        ValueError: a limit that is not positive.
+    """
+
+    nfe: int | None = None
+    seconds: float | None = None
+    reward_calls: int | None = None
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isnan(value):
+                raise ValueError(f"Budget({limit.name}={value!r}): expected a positive number")
+            if limit.name != "seconds" and int(value) != value:
+                raise ValueError(f"Budget({limit.name}={value!r}): expected a whole number")
+            if limit.name != "seconds":
+                object.__setattr__(self, limit.name, int(value))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no limit is set."""
+        return all(value is None for value in asdict(self).values())
+
+    def share(self, tasks: int) -> Share:
+        """The limits of one of `tasks` tasks; seconds are the session's and stay whole."""
+        limits = (self.nfe, self.reward_calls, self.iterations)
+        return Share(*(INFINITE if v is None else v // tasks for v in limits), timed=self.seconds is not None)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Whole-number limits of one task, INFINITE where there is none; `timed` where the session also has a clock."""
+
+    nfe: int = INFINITE
+    reward_calls: int = INFINITE
+    iterations: int = INFINITE
+    timed: bool = False
+
+    def units(self, nfe: int, reward_calls: int, iterations: int = 1) -> int:
+        """How many units of the given cost fit."""
+        return max(0, min(self.nfe // nfe, self.reward_calls // max(reward_calls, 1), self.iterations // iterations))
+
+    def less(self, nfe: int, reward_calls: int, iterations: int) -> Share:
+        """What is left after spending."""
+        return Share(self.nfe - nfe, self.reward_calls - reward_calls, self.iterations - iterations, self.timed)
+
+
+@dataclass
+class Cost:
+    """What ran, measured in the loop.
+
+    Args:
+        nfe: network evaluations of one state.
+        rows: rows that went through the network (guidance doubles them, padding adds to them).
+        backward_nfe: backward passes of one state.
+        reward_calls: samples scored; cache hits are not calls.
+        decodes: states decoded for a reward.
+        seconds: wall clock of the session, summed over resumptions.
+        repeated_nfe: evaluations done again (dropped states, interrupted waves); not part of `nfe`.
+    """
+
+    nfe: int = 0
+    rows: int = 0
+    backward_nfe: int = 0
+    reward_calls: int = 0
+    decodes: int = 0
+    seconds: float = 0.0
+    repeated_nfe: int = field(default=0)
+
+    def copy(self) -> Cost:
+        """An independent copy."""
+        return Cost(**asdict(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return asdict(self)

@@ -1,0 +1,410 @@
+"""The engine: segments of many searches, at different t, share every forward pass.
+
+A search asks for segments, the engine runs them and writes what it finds into the trees: `log_w` and `slot` of the
+nodes that a segment passes, `reward` of its last node. It packs rows as an inference server packs requests: the oldest
+wave first, within a wave the rows with most evaluations left, so that a wave of R rows and S evaluations in all takes
+max(longest row, ceil(S / batch_size)) passes. Which rows share a pass changes no draw: noise is keyed by path.
+
+A segment that ends above t = 0 with `hold` evaluates its last level without leaving it: the endpoint is scored, the
+transition is kept, and segments that start there draw from it without another network call (a population of K
+particles costs K·T). A segment from a node without a held transition evaluates the node's state again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backends.base import Kernel, Shared, Spec, Transition
+from rewards.base import Reward, RewardError
+from treesearch.budget import Cost
+from treesearch.errors import KernelError
+from treesearch.noise import normals
+from treesearch.states import StateStore
+from treesearch.tree import NONE, ROOT, Tree
+
+Ids = NDArray[np.int64]
+
+
+@dataclass
+class Segments:
+    """Walks to run: row i leaves source[i] and passes the new nodes first[i]..last[i], each a child of the one before.
+
+    Args:
+        source, first, last: node numbers, (n,).
+        hold: score the endpoint of `last` and keep its transition, instead of scoring a sample.
+    """
+
+    source: Ids
+    first: Ids
+    last: Ids
+    hold: bool = False
+
+
+@dataclass
+class Flight:
+    """The rows of one wave, as arrays."""
+
+    wave: int
+    x: Tensor  # (n, *state)
+    t: Ids
+    task: Ids
+    node: Ids  # the next node to reach
+    last: Ids
+    stop: Ids  # t of `node`
+    key: NDArray[np.uint64]
+    hold: NDArray[np.bool_]
+    log_w: NDArray[np.float64]  # since the node passed last
+    again: NDArray[np.bool_]  # the next evaluation was paid for before (an interrupted wave)
+    unscored: int = 0
+    queue: dict[int, list[Ids]] = field(default_factory=dict)  # evaluations left -> chunks of rows
+
+    def enqueue(self, rows: Ids, left: Ids) -> None:
+        """Queue rows by the evaluations they have left; rows with none are not queued."""
+        for steps in np.unique(left[left > 0]):
+            self.queue.setdefault(int(steps), []).append(rows[left == steps])
+
+    def take(self, room: int) -> Iterator[tuple[int, Ids]]:
+        """Up to `room` rows with their evaluations left, most first."""
+        for steps in sorted(self.queue, reverse=True):
+            chunks = self.queue[steps]
+            while chunks and room > 0:
+                chunk = chunks.pop(0)
+                if len(chunk) > room:
+                    chunks.insert(0, chunk[room:])
+                    chunk = chunk[:room]
+                room -= len(chunk)
+                yield steps, chunk
+            if not chunks:
+                del self.queue[steps]
+
+
+class Batch:
+    """The rows of one pass, which may belong to several flights."""
+
+    def __init__(self, parts: list[tuple[Flight, int, Ids]]) -> None:
+        self.parts = parts
+        self.x = _cat([f.x[torch.from_numpy(rows)] for f, _, rows in parts])
+        self.t = np.concatenate([f.t[rows] for f, _, rows in parts])
+        self.task = np.concatenate([f.task[rows] for f, _, rows in parts])
+        self.key = np.concatenate([f.key[rows] for f, _, rows in parts])
+        self.ends = np.concatenate([f.hold[rows] & (steps == 1) for f, steps, rows in parts])
+        self.again = sum(int(f.again[rows].sum()) for f, _, rows in parts)
+
+    def split(self) -> Iterator[tuple[Flight, int, Ids, slice]]:
+        """Each part with its place in the batch."""
+        at = 0
+        for flight, steps, rows in self.parts:
+            yield flight, steps, rows, slice(at, at + len(rows))
+            at += len(rows)
+
+
+@dataclass
+class Held:
+    """A transition that was evaluated and not left yet."""
+
+    transition: Transition
+    task: Ids
+    node: Ids
+
+
+class Engine:
+    """Runs segments; the only caller of kernels and rewards.
+
+    Args:
+        kernel, spec: the model and `describe(kernel)`.
+        reward: scores leaves and held endpoints.
+        trees: one a task.
+        states: where the states of nodes are kept.
+        cost: counts what runs.
+        prompts: one a task, or None.
+        batch_size: rows of a forward pass.
+        keep_inner: whether states of nodes above t = 0 are stored; without, they are recomputed from their keys.
+        batch_invariant: pad every pass to `batch_size` rows, so that a row's result does not depend on the batch.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        spec: Spec,
+        reward: Reward,
+        trees: Sequence[Tree],
+        states: StateStore,
+        cost: Cost,
+        *,
+        prompts: Sequence[Any] | None = None,
+        batch_size: int = 64,
+        keep_inner: bool = True,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.kernel, self.spec, self.reward, self.trees, self.states = kernel, spec, reward, trees, states
+        self.cost, self.prompts, self.batch_size = cost, prompts, batch_size
+        self.keep_inner, self.batch_invariant = keep_inner, batch_invariant
+        self.passes = 0
+        self._encoded = (kernel.encode(prompts) if prompts is not None else None) or {}
+        self._flights: list[Flight] = []
+        self._held: list[Held] = []
+        self._unscored: list[tuple[Flight, Ids, Tensor]] = []
+
+    def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> None:
+        """Take a wave of (task, segments) and draw the states that its rows start from."""
+        starts = [self._start(task, segments) for task, segments in work if len(segments.first)]
+        started = {task for task, _ in work}
+        self._held = [held for held in self._held if int(held.task[0]) not in started]
+        if not starts:
+            return
+        flight = Flight(wave, _cat([s["x"] for s in starts]), **{
+            name: np.concatenate([s[name] for s in starts]) for name in starts[0] if name != "x"
+        })
+        flight.unscored = len(flight.t)
+        self._flights.append(flight)
+        rows = np.arange(len(flight.t))
+        end = np.concatenate([self.trees[task].t[s.last] for task, s in work])
+        self._arrive(flight, rows[flight.t == flight.stop])
+        flight.enqueue(rows, flight.t - end + flight.hold)
+
+    def finish(self, wave: int) -> None:
+        """Run until every row of the wave is scored; room in a pass goes to later waves."""
+        for flight in [f for f in self._flights if f.wave == wave]:
+            while flight.unscored:
+                if flight.queue:
+                    self._pass()
+                self._score(self.batch_size if flight.queue else 1)
+            self._flights.remove(flight)
+
+    def _start(self, task: int, segments: Segments) -> dict[str, Any]:
+        """Rows at the states they start from: the prior, a draw from a held transition, or a stored state."""
+        tree, n = self.trees[task], len(segments.first)
+        key, source = tree.key[segments.first], segments.source
+        t = np.minimum(tree.t[source].astype(np.int64), self.spec.num_steps)
+        x = torch.empty((n, *self.spec.state_shape), dtype=self.spec.dtype, device=self.spec.device)
+        log_w = np.zeros(n)
+        rows = np.flatnonzero(source == ROOT)
+        if len(rows):
+            x[torch.from_numpy(rows)], log_w[rows] = self._prior(task, key[rows])
+        for held in self._held:
+            if int(held.task[0]) == task and len(rows := np.flatnonzero(np.isin(source, held.node))):
+                place = np.argsort(held.node)[np.searchsorted(np.sort(held.node), source[rows])]
+                drawn, log_w[rows] = self._draw(held.transition.take(torch.from_numpy(place)), key[rows], t[rows])
+                x[torch.from_numpy(rows)] = drawn
+                t[rows] -= 1
+        rows = np.flatnonzero((source != ROOT) & (t == tree.t[source]))
+        if len(rows):
+            x[torch.from_numpy(rows)] = self._fetch(task, source[rows]).to(x.device)
+        return {
+            "x": x,
+            "t": t,
+            "task": np.full(n, task),
+            "node": segments.first.copy(),
+            "last": segments.last,
+            "stop": tree.t[segments.first].astype(np.int64),
+            "key": key,
+            "hold": np.full(n, segments.hold),
+            "log_w": log_w,
+            "again": (t == tree.t[source]) & (t > 0) & ~np.isnan(tree.reward[source]),
+        }
+
+    def _pass(self) -> None:
+        """One forward pass over up to `batch_size` rows."""
+        batch, room = [], self.batch_size
+        for flight in self._flights:
+            taken = [(flight, steps, rows) for steps, rows in flight.take(room)]
+            batch += taken
+            room -= sum(len(rows) for _, _, rows in taken)
+        batch = Batch(batch)
+        law = self._evaluate(batch.x, batch.t, batch.task, repeated=batch.again)
+        if batch.ends.any():
+            self._hold(batch, law)
+        go = np.flatnonzero(~batch.ends)
+        moving = law if len(go) == len(batch.t) else law.take(torch.from_numpy(go))
+        if len(go):
+            x, log_w = self._draw(moving, batch.key[go], batch.t[go])
+        for flight, steps, rows, place in batch.split():
+            flight.again[rows] = False
+            if batch.ends[place].all():
+                continue
+            inside = slice(*np.searchsorted(go, (place.start, place.stop)))
+            rows = rows[~batch.ends[place]]
+            flight.x[torch.from_numpy(rows)] = x[inside]
+            flight.log_w[rows] += log_w[inside]
+            flight.t[rows] -= 1
+            if steps > 1:
+                flight.queue.setdefault(steps - 1, []).append(rows)
+            self._arrive(flight, rows[flight.t[rows] == flight.stop[rows]])
+
+    def _arrive(self, flight: Flight, rows: Ids) -> None:
+        """Rows that reached their next node: record it, and send those that reached x_0 to be scored."""
+        if not len(rows):
+            return
+        for task in np.unique(flight.task[rows]):
+            tree, mine = self.trees[task], rows[flight.task[rows] == task]
+            nodes = flight.node[mine]
+            tree.log_w[nodes] = flight.log_w[mine]
+            kept = (tree.t[nodes] == 0) | self.keep_inner
+            if kept.any():
+                tree.slot[nodes[kept]] = self.states.put(flight.x[torch.from_numpy(mine[kept])])
+            onward = mine[nodes < flight.last[mine]]
+            flight.node[onward] += 1
+            flight.stop[onward] = tree.t[flight.node[onward]]
+        flight.log_w[rows] = 0.0
+        done = rows[(flight.t[rows] == 0) & ~flight.hold[rows]]
+        if len(done):
+            self._unscored.append((flight, done, flight.x[torch.from_numpy(done)]))
+
+    def _hold(self, batch: Batch, law: Transition) -> None:
+        """Keep transitions that ended a segment and send their endpoints to be scored."""
+        for flight, _, rows, place in batch.split():
+            at = np.arange(place.start, place.stop)[batch.ends[place]]
+            rows = rows[batch.ends[place]]
+            if not len(rows):
+                continue
+            for task in np.unique(flight.task[rows]):
+                mine = flight.task[rows] == task
+                part = law.take(torch.from_numpy(at[mine]))
+                self._held.append(Held(part, flight.task[rows[mine]], flight.last[rows[mine]]))
+            self._unscored.append((flight, rows, law.endpoint[torch.from_numpy(at)]))
+
+    def _score(self, at_least: int) -> None:
+        """Score what waits, in batches, once it fills one."""
+        while sum(len(rows) for _, rows, _ in self._unscored) >= at_least and self._unscored:
+            chosen, room = [], self.batch_size
+            while self._unscored and room > 0:
+                flight, rows, x = self._unscored.pop(0)
+                if len(rows) > room:
+                    self._unscored.insert(0, (flight, rows[room:], x[room:]))
+                    rows, x = rows[:room], x[:room]
+                room -= len(rows)
+                chosen.append((flight, rows, x))
+            task = np.concatenate([f.task[rows] for f, rows, _ in chosen])
+            node = np.concatenate([f.last[rows] for f, rows, _ in chosen])
+            reward = self.evaluate_reward(_cat([x for _, _, x in chosen]), task, node)
+            for i in np.unique(task):
+                self.trees[i].reward[node[task == i]] = reward[task == i]
+            for flight, rows, _ in chosen:
+                flight.unscored -= len(rows)
+
+    def evaluate_reward(self, x: Tensor, task: Ids, node: Ids) -> NDArray[np.float64]:
+        """Rewards (n,) of states (n, *state), counted; errors name the node.
+
+        Raises:
+            RewardError: the reward raised or broke its contract.
+        """
+        before = self.reward.calls() if self.reward.calls else None
+        samples = self.kernel.decode(x) if self.reward.input == "sample" else x
+        prompts = None if self.prompts is None else [self.prompts[i] for i in task]
+        try:
+            values = self.reward(samples, prompts)
+        except RewardError as error:
+            rows = error.rows[:4] or range(min(4, len(node)))
+            named = ", ".join(f"node {node[i]} (t = {self.trees[task[i]].t[node[i]]}) of task {task[i]}" for i in rows)
+            raise RewardError(f"{error} [{named}]", error.rows) from error
+        self.cost.reward_calls += len(x) if before is None or not self.reward.calls else self.reward.calls() - before
+        self.cost.decodes += len(x) if self.reward.input == "sample" else 0
+        return values.numpy()
+
+    def _evaluate(self, x: Tensor, t: Ids, task: Ids, *, repeated: int = 0) -> Transition:
+        """One network call on n rows, `repeated` of them paid for before; checked, counted, padded if asked for."""
+        n, pad = len(t), max(0, self.batch_size - len(t)) if self.batch_invariant else 0
+        if pad:
+            x, t, task = torch.cat([x, x[:1].expand(pad, *x.shape[1:])]), _pad(t, pad), _pad(task, pad)
+        levels = torch.from_numpy(t).to(self.spec.device)
+        try:
+            law = self.kernel.transition(x, levels, self._cond(task))
+        except Exception as error:
+            error.add_note(f"in kernel.transition of {len(t)} rows at t = {np.unique(t).tolist()}")
+            raise
+        if tuple(law.endpoint.shape) != tuple(x.shape):
+            got, want = tuple(law.endpoint.shape), tuple(x.shape)
+            raise KernelError(f"kernel.transition returned an endpoint of shape {got}, expected {want}, like its states")
+        self.passes += 1
+        self.cost.rows += len(t) * self.spec.rows_per_nfe
+        self.cost.backward_nfe += n * self.spec.backward_per_nfe
+        self.cost.nfe += n - repeated
+        self.cost.repeated_nfe += repeated
+        return law.take(torch.arange(n)) if pad else law
+
+    def _draw(self, law: Transition, key: NDArray[np.uint64], t: Ids) -> tuple[Tensor, NDArray[np.float64]]:
+        """x_{t-1} and the log p/q of the step, from each row's own noise."""
+        x = law.sample(self._noise(key, t))
+        if tuple(x.shape) != (len(t), *self.spec.state_shape):
+            raise KernelError(
+                f"transition.sample returned shape {tuple(x.shape)}, expected {(len(t), *self.spec.state_shape)}"
+            )
+        log_w = law.log_weight(x)
+        return x, log_w.double().cpu().numpy()
+
+    def _prior(self, task: int, key: NDArray[np.uint64]) -> tuple[Tensor, NDArray[np.float64] | float]:
+        """x_T and the log p/q of the prior draw."""
+        cond = self._cond(np.full(len(key), task))
+        x = self.kernel.prior(self._noise(key, np.full(len(key), self.spec.num_steps + 1)), cond)
+        if tuple(x.shape) != (len(key), *self.spec.state_shape):
+            want = (len(key), *self.spec.state_shape)
+            raise KernelError(f"kernel.prior returned shape {tuple(x.shape)}, expected {want}")
+        if x.dtype != self.spec.dtype:
+            raise KernelError(f"kernel.prior returned {x.dtype}, expected kernel.dtype = {self.spec.dtype}")
+        weight = getattr(self.kernel, "prior_log_weight", None)
+        return x, weight(x, cond).double().cpu().numpy() if weight else 0.0
+
+    def _noise(self, key: NDArray[np.uint64], counter: Ids) -> Tensor:
+        shape = self.spec.noise_shape
+        size = int(np.prod(shape))
+        return torch.from_numpy(normals(key, counter, size)).reshape(len(key), *shape).to(self.spec.device)
+
+    def _cond(self, task: Ids) -> dict[str, Any]:
+        """Conditioning of rows: encoded rows gathered by task, shared values as they are."""
+        rows = torch.from_numpy(task).to(self.spec.device)
+        cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in self._encoded.items()}
+        return cond | {"task": rows}
+
+    def _fetch(self, task: int, nodes: Ids) -> Tensor:
+        """States of nodes, recomputed along their path where they are not stored."""
+        tree = self.trees[task]
+        if (tree.slot[nodes] != NONE).all():
+            return self.states.get(tree.slot[nodes])
+        missing = sorted(_missing(tree, nodes))
+        found: dict[int, Tensor] = {}
+        for node in missing:  # parents have smaller numbers, so they come first
+            above = int(tree.parent[node])
+            x = found.get(above)
+            if x is None and above != ROOT:
+                x = self.states.get(tree.slot[[above]])[0]
+            found[node] = self.walk(task, node, x)
+        stored = {int(n): self.states.get(tree.slot[[n]])[0] for n in nodes if tree.slot[n] != NONE}
+        return torch.stack([found[n] if n in found else stored[n] for n in map(int, nodes)])
+
+    def walk(self, task: int, node: int, x: Tensor | None, *, repeated: bool = True) -> Tensor:
+        """Run the edge to a node again, from its parent's state or (x = None) from the prior; one row at a time."""
+        tree = self.trees[task]
+        key, level = tree.key[[node]], int(tree.t[tree.parent[node]])
+        if x is None:
+            row, level = self._prior(task, key)[0], self.spec.num_steps
+        else:
+            row = x[None].to(self.spec.device)
+        for t in range(level, int(tree.t[node]), -1):
+            at = np.array([t])
+            row, _ = self._draw(self._evaluate(row, at, np.array([task]), repeated=int(repeated)), key, at)
+        return row[0]
+
+
+def _missing(tree: Tree, nodes: Ids) -> set[int]:
+    """Nodes without a stored state on the paths from their nearest stored ancestors."""
+    missing: set[int] = set()
+    for node in map(int, nodes):
+        while node != ROOT and tree.slot[node] == NONE and node not in missing:
+            missing.add(node)
+            node = int(tree.parent[node])
+    return missing
+
+
+def _pad(values: Ids, pad: int) -> Ids:
+    return np.concatenate([values, np.repeat(values[:1], pad)])
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,46 @@
+"""Errors that say what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TreeSearchError(Exception):
+    """Base of the errors this library raises on purpose."""
+
+
+class BudgetError(TreeSearchError, ValueError):
+    """A budget too small for one unit of the method, or none at all."""
+
+
+class KernelError(TreeSearchError, ValueError):
+    """A kernel broke its contract."""
+
+
+class StoreError(TreeSearchError):
+    """A run folder that cannot be used as asked."""
+
+
+def unknown(what: str, got: str, known: Iterable[str]) -> str:
+    """Message for an unknown name, with the nearest known one."""
+    known = sorted(known)
+    near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {got!r}{hint} (known: {', '.join(known)})"
+
+
+def choose(what: str, got: str, known: Iterable[str]) -> str:
+    """Return `got` if it is known.
+
+    Raises:
+        ValueError: it is not; the message names the nearest.
+    """
+    if got not in (names := list(known)):
+        raise ValueError(unknown(what, got, names))
+    return got
+
+
+def missing(package: str, extra: str) -> ImportError:
+    """Error for an optional library, with the line that installs it."""
+    return ImportError(f"this needs {package}: pip install 'treesearch[{extra}]'")

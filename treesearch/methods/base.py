@@ -1,0 +1,193 @@
+"""What a method is: a frozen configuration that starts an ask/tell search for each task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import Spec
+from treesearch.budget import Share
+from treesearch.engine import Segments
+from treesearch.tree import Tree
+from treesearch.weights import F64
+
+AUTO = "auto"
+GREEDY = "greedy: not a sample of π"
+
+
+class Status(StrEnum):
+    """Why a search stopped, and what to do next."""
+
+    RUNNING = "running"
+    BUDGET = "the budget is spent: resume with a larger one to go on"
+    FINISHED = "finished: every sample that was asked for is there"
+    EXHAUSTED = "exhausted: no selection leads to an expansion; raise widening_c or widening_alpha"
+    STOPPED = "stopped by request: resume to go on"
+
+
+class Problem(NamedTuple):
+    """One task of a search."""
+
+    task: int
+    spec: Spec
+    key: int  # noise key of the root
+    share: Share  # what this task may spend in all
+
+    @property
+    def num_steps(self) -> int:
+        return self.spec.num_steps
+
+
+NO_NODES: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+class Unit(NamedTuple):
+    """The smallest piece of work of a method, for the budget's lower limit."""
+
+    name: str
+    nfe: int
+    reward_calls: int
+
+
+@dataclass
+class Readout:
+    """A method's estimate of π(x_0) ∝ p(x_0) exp(λ r(x_0)).
+
+    Args:
+        leaves: scored samples, in order of creation.
+        log_weights: (n,); softmax gives the method's estimate of π; where `log_z` exists and is not flagged as
+            biased, their log-mean-exp is `log_z`.
+        log_z: estimate of log E_p[exp(λ r)], None for greedy methods.
+        log_z_se: its standard error, None where none is known.
+        warnings: what a reader of the numbers must know.
+        extra: method-specific figures for `result.diagnostics`.
+    """
+
+    leaves: NDArray[np.int64]
+    log_weights: F64
+    log_z: float | None = None
+    log_z_se: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Search(Protocol):
+    """The state of one task: it decides, the engine computes. Methods never call the model."""
+
+    tree: Tree
+    status: Status
+    lam: float
+    hits: NDArray[np.int64]  # existing leaves at which iterations of the last wave ended
+
+    @property
+    def busy(self) -> bool:
+        """Whether work has begun that has no samples until it is finished."""
+        ...
+
+    def frontier(self) -> NDArray[np.int64]:
+        """Nodes above t = 0 that later segments can start from."""
+        ...
+
+    def ask(self, capacity: int) -> Segments:
+        """The next wave of work, its nodes already in the tree; empty and with `status` set when there is none."""
+        ...
+
+    def tell(self, segments: Segments) -> None:
+        """The rewards of a wave are in the tree."""
+        ...
+
+    def extend(self, share: Share) -> None:
+        """Replace the limits, to go on with a larger budget."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers that, with the tree, `restore` needs; taken right after `ask`."""
+        ...
+
+    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
+        """Rebuild everything from a tree read back: `ends` lists the node each iteration ended at."""
+        ...
+
+    def readout(self) -> Readout:
+        """The estimate so far."""
+        ...
+
+
+class Method(Protocol):
+    """A frozen, validated configuration; `dataclasses.replace(method, lam=...)` must work."""
+
+    @property
+    def lam(self) -> float | str: ...
+
+    @property
+    def lag(self) -> int: ...
+
+    def unit(self, spec: Spec) -> Unit:
+        """The least that one task costs."""
+        ...
+
+    def start(self, problem: Problem) -> Search: ...
+
+
+def check_lam(lam: float | str, *, finite: bool = True) -> None:
+    """Raises:
+    ValueError: λ is neither "auto" nor a number >= 0.
+    """
+    if lam == AUTO:
+        return
+    if isinstance(lam, (str, bool)) or not lam >= 0 or (finite and math.isinf(lam)):
+        raise ValueError(f"lam is {lam!r}, expected 'auto' or a {'finite ' if finite else ''}number >= 0")
+
+
+def check_positive(**values: float | None) -> None:
+    """Raises:
+    ValueError: a value that is given and not positive.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not value > 0):
+            raise ValueError(f"{name} is {value!r}, expected a positive number")
+
+
+def number(lam: float | str) -> float:
+    """λ once it is a number.
+
+    Raises:
+        ValueError: it is still "auto".
+    """
+    if isinstance(lam, str):
+        raise ValueError("lam='auto' is resolved by search(); give a number to start a method by hand")
+    return float(lam)
+
+
+def five_levels(num_steps: int, *, top: bool) -> tuple[int, ...]:
+    """Five equally spaced levels: T included and 0 not (top), or the other way round; all levels below five steps."""
+    shift = 0 if top else 1
+    if num_steps < 5:
+        return tuple(range(num_steps - shift, -shift, -1))
+    return tuple(round(num_steps * k / 5) for k in range(5 - shift, -shift, -1))
+
+
+def branch_levels(given: Sequence[int] | None, spec: Spec, *, top: bool, what: str) -> tuple[int, ...]:
+    """The levels at which a method may branch, descending; 0 is kept where `given` or the default has it.
+
+    Raises:
+        ValueError: a level out of range, or one below which every step is deterministic.
+    """
+    levels = five_levels(spec.num_steps, top=top) if given is None else tuple(sorted(set(given), reverse=True))
+    if any(not 0 <= level <= spec.num_steps for level in levels):
+        raise ValueError(f"{what} {list(levels)} has levels outside 0..T = {spec.num_steps} (denoising steps left)")
+    dead = [level for level in levels if level > 0 and not spec.branchable(level)]
+    alive = tuple(level for level in levels if level not in dead)
+    if dead and (given is not None or not any(alive)):
+        raise ValueError(
+            f"{what}: the kernel is deterministic below level{'s' if len(dead) > 1 else ''} "
+            f"{', '.join(map(str, dead))} (no stochastic step follows), so branching there makes identical copies: "
+            "use BestOfN, a kernel with eta > 0, or levels above its stochastic steps"
+        )
+    return alive

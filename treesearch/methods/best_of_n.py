@@ -1,0 +1,94 @@
+"""Best-of-N: independent samples, all of them kept.
+
+    x_0^(i) ~ p,   log w_i = λ r(x_0^(i)) + Σ log p/q
+
+Its weights make it self-normalised importance sampling: Ẑ = (1/N) Σ w_i is unbiased for Z, `draw` is consistent for π
+with error O(1/√ESS), and `best` is the greedy answer. Cost: N·T NFE. The baseline every search must beat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import Spec
+from treesearch import backup
+from treesearch.budget import INFINITE, Share
+from treesearch.engine import Segments
+from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_positive, number
+from treesearch.noise import child_keys
+from treesearch.tree import ROOT, Tree
+from treesearch.weights import log_mean, log_mean_se, scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """Independent samples with importance weights.
+
+    Args:
+        n: samples a task; None draws as many as the budget allows.
+        lam: λ of the target, or "auto"; it changes weights, never the samples.
+    """
+
+    n: int | None = None
+    lam: float | str = 1.0
+
+    lag = 0
+
+    def __post_init__(self) -> None:
+        check_positive(n=self.n)
+        check_lam(self.lam)
+
+    def unit(self, spec: Spec) -> Unit:
+        return Unit("one rollout", spec.num_steps, 1)
+
+    def start(self, problem: Problem) -> BestOfNSearch:
+        return BestOfNSearch(self, problem)
+
+
+class BestOfNSearch:
+    """Rollouts from the root, as many at a time as the engine has room for."""
+
+    hits = NO_NODES
+    busy = False
+
+    def __init__(self, method: BestOfN, problem: Problem) -> None:
+        self.lam, self.n, self.num_steps = number(method.lam), method.n, problem.num_steps
+        self.tree = Tree(problem.num_steps, problem.key)
+        self.status = Status.RUNNING
+        self.share = problem.share
+
+    def ask(self, capacity: int) -> Segments:
+        done = len(self.tree) - 1
+        wanted = (INFINITE if self.n is None else self.n) - done
+        count = min(wanted, self.share.less(done * self.num_steps, done, done).units(self.num_steps, 1), capacity)
+        if count <= 0:
+            self.status = Status.FINISHED if wanted <= 0 else Status.BUDGET
+            count = 0
+        keys = child_keys(self.tree.key[:1], self.num_steps + 1, np.arange(done, done + count), at_root=True)
+        new = self.tree.append(np.full(count, ROOT), np.zeros(count), keys)
+        return Segments(np.full(count, ROOT), new, new)
+
+    def tell(self, segments: Segments) -> None:
+        backup.backup(self.tree, segments.last, backup.rule_of("soft", self.lam), self.lam)
+
+    def frontier(self) -> NDArray[np.int64]:
+        return NO_NODES
+
+    def extend(self, share: Share) -> None:
+        self.share, self.status = share, Status.RUNNING
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
+        del state, ends
+        backup.recompute(self.tree, backup.rule_of("soft", self.lam), self.lam)
+
+    def readout(self) -> Readout:
+        leaves = self.tree.leaves
+        log_w = scaled(self.lam, self.tree.reward[leaves]) + self.tree.log_w[leaves]
+        return Readout(leaves, log_w, log_mean(log_w) if len(leaves) else None, log_mean_se(log_w))

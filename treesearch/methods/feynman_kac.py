@@ -1,0 +1,233 @@
+"""Feynman-Kac steering: sequential Monte Carlo along the denoising chain.
+
+At each scheduled level t, for K particles:
+
+    log w_i += log G_t(x̂_0(x_t^i)) + Σ log p/q        potential of the endpoint; weights accumulate
+    if ESS(w) < threshold·K:  log Ẑ += log mean w;  ancestors ~ scheme(W);  w = 1; everything follows its ancestor
+    x_{t-1}^i ~ transition(x_t^{a_i})                 offspring draw apart from one evaluation
+
+and at x_0: log G_0 = λ r(x_0) - Σ log G, so that each surviving lineage's potentials telescope to λ r(x_0).
+
+Ẑ = Π mean(w) is unbiased for Z for every potential, scheme, fixed schedule and for ESS-adaptive resampling, because
+weights are carried over the levels that do not resample. Temperatures chosen from the particles (`tempering="ess"`)
+keep consistency only. Populations merge with weights K·Ẑ.
+
+References:
+    A General Framework for Inference-time Scaling and Steering of Diffusion Models (Singhal et al., 2025).
+    Sequential Monte Carlo Samplers (Del Moral, Doucet and Jasra, 2006).
+    Variance estimation in the particle filter (Lee and Whiteley, 2018), eq. 9: the standard error of one population.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import Spec
+from rewards.potentials import POTENTIALS, Running
+from treesearch.errors import choose
+from treesearch.methods import population
+from treesearch.methods.base import Problem, Readout, Unit, branch_levels, check_lam, check_positive, number
+from treesearch.resampling import SCHEMES
+from treesearch.weights import F64, ess, log_mean, normalise, scaled, temper
+
+ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeynmanKac:
+    """Feynman-Kac steering.
+
+    Args:
+        num_particles: K of one population; None for one population as large as budget and memory allow.
+        lam: λ of the target, or "auto".
+        potential: difference, max, sum or immediate (`rewards.potentials`).
+        schedule: levels t at which endpoints are scored, 0 (x_0 itself) among them; None for five equally spaced.
+        resampling: multinomial, residual, stratified, systematic or ssp (`treesearch.resampling`).
+        ess_threshold: resample where ESS < threshold·K; 0 never, 1 always.
+        tempering: None for λ at every level, a sequence with one factor in (0, 1] a level that ends in 1, or "ess":
+            the largest λ_t whose weights keep an ESS of ess_target·K (difference potential; consistent only).
+        ess_target: for tempering="ess".
+    """
+
+    num_particles: int | None = None
+    lam: float | str = 1.0
+    potential: str = "difference"
+    schedule: tuple[int, ...] | None = None
+    resampling: str = "systematic"
+    ess_threshold: float = 0.5
+    tempering: tuple[float, ...] | str | None = None
+    ess_target: float = 0.5
+
+    lag = 0
+
+    def __post_init__(self) -> None:
+        check_positive(num_particles=self.num_particles)
+        check_lam(self.lam)
+        choose("potential", self.potential, POTENTIALS)
+        choose("resampling scheme", self.resampling, SCHEMES)
+        if not 0 <= self.ess_threshold <= 1:
+            raise ValueError(f"ess_threshold is {self.ess_threshold}, expected 0 (never) to 1 (always)")
+        if not 0 < self.ess_target < 1:
+            raise ValueError(f"ess_target is {self.ess_target}, expected a fraction between 0 and 1")
+        if self.schedule is not None:
+            object.__setattr__(self, "schedule", tuple(int(t) for t in self.schedule))
+            if 0 not in self.schedule:
+                raise ValueError(f"schedule {list(self.schedule)} lacks 0: the terminal step x_0 closes the product")
+        if isinstance(self.tempering, str):
+            choose("tempering", self.tempering, ["ess"])
+            if self.potential != "difference":
+                raise ValueError("tempering='ess' chooses increments of λ: use it with potential='difference'")
+        elif self.tempering is not None:
+            object.__setattr__(self, "tempering", tuple(float(f) for f in self.tempering))
+            if self.tempering[-1] != 1 or not all(0 < f <= 1 for f in self.tempering):
+                raise ValueError(f"tempering {self.tempering}: expected factors in (0, 1] that end in 1")
+
+    def levels(self, spec: Spec) -> tuple[int, ...]:
+        """The schedule for a kernel, descending, 0 last."""
+        levels = branch_levels(self.schedule, spec, top=False, what="schedule")
+        if isinstance(self.tempering, tuple) and len(self.tempering) != len(levels):
+            raise ValueError(f"tempering has {len(self.tempering)} factors for the {len(levels)} levels {levels}")
+        return levels
+
+    def unit(self, spec: Spec) -> Unit:
+        return population.unit(spec, self.num_particles, self.levels(spec))
+
+    def start(self, problem: Problem) -> FeynmanKacSearch:
+        return FeynmanKacSearch(self, problem)
+
+
+@dataclass
+class Particles:
+    """One population: everything that follows its ancestor, (K,) each."""
+
+    method: FeynmanKac
+    lam: float
+    levels: int
+    log_w: F64  # since the last resampling
+    previous: F64
+    running: Running
+    spent: F64  # Σ log G of the lineage
+    eve: NDArray[np.int64]  # the particle of the first level each descends from
+    log_z: float = 0.0  # Σ log mean w over past resamplings
+    reached: float = 0.0  # λ of the last level
+    ess: list[float] = field(default_factory=list)
+    resamplings: int = 0
+    killed: int = 0
+
+    def step(self, level: int, reward: F64, log_w: F64, uniforms: Callable[[], F64]) -> NDArray[np.int64] | None:
+        terminal = level == self.levels - 1
+        before = self.log_w + log_w
+        self.log_w = before + self._log_potential(level, terminal, reward, before)
+        self.ess.append(ess(self.log_w))
+        k, threshold = len(self.log_w), self.method.ess_threshold
+        uneven = not np.all(self.log_w == self.log_w[0])
+        wanted = self.ess[-1] < threshold * k or threshold == 1
+        if terminal or not uneven or not wanted or self.ess[-1] == 0:
+            return None
+        ancestors = SCHEMES[self.method.resampling](normalise(self.log_w), uniforms())
+        self.log_z += log_mean(self.log_w)
+        self.log_w = np.zeros(k)
+        self.previous, self.spent, self.eve = self.previous[ancestors], self.spent[ancestors], self.eve[ancestors]
+        self.running = Running(self.running.maximum[ancestors], self.running.total[ancestors])
+        self.resamplings += 1
+        return ancestors
+
+    def _log_potential(self, level: int, terminal: bool, reward: F64, before: F64) -> F64:
+        dead = before == -math.inf  # a zero potential is final: -inf minus -inf must not revive a particle
+        self.reached = self._lam_at(level, terminal, reward, before)
+        current = scaled(self.reached, reward)
+        self.running = Running(np.maximum(self.running.maximum, current), self.running.total + current)
+        with np.errstate(invalid="ignore"):
+            log_g = current - self.spent if terminal else POTENTIALS[self.method.potential](
+                current, self.previous, self.running
+            )
+        log_g = np.where(dead, -math.inf, log_g)
+        self.killed += 0 if terminal else int(((log_g == -math.inf) & ~dead).sum())
+        self.previous, self.spent = current, self.spent + np.where(dead, 0.0, log_g)
+        return log_g
+
+    def _lam_at(self, level: int, terminal: bool, reward: F64, before: F64) -> float:
+        if terminal or self.method.tempering is None:
+            return self.lam
+        if isinstance(self.method.tempering, tuple):
+            return self.lam * self.method.tempering[level]
+        dead = before == -math.inf
+
+        def tempered(lam: float) -> F64:
+            with np.errstate(invalid="ignore"):
+                return np.where(dead, -math.inf, before + scaled(lam, reward) - self.previous)
+
+        return temper(tempered, self.reached, self.lam, self.method.ess_target * len(reward))
+
+    @property
+    def final(self) -> F64:
+        """Log-weights whose log-mean-exp is the population's log Ẑ."""
+        return self.log_z + self.log_w
+
+
+class FeynmanKacSearch(population.PopulationSearch):
+    """Populations of `Particles`, merged by K·Ẑ."""
+
+    def __init__(self, method: FeynmanKac, problem: Problem) -> None:
+        levels = method.levels(problem.spec)
+        self.method, self.lam = method, number(method.lam)
+
+        def particles(k: int) -> Particles:
+            zeros = np.zeros(k)
+            running = Running(np.full(k, -math.inf), zeros)
+            return Particles(method, self.lam, len(levels), zeros, zeros, running, zeros, np.arange(k))
+
+        super().__init__(problem, method.num_particles, levels, particles)
+
+    def readout(self) -> Readout:
+        done = self.finished
+        if not done:
+            return Readout(np.empty(0, np.int64), np.empty(0))
+        log_w = np.concatenate([p.steer.final for p in done])
+        log_z, warnings = log_mean(log_w), []
+        if log_z == -math.inf:
+            warnings.append(ALL_ZERO)
+        if killed := sum(p.steer.killed for p in done):
+            warnings.append(f"{killed} particles died at an endpoint of reward -inf: their mass is missing from log Z")
+        if self.method.tempering == "ess":
+            warnings.append("temperatures chosen from the particles: consistent, not unbiased")
+        return Readout(
+            leaves=np.concatenate([p.nodes for p in done]),
+            log_weights=log_w,
+            log_z=log_z,
+            log_z_se=_standard_error([p.steer for p in done]) if log_z > -math.inf else None,
+            warnings=warnings,
+            extra={
+                "populations": [len(p.nodes) for p in done],
+                "ess_levels": [p.steer.ess for p in done],
+                "resamplings": [p.steer.resamplings for p in done],
+            },
+        )
+
+
+def _standard_error(populations: Sequence[Particles]) -> float | None:
+    """Relative standard error of Ẑ: between populations, or from the genealogy of a single one.
+
+    One population: V = 1 - (K/(K-1))^{n+1} (1 - Σ_e (Σ_{i: eve i = e} W_i)²) after n resamplings (Lee and Whiteley,
+    2018), unbiased for multinomial resampling and an over-estimate, as a rule, for the schemes of lower variance. None
+    where fewer than ten lineages survive: it then says nothing.
+    """
+    if len(populations) == 1:
+        one = populations[0]
+        k, share = len(one.log_w), np.bincount(one.eve, weights=normalise(one.log_w), minlength=len(one.log_w))
+        if k < 2 or (share > 0).sum() < 10:
+            return None
+        variance = 1 - math.exp((one.resamplings + 1) * math.log(k / (k - 1))) * (1 - float((share**2).sum()))
+        return math.sqrt(variance) if variance > 0 else None
+    sizes = np.array([len(p.log_w) for p in populations], float)
+    log_z = np.array([log_mean(p.final) for p in populations])
+    z = np.exp(log_z - log_z.max())
+    mean, m = float(np.average(z, weights=sizes)), len(z)
+    return float(np.sqrt(m / (m - 1) * np.sum((sizes * (z - mean)) ** 2)) / (sizes.sum() * mean))
+
+

@@ -1,0 +1,211 @@
+"""Populations that walk down the levels together: the loop that Feynman-Kac steering and beam search share.
+
+    evaluate the transition at a level -> score its endpoint -> `steer` decides the ancestors -> offspring draw apart
+
+A population of K particles costs exactly K·T NFE: the evaluation that scores a level is the one its offspring draw
+from. The terminal level scores x_0 itself and never resamples. Several populations run side by side in groups whose
+size is fixed, so that no result depends on the batch size; what is left of a budget makes a last, smaller one.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import Spec
+from treesearch.budget import INFINITE, Share
+from treesearch.engine import Segments
+from treesearch.errors import StoreError
+from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit
+from treesearch.noise import Stream, child_keys, uniforms
+from treesearch.tree import ROOT, Tree
+from treesearch.weights import F64
+
+GROUP_ROWS = 256  # particles that run side by side, in whole populations
+TIMED_SIZE = 64  # size of a population where only the clock limits it
+MEMORY_SHARE = 0.25  # of free memory that one population may take
+
+Ids = NDArray[np.int64]
+
+
+class Steer(Protocol):
+    """One population's decisions."""
+
+    def step(self, level: int, reward: F64, log_w: F64, uniforms: Callable[[], F64]) -> Ids | None:
+        """Ancestors (K,) after a level, increasing, or None to go on as they are.
+
+        Args:
+            level: position in the schedule; the last one is terminal and its answer is not used.
+            reward: r of the endpoints, of x_0 at the terminal level, (K,).
+            log_w: log p/q since the last level, (K,).
+            uniforms: K + 1 uniforms of this population and level.
+        """
+        ...
+
+
+@dataclass
+class Population:
+    """A population: its decisions, and its leaves once it is finished."""
+
+    steer: Any
+    nodes: Ids
+    ancestors: Ids | None = None
+
+
+class PopulationSearch(ABC):
+    """Runs populations one group after another.
+
+    Args:
+        problem: the task.
+        size: K; None for one population as large as budget and memory allow.
+        levels: the schedule, descending and ending in 0.
+        steer: makes the decisions of a population from its size.
+    """
+
+    hits = NO_NODES
+    lam: float
+
+    def __init__(
+        self, problem: Problem, size: int | None, levels: tuple[int, ...], steer: Callable[[int], Any]
+    ) -> None:
+        self.problem, self.size, self.levels, self.make = problem, size, levels, steer
+        self.tree = Tree(problem.num_steps, problem.key)
+        self.status, self.share = Status.RUNNING, problem.share
+        self.finished: list[Population] = []
+        self.group: list[Population] = []
+        self.groups: list[list[int]] = []  # sizes of the populations begun, by group
+        self.level = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether populations are on their way: only at their end do they have samples."""
+        return bool(self.group)
+
+    def frontier(self) -> Ids:
+        return np.concatenate([p.nodes for p in self.group]) if self.group else NO_NODES
+
+    @abstractmethod
+    def readout(self) -> Readout:
+        """The estimate that finished populations make."""
+
+    def ask(self, capacity: int) -> Segments:
+        del capacity  # a level is one wave, whatever the batch size
+        if not self.group and not self._begin(self._sizes()):
+            self.status = Status.FINISHED if self._unlimited else Status.BUDGET
+            return Segments(NO_NODES, NO_NODES, NO_NODES)
+        parents, keys = self._offspring()
+        new = self.tree.append(parents, np.full(len(parents), self.levels[self.level]), keys)
+        self._place(new)
+        return Segments(parents, new, new, hold=self.levels[self.level] > 0)
+
+    def tell(self, segments: Segments) -> None:
+        last = self.level == len(self.levels) - 1
+        offset = sum(len(g) for g in self.groups[:-1])
+        for i, population in enumerate(self.group):
+            nodes = population.nodes
+            counter = (offset + i) * (self.problem.num_steps + 1) + self.levels[self.level]
+
+            def draw(k: int = len(nodes), a: int = counter) -> F64:
+                return uniforms(self.problem.key, k + 1, a, Stream.RESAMPLE)
+
+            reward, edge = self.tree.reward[nodes], self.tree.log_w[nodes]
+            population.ancestors = population.steer.step(self.level, reward, edge, draw)
+        self.level += 1
+        if last:
+            for population in self.group:
+                self.tree.value[population.nodes] = self.tree.reward[population.nodes]
+            self.finished += self.group
+            self.group = []
+
+    def extend(self, share: Share) -> None:
+        self.share, self.status = share, Status.RUNNING
+
+    def state(self) -> dict[str, Any]:
+        return {"groups": self.groups}
+
+    def restore(self, state: dict[str, Any], ends: Ids) -> None:
+        """Repeat the decisions on the recorded rewards; the recorded parents must be the ones they lead to."""
+        del ends
+        at = 1
+        for sizes in state["groups"]:
+            self._begin(sizes)
+            while self.group and at < len(self.tree):
+                parents, _ = self._offspring()
+                new = np.arange(at, at + len(parents))
+                if not np.array_equal(self.tree.parent[new], parents):
+                    raise StoreError("the recorded ancestors are not the ones the recorded rewards lead to: damaged run")
+                at += len(new)
+                self._place(new)
+                self.tell(Segments(parents, new, new))
+
+    def _begin(self, sizes: list[int]) -> bool:
+        self.group = [Population(self.make(k), np.empty(k, np.int64)) for k in sizes]
+        self.level = 0
+        if sizes:
+            self.groups.append(sizes)
+        return bool(sizes)
+
+    def _offspring(self) -> tuple[Ids, NDArray[np.uint64]]:
+        """Parents and keys of the next nodes: the first child keeps its parent's key, further ones get their own."""
+        sizes = [len(p.nodes) for p in self.group]
+        if self.level == 0:
+            before = sum(sum(g) for g in self.groups[:-1])
+            ordinals = np.arange(before, before + sum(sizes))
+            above = self.problem.num_steps + 1
+            return np.full(sum(sizes), ROOT), child_keys(self.tree.key[:1], above, ordinals, at_root=True)
+        parents = np.concatenate([p.nodes if p.ancestors is None else p.nodes[p.ancestors] for p in self.group])
+        starts = np.concatenate([[True], parents[1:] != parents[:-1]])
+        rank = np.arange(len(parents)) - np.maximum.accumulate(np.where(starts, np.arange(len(parents)), 0))
+        return parents, child_keys(self.tree.key[parents], self.levels[self.level - 1], rank)
+
+    def _place(self, new: Ids) -> None:
+        at = 0
+        for population in self.group:
+            population.nodes = new[at : at + len(population.nodes)]
+            at += len(population.nodes)
+
+    def _sizes(self) -> list[int]:
+        """Sizes of the next group of populations that fit."""
+        steps, calls = self.problem.num_steps, len(self.levels)
+        done = [k for g in self.groups for k in g]
+        if self._unlimited:
+            return [] if done or self.size is None else [self.size]
+        left = self.share.less(steps * sum(done), calls * sum(done), len(done))
+        fits = min(left.nfe // steps, left.reward_calls // calls)
+        size = min(self.size or self._largest(fits), fits)
+        if size < 1 or left.iterations < 1:
+            return []
+        beside = min(max(1, GROUP_ROWS // size), left.iterations)
+        sizes = [size] * min(beside, fits // size)
+        rest = fits - sum(sizes)
+        return [*sizes, rest] if len(sizes) < beside and 0 < rest < size else sizes
+
+    @property
+    def _unlimited(self) -> bool:
+        limits = (self.share.nfe, self.share.reward_calls, self.share.iterations)
+        return not self.share.timed and min(limits) == INFINITE
+
+    def _largest(self, fits: int) -> int:
+        """K for one population of `fits` particles, or for several where memory or the clock asks for it."""
+        if self.share.timed or self.share.nfe == self.share.reward_calls == INFINITE:
+            return TIMED_SIZE
+        populations = -(-fits // memory_cap(self.problem.spec))
+        return -(-fits // max(1, populations))
+
+
+def memory_cap(spec: Spec) -> int:
+    """Particles that fit a share of the free memory: eight copies of a state each (state, law, noise, endpoint)."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, int(MEMORY_SHARE * free / (8 * max(8, spec.state_bytes))))
+
+
+def unit(spec: Spec, size: int | None, levels: tuple[int, ...]) -> Unit:
+    """The least that populations cost: one of the given size, or a single particle."""
+    k = size or 1
+    return Unit(f"one population of {k}", k * spec.num_steps, k * len(levels))

@@ -1,0 +1,249 @@
+"""Diffusion Tree Sampling (DTS) and Diffusion Tree Search (DTS*), as published.
+
+One iteration:
+
+    x = root
+    while |C(x)| >= C·N(x)^α and x is no leaf:  x = select a child          (expansion goes first)
+    if x is no leaf:  x' ~ p(·|x), roll out to x_0, add every branching level to the tree, v(x_0) = r(x_0)
+    on the way up:  λ v(x) = log-mean-exp over children of (λ v_c + log_w_c),  N(x) += 1
+
+DTS selects a child ~ exp(λ v_c + log_w_c) and reads its samples out the same way; DTS* selects by UCT and reads out
+the best. A wave runs several iterations at once: values stay frozen, visits and child counts move while it is selected.
+
+What it converges to: DTS's read-out tends to π as iterations grow, slowly: at practical budgets its root value is
+biased low, E[exp(λ v_root)] < Z, because lucky children are visited again and unlucky ones never corrected.
+With selection="round_robin" E[exp(λ v_root)] = Z at every budget. DTS* is greedy.
+
+Source: Diffusion Tree Sampling: Scalable Inference-time Alignment of Diffusion Models (Jain et al., 2025), algorithms
+1 and 2, appendix F.1. Deviations: terminal nodes count visits too; waves; log p/q on the edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import Spec
+from treesearch import backup, selection
+from treesearch.budget import Share
+from treesearch.engine import Segments
+from treesearch.errors import choose
+from treesearch.methods.base import (
+    GREEDY,
+    NO_NODES,
+    Problem,
+    Readout,
+    Status,
+    Unit,
+    branch_levels,
+    check_lam,
+    check_positive,
+    number,
+)
+from treesearch.tree import ROOT, Tree
+from treesearch.weights import F64
+
+FREE_LIMIT = 200_000  # consecutive iterations without an expansion after which a tree counts as exhausted
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTreeSampling:
+    """DTS: draws from π by descending with soft values.
+
+    Args:
+        lam: λ of the target, math.inf for max backups, or "auto".
+        widening_c, widening_alpha: a node expands while |C| < C·N^α; at (2, .8) the first 36 iterations are best-of-N.
+        branch_at: levels t that become nodes; None for five equally spaced, the prior (T) included.
+        selection: boltzmann, uct or round_robin.
+        wave: iterations selected at once; the result depends on it.
+        lag: 1 selects wave w after wave w - 2 is told, which leaves no bubble between waves.
+    """
+
+    lam: float | str = 1.0
+    widening_c: float = 2.0
+    widening_alpha: float = 0.8
+    branch_at: tuple[int, ...] | None = None
+    selection: str = "boltzmann"
+    wave: int = 16
+    lag: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+        choose("selection", self.selection, selection.RULES)
+
+    def unit(self, spec: Spec) -> Unit:
+        _levels(self.branch_at, spec)
+        return Unit("one rollout", spec.num_steps, 1)
+
+    def start(self, problem: Problem) -> TreeSearch:
+        rules = Rules(self.selection, "soft", c_uct=1.0, greedy=False)
+        return TreeSearch(self, rules, problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTreeSearch:
+    """DTS*: searches for the best sample.
+
+    Args:
+        lam: λ of the soft backup, or "auto".
+        c_uct: weight of the exploration bonus, in units of the reward; the paper gives no value.
+        widening_c, widening_alpha, branch_at, wave, lag: as in `DiffusionTreeSampling`.
+        backup: soft, max or mean.
+    """
+
+    lam: float | str = 1.0
+    c_uct: float = 1.0
+    widening_c: float = 2.0
+    widening_alpha: float = 0.8
+    branch_at: tuple[int, ...] | None = None
+    wave: int = 16
+    lag: int = 0
+    backup: str = "soft"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        choose("backup", self.backup, backup.RULES)
+        if not self.c_uct >= 0:
+            raise ValueError(f"c_uct is {self.c_uct!r}, expected a number >= 0")
+
+    def unit(self, spec: Spec) -> Unit:
+        _levels(self.branch_at, spec)
+        return Unit("one rollout", spec.num_steps, 1)
+
+    def start(self, problem: Problem) -> TreeSearch:
+        return TreeSearch(self, Rules("uct", self.backup, self.c_uct, greedy=True), problem)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What tells the two apart."""
+
+    selection: str
+    backup: str
+    c_uct: float
+    greedy: bool
+
+
+class TreeSearch:
+    """One tree: select a wave, have it run, back it up."""
+
+    def __init__(self, method: DiffusionTreeSampling | DiffusionTreeSearch, rules: Rules, problem: Problem) -> None:
+        self.method, self.rules, self.problem, self.lam = method, rules, problem, number(method.lam)
+        self.tree = Tree(problem.num_steps, problem.key)
+        self.status, self.share = Status.RUNNING, problem.share
+        self.rule = backup.rule_of(rules.backup, self.lam)
+        self.iterations = self.nfe = self.rollouts = self.free = 0
+        self.hits = NO_NODES
+        levels = _levels(method.branch_at, problem.spec)
+        self.levels = np.array([problem.num_steps + 1, *levels, 0])
+
+    busy = False
+
+    def frontier(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.tree.t > 0)
+
+    def ask(self, capacity: int) -> Segments:
+        del capacity  # the result depends on the wave, never on the batch size
+        left = self.share.less(self.nfe, self.rollouts, self.iterations)
+        self.hits, source, first, last = (NO_NODES,) * 4
+        while not len(source) and self.status == Status.RUNNING:
+            source, first, last = self._select(min(self.method.wave, left.iterations), left)
+            left = self.share.less(self.nfe, self.rollouts, self.iterations)
+        return Segments(source, first, last)
+
+    def _select(self, wave: int, left: Share) -> tuple[NDArray[np.int64], ...]:
+        tree, method = self.tree, self.method
+        tree.reserve(max(wave, 1) * len(self.levels))
+        outputs = tuple(np.empty(max(wave, 1), np.int64) for _ in range(3))
+        names = ("parent", "t", "visits", "value", "log_w", "key", "children", "first", "sibling", "mark")
+        size, done, stopped = selection.select_wave(
+            len(tree), *tree.columns(*names),
+            self.levels, max(wave, 0), left.nfe, left.reward_calls, self.iterations,
+            int(selection.RULES[self.rules.selection]), self.lam, method.widening_c, method.widening_alpha,
+            self.rules.c_uct, np.uint64(self.problem.key), *outputs,
+        )  # fmt: skip
+        tree.grown(size)
+        source, first, ends = (column[:done] for column in outputs)
+        new = first >= 0
+        self.iterations += done
+        self.rollouts += int(new.sum())
+        self.nfe += int(np.minimum(tree.t[source[new]], self.problem.num_steps).sum())
+        self.free = 0 if new.any() else self.free + done
+        self.hits = np.concatenate([self.hits, ends[~new]])
+        if stopped or done == 0:
+            self.status = Status.BUDGET
+        elif self.free >= FREE_LIMIT or (self.free and method.widening_alpha == 0):
+            self.status = Status.EXHAUSTED
+        return source[new], first[new], ends[new]
+
+    def tell(self, segments: Segments) -> None:
+        backup.backup(self.tree, segments.last, self.rule, self.lam)
+
+    def extend(self, share: Share) -> None:
+        self.share, self.status = share, Status.RUNNING
+
+    def state(self) -> dict[str, Any]:
+        return {"iterations": self.iterations, "nfe": self.nfe, "rollouts": self.rollouts, "free": self.free}
+
+    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        backup.recount(self.tree, ends)
+        backup.recompute(self.tree, self.rule, self.lam)
+
+    def readout(self) -> Readout:
+        tree, leaves = self.tree, self.tree.leaves
+        warnings = [GREEDY] if self.rules.greedy else []
+        if not len(leaves):
+            return Readout(leaves, np.empty(0), warnings=warnings)
+        log_w = self._log_weights(leaves)
+        log_z = None
+        if not self.rules.greedy and not math.isinf(self.lam):
+            log_z = float(self.lam * tree.value[ROOT]) if self.lam > 0 else 0.0
+            if self.rules.selection != "round_robin":
+                warnings.append("soft value: biased low")
+        extra = {"iterations": self.iterations, "rollouts": self.rollouts}
+        return Readout(leaves, log_w, log_z, None, warnings, extra)
+
+    def _log_weights(self, leaves: NDArray[np.int64]) -> F64:
+        """Log-weights whose softmax is the read-out by soft values, and whose log-mean-exp is λ v_root.
+
+        P(leaf) = Π exp(λ v_c + log_w_c) / Σ_siblings(...), and each sum is |C| exp(λ v_parent), so the values of inner
+        nodes cancel: log P = λ r + Σ log_w - Σ log |C| - λ v_root. At λ = ∞ the best leaf takes all.
+        """
+        tree = self.tree
+        if math.isinf(self.lam):
+            best = tree.reward[leaves].max()
+            return np.where(tree.reward[leaves] == best, 0.0, -math.inf)
+        valued = np.bincount(tree.parent[1:][~np.isnan(tree.value[1:])], minlength=len(tree))
+        log_w = math.log(len(leaves)) + (self.lam * tree.reward[leaves] if self.lam > 0 else 0.0)
+        node = leaves
+        log_w = log_w + np.zeros(len(leaves))
+        while (node > ROOT).any():
+            above = np.maximum(tree.parent[node], ROOT)
+            log_w += np.where(node > ROOT, tree.log_w[node] - np.log(np.maximum(valued[above], 1)), 0.0)
+            node = above
+        return log_w
+
+
+def _levels(branch_at: Sequence[int] | None, spec: Spec) -> tuple[int, ...]:
+    levels = branch_levels(branch_at, spec, top=True, what="branch_at")
+    return tuple(level for level in levels if level > 0)
+
+
+def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
+    check_lam(method.lam, finite=False)
+    check_positive(widening_c=method.widening_c, wave=method.wave)
+    if not 0 <= method.widening_alpha <= 1:
+        raise ValueError(f"widening_alpha is {method.widening_alpha!r}, expected 0..1")
+    if method.lag not in (0, 1):
+        raise ValueError(f"lag is {method.lag!r}, expected 0 or 1")
+    if method.branch_at is not None:
+        object.__setattr__(method, "branch_at", tuple(int(t) for t in method.branch_at))
+
+

@@ -1,0 +1,173 @@
+"""What a search returns: weighted samples, the tree, what it cost, and what to know before trusting it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from treesearch.budget import Cost
+from treesearch.errors import TreeSearchError
+from treesearch.methods.base import Readout, Status
+from treesearch.noise import Stream, uniforms
+from treesearch.tree import Tree
+from treesearch.weights import ess, normalise
+
+PER_TASK = (
+    "samples",
+    "rewards",
+    "log_weights",
+    "log_z",
+    "log_z_se",
+    "draw",
+    "best",
+    "tree",
+    "diagnostics",
+    "leaves",
+    "status",
+)
+
+
+@dataclass(eq=False)
+class TaskResult:
+    """One prompt's samples, in order of creation.
+
+    Args:
+        prompt: the prompt, None for an unconditional search.
+        tree: all nodes.
+        readout: the method's estimate.
+        lam: λ in force.
+        status: why the search stopped.
+        fetch: node numbers -> decoded samples.
+    """
+
+    prompt: Any
+    tree: Tree
+    readout: Readout
+    lam: float
+    status: Status
+    fetch: Callable[[NDArray[np.int64]], Any] = field(repr=False)
+
+    @property
+    def leaves(self) -> NDArray[np.int64]:
+        """Nodes of the samples."""
+        return self.readout.leaves
+
+    @cached_property
+    def samples(self) -> Any:
+        """Decoded samples, a tensor (n, ...) or a list: the objects that were scored."""
+        return self.fetch(self.leaves)
+
+    @cached_property
+    def rewards(self) -> Tensor:
+        """r of each sample, float64 (n,)."""
+        return torch.from_numpy(self.tree.reward[self.leaves].copy())
+
+    @cached_property
+    def log_weights(self) -> Tensor:
+        """Float64 (n,): their softmax is the estimate of π that `draw` draws from."""
+        return torch.from_numpy(self.readout.log_weights)
+
+    @property
+    def log_z(self) -> float | None:
+        """Estimate of log E_p[exp(λ r)]; None for greedy methods."""
+        return self.readout.log_z
+
+    @property
+    def log_z_se(self) -> float | None:
+        """Standard error of `log_z` (delta method: relative standard error of Ẑ), None where none is known."""
+        return self.readout.log_z_se
+
+    def draw(self, n: int, seed: int = 0) -> Any:
+        """n samples of the method's estimate of π, with replacement.
+
+        Raises:
+            ZeroWeights: no leaf carries weight.
+        """
+        return self._pick(self.draw_rows(n, seed))
+
+    def draw_rows(self, n: int, seed: int = 0) -> NDArray[np.int64]:
+        """Positions in `samples` that `draw` picks, (n,)."""
+        cdf = np.cumsum(normalise(self.readout.log_weights))
+        points = uniforms(seed, n, 0, Stream.READOUT) * cdf[-1]
+        return np.minimum(np.searchsorted(cdf, points, side="right"), len(cdf) - 1)
+
+    def best(self, k: int = 1) -> tuple[Any, Tensor]:
+        """The k samples of highest reward and their rewards, best first."""
+        order = np.argsort(-self.rewards.numpy(), kind="stable")[:k]
+        return self._pick(order), self.rewards[torch.from_numpy(order)]
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Any]:
+        """ESS, surviving roots, λ, KL(π‖p), warnings, and what the method adds."""
+        log_w, rewards = self.readout.log_weights, self.tree.reward[self.leaves]
+        effective = ess(log_w)
+        warnings = list(self.readout.warnings)
+        greedy = self.log_z is None
+        if len(log_w) > 2 and effective < 2 and not greedy:
+            warnings.append(f"ESS {effective:.2f} < 2: lam = {self.lam:g} is too large for this budget")
+        kl = None
+        if not greedy and effective > 0 and math.isfinite(self.log_z) and math.isfinite(self.lam):
+            w = normalise(log_w)
+            kl = float(np.sum(w[w > 0] * self.lam * rewards[w > 0]) - self.log_z)
+        alive = self.leaves[log_w > -math.inf]
+        return {
+            "ess": effective,
+            "surviving_roots": len(np.unique(self.tree.roots(alive))) if len(alive) else 0,
+            "lam": self.lam,
+            "kl": kl,
+            "status": self.status.name.lower(),
+            "warnings": warnings,
+        } | self.readout.extra
+
+    def _pick(self, rows: NDArray[np.int64]) -> Any:
+        if "samples" in self.__dict__:  # decoded already
+            have = self.samples
+            return have[torch.from_numpy(rows)] if isinstance(have, Tensor) else [have[i] for i in rows]
+        unique, inverse = np.unique(rows, return_inverse=True)
+        found = self.fetch(self.leaves[unique])
+        return found[torch.from_numpy(inverse)] if isinstance(found, Tensor) else [found[i] for i in inverse]
+
+
+@dataclass(eq=False)
+class SearchResult:
+    """A search's outcome. With a single task it has the task's attributes itself; with several, use `tasks[i]`.
+
+    Args:
+        tasks: one a prompt.
+        cost: what ran, over all tasks.
+        history: one record a wave.
+        store: the run folder, None if none was kept.
+    """
+
+    tasks: Sequence[TaskResult]
+    cost: Cost
+    history: list[dict[str, Any]]
+    store: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in PER_TASK:
+            raise AttributeError(f"SearchResult has no attribute {name!r}")
+        if len(self.tasks) != 1:
+            raise AmbiguousTask(f"result.{name}: this result has {len(self.tasks)} tasks, use result.tasks[i].{name}")
+        return getattr(self.tasks[0], name)
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, task in enumerate(self.tasks):
+            name = f"task {i}, " if len(self.tasks) > 1 else ""
+            top = f"best {float(task.rewards.max()):.4g}, " if len(task.leaves) else ""
+            z = "" if task.log_z is None else f"log Z {task.log_z:.4g}, "
+            lines.append(f"{name}{len(task.leaves)} samples, {top}{z}ESS {task.diagnostics['ess']:.1f}")
+        return f"SearchResult({'; '.join(lines)}; {self.cost.nfe} NFE, {self.cost.reward_calls} reward calls)"
+
+
+class AmbiguousTask(TreeSearchError, AttributeError):
+    """An attribute of one task was asked of a result with several."""

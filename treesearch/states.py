@@ -1,0 +1,189 @@
+"""Where latents live: a growing arena in memory, or rolling safetensors shards on disk. Both are lossless.
+
+A shard is a valid safetensors file at every moment: its header announces room for about 64 MB of states and the file
+is extended to that length at once (sparse), then rows are written in place. Closing it cuts header and file to the
+rows that it holds. Slot s is row s % rows_per_shard of shard s // rows_per_shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from treesearch.errors import StoreError
+
+SHARD_BYTES = 64 * 2**20
+_HEADER = 512  # bytes of JSON, padded with blanks so that it can be rewritten in place
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class StateStore(Protocol):
+    """States by slot."""
+
+    def put(self, x: Tensor) -> NDArray[np.int64]:
+        """Keep rows (n, *state); returns their slots."""
+        ...
+
+    def get(self, slots: NDArray[np.int64]) -> Tensor:
+        """The rows of the given slots, in order."""
+        ...
+
+    def drop(self, slots: NDArray[np.int64]) -> None:
+        """Forget rows; their memory may be used again."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is open."""
+        ...
+
+
+class MemoryStates:
+    """States in one tensor that doubles when it is full; dropped slots are used again.
+
+    Args:
+        shape, dtype: of one state.
+        device: where they live; the host by default.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
+        self._rows = torch.empty((0, *shape), dtype=dtype, device=device)
+        self._used = 0
+        self._free: list[int] = []
+
+    def put(self, x: Tensor) -> NDArray[np.int64]:
+        n = len(x)
+        reuse = [self._free.pop() for _ in range(min(n, len(self._free)))]
+        fresh = n - len(reuse)
+        if self._used + fresh > len(self._rows):
+            grown = self._rows.new_empty((max(self._used + fresh, 2 * len(self._rows)), *self._rows.shape[1:]))
+            grown[: self._used] = self._rows[: self._used]
+            self._rows = grown
+        slots = np.array(reuse + list(range(self._used, self._used + fresh)), np.int64)
+        self._used += fresh
+        self._rows[torch.from_numpy(slots)] = x.to(self._rows.device)
+        return slots
+
+    def get(self, slots: NDArray[np.int64]) -> Tensor:
+        return self._rows[torch.from_numpy(np.asarray(slots, np.int64))]
+
+    def drop(self, slots: NDArray[np.int64]) -> None:
+        self._free.extend(int(s) for s in slots)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class ShardStates:
+    """States in `states-00000.safetensors`, ... of a folder.
+
+    Args:
+        folder: the run folder.
+        shape, dtype: of one state.
+        used: slots already written (when a run goes on); later rows overwrite what lies behind them.
+        shard_bytes: size of a shard.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        used: int = 0,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.folder, self.shape, self.dtype, self.used = folder, shape, dtype, used
+        self._row = max(1, int(np.prod(shape)) * dtype.itemsize)
+        self.rows = max(1, shard_bytes // self._row)
+        self._open: tuple[int, int] | None = None  # (shard, file descriptor)
+
+    def path(self, shard: int) -> Path:
+        """File of a shard."""
+        return self.folder / f"states-{shard:05d}.safetensors"
+
+    def put(self, x: Tensor) -> NDArray[np.int64]:
+        data = x.detach().to("cpu", self.dtype).contiguous()
+        slots = np.arange(self.used, self.used + len(x))
+        at = 0
+        while at < len(x):
+            shard, row = divmod(self.used, self.rows)
+            n = min(len(x) - at, self.rows - row)
+            _write_all(self._descriptor(shard), _bytes(data[at : at + n]), 8 + _HEADER + row * self._row)
+            self.used, at = self.used + n, at + n
+        return slots
+
+    def get(self, slots: NDArray[np.int64]) -> Tensor:
+        slots = np.asarray(slots, np.int64)
+        out = np.empty((len(slots), self._row), np.uint8)
+        for shard in np.unique(slots // self.rows):
+            rows = np.flatnonzero(slots // self.rows == shard)
+            file = np.memmap(self.path(int(shard)), np.uint8, "r", offset=8 + _HEADER)
+            count = len(file) // self._row
+            out[rows] = file[: count * self._row].reshape(count, self._row)[slots[rows] % self.rows]
+        return torch.from_numpy(out).view(self.dtype).reshape(len(slots), *self.shape)
+
+    def drop(self, slots: NDArray[np.int64]) -> None:
+        """Files only grow: what was written stays."""
+        del slots
+
+    def sync(self) -> None:
+        """Force written rows to the disk."""
+        if self._open is not None:
+            os.fdatasync(self._open[1])
+
+    def close(self) -> None:
+        """Cut the last shard to the rows it holds."""
+        if self._open is not None:
+            shard, descriptor = self._open
+            self._announce(descriptor, self.used - shard * self.rows)
+            os.close(descriptor)
+            self._open = None
+
+    def _descriptor(self, shard: int) -> int:
+        if self._open is not None and self._open[0] == shard:
+            return self._open[1]
+        if self._open is not None:
+            os.fsync(self._open[1])
+            os.close(self._open[1])
+        descriptor = os.open(self.path(shard), os.O_RDWR | os.O_CREAT, 0o644)
+        self._announce(descriptor, self.rows)
+        self._open = (shard, descriptor)
+        return descriptor
+
+    def _announce(self, descriptor: int, rows: int) -> None:
+        """Write the header for `rows` states and make the file as long as it says."""
+        entry = {"dtype": _NAMES[self.dtype], "shape": [rows, *self.shape], "data_offsets": [0, rows * self._row]}
+        header = json.dumps({"states": entry}).encode()
+        if len(header) > _HEADER:
+            raise StoreError(f"a state of {len(self.shape)} axes needs a longer header than {_HEADER} bytes")
+        _write_all(descriptor, struct.pack("<Q", _HEADER) + header.ljust(_HEADER), 0)
+        os.ftruncate(descriptor, 8 + _HEADER + rows * self._row)
+
+
+def _bytes(data: Tensor) -> bytes:
+    return data.reshape(len(data), -1).view(torch.uint8).numpy().tobytes()
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,142 @@
+"""The tree: a struct of arrays. A node is an integer, its children always have larger integers.
+
+Only branching levels become nodes; node 0 is the root, at level t = T + 1, its children are draws of x_T and leaves are
+samples x_0. States live apart, in a `StateStore`; `slot` says where. Sixty-two bytes a node.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+ROOT = 0
+NONE = -1
+_DTYPES: dict[str, Any] = {
+    "parent": np.int32,  # NONE for the root
+    "t": np.int16,  # denoising steps left
+    "visits": np.int32,  # 1 + iterations that passed through
+    "value": np.float64,  # soft value in units of r; NaN while no reward below has been told
+    "reward": np.float64,  # r of the sample (leaves) or of the endpoint (scored levels); NaN where not scored
+    "log_w": np.float64,  # Σ log p/q along the edge from the parent
+    "key": np.uint64,  # noise key of the path
+    "slot": np.int32,  # place of the state in the store; NONE where not kept
+    "children": np.int32,  # how many
+    "first": np.int32,  # newest child
+    "sibling": np.int32,  # next older sibling
+    "mark": np.int32,  # scratch of selection and backup, NONE between waves
+}
+_INITIAL: dict[str, Any] = {"visits": 1, "value": np.nan, "reward": np.nan, "log_w": 0.0, "children": 0}
+
+
+class Tree:
+    """Growing arrays of nodes.
+
+    Every column of `COLUMNS` is an attribute: a view of the nodes so far, shape (n,).
+
+    Args:
+        num_steps: T of the kernel.
+        key: noise key of the root.
+        capacity: nodes to make room for at first.
+    """
+
+    COLUMNS = tuple(_DTYPES)
+
+    parent: NDArray[np.int32]
+    t: NDArray[np.int16]
+    visits: NDArray[np.int32]
+    value: NDArray[np.float64]
+    reward: NDArray[np.float64]
+    log_w: NDArray[np.float64]
+    key: NDArray[np.uint64]
+    slot: NDArray[np.int32]
+    children: NDArray[np.int32]
+    first: NDArray[np.int32]
+    sibling: NDArray[np.int32]
+    mark: NDArray[np.int32]
+
+    def __init__(self, num_steps: int, key: int, capacity: int = 64) -> None:
+        self._size = 0
+        self._data: dict[str, NDArray[Any]] = {name: np.empty(0, dtype) for name, dtype in _DTYPES.items()}
+        self.reserve(capacity)
+        self.append(np.array([NONE]), np.array([num_steps + 1]), np.array([key], np.uint64))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def reserve(self, extra: int) -> None:
+        """Make room for `extra` more nodes; views taken before are stale afterwards."""
+        need, have = self._size + extra, len(self._data["t"])
+        if need > have:
+            capacity = max(need, 2 * have)
+            for name, old in self._data.items():
+                grown = np.empty(capacity, old.dtype)
+                grown[: self._size] = old[: self._size]
+                grown[self._size :] = _INITIAL.get(name, NONE if old.dtype != np.uint64 else 0)
+                self._data[name] = grown
+        self._trim(self._size)
+
+    def _trim(self, size: int) -> None:
+        self._size = size
+        for name, column in self._data.items():
+            setattr(self, name, column[:size])
+
+    def columns(self, *names: str) -> tuple[NDArray[Any], ...]:
+        """Whole arrays, room for new nodes included, for compiled loops; call `grown` afterwards."""
+        return tuple(self._data[name] for name in names)
+
+    def grown(self, size: int) -> None:
+        """Accept the nodes that a compiled loop wrote behind the last one."""
+        self._trim(size)
+
+    def append(self, parent: NDArray[Any], t: NDArray[Any], key: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Add nodes in order; returns their numbers."""
+        start, n = self._size, len(parent)
+        if start + n > len(self._data["t"]):
+            self.reserve(n)
+        ids = np.arange(start, start + n)
+        for name, values in (("parent", parent), ("t", t), ("key", key)):
+            self._data[name][start : start + n] = values
+        self._trim(start + n)
+        _link(self.parent, self.children, self.first, self.sibling, start)
+        return ids
+
+    @property
+    def leaves(self) -> NDArray[np.int64]:
+        """Scored samples, in order of creation."""
+        return np.flatnonzero((self.t == 0) & ~np.isnan(self.reward))
+
+    def roots(self, nodes: NDArray[Any]) -> NDArray[np.int64]:
+        """The child of the root that each node descends from."""
+        lineage = np.asarray(nodes, np.int64)
+        while True:
+            above = self.parent[lineage]
+            if (above <= ROOT).all():
+                return lineage
+            lineage = np.where(above > ROOT, above, lineage)
+
+    def edge_weights(self, nodes: NDArray[Any]) -> NDArray[np.float64]:
+        """Σ log p/q from the root down to each node."""
+        total, at = np.zeros(len(nodes)), np.asarray(nodes, np.int64)
+        while (at > ROOT).any():
+            total += np.where(at > ROOT, self.log_w[at], 0.0)
+            at = np.maximum(self.parent[at], ROOT)
+        return total
+
+    @property
+    def bytes_per_node(self) -> int:
+        """Topology bytes of one node."""
+        return sum(column.itemsize for column in self._data.values())
+
+
+@njit(cache=True)
+def _link(parent, children, first, sibling, start):  # noqa: ANN001, ANN202
+    """Enter nodes start.. into their parents' child lists, newest first."""
+    for node in range(start, len(parent)):
+        above = parent[node]
+        if above >= 0:
+            sibling[node] = first[above]
+            first[above] = node
+            children[above] += 1
