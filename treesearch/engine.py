@@ -107,11 +107,10 @@ class Batch:
 
 @dataclass
 class Held:
-    """A transition that was evaluated and not left yet."""
+    """Transitions of one task's nodes, evaluated and not left yet."""
 
     transition: Transition
-    task: Ids
-    node: Ids
+    node: Ids  # increasing
 
 
 class Engine:
@@ -149,16 +148,14 @@ class Engine:
         self.passes = 0
         self._encoded = (kernel.encode(prompts) if prompts is not None else None) or {}
         self._flights: list[Flight] = []
-        self._held: list[Held] = []
+        self._held: dict[int, list[Held]] = {}  # by task
         self._unscored: list[tuple[Flight, Ids, Tensor]] = []
 
     def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> None:
         """Take a wave of (task, segments) and draw the states that its rows start from."""
-        starts = [self._start(task, segments) for task, segments in work if len(segments.first)]
-        started = {task for task, _ in work}
-        self._held = [held for held in self._held if int(held.task[0]) not in started]
-        if not starts:
+        if not work:
             return
+        starts = [self._start(task, segments) for task, segments in work]
         flight = Flight(wave, _cat([s["x"] for s in starts]), **{
             name: np.concatenate([s[name] for s in starts]) for name in starts[0] if name != "x"
         })
@@ -188,11 +185,12 @@ class Engine:
         rows = np.flatnonzero(source == ROOT)
         if len(rows):
             x[torch.from_numpy(rows)], log_w[rows] = self._prior(task, key[rows])
-        for held in self._held:
-            if int(held.task[0]) == task and len(rows := np.flatnonzero(np.isin(source, held.node))):
-                place = np.argsort(held.node)[np.searchsorted(np.sort(held.node), source[rows])]
-                drawn, log_w[rows] = self._draw(held.transition.take(torch.from_numpy(place)), key[rows], t[rows])
-                x[torch.from_numpy(rows)] = drawn
+        for held in self._held.pop(task, []):
+            place = np.searchsorted(held.node, source).clip(max=len(held.node) - 1)
+            rows = np.flatnonzero(held.node[place] == source)
+            if len(rows):
+                law = held.transition.take(torch.from_numpy(place[rows]))
+                x[torch.from_numpy(rows)], log_w[rows] = self._draw(law, key[rows], t[rows])
                 t[rows] -= 1
         rows = np.flatnonzero((source != ROOT) & (t == tree.t[source]))
         if len(rows):
@@ -242,8 +240,8 @@ class Engine:
         """Rows that reached their next node: record it, and send those that reached x_0 to be scored."""
         if not len(rows):
             return
-        for task in np.unique(flight.task[rows]):
-            tree, mine = self.trees[task], rows[flight.task[rows] == task]
+        for task, at in _by_task(flight.task[rows]):
+            tree, mine = self.trees[task], rows[at]
             nodes = flight.node[mine]
             tree.log_w[nodes] = flight.log_w[mine]
             kept = (tree.t[nodes] == 0) | self.keep_inner
@@ -264,10 +262,10 @@ class Engine:
             rows = rows[batch.ends[place]]
             if not len(rows):
                 continue
-            for task in np.unique(flight.task[rows]):
-                mine = flight.task[rows] == task
-                part = law.take(torch.from_numpy(at[mine]))
-                self._held.append(Held(part, flight.task[rows[mine]], flight.last[rows[mine]]))
+            for task, mine in _by_task(flight.task[rows]):
+                order = mine[np.argsort(flight.last[rows[mine]])]
+                part = law.take(torch.from_numpy(at[order]))
+                self._held.setdefault(task, []).append(Held(part, flight.last[rows[order]]))
             self._unscored.append((flight, rows, law.endpoint[torch.from_numpy(at)]))
 
     def _score(self, at_least: int) -> None:
@@ -284,8 +282,8 @@ class Engine:
             task = np.concatenate([f.task[rows] for f, rows, _ in chosen])
             node = np.concatenate([f.last[rows] for f, rows, _ in chosen])
             reward = self.evaluate_reward(_cat([x for _, _, x in chosen]), task, node)
-            for i in np.unique(task):
-                self.trees[i].reward[node[task == i]] = reward[task == i]
+            for i, mine in _by_task(task):
+                self.trees[i].reward[node[mine]] = reward[mine]
             for flight, rows, _ in chosen:
                 flight.unscored -= len(rows)
 
@@ -390,6 +388,16 @@ class Engine:
             at = np.array([t])
             row, _ = self._draw(self._evaluate(row, at, np.array([task]), repeated=int(repeated)), key, at)
         return row[0]
+
+
+def _by_task(task: Ids) -> Iterator[tuple[int, Ids]]:
+    """(task, positions of its rows), in order of task."""
+    if (task == task[0]).all():
+        yield int(task[0]), np.arange(len(task))
+        return
+    order = np.argsort(task, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(task[order])) + 1):
+        yield int(task[part[0]]), part
 
 
 def _missing(tree: Tree, nodes: Ids) -> set[int]:

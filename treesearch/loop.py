@@ -131,7 +131,7 @@ class Session:
         self.searches: list[Search] = []
         self._inflight: deque[Wave] = deque()
         self._next, self._best, self._ess = 0, -np.inf, (0, 0.0)
-        self._verified = 0  # NFE spent on checking a kernel without a fingerprint
+        self.verified = 0  # NFE spent on checking a kernel without a fingerprint
         self._seconds = 0.0  # of earlier sessions
         self._began = time.perf_counter()
 
@@ -180,6 +180,7 @@ class Session:
             "kernel": type(self.kernel).__name__,
             "budget": asdict(self.budget),
             "pilot": asdict(self.pilot),
+            "verified": self.verified,
             "options": asdict(self.options),
             "versions": {
                 "treesearch": __version__,
@@ -192,7 +193,7 @@ class Session:
     def restore(self, run: runs.Run, blocks: list[runs.Block]) -> None:
         """Take up a run where its log ends; recorded rewards decide, nothing is computed again."""
         self.run = run
-        self.pilot = Pilot(**run.config["pilot"])
+        self.pilot, self.verified = Pilot(**run.config["pilot"]), run.config["verified"]
         self.history = [b.meta["history"] for b in blocks]
         used = blocks[-1].meta["slots"] if blocks else 0
         self.cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost(**run.config["pilot"]["cost"])
@@ -218,28 +219,38 @@ class Session:
             self._inflight.append(again)
 
     def verify(self) -> None:
-        """Recompute one stored edge of a kernel without a fingerprint; its NFE count against the budget.
+        """Recompute the cheapest stored edge of a kernel without a fingerprint; the budget pays for it.
 
         Raises:
             StoreError: the kernel does not reproduce it.
         """
-        for task, search in enumerate(self.searches):
-            tree = search.tree
-            above = np.maximum(tree.parent, ROOT)
-            usable = (tree.slot != NONE) & ((above == ROOT) | (tree.slot[above] != NONE)) & (tree.parent >= 0)
-            if not usable.any():
-                continue
-            price = np.where(usable, np.minimum(tree.t[above], self.spec.num_steps) - tree.t, np.inf)
-            node = int(np.argmin(price))
-            x = None if above[node] == ROOT else self.states.get(tree.slot[[above[node]]])[0]
-            again, stored = self.engine.walk(task, node, x, repeated=False), self.states.get(tree.slot[[node]])[0]
-            if not torch.allclose(again.cpu().double(), stored.cpu().double(), rtol=1e-3, atol=1e-3):
-                raise StoreError(
-                    f"the kernel does not reproduce node {node} of task {task}: it is not the one this run was made "
-                    "with (weights, num_steps, eta, guidance?); resume with the original kernel"
-                )
-            self._verified = self.cost.nfe
+        found = [(edge, task) for task in range(self.num_tasks) if (edge := self._cheapest_edge(task))]
+        if self.spec.fingerprint is not None or not found:
             return
+        (price, node), task = min(found)
+        if self.budget.nfe is not None and self.cost.nfe + price > self.budget.nfe:
+            return  # nothing will be computed either
+        tree = self.searches[task].tree
+        above = int(tree.parent[node])
+        x = None if above == ROOT else self.states.get(tree.slot[[above]])[0]
+        again, stored = self.engine.walk(task, node, x, repeated=False), self.states.get(tree.slot[[node]])[0]
+        if not torch.allclose(again.cpu().double(), stored.cpu().double(), rtol=1e-3, atol=1e-3):
+            raise StoreError(
+                f"fingerprint: the kernel does not reproduce node {node} of task {task}, so it is not the one this run "
+                "was made with (weights, num_steps, eta, guidance?): resume with the original kernel"
+            )
+        self.verified += price
+        for search in self.searches:
+            search.extend(self._share())
+
+    def _cheapest_edge(self, task: int) -> tuple[int, int] | None:
+        """(NFE, node) of the cheapest edge below the root's children whose two ends are stored, or from the prior."""
+        tree = self.searches[task].tree
+        above = np.maximum(tree.parent, ROOT)
+        usable = (tree.slot != NONE) & ((above == ROOT) | (tree.slot[above] != NONE)) & (tree.parent >= 0)
+        price = np.minimum(tree.t[above], self.spec.num_steps) - tree.t
+        usable &= price > 0
+        return min(zip(price[usable].tolist(), np.flatnonzero(usable).tolist(), strict=True), default=None)
 
     def waves(self) -> Iterator[Snapshot]:
         """Run until the budget is spent, one snapshot a wave."""
@@ -391,7 +402,7 @@ class Session:
 
     def _share(self) -> Share:
         """One task's part of what is left beside the pilot and the check of an unknown kernel."""
-        beside = {"nfe": self.pilot.cost["nfe"] + self._verified, "reward_calls": self.pilot.cost["reward_calls"]}
+        beside = {"nfe": self.pilot.cost["nfe"] + self.verified, "reward_calls": self.pilot.cost["reward_calls"]}
         limits = {name: getattr(self.budget, name) for name in beside}
         left = {name: max(1, limit - beside[name]) for name, limit in limits.items() if limit is not None}
         return replace(self.budget, **left).share(self.num_tasks)
@@ -535,7 +546,8 @@ def open_session(
         session = _session(kernel, reward, method, config["prompts"], budget, config["seed"], options, workers)
         _check_same(config, session.config())
         session.restore(run, blocks)
-        run.save(status="running", budget=asdict(budget))
+        session.verify()
+        run.save(status="running", budget=asdict(budget), verified=session.verified)
     except BaseException:
         run.close("interrupted")
         raise
