@@ -6,6 +6,9 @@
 ᾱ is `alphas_cumprod` on the training grid of N steps, s the next entry of the respaced grid (ᾱ_s = `final_alpha` at
 its end). DDPM is the same law at η = 1, with ε recomputed from a clipped x̂_0.
 
+Equal to diffusers' DDPMScheduler (fixed_small), and to its DDIMScheduler where that one lands on its own grid: it takes
+s = t - N // T, which is the next entry only for leading spacing, and for trailing spacing where T divides N.
+
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eqs. 6-7.
     Denoising Diffusion Implicit Models (Song et al., 2021), eqs. 12 and 16.
@@ -36,14 +39,20 @@ def respace(train_steps: int, num_steps: int, spacing: Spacing = "trailing", off
     """
     if not 1 <= num_steps <= train_steps:
         raise ValueError(f"num_steps is {num_steps}, expected 1..{train_steps} (the steps of the training grid)")
+    index = torch.arange(num_steps, dtype=torch.float64)
     if spacing == "leading":
-        return torch.arange(num_steps) * (train_steps // num_steps) + offset
-    if spacing == "trailing":
-        ends = torch.arange(num_steps, 0, -1, dtype=torch.float64) * (train_steps / num_steps)
-        return ends.round().long().flip(0) - 1
-    if spacing == "linspace":
-        return torch.linspace(0, train_steps - 1, num_steps, dtype=torch.float64).round().long()
-    raise ValueError(f"unknown spacing {spacing!r}: choose leading, trailing or linspace")
+        steps = index * (train_steps // num_steps) + offset
+    elif spacing == "trailing":
+        # The arithmetic of numpy.arange, so that ties round as they do in diffusers.
+        steps = (train_steps + index * ((train_steps - train_steps / num_steps) - train_steps)).round().flip(0) - 1
+    elif spacing == "linspace":
+        steps = (index * ((train_steps - 1) / max(1, num_steps - 1))).round()
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}: choose leading, trailing or linspace")
+    if not (steps[0] >= 0 and steps[-1] < train_steps):
+        ends = f"{steps[0]:g}..{steps[-1]:g}"
+        raise ValueError(f"offset {offset} gives timesteps {ends}, expected them within 0..{train_steps - 1}")
+    return steps.long()
 
 
 def to_endpoint(prediction: Prediction, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,9 +117,15 @@ class DiffusionKernel:
         self.eta, self.step, self.prediction, self.clip_sample = eta, step, prediction, clip_sample
         self._decode = decode
         bars = alphas_cumprod.double().cpu()
+        if bars.ndim != 1 or not ((bars >= 0) & (bars <= 1)).all() or (bars.diff() > 0).any():
+            raise ValueError("alphas_cumprod must be one axis of numbers in [0, 1] that never increase")
         steps = respace(len(bars), num_steps, spacing, offset)
         bar_t = bars[steps]
+        if prediction == "epsilon" and bar_t[-1] == 0:
+            raise ValueError("alphas_cumprod ends at 0, where ε says nothing about x_0: the network must predict v or sample")
         last = float(bars[0]) if final_alpha is None else final_alpha
+        if not float(bar_t[0]) <= last <= 1:
+            raise ValueError(f"final_alpha is {last}, expected {float(bar_t[0]):.4g} (ᾱ of the last step) to 1")
         bar_s = torch.cat([torch.tensor([last], dtype=torch.float64), bar_t[:-1]])
         variance = eta**2 * (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)
         variance = variance.clamp_min(0)  # bar_t > bar_s by rounding where two grid points coincide
@@ -159,5 +174,6 @@ class DiffusionKernel:
         digest.update(repr((self.name, self.step, self.eta, self.prediction, self.clip_sample, self.num_steps)).encode())
         tables = {"timestep": self._timestep, "alpha": self._alpha, "alpha_s": self._alpha_s}
         for key, value in (tables | self.model.state_dict()).items():
-            digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return f"{self.name}:{digest.hexdigest()}"

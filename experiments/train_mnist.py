@@ -8,7 +8,7 @@ that `--epochs` can still be changed before the cool-down; EMA with warm-up. Eve
 an atomic checkpoint, one line of the curve and an export of the EMA weights. Draws of epoch e
 depend on (seed, e) only, so a resumed run repeats an uninterrupted one.
 
-    python -m experiments.train_mnist --data mnist.npz --out checkpoints/mnist --epochs 18
+    python -m experiments.train_mnist --data mnist.npz --out checkpoints/mnist
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Args:
     weights: Path = Path("backends/weights/mnist.safetensors")
     """Where the EMA weights are exported, in float16, after every `export_every`-th epoch."""
     curve: Path = Path("experiments/results/mnist/curve.csv")
-    epochs: int = 18
+    epochs: int = 15
     export_every: int = 1
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup: int = 300
     """Optimiser steps of linear warm-up."""
-    cooldown: float = 0.4
+    cooldown: float = 0.6
     """Last fraction of the run over which lr falls to zero."""
     weight_decay: float = 0.01
     ema: float = 0.999

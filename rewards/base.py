@@ -154,15 +154,16 @@ def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor],
         raise TypeError(f"cannot combine a reward with {type(right).__name__}: wrap it with as_reward")
     if left.input != right.input:
         raise ValueError(f"{left.name} reads the {left.input}, {right.name} the {right.input}: give both one input")
+    name = f"({left.name} {symbol} {right.name})"
+    if left.calls is None or right.calls is None:  # one part scores every sample, and so does the pair
+        return Reward(lambda samples, prompts: op(left(samples, prompts), right(samples, prompts)), name, left.input)
+    counts, total = (left.calls, right.calls), 0
 
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-        return op(left(samples, prompts), right(samples, prompts))
+        nonlocal total
+        before = [count() for count in counts]
+        values = op(left(samples, prompts), right(samples, prompts))
+        total += max(count() - b for count, b in zip(counts, before, strict=True))
+        return values
 
-    return Reward(fn, f"({left.name} {symbol} {right.name})", left.input, _most(left.calls, right.calls))
-
-
-def _most(left: Callable[[], int] | None, right: Callable[[], int] | None) -> Callable[[], int] | None:
-    """Evaluations of a pair: those of the part that makes more; every sample counts if one part does not cache."""
-    if left is None or right is None:
-        return None
-    return lambda: max(left(), right())
+    return Reward(fn, name, left.input, lambda: total)

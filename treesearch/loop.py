@@ -34,7 +34,7 @@ from treesearch.methods.best_of_n import BestOfN
 from treesearch.noise import root_key
 from treesearch.result import SearchResult, TaskResult
 from treesearch.states import MemoryStates, StateStore
-from treesearch.tree import NONE, ROOT
+from treesearch.tree import NONE, ROOT, Tree
 from treesearch.weights import ess
 
 Callback = Callable[["Snapshot"], Any]
@@ -202,20 +202,9 @@ class Session:
         self._begin(self._states(used), used)
         if not blocks:
             return
-        nodes, hits = np.concatenate([b.nodes for b in blocks]), np.concatenate([b.hits for b in blocks])
-        late = blocks[-1].nodes[: len(blocks[-1].nodes) * self.method.lag]
         again = Wave(self._next - 1, [], [], [], [], known=[])
-        for task, search in enumerate(self.searches):
-            runs.grow(search.tree, nodes[nodes["task"] == task])
-            leaves = np.flatnonzero(search.tree.t == 0)
-            # With a lag, the straight run had selected the next wave before the last one was told.
-            untold = leaves[leaves >= len(search.tree) - np.count_nonzero(late["task"] == task)]
-            again.known.append(search.tree.reward[untold].copy())
-            again.work.append((task, Segments(untold, untold, untold)))
-            search.tree.reward[untold] = np.nan
-            ends = np.concatenate([leaves, hits["leaf"][hits["task"] == task]])
-            search.restore(blocks[-1].meta["searches"][task], ends)
-        if len(late):
+        again.work, again.known = rebuild(self.searches, blocks, self.method.lag)
+        if self.method.lag and len(blocks[-1].nodes):
             self._inflight.append(again)
 
     def verify(self) -> None:
@@ -272,6 +261,11 @@ class Session:
         finally:
             if self.run is not None:
                 self.run.close(status)
+
+    def close(self) -> None:
+        """Let go of the run folder without running."""
+        if self.run is not None:
+            self.run.close(self.run.config["status"])
 
     def _advance(self) -> bool:
         """Ask for waves until enough are in flight; whether any is."""
@@ -454,7 +448,7 @@ def stream(
 ) -> Iterator[Snapshot]:
     """`search`, wave by wave: an iterator of `Snapshot`; stop iterating to stop the search."""
     options = Options(batch_size, keep_states, batch_invariant)
-    session = _session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers)
+    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers)
     session.start(store)
     return _drive(session, callbacks)
 
@@ -496,7 +490,7 @@ def search(
         StoreError: the folder holds a run already, or cannot be written.
     """
     options = Options(batch_size, keep_states, batch_invariant)
-    session = _session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers)
+    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers)
     session.start(store)
     for _ in _drive(session, callbacks):
         pass
@@ -535,23 +529,57 @@ def open_session(
     budget: Budget | None = None,
     batch_size: int = 64,
     workers: None = None,
+    look: bool = False,
 ) -> Session:
-    """A session that stands where a run folder's log ends; see `resume`."""
+    """A session that stands where a run folder's log ends; see `resume`. `look` is for reading only."""
     run, blocks = runs.Run.open(store)
     try:
         config = run.config
         options = Options(batch_size, config["options"]["keep_states"], config["options"]["batch_invariant"])
         budget = budget or Budget(**config["budget"])
         method = build_method(config["method"])
-        session = _session(kernel, reward, method, config["prompts"], budget, config["seed"], options, workers)
+        session = make_session(kernel, reward, method, config["prompts"], budget, config["seed"], options, workers)
         _check_same(config, session.config())
         session.restore(run, blocks)
-        session.verify()
-        run.save(status="running", budget=asdict(budget), verified=session.verified)
+        if not look:
+            session.verify()
+            run.save(status="running", budget=asdict(budget), verified=session.verified)
     except BaseException:
-        run.close("interrupted")
+        run.close(run.config["status"])
         raise
     return session
+
+
+def rebuild(
+    searches: Sequence[Search], blocks: list[runs.Block], lag: int
+) -> tuple[list[tuple[int, Segments]], list[NDArray[np.float64]]]:
+    """Fill fresh searches from recorded waves; returns the last wave's leaves and rewards, untold, where there is a lag."""
+    nodes, hits = np.concatenate([b.nodes for b in blocks]), np.concatenate([b.hits for b in blocks])
+    late = blocks[-1].nodes[: len(blocks[-1].nodes) * lag]
+    work, known = [], []
+    for task, search in enumerate(searches):
+        runs.grow(search.tree, nodes[nodes["task"] == task])
+        leaves = np.flatnonzero(search.tree.t == 0)
+        # With a lag, the straight run had selected the next wave before the last one was told.
+        untold = leaves[leaves >= len(search.tree) - np.count_nonzero(late["task"] == task)]
+        known.append(search.tree.reward[untold].copy())
+        work.append((task, Segments(untold, untold, untold)))
+        search.tree.reward[untold] = np.nan
+        ends = np.concatenate([leaves, hits["leaf"][hits["task"] == task]])
+        search.restore(blocks[-1].meta["searches"][task], ends)
+    return work, known
+
+
+def read_trees(config: dict[str, Any], blocks: list[runs.Block]) -> tuple[list[Tree], list[dict[str, Any]]]:
+    """Trees and history of a recorded run, without its kernel."""
+    tasks, shape = 1 if config["prompts"] is None else len(config["prompts"]), tuple(config["state_shape"])
+    free = (True,) * (config["num_steps"] + 1)
+    spec = Spec(config["num_steps"], shape, shape, free, torch.device("cpu"), torch.float32, None, 1, 0)
+    method = build_method(config["method"])
+    searches = [method.start(Problem(i, spec, root_key(config["seed"], i), Share())) for i in range(tasks)]
+    if blocks:
+        rebuild(searches, blocks, 0)
+    return [s.tree for s in searches], [b.meta["history"] for b in blocks]
 
 
 def build_method(config: dict[str, Any]) -> Method:
@@ -575,7 +603,7 @@ def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
             raise StoreError(f"{key} differs: the run has {saved[key]}, this search {now[key]}; resume with the run's own")
 
 
-def _session(
+def make_session(
     kernel: Kernel,
     reward: Reward | Callable[..., Any],
     method: Method,

@@ -1,0 +1,521 @@
+"""The commands of the command line: frozen dataclasses with a `run` that returns an exit code."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from treesearch import __version__, loop, plots, probe, report, runs, specs
+from treesearch.budget import Budget, Cost
+from treesearch.citations import bibtex
+from treesearch.errors import TreeSearchError, choose
+from treesearch.methods import METHODS
+from treesearch.methods.base import Method
+from treesearch.result import SearchResult, TaskResult
+from treesearch.tree import Tree
+
+Count = Annotated[str | None, arg(metavar="N|10k|2M")]
+HARD = "digit(8).min(digit(3)) + 0.5*compressibility()"
+PICTURED = 32  # samples on a contact sheet
+
+
+def count(text: str | None) -> int | None:
+    """10k -> 10_000, 2M -> 2_000_000.
+
+    Raises:
+        ValueError: not a number.
+    """
+    if text is None:
+        return None
+    scale = {"k": 10**3, "m": 10**6, "g": 10**9}.get(text[-1:].lower(), 1)
+    try:
+        return round(float(text[:-1] if scale > 1 else text.replace("_", "")) * scale)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no number: write 10000, 10k or 2M") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Budget of the whole search."""
+
+    nfe: Count = None
+    """network evaluations"""
+    seconds: float | None = None
+    """wall clock, checked between waves"""
+    reward_calls: Count = None
+    """samples scored"""
+    iterations: Count = None
+    """units of the method: samples, populations, tree iterations"""
+
+    def budget(self) -> Budget:
+        """The limits as a `Budget`."""
+        return Budget(
+            nfe=count(self.nfe),
+            seconds=self.seconds,
+            reward_calls=count(self.reward_calls),
+            iterations=count(self.iterations),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What is searched."""
+
+    kernel: str = "mnist"
+    """a name, name(settings), package.module:attr or ./file.py:attr; see `treesearch list`"""
+    reward: str = HARD
+    """an expression over rewards, such as "2*digit(8) + compressibility()", or package.module:attr"""
+    prompts: tuple[str, ...] = ()
+    """one task each; none is one unconditional task"""
+    seed: int = 0
+    """of all noise"""
+    batch_size: int = 64
+    """rows of a forward pass"""
+
+    def load(self) -> tuple[Any, Any]:
+        """The kernel and the reward."""
+        return specs.kernel(self.kernel), specs.reward(self.reward)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Search with one method, into a run folder."""
+
+    method: Any
+    what: OmitArgPrefixes[What] = field(default_factory=What)
+    limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    keep_states: str = "all"
+    """all, frontier or none"""
+    store: str | None = None
+    """run folder; a new one under runs/ by default"""
+    dry_run: bool = False
+    """predict NFE, memory and time from one probe batch, and stop"""
+    json: bool = False
+    """print the summary as JSON"""
+
+    def run(self) -> int:
+        kernel, reward = self.what.load()
+        options = loop.Options(self.what.batch_size, self.keep_states)
+        prompts = list(self.what.prompts) or None
+        session = loop.make_session(
+            kernel, reward, self.method, prompts, self.limits.budget(), self.what.seed, options, None
+        )
+        if self.dry_run:
+            return _print_estimate(probe.estimate(session), as_json=self.json)
+        path = Path(self.store or f"runs/{type(self.method).__name__}-{time.strftime('%Y%m%d-%H%M%S')}")
+        session.start(path)
+        runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
+        return drive(session, path, as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a run, interrupted or finished; limits count from its start."""
+
+    path: Positional[str]
+    limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    batch_size: int = 64
+    """rows of a forward pass"""
+    json: bool = False
+    """print the summary as JSON"""
+
+    def run(self) -> int:
+        what = read_command(self.path)
+        budget = self.limits.budget()
+        session = loop.open_session(
+            self.path,
+            specs.kernel(what["kernel"]),
+            specs.reward(what["reward"]),
+            budget=None if budget.empty else budget,
+            batch_size=self.batch_size,
+        )
+        return drive(session, Path(self.path), as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Several methods at the same NFE: a progress line each, a table, pictures and a card."""
+
+    methods: tuple[str, ...] = (
+        "best_of_n",
+        "fk",
+        "dts(widening_c=1, widening_alpha=0.5)",
+        "dts_star(widening_c=1, widening_alpha=0.5)",
+    )
+    """names with settings, such as "fk(num_particles=16)" """
+    what: OmitArgPrefixes[What] = field(default_factory=What)
+    nfe: Annotated[str, arg(metavar="N|10k|2M")] = "10k"
+    """budget of each method"""
+    store: str = "runs/compare"
+    """folder for all of them"""
+    json: bool = False
+    """print the summaries as JSON"""
+
+    def run(self) -> int:
+        methods = {spec: specs.method(spec) for spec in self.methods}
+        kernel, reward = self.what.load()
+        folder = Path(self.store)
+        if (folder / "summary.json").exists():
+            raise TreeSearchError(f"{folder} holds a comparison already: name another with --store, or remove it")
+        asked = {"kernel": self.what.kernel, "reward": self.what.reward, "NFE of each": self.nfe, "seed": self.what.seed}
+        if not self.json:
+            _print_asked(asked, methods)
+        results: dict[str, SearchResult] = {}
+        for spec, method in methods.items():
+            name = spec.partition("(")[0].replace("-", "_")
+            name = name if name not in results else f"{name}_{len(results)}"
+            path = folder / name
+            options, prompts = loop.Options(self.what.batch_size), list(self.what.prompts) or None
+            budget = Budget(nfe=count(self.nfe))
+            session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, options, None)
+            session.start(path)
+            runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
+            results[name] = finish(session, path, name, quiet=self.json)
+        return self._report(folder, asked, methods, results)
+
+    def _report(
+        self, folder: Path, asked: dict[str, Any], methods: dict[str, Method], results: dict[str, SearchResult]
+    ) -> int:
+        found = {name: report.summary(result) for name, result in results.items()}
+        runs.write_json(folder / "summary.json", found)
+        lines = [row for name, r in results.items() for row in report.rows(name, found[name], r.cost)]
+        pictures = []
+        for name, result in results.items():
+            if (sheet := contact_sheet(result.tasks[0], folder / f"{name}.png")) is not None:
+                pictures.append((sheet.name, f"{name}: the best sixteen, then sixteen draws from its estimate of π"))
+        curves = {name: plots.curve(result.history) for name, result in results.items()}
+        pictures += _if_plots(lambda: plots.draw_curves(curves, folder / "reward.png"), "best reward against NFE")
+        notes = {name: [w for task in tasks for w in task["warnings"]] for name, tasks in found.items()}
+        settings = {f"method {i + 1}": repr(m) for i, m in enumerate(methods.values())}
+        report.card(folder, "Comparison at equal NFE", asked | settings, lines, notes, pictures)
+        if self.json:
+            print(json.dumps(found, indent=2))
+        else:
+            report.print_table(lines)
+            for name, texts in notes.items():
+                for text in texts:
+                    print(f"  {name}: {text}")
+            best = max(found, key=lambda name: max(t["best"] for t in found[name] if t["best"] is not None))
+            print(f"\nhighest reward: {best}\npictures and card: {folder / 'README.md'}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ls:
+    """List runs."""
+
+    folder: Positional[str] = "runs"
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        found = sorted(p.parent for p in Path(self.folder).rglob("run.json"))
+        listed = [self._line(path) for path in found]
+        if self.json:
+            print(json.dumps([dict(zip(("run", "method", "status", "nfe", "best"), r, strict=True)) for r in listed]))
+        elif listed:
+            report.print_table(listed, ("run", "method", "status", "NFE", "best"))
+        else:
+            print(f"no runs under {self.folder}")
+        return 0
+
+    @staticmethod
+    def _line(path: Path) -> list[str]:
+        try:
+            config = runs.read_config(path)
+        except TreeSearchError as error:
+            return [str(path), "?", str(error)[:40], report.DASH, report.DASH]
+        last = None
+        for block, _ in runs.read_blocks(path):
+            last = block.meta["history"]
+        nfe, best = (last["nfe"], last["best_reward"]) if last else (0, None)
+        return [
+            str(path),
+            config["method"]["name"],
+            config["status"],
+            str(nfe),
+            report.DASH if best is None else f"{best:.3f}",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """One run: what was asked, what came out, the tree by level."""
+
+    path: Positional[str]
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        config, trees, history = read_run(self.path)
+        levels = [_level(i, tree, t) for i, tree in enumerate(trees) for t in sorted(set(tree.t.tolist()), reverse=True)]
+        file = Path(self.path) / "summary.json"
+        found = json.loads(file.read_text("utf-8")) if file.exists() else None
+        if self.json:
+            print(json.dumps({"config": config, "summary": found, "last": history[-1:], "levels": levels}, indent=2))
+            return 0
+        for key in ("status", "method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
+            print(f"{key:<9}{config[key]}")
+        if found:
+            report.print_table(report.rows(config["method"]["name"], found["tasks"], Cost(**found["cost"])))
+            for task in found["tasks"]:
+                print("".join(f"  note: {w}\n" for w in task["warnings"]), end="")
+        report.print_table([[str(v) for v in row] for row in levels], ("task", "t", "nodes", "visits", "mean value"))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A picture of one or more runs."""
+
+    paths: Positional[tuple[str, ...]]
+    what: str = "reward"
+    """reward (best reward against NFE) or tree"""
+    out: str | None = None
+    """PNG file; in the first run's folder by default"""
+
+    def run(self) -> int:
+        choose("plot", self.what, ("reward", "tree"))
+        if not self.paths:
+            raise TreeSearchError("name at least one run folder")
+        out = Path(self.out or Path(self.paths[0]) / f"{self.what}.png")
+        read = {path: read_run(path) for path in self.paths}
+        if self.what == "reward":
+            plots.draw_curves({Path(p).name: plots.curve(history) for p, (_, _, history) in read.items()}, out)
+        else:
+            plots.draw_tree(plots.layout(read[self.paths[0]][1][0]), out)
+        print(out)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A run as graphml, csv (nodes), npz (samples, rewards, weights) or png (contact sheet)."""
+
+    path: Positional[str]
+    to: Positional[str]
+    out: str | None = None
+    """file; in the run's folder by default"""
+    task: int = 0
+    """which task"""
+
+    def run(self) -> int:
+        choose("export", self.to, ("graphml", "csv", "npz", "png"))
+        out = Path(self.out or Path(self.path) / f"task{self.task}.{self.to}")
+        if self.to in ("graphml", "csv"):
+            from treesearch.export import write_csv, write_graphml
+
+            tree = read_run(self.path)[1][self.task]
+            (write_graphml if self.to == "graphml" else write_csv)(tree, out)
+        else:
+            task = self._result().tasks[self.task]
+            if self.to == "png" and contact_sheet(task, out) is None:
+                raise TreeSearchError("the samples of this run are no images: export npz")
+            if self.to == "npz":
+                arrays = {"rewards": task.rewards, "log_weights": task.log_weights, "samples": task.samples}
+                np.savez_compressed(out, **{k: np.asarray(v) for k, v in arrays.items()})
+        print(out)
+        return 0
+
+    def _result(self) -> SearchResult:
+        what = read_command(self.path)
+        session = loop.open_session(self.path, specs.kernel(what["kernel"]), specs.reward(what["reward"]), look=True)
+        try:
+            return session.result()
+        finally:
+            session.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """How fast a kernel runs bare at several batch sizes, and how much of that a search keeps."""
+
+    kernel: str = "mnist"
+    """as in `run`"""
+    reward: str = "constant(0)"
+    """as in `run`"""
+    batch_sizes: tuple[int, ...] = (1, 16, 32, 64)
+    """rows of a forward pass"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        found = probe.speed(specs.kernel(self.kernel), specs.reward(self.reward), self.batch_sizes)
+        if self.json:
+            print(json.dumps(found, indent=2))
+        else:
+            lines = [[str(r["batch_size"]), *(f"{r[k]:.0f}" for k in ("bare", "search")), f"{r['ratio']:.3f}"] for r in found]
+            report.print_table(lines, ("batch", "bare NFE/s", "search NFE/s", "ratio"))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Kernels, rewards, methods and their choices."""
+
+    def run(self) -> int:
+        from rewards.potentials import POTENTIALS
+        from treesearch import backup, resampling, selection
+
+        for what, names in (
+            ("kernels", specs.KERNELS),
+            ("rewards", specs.REWARDS),
+            ("methods", specs.METHOD_NAMES),
+            ("potentials", POTENTIALS),
+            ("resampling", resampling.SCHEMES),
+            ("selection", selection.RULES),
+            ("backups", backup.RULES),
+        ):
+            print(f"{what:<12}{', '.join(names)}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """Versions and devices, for a bug report."""
+
+    def run(self) -> int:
+        from importlib.metadata import PackageNotFoundError, version
+
+        print(f"treesearch {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+        for name in ("torch", "numpy", "numba", "diffusers", "ray", "safetensors", "tyro", "matplotlib"):
+            try:
+                print(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                print(f"{name}: not installed")
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        print(f"threads {torch.get_num_threads()}, CUDA {', '.join(devices) or 'none'}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cite:
+    """BibTeX of the papers behind methods (all, or a run's)."""
+
+    path: Positional[str | None] = None
+
+    def run(self) -> int:
+        names = list(METHODS) if self.path is None else [runs.read_config(self.path)["method"]["name"]]
+        print(bibtex(names))
+        return 0
+
+
+def drive(session: loop.Session, path: Path, *, as_json: bool) -> int:
+    """Run a session to its end and report; Ctrl-C leaves a run that can be resumed."""
+    name = session.method.__class__.__name__
+    try:
+        result = finish(session, path, name, quiet=as_json)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the run is saved, go on with:\n  {report.resume_command(path)}")
+        return 130
+    found = {"tasks": report.summary(result), "cost": result.cost.as_dict(), "store": str(path)}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return 0
+    report.print_table(report.rows(name, found["tasks"], result.cost))
+    for task in found["tasks"]:
+        print("".join(f"  note: {w}\n" for w in task["warnings"]), end="")
+    print(f"{path / 'README.md'}")
+    return 0
+
+
+def finish(session: loop.Session, path: Path, name: str, *, quiet: bool) -> SearchResult:
+    """Run with a progress line, then write outputs and the card."""
+    with report.Progress(name, quiet=quiet) as progress:
+        for snapshot in session.waves():
+            progress(snapshot)
+    result = session.result()
+    found = report.summary(result)
+    runs.write_json(path / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
+    outputs = path / "outputs"
+    outputs.mkdir(exist_ok=True)
+    pictures = []
+    for i, task in enumerate(result.tasks):
+        if contact_sheet(task, outputs / f"task{i}.png") is not None:
+            pictures.append((f"outputs/task{i}.png", "the best sixteen, then sixteen draws from the estimate of π"))
+    curves = {name: plots.curve(result.history)}
+    pictures += _if_plots(lambda: plots.draw_curves(curves, outputs / "reward.png"), "best reward against NFE", "outputs/")
+    command = read_command(path) | {"method": repr(session.method), "seed": session.seed}
+    notes = {name: [w for task in found for w in task["warnings"]]}
+    report.card(path, f"{name} run", command, report.rows(name, found, result.cost), notes, pictures)
+    return result
+
+
+def contact_sheet(task: TaskResult, path: Path) -> Path | None:
+    """The best sixteen samples above sixteen draws; None where samples are no images or there are none."""
+    if not len(task.leaves):
+        return None
+    best, _ = task.best(PICTURED // 2)
+    if not isinstance(best, torch.Tensor) or best.ndim != 4 or best.shape[1] not in (1, 3):
+        return None
+    if not np.isfinite(task.readout.log_weights.max()):
+        return plots.grid(best, path)
+    drawn = task.draw(PICTURED // 2)
+    blank = best.new_ones((-len(best) % 8, *best.shape[1:]))
+    return plots.grid(torch.cat([best, blank, drawn]), path)
+
+
+def read_command(path: str | Path) -> dict[str, Any]:
+    """The kernel and reward expressions of a run made by the command line.
+
+    Raises:
+        TreeSearchError: the run was made from Python.
+    """
+    file = Path(path) / "command.json"
+    if not file.exists():
+        runs.read_config(path)
+        raise TreeSearchError(
+            f"{path} was made from Python, where kernel and reward are objects: use treesearch.resume({str(path)!r}, kernel, reward)"
+        )
+    return json.loads(file.read_text("utf-8"))
+
+
+def read_run(path: str | Path) -> tuple[dict[str, Any], list[Tree], list[dict[str, Any]]]:
+    """Configuration, trees (with visits and values as recorded rewards give them) and history of a run folder."""
+    config = runs.read_config(path)
+    return config, *loop.read_trees(config, [block for block, _ in runs.read_blocks(Path(path))])
+
+
+def _level(task: int, tree: Tree, t: int) -> list[Any]:
+    at = tree.t == t
+    shown = np.where(np.isnan(tree.value), tree.reward, tree.value)[at]
+    shown = shown[np.isfinite(shown)]
+    mean = round(float(shown.mean()), 4) if len(shown) else None
+    return [task, int(t), int(at.sum()), int(tree.visits[at].sum()), mean]
+
+
+def _if_plots(draw: Any, caption: str, prefix: str = "") -> list[tuple[str, str]]:
+    """Draw if matplotlib is there; a search must not fail for want of a picture."""
+    try:
+        return [(prefix + draw().name, caption)]
+    except ImportError:
+        return []
+
+
+def _print_estimate(found: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        for key, value in found.items():
+            print(f"{key:<22}{value}")
+    return 0
+
+
+def _print_asked(asked: dict[str, Any], methods: dict[str, Method]) -> None:
+    for key, value in asked.items():
+        print(f"{key:<12} {value}")
+    for name, method in methods.items():
+        settings = ", ".join(f"{k}={v}" for k, v in asdict(method).items() if v is not None)
+        print(f"{name.partition('(')[0]:<12} {settings}")
+    print()
+
+

@@ -1,0 +1,6 @@
+"""Views of a tree for people and their tools; no search reads them."""
+
+from treesearch.export.graph import to_networkx, write_graphml
+from treesearch.export.table import write_csv
+
+__all__ = ["to_networkx", "write_csv", "write_graphml"]

@@ -1,0 +1,93 @@
+"""Measurements on the user's own kernel: what a search will cost, and how much of the bare speed it keeps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from backends.base import describe
+from rewards.base import Reward
+from treesearch import loop
+from treesearch.budget import Budget
+from treesearch.methods import BestOfN
+from treesearch.noise import child_keys, normals, root_key
+from treesearch.tree import Tree
+
+ROUNDS = 3
+
+
+def estimate(session: loop.Session) -> dict[str, Any]:
+    """NFE, memory and seconds of a search, from one batch of network calls and one reward call (both counted here only)."""
+    session.check_budget()
+    spec, kernel, size = session.spec, session.kernel, session.options.batch_size
+    budget, tasks = session.budget, session.num_tasks
+    keys = child_keys(np.array([session.keys[0]], np.uint64), spec.num_steps + 1, np.arange(size), at_root=True)
+    noise = torch.from_numpy(normals(keys, np.full(size, spec.num_steps + 1), int(np.prod(spec.noise_shape))))
+    noise = noise.reshape(size, *spec.noise_shape).to(spec.device)
+    prompts = None if session.prompts is None else list(session.prompts)
+    encoded = kernel.encode(prompts) if prompts else None
+    rows = torch.zeros(size, dtype=torch.int64, device=spec.device)
+    cond = {k: v[rows] for k, v in (encoded or {}).items() if torch.is_tensor(v)} | {"task": rows}
+    x = kernel.prior(noise, cond)
+    levels = torch.full((size,), spec.num_steps, device=spec.device)
+    kernel.transition(x, levels, cond)
+    began = time.perf_counter()
+    law = kernel.transition(x, levels, cond)
+    per_nfe = (time.perf_counter() - began) / size
+    began = time.perf_counter()
+    samples = kernel.decode(law.endpoint) if session.reward.input == "sample" else law.endpoint
+    session.reward(samples, None if prompts is None else [prompts[0]] * size)
+    per_reward = (time.perf_counter() - began) / size
+    nfe = budget.nfe or (session.method.unit(spec).nfe * tasks)
+    rollouts = nfe // spec.num_steps
+    nodes = rollouts * (1 if isinstance(session.method, BestOfN) else 6) + tasks
+    row = Tree(1, root_key(0, 0)).bytes_per_node
+    return {
+        "nfe": nfe,
+        "full_rollouts": rollouts,
+        "ms_per_nfe": round(1e3 * per_nfe, 3),
+        "ms_per_reward": round(1e3 * per_reward, 3),
+        "seconds": round(nfe * per_nfe + rollouts * per_reward, 1),
+        "nodes_at_most": nodes,
+        "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
+    }
+
+
+def bare_loop(kernel: Any, batch_size: int, batches: int, reward: Reward | None = None, seed: int = 0) -> int:
+    """The plain denoising loop of a kernel with torch's own noise, decode and reward at its end; returns its NFE."""
+    spec = describe(kernel)
+    draw = torch.Generator().manual_seed(seed)
+    task = torch.zeros(batch_size, dtype=torch.int64, device=spec.device)
+    for _ in range(batches):
+        x = kernel.prior(torch.randn(batch_size, *spec.noise_shape, generator=draw).to(spec.device), {"task": task})
+        for t in range(spec.num_steps, 0, -1):
+            noise = torch.randn(batch_size, *spec.noise_shape, generator=draw).to(spec.device)
+            levels = torch.full((batch_size,), t, device=spec.device)
+            x = kernel.transition(x, levels, {"task": task}).sample(noise)
+        if reward is not None:
+            reward(kernel.decode(x) if reward.input == "sample" else x)
+    return batches * batch_size * spec.num_steps
+
+
+def speed(kernel: Any, reward: Reward, batch_sizes: tuple[int, ...], batches: int = 2) -> list[dict[str, Any]]:
+    """NFE/s of the bare loop and of best-of-N by batch size; interleaved rounds, medians."""
+    out = []
+    for size in batch_sizes:
+        budget = Budget(nfe=size * batches * kernel.num_steps)
+        timed: dict[str, list[float]] = {"bare": [], "search": []}
+        for round_ in range(ROUNDS + 1):
+            for name in timed:
+                began = time.perf_counter()
+                if name == "bare":
+                    bare_loop(kernel, size, batches, reward)
+                else:
+                    loop.search(kernel, reward, BestOfN(), budget=budget, batch_size=size)
+                if round_:  # the first warms up
+                    timed[name].append(budget.nfe / (time.perf_counter() - began))
+        bare, search = (statistics.median(timed[name]) for name in ("bare", "search"))
+        out.append({"batch_size": size, "bare": bare, "search": search, "ratio": search / bare})
+    return out

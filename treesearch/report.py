@@ -1,0 +1,146 @@
+"""What people read: the progress line, the table, the summary of a run and its card."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from treesearch.budget import Cost
+from treesearch.loop import Snapshot
+from treesearch.result import SearchResult, TaskResult
+
+DASH = "-"
+
+
+class Progress:
+    """One line a search: NFE, best, ESS, nodes, NFE/s. A callback; a context manager.
+
+    Args:
+        name: printed first.
+        quiet: print nothing.
+    """
+
+    def __init__(self, name: str, *, quiet: bool = False) -> None:
+        self.name, self.quiet = name, quiet
+        self._began, self._first, self._line = time.perf_counter(), None, ""
+        self._live: Any = None
+
+    def __enter__(self) -> Progress:
+        if not self.quiet:
+            from rich.live import Live
+
+            self._live = Live("", refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        record = snapshot.record
+        if self._first is None:
+            self._first = 0 if snapshot.wave == 0 else record["nfe"]
+        rate = (record["nfe"] - self._first) / max(time.perf_counter() - self._began, 1e-9)
+        total = f"/{snapshot.total}" if snapshot.total else ""
+        best = DASH if record["best_reward"] is None else f"{record['best_reward']:.3f}"
+        self._line = (
+            f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {record['ess']:>7.1f}  "
+            f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s"
+        )
+        if self._live is not None:
+            self._live.update(self._line)
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            print(self._line, flush=True)
+
+
+def summary(result: SearchResult) -> list[dict[str, Any]]:
+    """One record a task, plain numbers: what `show` and the table print and run cards hold."""
+    return [_task(task) for task in result.tasks]
+
+
+def _task(task: TaskResult) -> dict[str, Any]:
+    rewards, found = task.rewards, task.diagnostics
+    finite = rewards[rewards.isfinite()]
+    return {
+        "prompt": task.prompt,
+        "samples": len(rewards),
+        "best": _number(float(rewards.max())) if len(rewards) else None,
+        "mean": _number(float(finite.mean())) if len(finite) else None,
+        "log_z": _number(task.log_z),
+        "log_z_se": _number(task.log_z_se),
+        "ess": found["ess"],
+        "roots": found["surviving_roots"],
+        "kl": _number(found["kl"]),
+        "lam": _number(found["lam"]),
+        "status": str(task.status.name).lower(),
+        "warnings": found["warnings"],
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def rows(name: str, tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[list[str]]:
+    """Table rows of one search; its cost stands on its first row."""
+    out = []
+    for i, task in enumerate(tasks):
+        z = DASH if task["log_z"] is None else f"{task['log_z']:.3f}"
+        se = "" if task["log_z_se"] is None else f" ± {task['log_z_se']:.3f}"
+        spent = [f"{cost.nfe}", f"{cost.reward_calls}", f"{cost.seconds:.1f}"] if i == 0 else ["", "", ""]
+        label = name if task["prompt"] is None else f"{name}: {task['prompt']}"
+        numbers = [DASH if task[k] is None else f"{task[k]:.3f}" for k in ("best", "mean")]
+        out.append([label, *numbers, z + se, f"{task['ess']:.1f}", str(task["roots"]), *spent])
+    return out
+
+
+COLUMNS = ("method", "best", "mean", "log Z", "ESS", "roots", "NFE", "rewards", "seconds")
+
+
+def print_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
+    """Print a table to the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    Console(width=max(100, Console().width)).print(table)
+
+
+def markdown(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+    """The same table for a card."""
+    rule = ["---"] + ["---:"] * (len(columns) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
+
+
+def card(
+    path: Path,
+    title: str,
+    command: Mapping[str, Any],
+    lines: Sequence[Sequence[str]],
+    notes: Mapping[str, Sequence[str]],
+    pictures: Sequence[tuple[str, str]],
+) -> None:
+    """Write README.md of a run folder: what was asked, what came out, what to know, the pictures."""
+    asked = "\n".join(f"- {key}: `{value}`" for key, value in command.items())
+    known = "\n".join(f"- {name}: {note}" for name, found in notes.items() for note in found) or "- none"
+    shown = "\n\n".join(f"![{caption}]({file})\n\n{caption}" for file, caption in pictures)
+    path.joinpath("README.md").write_text(
+        f"# {title}\n\n{asked}\n\n{markdown(lines)}\n\n"
+        "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
+        "ESS is the effective number of samples among the weights. Roots: distinct draws of x_T among the samples "
+        f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n{shown}\n",
+        encoding="utf-8",
+    )
+
+
+def resume_command(path: str | Path) -> str:
+    """What to type to go on with a run."""
+    return f"treesearch resume {shlex.quote(str(path))}"
