@@ -42,41 +42,34 @@ def rule_of(name: str, lam: float) -> Rule:
 
 
 @njit(cache=True)
-def _value(node, rule, lam, value, log_w, first, sibling):  # noqa: ANN001, ANN202
-    """Value of one node from its valued children; NaN where it has none."""
-    top, count, child = -math.inf, 0, first[node]
-    while child >= 0:
-        if not math.isnan(value[child]):
+def _value(node, rule, lam, value, log_w, children, start, kids, score):  # noqa: ANN001, ANN202
+    """Value of one node from its valued children; NaN where it has none. `score` is scratch for its children."""
+    top, count, total, weight = -math.inf, 0, 0.0, 0.0
+    mine = kids[start[node] : start[node] + children[node]]
+    for child in mine:
+        v = value[child]
+        if not math.isnan(v):
+            score[count] = lam * v + log_w[child] if rule == 0 else (v if rule == 1 else log_w[child])
+            top = max(top, score[count])
             count += 1
-            if rule == 0:
-                top = max(top, lam * value[child] + log_w[child])
-            elif rule == 1:
-                top = max(top, value[child])
-            else:
-                top = max(top, log_w[child])
-        child = sibling[child]
     if count == 0:
         return math.nan
     if rule == 1 or top == -math.inf:
         return top
-    total, weight, child = 0.0, 0.0, first[node]
-    while child >= 0:
-        if not math.isnan(value[child]):
-            if rule == 0:
-                total += math.exp(lam * value[child] + log_w[child] - top)
-            else:
-                w = math.exp(log_w[child] - top)
-                weight += w
-                if w > 0:
-                    total += w * value[child]
-        child = sibling[child]
     if rule == 0:
+        for i in range(count):
+            total += math.exp(score[i] - top)
         return (top + math.log(total / count)) / lam
+    for child in mine:
+        w = 0.0 if math.isnan(value[child]) else math.exp(log_w[child] - top)
+        weight += w
+        if w > 0:
+            total += w * value[child]
     return total / weight
 
 
 @njit(cache=True)
-def _backup(leaves, rule, lam, value, log_w, parent, first, sibling, mark):  # noqa: ANN001, ANN202
+def _backup(leaves, rule, lam, value, log_w, parent, children, start, kids, mark):  # noqa: ANN001, ANN202
     """Recompute every ancestor of the leaves, deepest first."""
     stale = np.empty(64, np.int64)
     n = 0
@@ -92,17 +85,19 @@ def _backup(leaves, rule, lam, value, log_w, parent, first, sibling, mark):  # n
             n += 1
             node = parent[node]
     ordered = np.sort(stale[:n])
+    score = np.empty(children[ordered].max() if n else 0, np.float64)
     for i in range(n - 1, -1, -1):  # children have larger numbers than their parents
         node = ordered[i]
-        value[node] = _value(node, rule, lam, value, log_w, first, sibling)
+        value[node] = _value(node, rule, lam, value, log_w, children, start, kids, score)
         mark[node] = -1
 
 
 @njit(cache=True)
-def _recompute(rule, lam, value, log_w, children, first, sibling):  # noqa: ANN001, ANN202
+def _recompute(rule, lam, value, log_w, children, start, kids):  # noqa: ANN001, ANN202
+    score = np.empty(children.max(), np.float64)
     for node in range(len(value) - 1, -1, -1):
         if children[node] > 0:
-            value[node] = _value(node, rule, lam, value, log_w, first, sibling)
+            value[node] = _value(node, rule, lam, value, log_w, children, start, kids, score)
 
 
 @njit(cache=True)
@@ -113,16 +108,37 @@ def _visits(ends, parent, visits):  # noqa: ANN001, ANN202
         visits[parent[node]] += visits[node] - 1
 
 
+@njit(cache=True)
+def _log_shares(value, log_w, parent):  # noqa: ANN001, ANN202
+    valued = np.zeros(len(parent), np.int32)
+    for node in range(1, len(parent)):
+        if not math.isnan(value[node]):
+            valued[parent[node]] += 1
+    share = np.zeros(len(parent), np.float64)
+    for node in range(1, len(parent)):
+        above = parent[node]
+        share[node] = share[above] + log_w[node]
+        if valued[above] > 1:
+            share[node] -= math.log(valued[above])
+    return share
+
+
+def log_shares(tree: Tree) -> NDArray[np.float64]:
+    """Σ (log_w - log |C(parent)|) from the root down to each node, over children that have a value."""
+    return _log_shares(tree.value, tree.log_w, tree.parent)
+
+
 def backup(tree: Tree, leaves: NDArray[np.int64], rule: Rule, lam: float) -> None:
     """Give newly scored leaves their rewards as values and carry them up to the root."""
     tree.value[leaves] = tree.reward[leaves]
-    _backup(leaves, int(rule), float(lam), tree.value, tree.log_w, tree.parent, tree.first, tree.sibling, tree.mark)
+    edges = tree.children, tree.start, tree.kids
+    _backup(leaves, int(rule), float(lam), tree.value, tree.log_w, tree.parent, *edges, tree.mark)
 
 
 def recompute(tree: Tree, rule: Rule, lam: float) -> None:
     """All values from scratch, bottom up, from the rewards of the leaves."""
     tree.value[:] = np.where(tree.t == 0, tree.reward, np.nan)
-    _recompute(int(rule), float(lam), tree.value, tree.log_w, tree.children, tree.first, tree.sibling)
+    _recompute(int(rule), float(lam), tree.value, tree.log_w, tree.children, tree.start, tree.kids)
 
 
 def recount(tree: Tree, ends: NDArray[np.int64]) -> None:

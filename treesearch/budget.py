@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from treesearch.errors import BudgetError
+
 INFINITE = 2**62
 
 
@@ -39,8 +41,8 @@ class Budget:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isnan(value):
                 raise ValueError(f"Budget({limit.name}={value!r}): expected a positive number")
-            if limit.name != "seconds" and int(value) != value:
-                raise ValueError(f"Budget({limit.name}={value!r}): expected a whole number")
+            if limit.name != "seconds" and (math.isinf(value) or int(value) != value):
+                raise ValueError(f"Budget({limit.name}={value!r}): expected a whole number, or None for no limit")
             if limit.name != "seconds":
                 object.__setattr__(self, limit.name, int(value))
 
@@ -50,7 +52,13 @@ class Budget:
         return all(value is None for value in asdict(self).values())
 
     def share(self, tasks: int) -> Share:
-        """The limits of one of `tasks` tasks; seconds are the session's and stay whole."""
+        """The limits of one of `tasks` tasks; seconds are the session's and stay whole.
+
+        Raises:
+            BudgetError: fewer iterations than tasks.
+        """
+        if self.iterations is not None and self.iterations < tasks:
+            raise BudgetError(f"Budget(iterations={self.iterations}) is below one for each of {tasks} tasks")
         limits = (self.nfe, self.reward_calls, self.iterations)
         return Share(*(INFINITE if v is None else v // tasks for v in limits), timed=self.seconds is not None)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class TreeSearchError(Exception):
@@ -44,3 +46,14 @@ def choose(what: str, got: str, known: Iterable[str]) -> str:
 def missing(package: str, extra: str) -> ImportError:
     """Error for an optional library, with the line that installs it."""
     return ImportError(f"this needs {package}: pip install 'treesearch[{extra}]'")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into a StoreError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {path}: {error.strerror}; the waves recorded so far are safe, make room and resume the run"
+        ) from error

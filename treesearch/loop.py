@@ -39,7 +39,7 @@ from treesearch.weights import ess
 
 Callback = Callable[["Snapshot"], Any]
 KEEP = ("all", "frontier", "none")
-GROWTH = 1.05  # the ESS of the history is computed again when the leaves have grown by this factor
+GROWTH = 1.1  # the ESS of the history is computed again when the trees have grown by this factor
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ class Session:
         self.run.write(runs.Block(wave.number, meta, nodes, np.concatenate(wave.hits)))
 
     def _ess_now(self) -> float:
-        """ESS of the leaves, summed over tasks; for a growing tree as of the last time it had grown by 5 %."""
+        """ESS of the leaves, summed over tasks; for a growing tree as of the last time it had grown by 10 %."""
         nodes = sum(len(s.tree) for s in self.searches)
         if nodes >= GROWTH * self._ess[0]:
             self._ess = nodes, float(sum(ess(s.readout().log_weights) for s in self.searches))

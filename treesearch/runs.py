@@ -17,6 +17,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from treesearch.errors import StoreError
+from treesearch.errors import StoreError, writing
 from treesearch.states import ShardStates
 from treesearch.tree import Tree
 
@@ -34,6 +35,9 @@ FORMAT = 1
 _MAGIC = b"TREESRCH" + struct.pack("<I", FORMAT)
 _BLOCK = struct.Struct("<4sIIIII")  # mark, wave, bytes of JSON, nodes, hits, CRC-32 of what follows
 _MARK = b"WAVE"
+_REQUIRED = (
+    "method", "seed", "prompts", "num_steps", "state_shape", "dtype", "fingerprint", "reward", "budget", "pilot", "options",
+)  # fmt: skip
 NODE = np.dtype(
     [
         ("task", "<i4"),
@@ -202,25 +206,8 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
-    def _guard(self) -> _Guard:
-        return _Guard(self.path)
-
-
-class _Guard:
-    """Turns OSError into a StoreError that says what is safe."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StoreError(
-                f"cannot write to {self.path}: {error.strerror}; the waves recorded so far are safe, "
-                "make room and resume the run"
-            ) from error
+    def _guard(self) -> AbstractContextManager[None]:
+        return writing(self.path)
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -236,8 +223,12 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise StoreError(f"{path} holds no run: there is no run.json in it") from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise StoreError(f"{file} cannot be read: it is no JSON object")
     if config.get("format") != FORMAT:
         raise StoreError(f"{path} has format {config.get('format')}, this version reads format {FORMAT}: use its version")
+    if missing := [name for name in _REQUIRED if name not in config]:
+        raise StoreError(f"{file} lacks {', '.join(map(repr, missing))}: it is damaged, put back the file as it was written")
     return config
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from treesearch.noise import child_key, hash64
+from treesearch.tree import add_child
 
 
 class Select(IntEnum):
@@ -35,21 +36,21 @@ _STREAM_SELECT = 3
 
 
 @njit(cache=True)
-def _gather(node, rule, lam, value, visits, log_w, first, sibling, ids, key, extra, start):  # noqa: ANN001, ANN202
-    """Copy the valued children of a node, oldest first, behind `start`; returns how many.
+def _gather(  # noqa: ANN202
+    node, rule, lam, c_uct, wave, value, visits, log_w, children, start, kids, ids, key, extra, at,  # noqa: ANN001
+):  # fmt: skip
+    """Copy the valued children of a node, oldest first, behind `at`; returns how many.
 
     `key` receives the cumulative weights (boltzmann), the values (uct) or the visits (round robin); `extra` 1/√N_c.
     """
-    n, child = 0, first[node]
-    while child >= 0:
+    n = 0
+    for child in kids[start[node] : start[node] + children[node]]:
         if not math.isnan(value[child]):
-            ids[start + n] = child
+            ids[at + n] = child
             n += 1
-        child = sibling[child]
-    ids[start : start + n] = ids[start : start + n][::-1].copy()
     if rule == 0:
         top = -math.inf
-        for i in range(start, start + n):
+        for i in range(at, at + n):
             child = ids[i]
             if lam == 0:
                 key[i] = log_w[child]
@@ -59,7 +60,7 @@ def _gather(node, rule, lam, value, visits, log_w, first, sibling, ids, key, ext
                 key[i] = lam * value[child] + log_w[child]
             top = max(top, key[i])
         total = 0.0
-        for i in range(start, start + n):
+        for i in range(at, at + n):
             if top == -math.inf:
                 total += 1.0  # every child is forbidden: uniform, so that visits go on
             elif math.isinf(lam):
@@ -68,11 +69,32 @@ def _gather(node, rule, lam, value, visits, log_w, first, sibling, ids, key, ext
                 total += math.exp(key[i] - top)
             key[i] = total
         return n
-    for i in range(start, start + n):
+    for i in range(at, at + n):
         child = ids[i]
         key[i] = value[child] if rule == 1 else visits[child]
         extra[i] = 1.0 / math.sqrt(visits[child])
+    if rule == 1 and n > 4 * wave:
+        return _contenders(c_uct, visits[node], wave, ids, key, extra, at, n)
     return n
+
+
+@njit(cache=True)
+def _contenders(c_uct, visits_here, wave, ids, key, extra, at, n):  # noqa: ANN001, ANN202
+    """Keep only the children that UCT can choose within this wave, in order; returns how many.
+
+    A visit lowers the score of the child that got it, a visit to the parent raises every score. So as long as fewer
+    than `wave` children were chosen, one of the `wave` best of now is still there with at least its score of now: a
+    child whose score stays below that even with the bonus of the wave's end is never chosen.
+    """
+    now = c_uct * math.sqrt(math.log(visits_here))
+    end = c_uct * math.sqrt(math.log(visits_here + wave))
+    least = np.partition(key[at : at + n] + now * extra[at : at + n], n - wave)[n - wave]
+    kept = 0
+    for i in range(at, at + n):
+        if key[i] + end * extra[i] >= least:
+            ids[at + kept], key[at + kept], extra[at + kept] = ids[i], key[i], extra[i]
+            kept += 1
+    return kept
 
 
 @njit(cache=True)
@@ -103,7 +125,7 @@ def _pick(rule, c_uct, visits_here, u, key, extra, start, n):  # noqa: ANN001, A
 
 @njit(cache=True)
 def select_wave(  # noqa: ANN201, PLR0913
-    n, parent, t, visits, value, log_w, key, children, first, sibling, mark,  # noqa: ANN001 - tree columns
+    n, parent, t, visits, value, reward, log_w, key, slot_of, children, start, mark, kids, slabs,  # noqa: ANN001 - tree columns
     levels, wave, nfe, calls, iteration, rule, lam, widening_c, widening_alpha, c_uct, root_key,  # noqa: ANN001
     source, first_new, ends,  # noqa: ANN001 - outputs, (wave,)
 ):
@@ -116,14 +138,14 @@ def select_wave(  # noqa: ANN201, PLR0913
         iteration: number of iterations before this wave, the counter of the selection stream.
 
     Returns:
-        (nodes now, iterations done, whether the budget stopped it). Iteration i expanded source[i] with new nodes
+        (nodes now, `kids`, iterations done, whether the budget stopped it). Iteration i expanded source[i] with new nodes
         first_new[i]..ends[i], or ended at the existing leaf ends[i] with first_new[i] = -1.
     """
     depths = len(levels)
     ids = np.empty(n, np.int64)
     score = np.empty(n, np.float64)
     extra = np.empty(n, np.float64)
-    start = np.empty(wave * depths + 1, np.int64)
+    place = np.empty(wave * depths + 1, np.int64)
     count = np.empty(wave * depths + 1, np.int64)
     seen, used, done, stopped = np.empty(wave * depths + 1, np.int64), 0, 0, False
     visited, path = 0, np.empty(depths + 1, np.int64)
@@ -138,9 +160,9 @@ def select_wave(  # noqa: ANN201, PLR0913
                 break
             if mark[node] < 0:
                 mark[node] = visited
-                seen[visited], start[visited] = node, used
+                seen[visited], place[visited] = node, used
                 count[visited] = _gather(
-                    node, rule, lam, value, visits, log_w, first, sibling, ids, score, extra, used
+                    node, rule, lam, c_uct, wave, value, visits, log_w, children, start, kids, ids, score, extra, used
                 )
                 used += count[visited]
                 visited += 1
@@ -149,7 +171,7 @@ def select_wave(  # noqa: ANN201, PLR0913
                 expand = True
                 break
             u = float(hash64(root_key, iteration + done, depth, _STREAM_SELECT) >> np.uint64(11)) * 2.0**-53
-            at = _pick(rule, c_uct, visits[node], u, score, extra, start[slot], count[slot])
+            at = _pick(rule, c_uct, visits[node], u, score, extra, place[slot], count[slot])
             node = ids[at]
             depth += 1
             path[depth], chosen[depth] = node, at
@@ -165,9 +187,9 @@ def select_wave(  # noqa: ANN201, PLR0913
             above = node
             for level in range(depth + 1, depths):
                 parent[n], t[n], key[n], visits[n] = above, levels[level], fresh, 2
-                sibling[n] = first[above]
-                first[above] = n
-                children[above] += 1
+                value[n], reward[n], log_w[n], slot_of[n] = math.nan, math.nan, 0.0, -1
+                children[n], start[n], mark[n] = 0, -1, -1
+                kids = add_child(above, n, children, start, kids, slabs)
                 above = n
                 n += 1
             ends[done] = n - 1
@@ -182,4 +204,4 @@ def select_wave(  # noqa: ANN201, PLR0913
         done += 1
     for i in range(visited):
         mark[seen[i]] = -1
-    return n, done, stopped
+    return n, kids, done, stopped

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from treesearch.errors import StoreError
+from treesearch.errors import StoreError, writing
 
 SHARD_BYTES = 64 * 2**20
 _HEADER = 512  # bytes of JSON, padded with blanks so that it can be rewritten in place
@@ -126,7 +126,8 @@ class ShardStates:
         while at < len(x):
             shard, row = divmod(self.used, self.rows)
             n = min(len(x) - at, self.rows - row)
-            _write_all(self._descriptor(shard), _bytes(data[at : at + n]), 8 + _HEADER + row * self._row)
+            with writing(self.folder):
+                _write_all(self._descriptor(shard), _bytes(data[at : at + n]), 8 + _HEADER + row * self._row)
             self.used, at = self.used + n, at + n
         return slots
 
@@ -135,7 +136,11 @@ class ShardStates:
         out = np.empty((len(slots), self._row), np.uint8)
         for shard in np.unique(slots // self.rows):
             rows = np.flatnonzero(slots // self.rows == shard)
-            file = np.memmap(self.path(int(shard)), np.uint8, "r", offset=8 + _HEADER)
+            path = self.path(int(shard))
+            try:
+                file = np.memmap(path, np.uint8, "r", offset=8 + _HEADER)
+            except (OSError, ValueError) as error:
+                raise StoreError(f"{path} is missing or damaged, the states in it cannot be read: {error}") from error
             count = len(file) // self._row
             out[rows] = file[: count * self._row].reshape(count, self._row)[slots[rows] % self.rows]
         return torch.from_numpy(out).view(self.dtype).reshape(len(slots), *self.shape)

@@ -46,7 +46,7 @@ from treesearch.methods.base import (
     number,
 )
 from treesearch.tree import ROOT, Tree
-from treesearch.weights import F64
+from treesearch.weights import F64, scaled
 
 FREE_LIMIT = 200_000  # consecutive iterations without an expansion after which a tree counts as exhausted
 
@@ -160,14 +160,13 @@ class TreeSearch:
         tree, method = self.tree, self.method
         tree.reserve(max(wave, 1) * len(self.levels))
         outputs = tuple(np.empty(max(wave, 1), np.int64) for _ in range(3))
-        names = ("parent", "t", "visits", "value", "log_w", "key", "children", "first", "sibling", "mark")
-        size, done, stopped = selection.select_wave(
-            len(tree), *tree.columns(*names),
+        size, kids, done, stopped = selection.select_wave(
+            len(tree), *tree.columns(*tree.COLUMNS), tree.kids, tree.slabs,
             self.levels, max(wave, 0), left.nfe, left.reward_calls, self.iterations,
             int(selection.RULES[self.rules.selection]), self.lam, method.widening_c, method.widening_alpha,
             self.rules.c_uct, np.uint64(self.problem.key), *outputs,
         )  # fmt: skip
-        tree.grown(size)
+        tree.grown(size, kids)
         source, first, ends = (column[:done] for column in outputs)
         new = first >= 0
         self.iterations += done
@@ -220,15 +219,8 @@ class TreeSearch:
         if math.isinf(self.lam):
             best = tree.reward[leaves].max()
             return np.where(tree.reward[leaves] == best, 0.0, -math.inf)
-        valued = np.bincount(tree.parent[1:][~np.isnan(tree.value[1:])], minlength=len(tree))
-        log_w = math.log(len(leaves)) + (self.lam * tree.reward[leaves] if self.lam > 0 else 0.0)
-        node = leaves
-        log_w = log_w + np.zeros(len(leaves))
-        while (node > ROOT).any():
-            above = np.maximum(tree.parent[node], ROOT)
-            log_w += np.where(node > ROOT, tree.log_w[node] - np.log(np.maximum(valued[above], 1)), 0.0)
-            node = above
-        return log_w
+        share = backup.log_shares(tree)[leaves] + math.log(len(leaves))
+        return share + scaled(self.lam, tree.reward[leaves])
 
 
 def _levels(branch_at: Sequence[int] | None, spec: Spec) -> tuple[int, ...]:

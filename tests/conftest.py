@@ -1,0 +1,40 @@
+"""Shared set-up: one thread, and the beds that most tests use."""
+
+import pytest
+import torch
+
+from backends.base import Guided, shift_mean
+from backends.enumerable import DiscreteChain, MaskedChain
+from backends.gaussian import GaussianMixture, LinearGaussian
+
+torch.set_num_threads(1)
+
+
+def half_a_step(x, t, base, cond):
+    """A deliberately wrong proposal: every step drifts by 0.3 standard deviations."""
+    return 0.3 * base.std
+
+
+BEDS = {
+    "gaussian": LinearGaussian(),
+    "gaussian-3d": LinearGaussian(dim=3, num_steps=7),
+    "mixture": GaussianMixture(num_steps=6, weights=(1.0, 3.0), means=((-1.0,), (1.0,)), stds=(0.5, 0.3)),
+    "ring": GaussianMixture.ring(10),
+    "discrete": DiscreteChain.random(),
+    "masked": MaskedChain.random(),
+}
+
+
+@pytest.fixture(params=BEDS)
+def bed(request):
+    return BEDS[request.param]
+
+
+@pytest.fixture(scope="session")
+def gaussian():
+    return BEDS["gaussian"]
+
+
+@pytest.fixture(scope="session")
+def drifting():
+    return Guided(BEDS["gaussian"], shift_mean(half_a_step), "drift")

@@ -1,0 +1,450 @@
+"""Bad input: a clear error (expected, got, do this) before work is lost, and a run folder that goes on after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import treesearch as ts
+from backends.base import Gaussian
+from backends.gaussian import LinearGaussian
+from rewards.analytic import linear
+from rewards.base import Reward, RewardError
+from treesearch import runs
+
+T = 5
+KERNEL = LinearGaussian(num_steps=T)
+REWARD = linear(1.0)
+TREE = ts.DiffusionTreeSampling(wave=4)
+BUDGET = ts.Budget(nfe=400)
+
+
+class Bent:
+    """LinearGaussian with some attributes replaced; an attribute of None is missing."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = {"fingerprint": "bent"} | changes
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "changes":
+            raise AttributeError(name)
+        if name in self.changes:
+            if self.changes[name] is None:
+                raise AttributeError(name)
+            return self.changes[name]
+        return getattr(KERNEL, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A transition with some parts replaced."""
+
+    base: Gaussian
+    changes: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        return self.changes.get(name, getattr(self.base, name))
+
+    def take(self, rows: Tensor) -> Law:
+        return Law(self.base.take(rows), self.changes)
+
+
+def bend(**changes: Any) -> Bent:
+    """A kernel whose transitions have parts replaced."""
+    return Bent(transition=lambda x, t, cond=None: Law(KERNEL.transition(x, t), changes))
+
+
+def search(kernel: Any = KERNEL, reward: Any = REWARD, method: Any = TREE, **options: Any) -> ts.SearchResult:
+    return ts.search(kernel, reward, method, **{"budget": BUDGET} | options)
+
+
+def spoil(value: Any, after: int = 30, name: str = "spoilt") -> Reward:
+    """`linear(1)` until `after` samples are scored; then `value(rewards)` comes back."""
+    scored = 0
+
+    def fn(x: Tensor, _: object) -> Any:
+        nonlocal scored
+        scored += len(x)
+        good = x.flatten(1).sum(1)
+        return good if scored <= after else value(good)
+
+    return Reward(fn, name)
+
+
+def put(what: float) -> Callable[[Tensor], Tensor]:
+    """Replaces the last reward."""
+    return lambda r: torch.cat([r[:-1], torch.tensor([what], dtype=r.dtype)])
+
+
+def explode(_: Tensor) -> Tensor:
+    raise ConnectionError("the scoring server is gone")
+
+
+# Rewards
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (put(math.nan), r"'spoilt' returned nan \(1 of \d+ rows, first row \d+\): .*-inf to forbid \[node \d+ \(t = 0\) of task \d\]"),
+        (put(math.inf), r"'spoilt' returned \+inf .* \[node \d+ \(t = 0\) of task \d\]"),
+        (lambda r: r[:, None], r"returned shape \((\d+), 1\), expected \(\1,\): squeeze the last axis \[node"),
+        (lambda r: r[1:], r"returned shape \(\d+,\), expected \(\d+,\): return one number per sample \[node"),
+        (lambda r: r + 1j, r"returned complex values \(torch.complex128\), expected real ones \[node"),
+        (lambda r: "high", r"returned str, expected \d+ numbers"),
+        (explode, r"'spoilt' raised ConnectionError: the scoring server is gone \[node \d+ \(t = 0\) of task \d, node"),
+    ],
+)
+def test_a_bad_reward_names_node_and_task(value: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        search(reward=spoil(value), prompts=["a", "b"])
+
+
+def test_a_bad_endpoint_reward_names_its_level() -> None:
+    with pytest.raises(RewardError, match=r"\[node 1 \(t = 4\) of task 0"):
+        search(reward=spoil(lambda r: r * math.nan, after=0), method=ts.FeynmanKac(num_particles=8))
+
+
+def test_what_is_not_a_reward_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected a reward or a function of samples, got float"):
+        search(reward=1.0)
+
+
+# Kernels
+
+
+@pytest.mark.parametrize(
+    ("kernel", "error", "message"),
+    [
+        (Bent(transition=None), TypeError, "Bent is not a kernel: it has no `transition`; see backends.base.Kernel"),
+        (Bent(decode=None), TypeError, "it has no `decode`"),
+        (Bent(num_steps=0), ValueError, "num_steps is 0, expected at least 1"),
+        (Bent(stochastic=[True] * T), ValueError, r"stochastic has 5 entries, expected num_steps \+ 1 = 6"),
+        (Bent(prior=lambda z, cond: z.double().flatten()), ts.KernelError, r"prior returned shape \(\d+,\), expected \(\d+, 1\)"),
+        (Bent(prior=lambda z, cond: z), ts.KernelError, r"prior returned torch.float32, expected kernel.dtype = torch.float64"),
+        (bend(endpoint=torch.zeros(1, 1, 1)), ts.KernelError, r"endpoint of shape \(1, 1, 1\), expected \(\d+, 1\), like its states"),
+        (bend(sample=lambda z: z[0]), ts.KernelError, r"sample returned shape \(1,\), expected \(\d+, 1\)"),
+    ],
+)  # fmt: skip
+def test_a_kernel_that_breaks_its_contract(kernel: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        search(kernel)
+
+
+def test_a_kernel_that_raises_says_where() -> None:
+    def transition(x, t, cond=None):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        search(Bent(transition=transition))
+    assert caught.value.__notes__ == ["in kernel.transition of 4 rows at t = [5]"]
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ts.FeynmanKac(potential="diference"), "unknown potential 'diference'; did you mean 'difference'"),
+        (lambda: ts.FeynmanKac(resampling="sytematic"), "unknown resampling scheme 'sytematic'; did you mean 'systematic'"),
+        (lambda: ts.DiffusionTreeSampling(selection="bolzmann"), "unknown selection 'bolzmann'; did you mean 'boltzmann'"),
+        (lambda: ts.DiffusionTreeSearch(backup="maximum"), r"unknown backup 'maximum'.*\(known: max, mean, soft\)"),
+        (lambda: search(keep_states="al"), "unknown keep_states 'al'; did you mean 'all'"),
+        (lambda: ts.BestOfN(lam=-1), r"lam is -1, expected 'auto' or a finite number >= 0"),
+        (lambda: ts.FeynmanKac(lam=math.inf), "lam is inf, expected 'auto' or a finite number"),
+        (lambda: ts.BestOfN(lam=math.nan), "lam is nan, expected"),
+        (lambda: ts.BestOfN(lam="automatic"), "lam is 'automatic', expected 'auto' or"),
+        (lambda: ts.BestOfN(n=0), "n is 0, expected a positive number"),
+        (lambda: ts.FeynmanKac(num_particles=-4), "num_particles is -4, expected a positive number"),
+        (lambda: ts.FeynmanKac(ess_threshold=2), r"ess_threshold is 2, expected 0 \(never\) to 1 \(always\)"),
+        (lambda: ts.FeynmanKac(schedule=(4, 2)), r"schedule \[4, 2\] lacks 0: the terminal step"),
+        (lambda: ts.BeamSearch(schedule=(4, 2)), r"schedule \[4, 2\] lacks 0"),
+        (lambda: ts.BeamSearch(beam_width=0), "beam_width is 0, expected a positive number"),
+        (lambda: ts.DiffusionTreeSampling(wave=0), "wave is 0, expected a positive number"),
+        (lambda: ts.DiffusionTreeSampling(widening_alpha=2), r"widening_alpha is 2, expected 0\.\.1"),
+        (lambda: search(method=ts.FeynmanKac(schedule=(9, 0))), r"schedule \[9, 0\] has levels outside 0\.\.T = 5"),
+        (lambda: search(method=ts.DiffusionTreeSampling(branch_at=(-1,))), r"branch_at \[-1\] has levels outside 0\.\.T = 5"),
+        (lambda: search(seed=-1), r"seed is -1, expected 0\.\.2\^64-1"),
+        (lambda: search(seed=2**64), r"seed is 18446744073709551616, expected 0\.\."),
+        (lambda: search(batch_size=0), "batch_size is 0, expected at least 1"),
+        (lambda: search(prompts=[]), "prompts is empty: give at least one, or None"),
+        (lambda: ts.Budget(nfe=-5), r"Budget\(nfe=-5\): expected a positive number"),
+        (lambda: ts.Budget(nfe=0), r"Budget\(nfe=0\): expected a positive number"),
+        (lambda: ts.Budget(nfe=10.5), r"Budget\(nfe=10.5\): expected a whole number"),
+        (lambda: ts.Budget(seconds=math.nan), r"Budget\(seconds=nan\): expected a positive number"),
+        (lambda: ts.Budget(nfe="many"), r"Budget\(nfe='many'\): expected a positive number"),
+        (lambda: ts.Budget(nfe=math.inf), r"Budget\(nfe=inf\): expected a whole number, or None for no limit"),
+    ],
+)
+def test_settings_out_of_range(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (TREE, {"budget": None}, r"no budget: give budget=ts.Budget\(nfe=...\)"),
+        (TREE, {"budget": ts.Budget()}, "no budget"),
+        (TREE, {"budget": ts.Budget(nfe=4)}, r"Budget\(nfe=4\) is below one rollout: the minimum is 5"),
+        (TREE, {"budget": ts.Budget(nfe=14), "prompts": list("abc")}, "for each of 3 tasks: the minimum is 15"),
+        (ts.FeynmanKac(num_particles=8), {"budget": ts.Budget(nfe=39)}, "below one population of 8: the minimum is 40"),
+        (ts.FeynmanKac(num_particles=8), {"budget": ts.Budget(reward_calls=39)}, r"reward_calls=39.*the minimum is 40"),
+        (ts.BestOfN(lam="auto"), {"budget": ts.Budget(nfe=100)}, "the minimum is nfe=400 and reward_calls=80"),
+        (TREE, {"budget": ts.Budget(iterations=1), "prompts": ["a", "b"]}, r"Budget\(iterations=1\) is below one for each of 2 tasks"),
+    ],
+)
+def test_budgets_too_small(method: object, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ts.BudgetError, match=message):
+        search(method=method, **options)
+
+
+def test_prompts_as_a_string_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"prompts is the string 'a cat', expected a list of prompts: \['a cat'\]"):
+        search(prompts="a cat")
+
+
+def test_a_deterministic_kernel_does_not_branch() -> None:
+    kernel = Bent(stochastic=[True] + [False] * T)
+    for method in (TREE, ts.DiffusionTreeSampling(branch_at=(3,)), ts.FeynmanKac(), ts.FeynmanKac(schedule=(2, 0))):
+        with pytest.raises(ValueError, match="is deterministic below level.*use BestOfN, a kernel with eta > 0"):
+            search(kernel, method=method)
+
+
+# Run folders
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def same(a: ts.SearchResult, b: ts.SearchResult) -> None:
+    """Bitwise the same trees and rewards, and no evaluation more."""
+    for name in ("parent", "t", "key", "reward", "log_w", "visits", "value"):
+        np.testing.assert_array_equal(getattr(a.tree, name), getattr(b.tree, name), err_msg=name)
+    assert torch.equal(a.samples, b.samples)
+
+
+def resume(store: Path, kernel: Any = KERNEL, reward: Any = REWARD, **options: Any) -> ts.SearchResult:
+    return ts.resume(store, kernel, reward, **options)
+
+
+def waves(store: Path) -> list[int]:
+    """Ends of the whole blocks of tree.bin."""
+    return [end for _, end in runs.read_blocks(store)]
+
+
+@pytest.mark.parametrize("method", [TREE, ts.DiffusionTreeSearch(wave=4, lag=1), ts.FeynmanKac(num_particles=16)])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_log_goes_on_from_its_last_whole_wave(store: Path, method: object, damage: str) -> None:
+    straight = search(method=method)
+    search(method=method, store=store)
+    ends, log = waves(store), store / "tree.bin"
+    data = bytearray(log.read_bytes())
+    at = ends[2] + 40  # inside the fourth block
+    if damage == "flip":
+        data[at] ^= 1
+    else:
+        del data[at:]
+    log.write_bytes(data)
+    assert waves(store) == ends[:3]
+    again = resume(store)
+    same(again, straight)
+    assert (again.cost.nfe, again.cost.reward_calls) == (straight.cost.nfe, straight.cost.reward_calls)
+    assert len(waves(store)) == len(ends)
+    assert len((store / "events.jsonl").read_text().splitlines()) >= len(ends)
+
+
+@pytest.mark.parametrize(
+    ("spoil_folder", "message"),
+    [
+        (lambda path: (path / "run.json").unlink(), "holds no run: there is no run.json in it"),
+        (lambda path: (path / "run.json").write_text('{"format": 1,'), "run.json cannot be read"),
+        (lambda path: (path / "run.json").write_text("[]"), "run.json cannot be read: it is no JSON object"),
+        (lambda path: edit(path, format=99), "has format 99, this version reads format 1: use its version"),
+        (lambda path: edit(path, drop="seed"), "run.json lacks 'seed': it is damaged"),
+        (lambda path: edit(path, method={"name": "MagicSearch"}), "unknown method 'MagicSearch'"),
+        (lambda path: edit(path, method={"name": "BestOfN", "q": 1}), "BestOfN has settings this version does not know"),
+        (lambda path: (path / "tree.bin").unlink(), "has no readable tree.bin: No such file"),
+        (lambda path: (path / "tree.bin").write_bytes(b"not a log"), "tree.bin is no tree log of format 1"),
+        (lambda path: (path / "states-00000.safetensors").unlink(), "states-00000.safetensors is missing or damaged"),
+    ],
+)
+def test_a_folder_that_is_no_good_run(store: Path, spoil_folder: Callable[[Path], object], message: str) -> None:
+    search(store=store)
+    spoil_folder(store)
+    with pytest.raises(ts.StoreError, match=message):
+        resume(store, budget=ts.Budget(nfe=600))
+
+
+def edit(path: Path, drop: str = "", **changes: Any) -> None:
+    """Change run.json."""
+    config = json.loads((path / "run.json").read_text()) | changes
+    config.pop(drop, None)
+    (path / "run.json").write_text(json.dumps(config))
+
+
+@dataclasses.dataclass
+class Unmarked:
+    """LinearGaussian without a fingerprint."""
+
+    kernel: LinearGaussian = KERNEL
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("fingerprint", "kernel") or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.kernel, name)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        (KERNEL, {"kernel": LinearGaussian(num_steps=T, std=0.5)}, r"fingerprint differs: the run has LinearGaussian\(.*std=0.8"),
+        (KERNEL, {"kernel": LinearGaussian(num_steps=6)}, "num_steps differs: the run has 5, this search 6"),
+        (KERNEL, {"kernel": LinearGaussian(num_steps=T, dim=2)}, r"state_shape differs: the run has \[1\], this search \[2\]"),
+        (KERNEL, {"reward": linear(2.0)}, r"reward differs: the run has linear\(1.0\), this search linear\(2.0\)"),
+        (KERNEL, {"kernel": Unmarked()}, "fingerprint differs"),
+        (Unmarked(), {"kernel": Unmarked(LinearGaussian(num_steps=T, std=0.5))}, "does not reproduce node .* of task 0.*original kernel"),
+    ],
+)  # fmt: skip
+def test_resume_with_something_else(store: Path, first: Any, then: dict[str, Any], message: str) -> None:
+    search(first, store=store)
+    before = (store / "tree.bin").read_bytes()
+    with pytest.raises(ts.StoreError, match=message):
+        resume(store, budget=ts.Budget(nfe=600), **then)
+    assert (store / "tree.bin").read_bytes() == before
+    same(resume(store, first, budget=ts.Budget(nfe=400)), search())  # the run itself is unharmed
+
+
+def test_search_does_not_overwrite_a_run(store: Path) -> None:
+    search(store=store)
+    before = {file.name: file.read_bytes() for file in store.iterdir()}
+    with pytest.raises(ts.StoreError, match="holds a run already: resume it, or name another folder"):
+        search(store=store)
+    with pytest.raises(ts.StoreError, match="holds a run already"):
+        search(store=store, method=ts.BestOfN(lam="auto"), reward=spoil(explode, after=0))  # before the pilot
+    assert {file.name: file.read_bytes() for file in store.iterdir()} == before
+
+
+def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ts.StoreError, match=r"cannot make the run folder .*file.*: (File exists|Not a directory)"):
+        search(store=tmp_path / "file")
+
+
+HOLD = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_processes_on_one_run(store: Path) -> None:
+    search(store=store)
+    command = [sys.executable, "-c", HOLD, str(store / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        for attempt in (lambda: resume(store), lambda: search(store=store)):
+            with pytest.raises(ts.StoreError, match="is in use by another process: wait for it, or stop it"):
+                attempt()
+        other.communicate("\n")
+    same(resume(store), search())
+
+
+@pytest.mark.parametrize("call", ["pwrite", "log", "events", "run.json"])
+def test_a_full_disk_keeps_the_waves_before_it(store: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    straight, full = search(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+
+        def fill(snapshot: ts.Snapshot) -> None:
+            """The disk is full from the third wave on."""
+            if snapshot.wave < 2:
+                return
+            if call == "pwrite":
+                patch.setattr(os, "pwrite", raiser(full))
+            elif call == "log":
+                patch.setattr(os, "fdatasync", raiser(full))
+            elif call == "events":
+                patch.setattr(runs.json, "dumps", raiser(full))
+            else:
+                patch.setattr(runs, "write_json", raiser(full))
+
+        with pytest.raises(ts.StoreError, match=r"cannot write to .*No space left on device; the waves .* are safe"):
+            search(store=store, callbacks=[fill])
+    assert len(waves(store)) >= 3
+    same(resume(store), straight)
+
+
+def raiser(error: Exception) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
+
+
+LIMITED = """
+import resource, signal, sys
+import treesearch as ts
+from backends.gaussian import LinearGaussian
+from rewards.analytic import linear
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+def limit(snapshot):
+    if snapshot.wave == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+
+ts.search(
+    LinearGaussian(num_steps=5), linear(1.0), ts.DiffusionTreeSampling(wave=4), budget=ts.Budget(nfe=400),
+    store=sys.argv[1], callbacks=[limit],
+)
+"""
+
+
+def test_a_real_limit_on_file_size(store: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(store)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "StoreError: cannot write to" in done.stderr
+    assert "File too large; the waves recorded so far are safe, make room and resume" in done.stderr
+    assert len(waves(store)) >= 3
+    same(resume(store), search())
+
+
+@pytest.mark.parametrize("value", [explode, put(math.nan), lambda r: r[:, None]])
+@pytest.mark.parametrize(("method", "after"), [(TREE, 30), (ts.FeynmanKac(num_particles=16), 200), (ts.BestOfN(), 30)])
+def test_a_run_goes_on_after_its_reward_is_repaired(
+    store: Path, value: Callable[[Tensor], Any], method: object, after: int
+) -> None:
+    straight = search(method=method, batch_size=8)
+    with pytest.raises(RewardError, match="spoilt"):
+        search(reward=spoil(value, after), method=method, batch_size=8, store=store)
+    assert len(waves(store)) >= 2
+    assert json.loads((store / "run.json").read_text())["status"] == "interrupted"
+    calls = 0
+
+    def repaired(x: Tensor, _: object) -> Tensor:
+        nonlocal calls
+        calls += len(x)
+        return x.flatten(1).sum(1)
+
+    recorded = runs.Run.open(store)
+    recorded[0].close("interrupted")
+    again = resume(store, reward=Reward(repaired, "spoilt"), batch_size=8)
+    same(again, straight)
+    assert calls == straight.cost.reward_calls - recorded[1][-1].meta["cost"]["reward_calls"]
