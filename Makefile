@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## search for high-reward digits with every method at equal NFE, into runs/demo
-	@$(PY) -m treesearch demo
+	@$(PY) -m treesearch compare --store runs/demo
 
 test: $(STAMP)  ## the test suite
 	@$(PY) -m pytest -q -n 2 --dist loadfile

@@ -55,7 +55,9 @@ def respace(train_steps: int, num_steps: int, spacing: Spacing = "trailing", off
     return steps.long()
 
 
-def to_endpoint(prediction: Prediction, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def to_endpoint(
+    prediction: Prediction, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
     """(x̂_0, ε̂) from a network output; alpha = √ᾱ_t and sigma = √(1-ᾱ_t) broadcast against x."""
     if prediction == "epsilon":
         return (x - sigma * output) / alpha, output
@@ -69,7 +71,7 @@ class DiffusionKernel:
     """The chain that DDPM or DDIM(η) makes of a network.
 
     Args:
-        model: called as model(x, timestep) with timestep (n,) int64; returns a tensor like x or an object with `.sample`.
+        model: called as model(x, timestep) with timestep (n,) int64; returns a tensor like x, or has it as `.sample`.
         state_shape: shape of one state.
         alphas_cumprod: ᾱ on the training grid, (N,).
         num_steps: T, the steps of the chain.
@@ -122,7 +124,9 @@ class DiffusionKernel:
         steps = respace(len(bars), num_steps, spacing, offset)
         bar_t = bars[steps]
         if prediction == "epsilon" and bar_t[-1] == 0:
-            raise ValueError("alphas_cumprod ends at 0, where ε says nothing about x_0: the network must predict v or sample")
+            raise ValueError(
+                "alphas_cumprod ends at 0, where ε does not give x_0: the network must predict v or sample"
+            )
         last = float(bars[0]) if final_alpha is None else final_alpha
         if not float(bar_t[0]) <= last <= 1:
             raise ValueError(f"final_alpha is {last}, expected {float(bar_t[0]):.4g} (ᾱ of the last step) to 1")
@@ -160,7 +164,7 @@ class DiffusionKernel:
 
     def encode(self, prompts: Sequence[Any]) -> None:
         """Unconditional: prompts reach the reward only."""
-        return None
+        return
 
     def decode(self, x0: Tensor) -> Any:
         return x0 if self._decode is None else self._decode(x0)
@@ -171,7 +175,8 @@ class DiffusionKernel:
         if not isinstance(self.model, nn.Module):
             return None
         digest = hashlib.blake2b(digest_size=12)
-        digest.update(repr((self.name, self.step, self.eta, self.prediction, self.clip_sample, self.num_steps)).encode())
+        settings = (self.name, self.step, self.eta, self.prediction, self.clip_sample, self.num_steps)
+        digest.update(repr(settings).encode())
         tables = {"timestep": self._timestep, "alpha": self._alpha, "alpha_s": self._alpha_s}
         for key, value in (tables | self.model.state_dict()).items():
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())

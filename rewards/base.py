@@ -1,7 +1,7 @@
 """Rewards: batched black-box functions of samples, with an algebra.
 
-    r = 2.0 * log_prob(3) + compressibility().clip(-3, 0)
-    r(samples) -> (n,) float64, higher is better
+r = 2.0 * log_prob(3) + compressibility().clip(-3, 0)
+r(samples) -> (n,) float64, higher is better
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Reward:
         return _combine(self, other, torch.minimum, "min")
 
     def clip(self, low: float = -math.inf, high: float = math.inf) -> Reward:
-        """r limited to [low, high]: a floor keeps one term from drowning the others, a ceiling stops over-optimising."""
+        """r limited to [low, high]: a floor keeps one term from drowning others, a ceiling stops over-optimising."""
         if not low < high:
             raise ValueError(f"clip needs low < high, got {low} and {high}")
         return _wrap(self, lambda v: v.clamp(low, high), f"clip({self.name}, {low:g}, {high:g})")
@@ -130,7 +130,9 @@ def check_rewards(values: Any, n: int, name: str) -> Tensor:
         if bad.any():
             rows = bad.nonzero().flatten().tolist()
             more = f"{len(rows)} of {n} rows, first row {rows[0]}"
-            raise RewardError(f"reward {name!r} returned {what} ({more}): return a finite number, or -inf to forbid", rows)
+            raise RewardError(
+                f"reward {name!r} returned {what} ({more}): return a finite number, or -inf to forbid", rows
+            )
     return values
 
 

@@ -56,7 +56,7 @@ class _Cache:
         if isinstance(samples, Tensor):
             samples = samples.detach()
         names = [self._name(samples[i], None if prompts is None else prompts[i]) for i in range(len(samples))]
-        fresh = {name: i for i, name in reversed(list(enumerate(names))) if name not in self.values}
+        fresh = {name: i for i, name in enumerate(names) if name not in self.values}
         rows = sorted(fresh.values())
         found = {name: self.values[name] for name in names if name not in fresh}
         if rows:
@@ -106,7 +106,7 @@ def _content(value: Any) -> list[bytes]:
         shape = getattr(value, "shape", getattr(value, "size", ()))
         kind = getattr(value, "dtype", getattr(value, "mode", ""))
         return [f"{type(value).__name__}{kind}{shape}".encode(), value.tobytes()]
-    raise TypeError(f"cannot tell {type(value).__name__} samples or prompts apart by content: give cached(..., key=...)")
+    raise TypeError(f"cannot tell {type(value).__name__} samples or prompts apart: give cached(..., key=...)")
 
 
 def normalise(reward: Reward, mean: float, std: float) -> Reward:
@@ -164,10 +164,10 @@ class Normalisation:
             )
         std = float(values.std())
         if std == 0:
-            raise ValueError(f"reward {reward.name!r} is {values[0]:g} on all {n} calibration samples: nothing to scale by")
-        return Normalisation(
-            mean=float(values.mean()), std=std, n=n, seed=seed, reward=reward.name, reward_calls=calls
-        )
+            raise ValueError(
+                f"reward {reward.name!r} is {values[0]:g} on all {n} calibration samples: nothing to scale by"
+            )
+        return Normalisation(mean=float(values.mean()), std=std, n=n, seed=seed, reward=reward.name, reward_calls=calls)
 
     def apply(self, reward: Reward) -> Reward:
         """The reward it was fitted on, normalised.

@@ -109,5 +109,7 @@ def _checked(images: Any) -> Tensor:
         raise ValueError(f"expected images (n, c, h, w), got {got}")
     if images.dtype != torch.bool and images.numel() and not (images.min() >= -_SLACK and images.max() <= 1 + _SLACK):
         low, high = float(images.min()), float(images.max())
-        raise ValueError(f"expected images in [0, 1], got values from {low:.3g} to {high:.3g}: map them in kernel.decode")
+        raise ValueError(
+            f"expected images in [0, 1], got values from {low:.3g} to {high:.3g}: map them in kernel.decode"
+        )
     return images

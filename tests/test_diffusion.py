@@ -58,7 +58,9 @@ def kernel_of(scheduler, model=None, num_steps: int = T, shape=SHAPE, **options)
 
 
 def plain(eta: float = 1.0, num_steps: int = T, **options) -> DiffusionKernel:
-    return kernel_of(DDIMScheduler(timestep_spacing="trailing", clip_sample=False), eta=eta, num_steps=num_steps, **options)
+    return kernel_of(
+        DDIMScheduler(timestep_spacing="trailing", clip_sample=False), eta=eta, num_steps=num_steps, **options
+    )
 
 
 def noises(n: int = 3, num_steps: int = T) -> torch.Tensor:
@@ -88,7 +90,7 @@ def run_ddim(scheduler, model, z: torch.Tensor, eta: float) -> list[torch.Tensor
 
 
 def in_float64(scheduler, model):
-    """The same scheduler and network in float64: in float32 diffusers loses 3e-4 to the cancellation in 1 - ᾱ_s - σ²."""
+    """The same scheduler and network in float64: in float32 diffusers loses 3e-4 in 1 - ᾱ_s - σ²."""
     scheduler, model = copy.deepcopy(scheduler), copy.deepcopy(model).double()
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     return scheduler, model
@@ -134,7 +136,7 @@ def test_ddpm_step_is_diffusers(prediction: str, spacing: str, clip: bool, monke
         z, theirs = noises(num_steps=num_steps), []
         x = z[0].double()
         for t, timestep in zip(range(num_steps, 0, -1), scheduler.timesteps, strict=True):
-            monkeypatch.setattr(ddpm_module, "randn_tensor", lambda *_, t=t, **__: z[t].double())
+            monkeypatch.setattr(ddpm_module, "randn_tensor", lambda *_, z=z, t=t, **__: z[t].double())
             step = reference.step(model(x, timestep.expand(len(x))), timestep, x)
             theirs.append(step.pred_original_sample)
             x = step.prev_sample
@@ -168,7 +170,9 @@ def test_mixed_levels_equal_one_by_one() -> None:
         torch.testing.assert_close(law.endpoint[i], alone.endpoint[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("eta", "final_alpha", "offset"), [(0.0, 1.0, 0), (0.3, 1.0, 0), (1.0, None, 1), (1.0, None, 0)])
+@pytest.mark.parametrize(
+    ("eta", "final_alpha", "offset"), [(0.0, 1.0, 0), (0.3, 1.0, 0), (1.0, None, 1), (1.0, None, 0)]
+)
 def test_stochastic_tells_which_steps_have_variance(eta: float, final_alpha: float | None, offset: int) -> None:
     bars = DDIMScheduler().alphas_cumprod
     kernel = DiffusionKernel(
@@ -177,7 +181,11 @@ def test_stochastic_tells_which_steps_have_variance(eta: float, final_alpha: flo
     )  # fmt: skip
     x = torch.zeros(1, *SHAPE)
     moved = [
-        bool((kernel.transition(x, torch.tensor([t])).sample(x + 1) != kernel.transition(x, torch.tensor([t])).mean).any())
+        bool(
+            (
+                kernel.transition(x, torch.tensor([t])).sample(x + 1) != kernel.transition(x, torch.tensor([t])).mean
+            ).any()
+        )
         for t in range(1, T + 1)
     ]
     assert describe(kernel).stochastic == (True, *moved)
@@ -202,7 +210,10 @@ def test_predictions_convert_into_each_other() -> None:
     [
         ({"num_steps": 1001}, r"num_steps is 1001, expected 1\.\.1000"),
         ({"num_steps": 0}, r"num_steps is 0, expected 1"),
-        ({"num_steps": 1000, "spacing": "leading", "offset": 1}, r"offset 1 gives timesteps 1\.\.1000, expected .* 0\.\.999"),
+        (
+            {"num_steps": 1000, "spacing": "leading", "offset": 1},
+            r"offset 1 gives timesteps 1\.\.1000, expected .* 0\.\.999",
+        ),
         ({"spacing": "karras"}, "unknown spacing 'karras': choose leading"),
         ({"eta": 1.5}, r"eta is 1.5, expected 0\.\.1"),
         ({"step": "ddpm", "eta": 0.5}, "step='ddpm' has eta = 1, got 0.5"),
@@ -278,7 +289,9 @@ def brightness(samples: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_branching_where_no_noise_follows_is_refused(eta: float, method: object) -> None:
-    with pytest.raises(ValueError, match=r"deterministic below level.*identical copies: use BestOfN, a kernel with eta"):
+    with pytest.raises(
+        ValueError, match=r"deterministic below level.*identical copies: use BestOfN, a kernel with eta"
+    ):
         ts.search(plain(eta), brightness, method, budget=ts.Budget(nfe=400))
 
 

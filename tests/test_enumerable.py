@@ -42,9 +42,7 @@ def law_matrix(kernel, states, t):
 
 def check(kernel, states, prior):
     reward = rewards(len(states))
-    total, posterior, above = by_hand(
-        states, prior, lambda t: law_matrix(kernel, states, t), reward, kernel.num_steps
-    )
+    total, posterior, above = by_hand(states, prior, lambda t: law_matrix(kernel, states, t), reward, kernel.num_steps)
     exact = kernel.tilted(reward, LAM)
     assert exact.log_z == pytest.approx(math.log(total), abs=1e-10)
     torch.testing.assert_close(exact.posterior, posterior, atol=1e-12, rtol=0)

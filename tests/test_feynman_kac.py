@@ -46,7 +46,7 @@ def forbid_negative(x):
 )
 def test_potentials_telescope_to_the_reward_of_each_surviving_lineage(monkeypatch, gaussian, potential, options):
     method = FK(num_particles=16, lam=1.0, potential=potential, **options)
-    happened = laws.potentials_follow_lineages(monkeypatch, gaussian, linear(1.2), method, ts.Budget(iterations=20))
+    happened = laws.potentials_follow_lineages(monkeypatch, gaussian, linear(1.2), method, ts.Budget(iterations=8))
     assert happened > 5
 
 
@@ -77,15 +77,15 @@ def test_z_is_unbiased(gaussian, potential, threshold, scheme, schedule):
     method = FK(
         num_particles=8, lam=lam, potential=potential, ess_threshold=threshold, resampling=scheme, schedule=schedule
     )
-    unbiased(populations(gaussian, R, method, gaussian.tilted(TILT, lam).log_z, 1500))
+    unbiased(populations(gaussian, R, method, gaussian.tilted(TILT, lam).log_z, 1200))
 
 
-@pytest.mark.parametrize("scheme", ["multinomial", "systematic", "ssp"])
-def test_z_is_unbiased_for_two_particles_and_for_one(gaussian, scheme):
-    reward, log_z = linear(0.5), gaussian.tilted(Tilt(c=0.5)).log_z
-    for k, n in ((1, 2500), (2, 2000)):
-        method = FK(num_particles=k, ess_threshold=1.0, resampling=scheme)
-        unbiased(populations(gaussian, reward, method, log_z, n))
+@pytest.mark.parametrize(
+    ("k", "scheme", "n"), [(1, "systematic", 2000), (2, "multinomial", 1200), (2, "systematic", 1200), (2, "ssp", 1200)]
+)
+def test_z_is_unbiased_for_one_and_two_particles(gaussian, k, scheme, n):
+    method = FK(num_particles=k, ess_threshold=1.0, resampling=scheme)
+    unbiased(populations(gaussian, linear(0.5), method, gaussian.tilted(Tilt(c=0.5)).log_z, n))
 
 
 @pytest.mark.parametrize("threshold", [0.9, 1.0])
@@ -93,8 +93,9 @@ def test_z_is_unbiased_for_two_particles_and_for_one(gaussian, scheme):
     "kernel", [DiscreteChain.random(), MaskedChain.random(num_steps=4)], ids=["discrete", "masked"]
 )
 def test_z_is_unbiased_on_enumerable_chains(kernel, threshold):
-    reward, log_z = exact_bed(kernel)
-    unbiased(populations(kernel, reward, FK(num_particles=8, ess_threshold=threshold), log_z, 1000))
+    reward, log_z = exact_bed(kernel, lam=0.6)
+    method = FK(num_particles=8, lam=0.6, ess_threshold=threshold)
+    unbiased(populations(kernel, reward, method, log_z, 1200))
 
 
 def test_z_is_unbiased_with_a_quadratic_reward_on_a_mixture():
@@ -108,7 +109,7 @@ def test_z_is_unbiased_with_a_quadratic_reward_on_a_mixture():
 def test_a_wrong_proposal_is_corrected_by_its_weights(gaussian, drifting, potential):
     method = FK(num_particles=8, potential=potential, ess_threshold=0.8)
     reward, log_z = linear(0.5), gaussian.tilted(Tilt(c=0.5)).log_z
-    ratios = populations(drifting, reward, method, log_z, 2500)
+    ratios = populations(drifting, reward, method, log_z, 1800)
     unbiased(ratios)
     uncorrected = populations(_Unweighted(drifting), reward, method, log_z, 200)
     gap, se = laws.error(uncorrected)
@@ -150,7 +151,7 @@ def test_the_optimal_proposal_has_no_variance(gaussian):
 
 def test_a_prior_proposal_is_corrected_by_its_weight(gaussian):
     kernel, reward, log_z = ShiftedPrior(gaussian), linear(0.5), gaussian.tilted(Tilt(c=0.5)).log_z
-    unbiased(populations(kernel, reward, FK(num_particles=8, ess_threshold=0.8), log_z, 1500))
+    unbiased(populations(kernel, reward, FK(num_particles=8, ess_threshold=0.8), log_z, 1200))
 
 
 def test_fixed_tempering_keeps_z_unbiased(gaussian):
@@ -254,6 +255,8 @@ def test_forbidden_endpoints_die_are_counted_and_never_resampled(gaussian, poten
     assert any("died at an endpoint" in warning for warning in result.diagnostics["warnings"])
     tree = result.tree
     dead = np.flatnonzero((tree.reward == -math.inf) & (tree.t > 0))
+    if potential == "max":  # later on the lineage's maximum is finite
+        dead = dead[tree.t[dead] == 4]
     assert len(dead)
     assert not np.isin(tree.parent, dead).any()
     alive = result.log_weights > -math.inf
@@ -285,10 +288,11 @@ def test_temperatures_from_the_particles_are_consistent_and_say_so(gaussian):
     assert any("consistent, not unbiased" in warning for warning in result.diagnostics["warnings"])
 
 
-def test_tempering_by_ess_keeps_the_ess_at_every_level(gaussian):
+def test_tempering_by_ess_starts_at_the_target_ess(gaussian):
     method = FK(num_particles=200, lam=20.0, tempering="ess", ess_threshold=0.6, ess_target=0.5)
     result = run(gaussian, linear(1.2), method, ts.Budget(nfe=1000))
-    assert all(ess >= 100 - 1e-6 for ess in result.diagnostics["ess_levels"][0][:-1])
+    assert result.diagnostics["ess_levels"][0][0] == pytest.approx(100, rel=1e-6)
+    assert result.diagnostics["resamplings"][0] > 0
 
 
 # Merging and standard errors.
@@ -318,12 +322,20 @@ def test_the_standard_error_between_populations_is_calibrated(gaussian):
     assert abs(z.mean()) < 0.5
 
 
-@pytest.mark.parametrize(("scheme", "low", "high"), [("multinomial", 0.75, 1.3), ("systematic", 0.9, 4.0)])
-def test_the_standard_error_of_one_population_is_the_genealogy_s(gaussian, scheme, low, high):
-    """Unbiased for multinomial resampling, an over-estimate for systematic."""
-    n, method = 400, FK(num_particles=100, ess_threshold=0.9, resampling=scheme)
-    result = run(gaussian, linear(1.2), method, ts.Budget(iterations=n), prompts=list(range(n)))
-    exact = gaussian.tilted(Tilt(c=1.2)).log_z
+@pytest.mark.parametrize(
+    ("scheme", "c", "threshold", "low", "high"),
+    [
+        ("multinomial", 1.2, 0.9, 0.8, 1.3),
+        ("systematic", 1.2, 0.5, 0.8, 1.5),
+        ("systematic", 1.2, 1.0, 1.0, 2.0),
+        ("ssp", 2.5, 0.9, 0.8, 1.5),
+    ],
+)
+def test_the_standard_error_of_one_population_comes_from_its_genealogy(gaussian, scheme, c, threshold, low, high):
+    """Unbiased for multinomial resampling; an over-estimate, as a rule, for the others. Reported/true variance."""
+    n, method = 400, FK(num_particles=100, ess_threshold=threshold, resampling=scheme)
+    result = run(gaussian, linear(c), method, ts.Budget(iterations=n), prompts=list(range(n)))
+    exact = gaussian.tilted(Tilt(c=c)).log_z
     z = np.exp([task.log_z - exact for task in result.tasks])
     se = np.array([task.log_z_se or np.nan for task in result.tasks])
     assert np.isnan(se).mean() < 0.1

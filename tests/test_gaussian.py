@@ -11,6 +11,7 @@ from treesearch.testing import bare_chain
 
 F64 = torch.float64
 GRID = torch.linspace(-9, 9, 701, dtype=F64)
+LAM = 0.7
 TILTS = [Tilt(c=1.2), Tilt(k=1.5, y=1.5)]
 
 
@@ -82,26 +83,26 @@ def test_every_marginal_of_the_chain_is_the_noised_data(name):
 
 @pytest.mark.parametrize("tilt", TILTS, ids=["linear", "quadratic"])
 @pytest.mark.parametrize("name", ["gaussian", "mixture"])
-def test_soft_values_obey_their_recursion(name, tilt, lam=0.7):
+def test_soft_values_obey_their_recursion(name, tilt):
     kernel = BEDS[name]
-    tilted = kernel.tilted(tilt, lam)
+    tilted = kernel.tilted(tilt, LAM)
     inside = GRID.abs() < 3  # further out, the grid's edge is in reach
     value = reward_on_grid(tilt)
     for t in range(1, kernel.num_steps + 1):
-        value = torch.trapezoid(step_density(kernel, t) * (lam * value).exp(), GRID, dim=1).log() / lam
+        value = torch.trapezoid(step_density(kernel, t) * (LAM * value).exp(), GRID, dim=1).log() / LAM
         exact = tilted.value(GRID[:, None], torch.full((len(GRID),), t))
         torch.testing.assert_close(value[inside], exact[inside], atol=1e-6, rtol=0)
         value = exact
-    whole = torch.trapezoid(marginal(kernel, kernel.num_steps) * (lam * value).exp(), GRID)
+    whole = torch.trapezoid(marginal(kernel, kernel.num_steps) * (LAM * value).exp(), GRID)
     assert float(whole.log()) == pytest.approx(tilted.log_z, abs=1e-6)
 
 
 @pytest.mark.parametrize("tilt", TILTS, ids=["linear", "quadratic"])
 @pytest.mark.parametrize("name", ["gaussian", "mixture"])
-def test_the_tilted_law_is_the_data_times_exp_of_the_reward(name, tilt, lam=0.7):
+def test_the_tilted_law_is_the_data_times_exp_of_the_reward(name, tilt):
     kernel = BEDS[name]
-    tilted = kernel.tilted(tilt, lam)
-    want = marginal(kernel, 0) * (lam * reward_on_grid(tilt) - tilted.log_z).exp()
+    tilted = kernel.tilted(tilt, LAM)
+    want = marginal(kernel, 0) * (LAM * reward_on_grid(tilt) - tilted.log_z).exp()
     got = (tilted.weight.log() + log_normal(GRID[:, None, None], tilted.mean, tilted.std)).exp().sum(1)
     torch.testing.assert_close(got, want, atol=1e-9, rtol=0)
 

@@ -154,7 +154,7 @@ def test_cache_takes_sequences_and_refuses_unknown_objects() -> None:
     assert arrays([np.ones(2), np.ones((1, 2)), np.ones(2)]).tolist() == [2, 2, 2]
     assert arrays.calls() == 2
     things = [Counting(), Counting()]
-    with pytest.raises(RewardError, match=r"cannot tell Counting samples .* key="):
+    with pytest.raises(RewardError, match=r"cannot tell Counting samples .*key="):
         cached(as_reward(lambda batch: [0.0] * len(batch)))(things)
     keyed = cached(as_reward(lambda batch: [0.0] * len(batch)), key=lambda thing: b"same")
     keyed(things)
@@ -190,6 +190,9 @@ def test_calls_of_a_pair_are_those_of_the_part_that_made_more() -> None:
     right(X + 10)  # elsewhere
     pair(X)
     assert pair.calls() == 3
+    both = cached(VALUE) + cached(SQUARE)
+    both(X)
+    assert both.calls() == 3  # not 6: one call scores one sample
     assert (pair + VALUE).calls is None  # one part scores everything
     assert (2 * pair).clip(0, 1).calls() == 3
 
@@ -271,9 +274,15 @@ def test_brightness_contrast_ink() -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: image.brightness()(torch.zeros(3, 28, 28)), r"expected images \(n, c, h, w\), got shape \(3, 28, 28\)"),
+        (
+            lambda: image.brightness()(torch.zeros(3, 28, 28)),
+            r"expected images \(n, c, h, w\), got shape \(3, 28, 28\)",
+        ),
         (lambda: image.brightness()([0.0]), r"expected images \(n, c, h, w\), got list"),
-        (lambda: image.compressibility()(2 * pictures() - 1), r"in \[0, 1\], got values from -1 to 1: map them in kernel"),
+        (
+            lambda: image.compressibility()(2 * pictures() - 1),
+            r"in \[0, 1\], got values from -1 to 1: map them in kernel",
+        ),
         (lambda: image.ink()(torch.full((1, 1, 2, 2), math.nan)), "got values from nan to nan"),
         (lambda: image.compressibility()(torch.zeros(1, 4, 8, 8)), "one or three channels, got images of 4"),
         (lambda: image.compressibility(quality=0), r"quality is 0, expected a whole number in 1\.\.100"),

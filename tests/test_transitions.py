@@ -110,7 +110,9 @@ def test_categorical_frequencies_are_its_probabilities():
     assert stats.chisquare(counts.numpy(), (law.probs[0, 0] * 50_000).numpy()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("law", [gaussian(), gaussian(moved=False), categorical(), mixture()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "law", [gaussian(), gaussian(moved=False), categorical(), mixture()], ids=lambda x: type(x).__name__
+)
 def test_cat_and_take_move_whole_rows(law):
     n = len(law.endpoint)
     rows = torch.tensor([n - 1, 0, 0, 1])

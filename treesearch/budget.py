@@ -7,7 +7,7 @@ of the whole search, split evenly over its tasks, floor(total / tasks) each; the
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from treesearch.errors import BudgetError
@@ -101,7 +101,12 @@ class Cost:
     reward_calls: int = 0
     decodes: int = 0
     seconds: float = 0.0
-    repeated_nfe: int = field(default=0)
+    repeated_nfe: int = 0
+
+    def add(self, other: Cost) -> None:
+        """Enter what a part of the search cost."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
 
     def copy(self) -> Cost:
         """An independent copy."""

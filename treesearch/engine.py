@@ -63,6 +63,7 @@ class Flight:
     log_w: NDArray[np.float64]  # since the node passed last
     again: NDArray[np.bool_]  # the next evaluation was paid for before (an interrupted wave)
     unscored: int = 0
+    cost: Cost = field(default_factory=Cost)  # settled when the wave is finished
     queue: dict[int, list[Ids]] = field(default_factory=dict)  # evaluations left -> chunks of rows
 
     def enqueue(self, rows: Ids, left: Ids) -> None:
@@ -95,7 +96,6 @@ class Batch:
         self.task = np.concatenate([f.task[rows] for f, _, rows in parts])
         self.key = np.concatenate([f.key[rows] for f, _, rows in parts])
         self.ends = np.concatenate([f.hold[rows] & (steps == 1) for f, steps, rows in parts])
-        self.again = sum(int(f.again[rows].sum()) for f, _, rows in parts)
 
     def split(self) -> Iterator[tuple[Flight, int, Ids, slice]]:
         """Each part with its place in the batch."""
@@ -174,6 +174,7 @@ class Engine:
                     self._pass()
                 self._score(self.batch_size if flight.queue else 1)
             self._flights.remove(flight)
+            self.cost.add(flight.cost)
 
     def _start(self, task: int, segments: Segments) -> dict[str, Any]:
         """Rows at the states they start from: the prior, a draw from a held transition, or a stored state."""
@@ -216,7 +217,11 @@ class Engine:
             batch += taken
             room -= sum(len(rows) for _, _, rows in taken)
         batch = Batch(batch)
-        law = self._evaluate(batch.x, batch.t, batch.task, repeated=batch.again)
+        law, padding = self._evaluate(batch.x, batch.t, batch.task)
+        for flight, _, rows in batch.parts:
+            self._count(flight.cost, len(rows), int(flight.again[rows].sum()), padding)
+            flight.again[rows] = False
+            padding = 0
         if batch.ends.any():
             self._hold(batch, law)
         go = np.flatnonzero(~batch.ends)
@@ -224,7 +229,6 @@ class Engine:
         if len(go):
             x, log_w = self._draw(moving, batch.key[go], batch.t[go])
         for flight, steps, rows, place in batch.split():
-            flight.again[rows] = False
             if batch.ends[place].all():
                 continue
             inside = slice(*np.searchsorted(go, (place.start, place.stop)))
@@ -269,25 +273,23 @@ class Engine:
             self._unscored.append((flight, rows, law.endpoint[torch.from_numpy(at)]))
 
     def _score(self, at_least: int) -> None:
-        """Score what waits, in batches, once it fills one."""
-        while sum(len(rows) for _, rows, _ in self._unscored) >= at_least and self._unscored:
-            chosen, room = [], self.batch_size
-            while self._unscored and room > 0:
-                flight, rows, x = self._unscored.pop(0)
+        """Score what waits, in batches of one wave, once it fills one."""
+        while self._unscored and sum(len(rows) for _, rows, _ in self._unscored) >= at_least:
+            flight, chosen, room = self._unscored[0][0], [], self.batch_size
+            while self._unscored and self._unscored[0][0] is flight and room > 0:
+                _, rows, x = self._unscored.pop(0)
                 if len(rows) > room:
                     self._unscored.insert(0, (flight, rows[room:], x[room:]))
                     rows, x = rows[:room], x[:room]
                 room -= len(rows)
-                chosen.append((flight, rows, x))
-            task = np.concatenate([f.task[rows] for f, rows, _ in chosen])
-            node = np.concatenate([f.last[rows] for f, rows, _ in chosen])
-            reward = self.evaluate_reward(_cat([x for _, _, x in chosen]), task, node)
-            for i, mine in _by_task(task):
-                self.trees[i].reward[node[mine]] = reward[mine]
-            for flight, rows, _ in chosen:
-                flight.unscored -= len(rows)
+                chosen.append((rows, x))
+            rows = np.concatenate([r for r, _ in chosen])
+            reward = self._reward(_cat([x for _, x in chosen]), flight.task[rows], flight.last[rows], flight.cost)
+            for i, mine in _by_task(flight.task[rows]):
+                self.trees[i].reward[flight.last[rows[mine]]] = reward[mine]
+            flight.unscored -= len(rows)
 
-    def evaluate_reward(self, x: Tensor, task: Ids, node: Ids) -> NDArray[np.float64]:
+    def _reward(self, x: Tensor, task: Ids, node: Ids, cost: Cost) -> NDArray[np.float64]:
         """Rewards (n,) of states (n, *state), counted; errors name the node.
 
         Raises:
@@ -302,12 +304,12 @@ class Engine:
             rows = error.rows[:4] or range(min(4, len(node)))
             named = ", ".join(f"node {node[i]} (t = {self.trees[task[i]].t[node[i]]}) of task {task[i]}" for i in rows)
             raise RewardError(f"{error} [{named}]", error.rows) from error
-        self.cost.reward_calls += len(x) if before is None or not self.reward.calls else self.reward.calls() - before
-        self.cost.decodes += len(x) if self.reward.input == "sample" else 0
+        cost.reward_calls += len(x) if before is None or not self.reward.calls else self.reward.calls() - before
+        cost.decodes += len(x) if self.reward.input == "sample" else 0
         return values.numpy()
 
-    def _evaluate(self, x: Tensor, t: Ids, task: Ids, *, repeated: int = 0) -> Transition:
-        """One network call on n rows, `repeated` of them paid for before; checked, counted, padded if asked for."""
+    def _evaluate(self, x: Tensor, t: Ids, task: Ids) -> tuple[Transition, int]:
+        """One network call on n rows, checked; the transition and how many rows of padding went along."""
         n, pad = len(t), max(0, self.batch_size - len(t)) if self.batch_invariant else 0
         if pad:
             x, t, task = torch.cat([x, x[:1].expand(pad, *x.shape[1:])]), _pad(t, pad), _pad(task, pad)
@@ -321,11 +323,14 @@ class Engine:
             got, want = tuple(law.endpoint.shape), tuple(x.shape)
             raise KernelError(f"kernel.transition returned an endpoint of shape {got}, expected {want}, like its states")
         self.passes += 1
-        self.cost.rows += len(t) * self.spec.rows_per_nfe
-        self.cost.backward_nfe += n * self.spec.backward_per_nfe
-        self.cost.nfe += n - repeated
-        self.cost.repeated_nfe += repeated
-        return law.take(torch.arange(n)) if pad else law
+        return (law.take(torch.arange(n)) if pad else law), pad
+
+    def _count(self, cost: Cost, n: int, repeated: int, padding: int = 0) -> None:
+        """Enter n evaluated rows into a cost, `repeated` of them paid for before."""
+        cost.nfe += n - repeated
+        cost.repeated_nfe += repeated
+        cost.rows += (n + padding) * self.spec.rows_per_nfe
+        cost.backward_nfe += n * self.spec.backward_per_nfe
 
     def _draw(self, law: Transition, key: NDArray[np.uint64], t: Ids) -> tuple[Tensor, NDArray[np.float64]]:
         """x_{t-1} and the log p/q of the step, from each row's own noise."""
@@ -386,7 +391,9 @@ class Engine:
             row = x[None].to(self.spec.device)
         for t in range(level, int(tree.t[node]), -1):
             at = np.array([t])
-            row, _ = self._draw(self._evaluate(row, at, np.array([task]), repeated=int(repeated)), key, at)
+            law, padding = self._evaluate(row, at, np.array([task]))
+            self._count(self.cost, 1, int(repeated), padding)
+            row, _ = self._draw(law, key, at)
         return row[0]
 
 

@@ -55,5 +55,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"cannot write to {path}: {error.strerror}; the waves recorded so far are safe, make room and resume the run"
+            f"cannot write to {path}: {error.strerror}; the waves recorded so far are safe, "
+            "make room and resume the run"
         ) from error

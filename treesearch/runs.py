@@ -35,9 +35,8 @@ FORMAT = 1
 _MAGIC = b"TREESRCH" + struct.pack("<I", FORMAT)
 _BLOCK = struct.Struct("<4sIIIII")  # mark, wave, bytes of JSON, nodes, hits, CRC-32 of what follows
 _MARK = b"WAVE"
-_REQUIRED = (
-    "method", "seed", "prompts", "num_steps", "state_shape", "dtype", "fingerprint", "reward", "budget", "pilot", "options",
-)  # fmt: skip
+_CHECKED = ("method", "seed", "prompts", "num_steps", "state_shape", "dtype", "fingerprint", "reward")
+_REQUIRED = (*_CHECKED, "budget", "pilot", "options")
 NODE = np.dtype(
     [
         ("task", "<i4"),
@@ -94,6 +93,8 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not os.fspath(path):
+            raise StoreError("store is empty, expected a folder: name one, or leave store=None to keep nothing")
         self.path = Path(path)
         self.config: dict[str, Any] = {}
         self.states: ShardStates | None = None
@@ -104,6 +105,12 @@ class Run:
     def create(path: str | os.PathLike[str], config: dict[str, Any]) -> Run:
         """Start a run in a folder that holds none."""
         run = Run(path)
+        try:
+            json.dumps(config)
+        except TypeError as error:
+            raise StoreError(
+                f"run.json cannot hold this search: {error}; prompts must be strings or plain data"
+            ) from error
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -151,9 +158,7 @@ class Run:
         """
         meta = json.dumps(block.meta, allow_nan=False).encode()
         payload = meta + block.nodes.tobytes() + block.hits.tobytes()
-        head = _BLOCK.pack(
-            _MARK, block.wave, len(meta), len(block.nodes), len(block.hits), zlib.crc32(payload)
-        )
+        head = _BLOCK.pack(_MARK, block.wave, len(meta), len(block.nodes), len(block.hits), zlib.crc32(payload))
         with self._guard():
             if self.states is not None:
                 self.states.sync()
@@ -226,9 +231,13 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise StoreError(f"{file} cannot be read: it is no JSON object")
     if config.get("format") != FORMAT:
-        raise StoreError(f"{path} has format {config.get('format')}, this version reads format {FORMAT}: use its version")
+        raise StoreError(
+            f"{path} has format {config.get('format')}, this version reads format {FORMAT}: use its version"
+        )
     if missing := [name for name in _REQUIRED if name not in config]:
-        raise StoreError(f"{file} lacks {', '.join(map(repr, missing))}: it is damaged, put back the file as it was written")
+        raise StoreError(
+            f"{file} lacks {', '.join(map(repr, missing))}: it is damaged, put back the file as it was written"
+        )
     return config
 
 

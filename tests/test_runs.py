@@ -1,0 +1,204 @@
+"""Run folders: kill -9 and resume, growing, lag, dropped states."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import treesearch as ts
+from backends.enumerable import MaskedChain
+from backends.gaussian import GaussianMixture, LinearGaussian
+from rewards.analytic import linear
+from treesearch import loop, runs
+
+METHODS = {
+    "best_of_n": ts.BestOfN(),
+    "fk": ts.FeynmanKac(num_particles=16),
+    "dts": ts.DiffusionTreeSampling(widening_c=1, widening_alpha=0.5, wave=8),
+    "dts_lag": ts.DiffusionTreeSampling(widening_c=1, widening_alpha=0.5, wave=8, lag=1),
+    "dts_star": ts.DiffusionTreeSearch(widening_c=1, widening_alpha=0.5, wave=8),
+    "beam": ts.BeamSearch(),
+}
+TREE = ("parent", "t", "visits", "value", "reward", "log_w", "key")
+
+
+def same_tree(a: ts.Tree, b: ts.Tree) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name), equal_nan=name in ("value", "reward")) for name in TREE)
+
+
+def cut(path, size):
+    """What a kill leaves behind: a log that ends anywhere, run.json that still says running."""
+    with open(path / "tree.bin", "r+b") as file:
+        file.truncate(size)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kernel", [LinearGaussian(), GaussianMixture.ring(10)], ids=["gaussian", "ring"])
+def test_a_log_cut_anywhere_resumes_to_the_same_tree(tmp_path, name, kernel):
+    budget, reward = ts.Budget(nfe=900), linear(0.7)
+    straight = ts.search(kernel, reward, METHODS[name], budget=budget, seed=3, store=tmp_path / "a", prompts=["x", "y"])
+    size = (tmp_path / "a" / "tree.bin").stat().st_size
+    for fraction in (0.0, 0.31, 0.62, 0.99):
+        ts.search(kernel, reward, METHODS[name], budget=budget, seed=3, store=tmp_path / str(fraction), prompts=["x", "y"])
+        cut(tmp_path / str(fraction), max(12, int(size * fraction)))
+        again = ts.resume(tmp_path / str(fraction), kernel, reward)
+        for a, b in zip(straight.tasks, again.tasks, strict=True):
+            assert same_tree(a.tree, b.tree)
+            assert torch.equal(a.samples, b.samples)
+            assert torch.equal(a.log_weights, b.log_weights)
+        assert straight.cost.nfe == again.cost.nfe
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "fk", "dts", "dts_lag", "dts_star"])
+def test_growing_a_finished_run_equals_a_straight_one(tmp_path, name):
+    kernel, reward, method = LinearGaussian(), linear(0.7), METHODS[name]
+    # Boundaries of whole waves, so that the first run was not cut short.
+    first = {"best_of_n": 320, "fk": 1280}.get(name)
+    if first is None:
+        first = [s.cost.nfe for s in ts.stream(kernel, reward, method, budget=ts.Budget(nfe=4000))][10]
+    ts.search(kernel, reward, method, budget=ts.Budget(nfe=first), store=tmp_path / "run")
+    grown = ts.resume(tmp_path / "run", kernel, reward, budget=ts.Budget(nfe=4000))
+    straight = ts.search(kernel, reward, method, budget=ts.Budget(nfe=4000))
+    assert same_tree(grown.tree, straight.tree)
+    assert grown.cost.nfe == straight.cost.nfe
+
+
+SLOW = """
+import sys, time, treesearch as ts
+from backends.gaussian import LinearGaussian
+from rewards.base import as_reward
+def slow(x):
+    time.sleep(0.01)
+    return 0.7 * x[:, 0]
+print("ready", flush=True)
+method = {method}
+ts.search(LinearGaussian(), as_reward(slow, name="slow"), method, budget=ts.Budget(nfe=4000), store=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("name", ["fk", "dts"])
+def test_kill_9_loses_at_most_the_wave_in_flight(tmp_path, name):
+    method = METHODS[name]
+    script = tmp_path / "job.py"
+    script.write_text(textwrap.dedent(SLOW).format(method=f"ts.{method!r}"))
+    folder = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    job = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, stdout=subprocess.PIPE)
+    log, deadline = folder / "tree.bin", time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.stat().st_size > 6_000):
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    job.stdout.close()
+    recorded = [block.meta["history"] for block, _ in runs.read_blocks(folder)]
+    assert recorded
+    assert recorded[-1]["nfe"] < 4000
+    slow = ts.search(LinearGaussian(), lambda x: 0.7 * x[:, 0], method, budget=ts.Budget(nfe=4000))
+    again = ts.resume(folder, LinearGaussian(), named(lambda x: 0.7 * x[:, 0], "slow"))
+    assert same_tree(slow.tree, again.tree)
+    assert again.cost.nfe == slow.cost.nfe
+    # Only the level that a population stood at is evaluated twice.
+    assert again.cost.repeated_nfe <= (256 if name == "fk" else 0)
+
+
+def named(function, name):
+    from rewards.base import as_reward
+
+    return as_reward(function, name=name)
+
+
+@pytest.mark.parametrize("keep", ["frontier", "none"])
+@pytest.mark.parametrize("name", METHODS)
+def test_dropped_states_are_recomputed_from_their_keys(name, keep):
+    kernel, reward, budget = GaussianMixture.ring(10), linear(0.7), ts.Budget(nfe=1500)
+    kept = ts.search(kernel, reward, METHODS[name], budget=budget)
+    dropped = ts.search(kernel, reward, METHODS[name], budget=budget, keep_states=keep)
+    assert same_tree(kept.tree, dropped.tree)
+    assert torch.equal(kept.samples, dropped.samples)
+    assert kept.cost.nfe == dropped.cost.nfe
+    inner = (dropped.tree.t > 0) & (dropped.tree.slot >= 0)
+    if keep == "none" or name in ("fk", "beam", "best_of_n"):
+        assert not inner.any()
+    if name.startswith("dts"):
+        assert (dropped.cost.repeated_nfe > 0) == (keep == "none")
+
+
+def test_an_interrupted_run_is_saved_and_says_so(tmp_path):
+    seen = []
+
+    def stop(snapshot):
+        seen.append(snapshot.wave)
+        if snapshot.wave == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ts.search(
+            LinearGaussian(), linear(), METHODS["dts"], budget=ts.Budget(nfe=900), store=tmp_path / "r", callbacks=[stop]
+        )
+    assert runs.read_config(tmp_path / "r")["status"] == "interrupted"
+    assert len(list(runs.read_blocks(tmp_path / "r"))) == 4
+    straight = ts.search(LinearGaussian(), linear(), METHODS["dts"], budget=ts.Budget(nfe=900))
+    assert same_tree(ts.resume(tmp_path / "r", LinearGaussian(), linear()).tree, straight.tree)
+
+
+def test_states_survive_losslessly_over_several_shards(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from treesearch import states
+
+    monkeypatch.setattr(states.ShardStates.__init__, "__defaults__", (0, 300))
+    kernel = MaskedChain.random(num_steps=6)
+    result = ts.search(kernel, lambda x: x.double().sum(1), METHODS["dts"], budget=ts.Budget(nfe=600), store=tmp_path / "r")
+    memory = ts.search(kernel, lambda x: x.double().sum(1), METHODS["dts"], budget=ts.Budget(nfe=600))
+    assert torch.equal(result.samples, memory.samples)
+    shards = sorted((tmp_path / "r").glob("states-*.safetensors"))
+    assert len(shards) > 3
+    rows = torch.cat([load_file(s)["states"] for s in shards])
+    assert len(rows) == (result.tree.slot >= 0).sum()
+    assert torch.equal(rows[result.tree.slot[result.leaves]], result.samples)
+
+
+
+
+def test_a_kernel_without_a_fingerprint_is_checked_on_one_edge(tmp_path):
+    class Anonymous:
+        def __init__(self, mean):
+            self._inner, self.calls = LinearGaussian(mean=mean), 0
+            self.num_steps, self.state_shape, self.dtype = 5, (1,), torch.float64
+
+        def prior(self, noise, cond=None):
+            return self._inner.prior(noise)
+
+        def transition(self, x, t, cond=None):
+            self.calls += len(x)
+            return self._inner.transition(x, t)
+
+        def decode(self, x0):
+            return x0
+
+    first = ts.search(Anonymous(0.3), linear(), METHODS["dts"], budget=ts.Budget(nfe=500), store=tmp_path / "r")
+    with pytest.raises(ts.StoreError, match="fingerprint"):
+        ts.resume(tmp_path / "r", Anonymous(0.4), linear(), budget=ts.Budget(nfe=900))
+    kernel = Anonymous(0.3)
+    more = ts.resume(tmp_path / "r", kernel, linear(), budget=ts.Budget(nfe=900))
+    assert kernel.calls == more.cost.nfe - first.cost.nfe
+    assert 890 < more.cost.nfe <= 900
+
+
+def test_a_million_nodes_are_a_few_seconds_to_read(tmp_path):
+    # The real size is in `make bench`; here a twentieth of it, so that a quadratic reader would be seen.
+    method = ts.DiffusionTreeSampling(wave=256)
+    ts.search(LinearGaussian(), linear(), method, budget=ts.Budget(nfe=45_000), batch_size=256, store=tmp_path / "r")
+    began = time.perf_counter()
+    session = loop.open_session(tmp_path / "r", LinearGaussian(), linear(), look=True)
+    assert time.perf_counter() - began < 2
+    assert len(session.searches[0].tree) > 45_000
+    session.close()
