@@ -1,0 +1,142 @@
+"""The command line as its user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from treesearch import runs, specs
+from treesearch.cli import COMMANDS, main
+from treesearch.commands import count
+
+TOY = ["--kernel", "gaussian(dim=2)", "--reward", "0.5*linear(1.0) + linear((0.1, 0.2))"]
+
+
+def run(*words):
+    return main(["run", *words])
+
+
+@pytest.mark.parametrize("method", ["best-of-n", "fk", "dts", "dts-star", "beam"])
+def test_run_show_export_resume(tmp_path, capsys, method):
+    store = str(tmp_path / "run")
+    assert run(method, *TOY, "--nfe", "2k", "--store", store, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cost"]["nfe"] <= 2_000
+    assert main(["resume", store, "--nfe", "3k", "--json"]) == 0
+    assert 2_000 < json.loads(capsys.readouterr().out)["cost"]["nfe"] <= 3_000
+    assert main(["show", store]) == 0
+    assert "finished" in capsys.readouterr().out
+    for what in ("graphml", "csv", "npz"):
+        assert main(["export", store, what]) == 0
+    assert main(["plot", store]) == 0
+    assert main(["plot", store, "--what", "tree"]) == 0
+    assert main(["ls", str(tmp_path), "--json"]) == 0
+    assert main(["cite", store]) == 0
+    assert (tmp_path / "run" / "README.md").read_text().startswith("# ")
+    assert runs.read_config(store)["status"] == "finished"
+
+
+def test_prompts_are_tasks(tmp_path, capsys):
+    assert run("fk", *TOY, "--prompts", "a", "b", "--nfe", "400", "--store", str(tmp_path / "r"), "--json") == 0
+    assert [t["prompt"] for t in json.loads(capsys.readouterr().out)["tasks"]] == ["a", "b"]
+
+
+def test_compare_writes_a_card_and_pictures(tmp_path, capsys):
+    folder = tmp_path / "c"
+    words = ["--methods", "best_of_n", "fk(num_particles=8)", "dts(wave=4)", "--nfe", "400", "--store", str(folder)]
+    assert main(["compare", *TOY, *words]) == 0
+    printed = capsys.readouterr().out
+    assert "highest reward" in printed
+    assert "biased low" in printed
+    assert (folder / "reward.png").exists()
+    assert "| best_of_n |" in (folder / "README.md").read_text()
+    assert main(["compare", *TOY, *words]) == 1
+
+
+def test_dry_run_predicts_and_leaves_nothing(tmp_path, capsys):
+    assert run("dts", *TOY, "--nfe", "10k", "--dry-run", "--json", "--store", str(tmp_path / "r")) == 0
+    assert json.loads(capsys.readouterr().out)["nfe"] == 10_000
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["rnu"], 2, "did you mean 'run'"),
+        (["run", "dst"], 2, "did you mean 'dts'"),
+        (["run", "dts", "--nffe", "3"], 2, "--nfe"),
+        (["run", "dts", "--kernel", "gausian", "--nfe", "1k"], 1, "did you mean 'gaussian'"),
+        (["run", "dts", "--reward", "digi(3)", "--nfe", "1k"], 1, "did you mean 'digit'"),
+        (["run", "dts", "--kernel", "gaussian", "--reward", "linear", "--nfe", "3"], 1, "minimum is 5"),
+        (["run", "dts", "--kernel", "gaussian", "--reward", "linear", "--nfe", "ten"], 1, "10k"),
+        (["run", "fk", "--kernel", "gaussian", "--reward", "linear"], 1, "no budget"),
+        (["run", "fk", "--potential", "differense", "--nfe", "1k"], 2, "did you mean 'difference'"),
+        (["run", "dts", "--reward", "__import__('os')", "--nfe", "1k"], 1, "unknown reward"),
+        (["run", "dts", "--reward", "linear().__class__", "--nfe", "1k"], 1, "cannot read"),
+        (["run", "dts", "--kernel", "./none.py:make", "--nfe", "1k"], 1, "no such file"),
+        (["show", "nowhere"], 1, "holds no run"),
+        (["resume", "nowhere"], 1, "holds no run"),
+    ],
+)
+def test_mistakes_get_an_exit_code_and_a_hint(capsys, words, code, said):
+    assert main(words) == code
+    printed = capsys.readouterr()
+    assert said in " ".join((printed.out + printed.err).replace("│", " ").split())
+
+
+def test_a_plugin_file_is_a_kernel_and_a_reward(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from backends.gaussian import LinearGaussian\n"
+        "def make(dim=1): return LinearGaussian(dim=dim)\n"
+        "def score(samples): return samples.sum(1)\n"
+    )
+    words = ["--kernel", f"{file}:make(dim=3)", "--reward", f"{file}:score", "--nfe", "200"]
+    assert run("best-of-n", *words, "--store", str(tmp_path / "r"), "--json") == 0
+    assert main(["resume", str(tmp_path / "r"), "--nfe", "300", "--json"]) == 0
+    del capsys
+
+
+def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path):
+    file = tmp_path / "slow.py"
+    file.write_text("import time\ndef score(samples):\n    time.sleep(0.02)\n    return samples.sum(1)\n")
+    store = tmp_path / "a run"
+    words = [sys.executable, "-m", "treesearch", "run", "dts", "--kernel", "gaussian", "--reward", f"{file}:score"]
+    job = subprocess.Popen(
+        [*words, "--nfe", "50k", "--store", str(store)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not ((store / "tree.bin").exists() and (store / "tree.bin").stat().st_size > 3000):
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    printed, _ = job.communicate(timeout=30)
+    assert job.returncode == 130
+    assert f"treesearch resume '{store}'" in printed
+    assert runs.read_config(store)["status"] == "interrupted"
+
+
+def test_every_command_has_help(capsys):
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        assert len(capsys.readouterr().out) > 80
+
+
+def test_names_load(capsys):
+    for name in specs.KERNELS:
+        specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
+    for words in (["list"], ["env"], ["cite"]):
+        assert main(words) == 0
+    assert "resampling" in capsys.readouterr().out
+
+
+def test_counts():
+    assert [count(t) for t in ("10k", "2M", "1_500", "1.5k")] == [10_000, 2_000_000, 1_500, 1_500]
