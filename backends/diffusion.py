@@ -116,7 +116,8 @@ class DiffusionKernel:
             raise ValueError(f"unknown prediction {prediction!r}: choose epsilon, v or sample")
         self.model, self.num_steps, self.state_shape = model, num_steps, tuple(state_shape)
         self.device, self.dtype, self.name = torch.device(device), torch.float32, name
-        self.eta, self.step, self.prediction, self.clip_sample = eta, step, prediction, clip_sample
+        self.eta, self.step, self.clip_sample = eta, step, clip_sample
+        self.prediction: Prediction = prediction
         self._decode = decode
         bars = alphas_cumprod.double().cpu()
         if bars.ndim != 1 or not ((bars >= 0) & (bars <= 1)).all() or (bars.diff() > 0).any():
@@ -154,6 +155,11 @@ class DiffusionKernel:
         alpha, sigma = expand(self._alpha[t], x), expand(self._sigma[t], x)
         output = self.model(x, self._timestep[t])
         output = getattr(output, "sample", output)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the network returned {got}, expected {tuple(x.shape)}, like x: wrap it to return that alone"
+            )
         endpoint, eps = to_endpoint(self.prediction, output, x, alpha, sigma)
         if self.clip_sample is not None:
             endpoint = endpoint.clamp(-self.clip_sample, self.clip_sample)

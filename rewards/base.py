@@ -104,10 +104,10 @@ def as_reward(function: Reward | Callable[..., Any], name: str | None = None, in
         return function
     if not callable(function):
         raise TypeError(f"expected a reward or a function of samples, got {type(function).__name__}")
-    name = name or getattr(function, "__name__", type(function).__name__)
+    label: str = name or getattr(function, "__name__", type(function).__name__)
     if _takes_prompts(function):
-        return Reward(lambda samples, prompts: function(samples, prompts=prompts), name, input)
-    return Reward(lambda samples, prompts: function(samples), name, input)
+        return Reward(lambda samples, prompts: function(samples, prompts=prompts), label, input)
+    return Reward(lambda samples, prompts: function(samples), label, input)
 
 
 def check_rewards(values: Any, n: int, name: str) -> Tensor:

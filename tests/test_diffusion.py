@@ -230,6 +230,19 @@ def test_settings_out_of_range_are_refused(change: dict, message: str) -> None:
         DiffusionKernel(Toy(), **settings)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda x, t: x.repeat(1, 2, 1, 1), r"network returned shape \(1, 4, 4, 4\), expected \(1, 2, 4, 4\), like x"),
+        (lambda x, t: (x,), "network returned tuple, expected"),
+    ],
+)
+def test_a_network_of_another_shape_is_refused(model: object, message: str) -> None:
+    """Learned variances double the channels."""
+    with pytest.raises(ValueError, match=message):
+        plain(model=model).transition(torch.zeros(1, *SHAPE), torch.tensor([3]))
+
+
 def test_zero_terminal_snr_runs_with_v() -> None:
     scheduler = DDIMScheduler(
         prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True, clip_sample=False

@@ -32,13 +32,13 @@ def caught(check):
 
 
 def far_off(ratios):
-    """`unbiased` fails, by ten standard errors or more."""
+    """`unbiased` fails, and by ten standard errors or more."""
     caught(lambda: laws.unbiased(ratios))
     gap, se = laws.error(ratios)
     assert abs(gap) > 10 * se, f"the bug moves the mean by only {gap / se:.1f} standard errors"
 
 
-def ratios(gaussian, method, n=600, c=0.8):
+def ratios(gaussian, method, n=1200, c=0.8):
     return populations(gaussian, linear(c), method, gaussian.tilted(Tilt(c=c)).log_z, n)
 
 
@@ -91,7 +91,7 @@ def test_ancestors_not_applied_to_the_spent_potentials(monkeypatch, gaussian):
 
 
 def test_weights_dropped_where_resampling_is_skipped(monkeypatch, gaussian):
-    """The published code: a difference potential with adaptive resampling steers nothing (.302 for 1.068)."""
+    """The published code: a difference potential with adaptive resampling steers nothing (research: .302 for 1.068)."""
 
     def step(self, level, *args):
         ancestors = STEP(self, level, *args)
@@ -102,7 +102,6 @@ def test_weights_dropped_where_resampling_is_skipped(monkeypatch, gaussian):
     exact, method, budget = 1.068, FK(num_particles=20_000), ts.Budget(nfe=100_000)
     monkeypatch.setattr(Particles, "step", step)
     caught(lambda: laws.steered_to(gaussian, linear(1.2), method, exact, 0.04, budget))
-    laws.steered_to(gaussian, linear(1.2), method, 0.30, 0.1, budget)
     far_off(ratios(gaussian, FK(num_particles=8, ess_threshold=0.8)))
 
 
@@ -134,7 +133,7 @@ def test_a_resampling_scheme_that_favours_heavy_particles(monkeypatch, gaussian)
         return resampling.systematic(w**2 / (w**2).sum(), u)
 
     monkeypatch.setitem(resampling.SCHEMES, "systematic", greedy)
-    far_off(ratios(gaussian, FK(num_particles=8, ess_threshold=1.0)))
+    far_off(ratios(gaussian, FK(num_particles=8, ess_threshold=0.8, potential="immediate")))
 
 
 def sum_for_mean(tree, leaves, rule, lam):
@@ -148,11 +147,8 @@ def sum_for_mean(tree, leaves, rule, lam):
 
 
 def test_the_backup_sums_where_it_should_average(monkeypatch, gaussian):
-    method, reward, log_z = (
-        DTS(selection="round_robin", wave=8, **DEEP),
-        linear(0.5),
-        gaussian.tilted(Tilt(c=0.5)).log_z,
-    )
+    method, reward = DTS(selection="round_robin", wave=8, **DEEP), linear(0.5)
+    log_z = gaussian.tilted(Tilt(c=0.5)).log_z
 
     def add_up():
         laws.values_add_up(ts.search(gaussian, reward, method, budget=ts.Budget(iterations=64)).tree, 1.0)
@@ -160,7 +156,7 @@ def test_the_backup_sums_where_it_should_average(monkeypatch, gaussian):
     add_up()
     monkeypatch.setattr(backup, "backup", sum_for_mean)
     caught(add_up)
-    gap, se = laws.error(trees(gaussian, reward, method, log_z, 4, 16))
+    gap, se = laws.error(trees(gaussian, reward, method, log_z, 80, 16))
     assert gap > 10 * se
 
 

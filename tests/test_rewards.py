@@ -79,6 +79,20 @@ def test_prompts_reach_the_functions_that_take_them() -> None:
         as_reward(3.0)
 
 
+@pytest.mark.parametrize("method", [ts.DiffusionTreeSampling(), ts.FeynmanKac(num_particles=5)])
+@pytest.mark.parametrize("wrap", [lambda reward: reward, lambda reward: cached(as_reward(reward))])
+def test_prompts_belong_to_their_samples(method: object, wrap: object) -> None:
+    """Tasks share batches of seven rows; each sample meets the prompt of its task."""
+
+    def named(samples, prompts=None):
+        return [float(p) for p in prompts]
+
+    budget, prompts = ts.Budget(nfe=330), ["1", "2", "3"]
+    result = ts.search(LinearGaussian(), wrap(named), method, prompts=prompts, budget=budget, batch_size=7)
+    for task in result.tasks:
+        assert set(task.rewards.tolist()) == {float(task.prompt)}
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

@@ -71,7 +71,8 @@ def draw_curves(curves: Mapping[str, Curve], path: str | Path, ylabel: str = "be
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for name, line in curves.items():
-        axes.plot(line.nfe, line.best, label=name, linewidth=1.6, drawstyle="steps-post")
+        (drawn,) = axes.plot(line.nfe, line.best, label=name, linewidth=1.6, drawstyle="steps-post")
+        axes.plot(line.nfe[-1:], line.best[-1:], "o", color=drawn.get_color(), markersize=5)
     axes.set_xlabel("network evaluations (NFE)")
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25)

@@ -17,7 +17,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,7 +98,8 @@ class Run:
         self.path = Path(path)
         self.config: dict[str, Any] = {}
         self.states: ShardStates | None = None
-        self._log = self._events = None
+        self._log: Any = None
+        self._events: Any = None
         self._lock = None
 
     @staticmethod
@@ -190,7 +191,8 @@ class Run:
                     self.states.close()
         finally:
             self._log.close()
-            self._events.close()
+            with suppress(OSError):  # a line for people that found no room is not worth another error
+                self._events.close()
             self._log = None
             self._release()
 
