@@ -242,7 +242,9 @@ class Mixture:
     @staticmethod
     def cat(parts: Sequence[Mixture]) -> Mixture:
         """The rows of several mixtures in one."""
-        return Mixture(*(torch.cat(field) for field in zip(*((p.log_mix, p.mean, p.std, p.endpoint) for p in parts), strict=True)))
+        return Mixture(
+            *(torch.cat(field) for field in zip(*((p.log_mix, p.mean, p.std, p.endpoint) for p in parts), strict=True))
+        )
 
 
 def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

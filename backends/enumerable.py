@@ -209,4 +209,3 @@ class MaskedChain:
         log_probs = self._probs(every, torch.full((len(every),), t)).log()
         picked = log_probs[:, torch.arange(self.length), self.states]
         return picked.sum(2).exp()
-

@@ -52,7 +52,7 @@ class MnistNetwork(nn.Module):
     def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()
         try:
-            from diffusers import UNet2DModel
+            from diffusers.models.unets.unet_2d import UNet2DModel
         except ImportError as error:
             raise ImportError("the MNIST model needs diffusers: pip install diffusers") from error
         levels = len(channels)
@@ -106,9 +106,7 @@ def to_images(x0: Tensor) -> Tensor:
     return ((x0 + 1) / 2).clamp(0, 1)
 
 
-def mnist_kernel(
-    num_steps: int = 25, eta: float = 1.0, device: str | torch.device = "cpu"
-) -> DiffusionKernel:
+def mnist_kernel(num_steps: int = 25, eta: float = 1.0, device: str | torch.device = "cpu") -> DiffusionKernel:
     """The embedded model as a kernel: unconditional digits, DDIM(eta) steps.
 
     Args:

@@ -202,7 +202,9 @@ def part_d(args: Args) -> dict[str, Any]:
     undo = [_timed(runs.Run, "write", spent), _timed(ShardStates, "put", spent), _timed(runs.Run, "create", spent)]
     shares = []
     try:
-        for i, method in enumerate((ts.BestOfN(), ts.FeynmanKac(), ts.DiffusionTreeSampling(), ts.DiffusionTreeSearch())):
+        for i, method in enumerate(
+            (ts.BestOfN(), ts.FeynmanKac(), ts.DiffusionTreeSampling(), ts.DiffusionTreeSearch())
+        ):
             spent["store"], began = 0.0, time.perf_counter()
             ts.search(mnist_kernel(25), even(), method, budget=ts.Budget(nfe=5_000), store=folder / f"share{i}")
             shares.append(spent["store"] / (time.perf_counter() - began))

@@ -229,9 +229,7 @@ def report(figures: dict[str, Any]) -> bool:
     if found := figures.get("quality"):
         own = found["samples_25_steps"]
         top, ratio = own["top_prob_above_0.9"], own["mmd2_over_train"]
-        print(
-            f"25 steps, for comparison: top probability > 0.9 {top:.4f}, MMD^2 ratio {ratio:.2f}"
-        )
+        print(f"25 steps, for comparison: top probability > 0.9 {top:.4f}, MMD^2 ratio {ratio:.2f}")
     return all(met)
 
 

@@ -150,15 +150,11 @@ def fit(network: nn.Module, augment: Augment, epochs: int, seed: int, args: Args
             schedule.step()
             losses.append(loss.item())
         mean, seconds = sum(losses) / len(losses), time.monotonic() - start
-        line = (
-            f"epoch {epoch}/{epochs} loss {mean:.4f} test accuracy {accuracy(network, *test):.4f}"
-        )
+        line = f"epoch {epoch}/{epochs} loss {mean:.4f} test accuracy {accuracy(network, *test):.4f}"
         print(f"{line} ({seconds:.0f} s)", flush=True)
 
 
-def train(
-    build: type[nn.Module], augment: Augment, epochs: int, seed: int, args: Args
-) -> nn.Module:
+def train(build: type[nn.Module], augment: Augment, epochs: int, seed: int, args: Args) -> nn.Module:
     """A network trained from `seed`; dropout and initial weights draw from a forked generator."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -178,9 +174,7 @@ def main(args: Args) -> None:
     """Train what `args.which` names."""
     torch.set_num_threads(args.threads)
     if "reward" in args.which:
-        network = train(
-            DigitClassifier, noisy_and_blurred, args.reward_epochs, args.reward_seed, args
-        )
+        network = train(DigitClassifier, noisy_and_blurred, args.reward_epochs, args.reward_seed, args)
         export(network, args.reward_weights)
     if "judge" in args.which:
         network = train(Judge, warped_with_outliers, args.judge_epochs, args.judge_seed, args)

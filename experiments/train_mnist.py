@@ -150,9 +150,7 @@ def create(args: Args) -> State:
         torch.manual_seed(args.seed)
         network = build_network()
     ema = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
     state = State(network, ema, optimizer)
     path = args.out / "last.pt"
     if path.exists():

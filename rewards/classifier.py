@@ -82,9 +82,7 @@ def load_classifier(device: str = "cpu") -> nn.Module:
         message = "the digit classifier needs safetensors: pip install safetensors"
         raise ImportError(message) from error
     network = DigitClassifier()
-    network.load_state_dict(
-        load(resources.files("rewards").joinpath("weights", WEIGHTS).read_bytes())
-    )
+    network.load_state_dict(load(resources.files("rewards").joinpath("weights", WEIGHTS).read_bytes()))
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -116,7 +114,5 @@ def _checked(digits: Sequence[int]) -> list[int]:
 def _images(samples: Tensor) -> Tensor:
     if not isinstance(samples, Tensor) or samples.shape[1:] != (1, 28, 28):
         got = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-        raise ValueError(
-            f"expected images (n, 1, 28, 28) in [0, 1], got {got}: decode states first"
-        )
+        raise ValueError(f"expected images (n, 1, 28, 28) in [0, 1], got {got}: decode states first")
     return samples.float()

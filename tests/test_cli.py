@@ -115,7 +115,9 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path):
         env=os.environ | {"PYTHONPATH": os.getcwd()},
     )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not ((store / "tree.bin").exists() and (store / "tree.bin").stat().st_size > 3000):
+    while time.monotonic() < deadline and not (
+        (store / "tree.bin").exists() and (store / "tree.bin").stat().st_size > 3000
+    ):
         time.sleep(0.02)
     job.send_signal(signal.SIGINT)
     printed, _ = job.communicate(timeout=30)

@@ -48,7 +48,7 @@ def run(method, nfe, kernel=None, batch_size=16, **settings):
 @pytest.mark.parametrize(("method", "particles"), [(ts.BestOfN(), 40), (ts.FeynmanKac(), 40)])
 def test_passes_are_the_fewest_that_fit(method, particles):
     kernel, result = run(method, particles * 10)
-    # best-of-N asks for what the engine has room for (16, 16, 8); a population of 40 has 8 + 3·5 + 3 passes between its levels
+    # best-of-N asks for what the engine has room for (16, 16, 8); a population of 40 has 8 + 3·5 + 3 passes
     assert result.cost.nfe == particles * 10
     assert len(kernel.batches) == (30 if isinstance(method, ts.BestOfN) else 26)
 
@@ -116,7 +116,6 @@ def test_tasks_are_told_apart_by_reward_and_conditioning():
 
 def test_a_reward_can_read_the_state():
     from rewards.base import as_reward
-
 
     kernel = Recorder()
     kernel.decode = lambda x0: [f"sample {i}" for i in range(len(x0))]

@@ -31,7 +31,9 @@ TREE = ("parent", "t", "visits", "value", "reward", "log_w", "key")
 
 
 def same_tree(a: ts.Tree, b: ts.Tree) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name), equal_nan=name in ("value", "reward")) for name in TREE)
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name), equal_nan=name in ("value", "reward")) for name in TREE
+    )
 
 
 def cut(path, size):
@@ -47,7 +49,9 @@ def test_a_log_cut_anywhere_resumes_to_the_same_tree(tmp_path, name, kernel):
     straight = ts.search(kernel, reward, METHODS[name], budget=budget, seed=3, store=tmp_path / "a", prompts=["x", "y"])
     size = (tmp_path / "a" / "tree.bin").stat().st_size
     for fraction in (0.0, 0.31, 0.62, 0.99):
-        ts.search(kernel, reward, METHODS[name], budget=budget, seed=3, store=tmp_path / str(fraction), prompts=["x", "y"])
+        ts.search(
+            kernel, reward, METHODS[name], budget=budget, seed=3, store=tmp_path / str(fraction), prompts=["x", "y"]
+        )
         cut(tmp_path / str(fraction), max(12, int(size * fraction)))
         again = ts.resume(tmp_path / str(fraction), kernel, reward)
         for a, b in zip(straight.tasks, again.tasks, strict=True):
@@ -141,7 +145,12 @@ def test_an_interrupted_run_is_saved_and_says_so(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         ts.search(
-            LinearGaussian(), linear(), METHODS["dts"], budget=ts.Budget(nfe=900), store=tmp_path / "r", callbacks=[stop]
+            LinearGaussian(),
+            linear(),
+            METHODS["dts"],
+            budget=ts.Budget(nfe=900),
+            store=tmp_path / "r",
+            callbacks=[stop],
         )
     assert runs.read_config(tmp_path / "r")["status"] == "interrupted"
     assert len(list(runs.read_blocks(tmp_path / "r"))) == 4
@@ -156,7 +165,9 @@ def test_states_survive_losslessly_over_several_shards(tmp_path, monkeypatch):
 
     monkeypatch.setattr(states.ShardStates.__init__, "__defaults__", (0, 300))
     kernel = MaskedChain.random(num_steps=6)
-    result = ts.search(kernel, lambda x: x.double().sum(1), METHODS["dts"], budget=ts.Budget(nfe=600), store=tmp_path / "r")
+    result = ts.search(
+        kernel, lambda x: x.double().sum(1), METHODS["dts"], budget=ts.Budget(nfe=600), store=tmp_path / "r"
+    )
     memory = ts.search(kernel, lambda x: x.double().sum(1), METHODS["dts"], budget=ts.Budget(nfe=600))
     assert torch.equal(result.samples, memory.samples)
     shards = sorted((tmp_path / "r").glob("states-*.safetensors"))
@@ -164,8 +175,6 @@ def test_states_survive_losslessly_over_several_shards(tmp_path, monkeypatch):
     rows = torch.cat([load_file(s)["states"] for s in shards])
     assert len(rows) == (result.tree.slot >= 0).sum()
     assert torch.equal(rows[result.tree.slot[result.leaves]], result.samples)
-
-
 
 
 def test_a_kernel_without_a_fingerprint_is_checked_on_one_edge(tmp_path):

@@ -1,7 +1,7 @@
 """Inference-time search for diffusion models: sampling is a walk down a tree, and this searches the tree.
 
-    import treesearch as ts
-    result = ts.search(kernel, reward, ts.DiffusionTreeSearch(), budget=ts.Budget(nfe=5_000))
+import treesearch as ts
+result = ts.search(kernel, reward, ts.DiffusionTreeSearch(), budget=ts.Budget(nfe=5_000))
 """
 
 from __future__ import annotations

@@ -42,10 +42,11 @@ def rule_of(name: str, lam: float) -> Rule:
 
 
 @njit(cache=True)
-def _value(node, rule, lam, value, log_w, children, start, kids, score):  # noqa: ANN001, ANN202
+def _value(node, rule, lam, nodes, score):
     """Value of one node from its valued children; NaN where it has none. `score` is scratch for its children."""
     top, count, total, weight = -math.inf, 0, 0.0, 0.0
-    mine = kids[start[node] : start[node] + children[node]]
+    value, log_w = nodes.value, nodes.log_w
+    mine = nodes.kids[nodes.start[node] : nodes.start[node] + nodes.children[node]]
     for child in mine:
         v = value[child]
         if not math.isnan(v):
@@ -69,39 +70,39 @@ def _value(node, rule, lam, value, log_w, children, start, kids, score):  # noqa
 
 
 @njit(cache=True)
-def _backup(leaves, rule, lam, value, log_w, parent, children, start, kids, mark):  # noqa: ANN001, ANN202
+def _backup(leaves, rule, lam, nodes):
     """Recompute every ancestor of the leaves, deepest first."""
     stale = np.empty(64, np.int64)
     n = 0
     for leaf in leaves:
-        node = parent[leaf]
-        while node >= 0 and mark[node] < 0:
-            mark[node] = 0
+        node = nodes.parent[leaf]
+        while node >= 0 and nodes.mark[node] < 0:
+            nodes.mark[node] = 0
             if n == len(stale):
                 grown = np.empty(2 * n, np.int64)
                 grown[:n] = stale
                 stale = grown
             stale[n] = node
             n += 1
-            node = parent[node]
+            node = nodes.parent[node]
     ordered = np.sort(stale[:n])
-    score = np.empty(children[ordered].max() if n else 0, np.float64)
+    score = np.empty(nodes.children[ordered].max() if n else 0, np.float64)
     for i in range(n - 1, -1, -1):  # children have larger numbers than their parents
         node = ordered[i]
-        value[node] = _value(node, rule, lam, value, log_w, children, start, kids, score)
-        mark[node] = -1
+        nodes.value[node] = _value(node, rule, lam, nodes, score)
+        nodes.mark[node] = -1
 
 
 @njit(cache=True)
-def _recompute(rule, lam, value, log_w, children, start, kids):  # noqa: ANN001, ANN202
-    score = np.empty(children.max(), np.float64)
-    for node in range(len(value) - 1, -1, -1):
-        if children[node] > 0:
-            value[node] = _value(node, rule, lam, value, log_w, children, start, kids, score)
+def _recompute(size, rule, lam, nodes):
+    score = np.empty(nodes.children[:size].max(), np.float64)
+    for node in range(size - 1, -1, -1):
+        if nodes.children[node] > 0:
+            nodes.value[node] = _value(node, rule, lam, nodes, score)
 
 
 @njit(cache=True)
-def _visits(ends, parent, visits):  # noqa: ANN001, ANN202
+def _visits(ends, parent, visits):
     for node in range(len(parent)):
         visits[node] = 1 + ends[node]
     for node in range(len(parent) - 1, 0, -1):
@@ -109,7 +110,7 @@ def _visits(ends, parent, visits):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True)
-def _log_shares(value, log_w, parent):  # noqa: ANN001, ANN202
+def _log_shares(value, log_w, parent):
     valued = np.zeros(len(parent), np.int32)
     for node in range(1, len(parent)):
         if not math.isnan(value[node]):
@@ -131,14 +132,13 @@ def log_shares(tree: Tree) -> NDArray[np.float64]:
 def backup(tree: Tree, leaves: NDArray[np.int64], rule: Rule, lam: float) -> None:
     """Give newly scored leaves their rewards as values and carry them up to the root."""
     tree.value[leaves] = tree.reward[leaves]
-    edges = tree.children, tree.start, tree.kids
-    _backup(leaves, int(rule), float(lam), tree.value, tree.log_w, tree.parent, *edges, tree.mark)
+    _backup(leaves, int(rule), float(lam), tree.columns())
 
 
 def recompute(tree: Tree, rule: Rule, lam: float) -> None:
     """All values from scratch, bottom up, from the rewards of the leaves."""
     tree.value[:] = np.where(tree.t == 0, tree.reward, np.nan)
-    _recompute(int(rule), float(lam), tree.value, tree.log_w, tree.children, tree.start, tree.kids)
+    _recompute(len(tree), int(rule), float(lam), tree.columns())
 
 
 def recount(tree: Tree, ends: NDArray[np.int64]) -> None:

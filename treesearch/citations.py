@@ -54,7 +54,9 @@ _USED = {
 def bibtex(methods: Sequence[str]) -> str:
     """Entries for this library and the papers of the given methods."""
     keys = dict.fromkeys(key for name in methods for key in _USED[name])
-    own = "@software{treesearch,\n  title = {treesearch: inference-time search for diffusion models},\n  year = {2026}\n}"
+    own = (
+        "@software{treesearch,\n  title = {treesearch: inference-time search for diffusion models},\n  year = {2026}\n}"
+    )
     return "\n\n".join([own, *(_entry(*_PAPERS[key]) for key in keys)])
 
 

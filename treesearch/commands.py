@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,7 +165,12 @@ class Compare:
         folder = Path(self.store)
         if (folder / "summary.json").exists():
             raise TreeSearchError(f"{folder} holds a comparison already: name another with --store, or remove it")
-        asked = {"kernel": self.what.kernel, "reward": self.what.reward, "NFE of each": self.nfe, "seed": self.what.seed}
+        asked = {
+            "kernel": self.what.kernel,
+            "reward": self.what.reward,
+            "NFE of each": self.nfe,
+            "seed": self.what.seed,
+        }
         if not self.json:
             _print_asked(asked, methods)
         results: dict[str, SearchResult] = {}
@@ -257,7 +261,9 @@ class Show:
 
     def run(self) -> int:
         config, trees, history = read_run(self.path)
-        levels = [_level(i, tree, t) for i, tree in enumerate(trees) for t in sorted(set(tree.t.tolist()), reverse=True)]
+        levels = [
+            _level(i, tree, t) for i, tree in enumerate(trees) for t in sorted(set(tree.t.tolist()), reverse=True)
+        ]
         file = Path(self.path) / "summary.json"
         found = json.loads(file.read_text("utf-8")) if file.exists() else None
         if self.json:
@@ -321,8 +327,8 @@ class Export:
             if self.to == "png" and contact_sheet(task, out) is None:
                 raise TreeSearchError("the samples of this run are no images: export npz")
             if self.to == "npz":
-                arrays = {"rewards": task.rewards, "log_weights": task.log_weights, "samples": task.samples}
-                np.savez_compressed(out, **{k: np.asarray(v) for k, v in arrays.items()})
+                rewards, log_weights = task.rewards.numpy(), task.log_weights.numpy()
+                np.savez_compressed(out, samples=np.asarray(task.samples), rewards=rewards, log_weights=log_weights)
         print(out)
         return 0
 
@@ -353,7 +359,9 @@ class Bench:
         if self.json:
             print(json.dumps(found, indent=2))
         else:
-            lines = [[str(r["batch_size"]), *(f"{r[k]:.0f}" for k in ("bare", "search")), f"{r['ratio']:.3f}"] for r in found]
+            lines = [
+                [str(r["batch_size"]), *(f"{r[k]:.0f}" for k in ("bare", "search")), f"{r['ratio']:.3f}"] for r in found
+            ]
             report.print_table(lines, ("batch", "bare NFE/s", "search NFE/s", "ratio"))
         return 0
 
@@ -443,7 +451,9 @@ def finish(session: loop.Session, path: Path, name: str, *, quiet: bool) -> Sear
         if contact_sheet(task, outputs / f"task{i}.png") is not None:
             pictures.append((f"outputs/task{i}.png", "the best sixteen, then sixteen draws from the estimate of π"))
     curves = {name: plots.curve(result.history)}
-    pictures += _if_plots(lambda: plots.draw_curves(curves, outputs / "reward.png"), "best reward against NFE", "outputs/")
+    pictures += _if_plots(
+        lambda: plots.draw_curves(curves, outputs / "reward.png"), "best reward against NFE", "outputs/"
+    )
     command = read_command(path) | {"method": repr(session.method), "seed": session.seed}
     notes = {name: [w for task in found for w in task["warnings"]]}
     report.card(path, f"{name} run", command, report.rows(name, found, result.cost), notes, pictures)
@@ -474,7 +484,8 @@ def read_command(path: str | Path) -> dict[str, Any]:
     if not file.exists():
         runs.read_config(path)
         raise TreeSearchError(
-            f"{path} was made from Python, where kernel and reward are objects: use treesearch.resume({str(path)!r}, kernel, reward)"
+            f"{path} was made from Python, where kernel and reward are objects: "
+            f"use treesearch.resume({str(path)!r}, kernel, reward)"
         )
     return json.loads(file.read_text("utf-8"))
 
@@ -517,5 +528,3 @@ def _print_asked(asked: dict[str, Any], methods: dict[str, Method]) -> None:
         settings = ", ".join(f"{k}={v}" for k, v in asdict(method).items() if v is not None)
         print(f"{name.partition('(')[0]:<12} {settings}")
     print()
-
-

@@ -155,10 +155,7 @@ class Engine:
         """Take a wave of (task, segments) and draw the states that its rows start from."""
         if not work:
             return
-        starts = [self._start(task, segments) for task, segments in work]
-        flight = Flight(wave, _cat([s["x"] for s in starts]), **{
-            name: np.concatenate([s[name] for s in starts]) for name in starts[0] if name != "x"
-        })
+        flight = _join([self._start(wave, task, segments) for task, segments in work])
         flight.unscored = len(flight.t)
         self._flights.append(flight)
         rows = np.arange(len(flight.t))
@@ -176,7 +173,7 @@ class Engine:
             self._flights.remove(flight)
             self.cost.add(flight.cost)
 
-    def _start(self, task: int, segments: Segments) -> dict[str, Any]:
+    def _start(self, wave: int, task: int, segments: Segments) -> Flight:
         """Rows at the states they start from: the prior, a draw from a held transition, or a stored state."""
         tree, n = self.trees[task], len(segments.first)
         key, source = tree.key[segments.first], segments.source
@@ -196,18 +193,19 @@ class Engine:
         rows = np.flatnonzero((source != ROOT) & (t == tree.t[source]))
         if len(rows):
             x[torch.from_numpy(rows)] = self._fetch(task, source[rows]).to(x.device)
-        return {
-            "x": x,
-            "t": t,
-            "task": np.full(n, task),
-            "node": segments.first.copy(),
-            "last": segments.last,
-            "stop": tree.t[segments.first].astype(np.int64),
-            "key": key,
-            "hold": np.full(n, segments.hold),
-            "log_w": log_w,
-            "again": (t == tree.t[source]) & (t > 0) & ~np.isnan(tree.reward[source]),
-        }
+        return Flight(
+            wave=wave,
+            x=x,
+            t=t,
+            task=np.full(n, task),
+            node=segments.first.copy(),
+            last=segments.last,
+            stop=tree.t[segments.first].astype(np.int64),
+            key=key,
+            hold=np.full(n, segments.hold),
+            log_w=log_w,
+            again=(t == tree.t[source]) & (t > 0) & ~np.isnan(tree.reward[source]),
+        )
 
     def _pass(self) -> None:
         """One forward pass over up to `batch_size` rows."""
@@ -226,8 +224,7 @@ class Engine:
             self._hold(batch, law)
         go = np.flatnonzero(~batch.ends)
         moving = law if len(go) == len(batch.t) else law.take(torch.from_numpy(go))
-        if len(go):
-            x, log_w = self._draw(moving, batch.key[go], batch.t[go])
+        x, log_w = self._draw(moving, batch.key[go], batch.t[go]) if len(go) else (batch.x[:0], np.empty(0))
         for flight, steps, rows, place in batch.split():
             if batch.ends[place].all():
                 continue
@@ -321,7 +318,9 @@ class Engine:
             raise
         if tuple(law.endpoint.shape) != tuple(x.shape):
             got, want = tuple(law.endpoint.shape), tuple(x.shape)
-            raise KernelError(f"kernel.transition returned an endpoint of shape {got}, expected {want}, like its states")
+            raise KernelError(
+                f"kernel.transition returned an endpoint of shape {got}, expected {want}, like its states"
+            )
         self.passes += 1
         return (law.take(torch.arange(n)) if pad else law), pad
 
@@ -395,6 +394,15 @@ class Engine:
             self._count(self.cost, 1, int(repeated), padding)
             row, _ = self._draw(law, key, at)
         return row[0]
+
+
+def _join(flights: list[Flight]) -> Flight:
+    """The rows of one wave's flights in one."""
+    if len(flights) == 1:
+        return flights[0]
+    names = ("t", "task", "node", "last", "stop", "key", "hold", "log_w", "again")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(f, name) for f in flights]) for name in names}
+    return Flight(wave=flights[0].wave, x=torch.cat([f.x for f in flights]), **columns)
 
 
 def _by_task(task: Ids) -> Iterator[tuple[int, Ids]]:

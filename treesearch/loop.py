@@ -1,9 +1,9 @@
 """search, stream and resume: ask every task, run the wave, tell, record, repeat.
 
-    while some task has work:
-        ask each task for its part of the wave          (with lag = 1, one wave ahead)
-        engine: run the segments in full batches, score them
-        tell each task; write the wave to the run folder; yield a snapshot
+while some task has work:
+    ask each task for its part of the wave          (with lag = 1, one wave ahead)
+    engine: run the segments in full batches, score them
+    tell each task; write the wave to the run folder; yield a snapshot
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Wave:
     number: int
     work: list[tuple[int, Segments]]
     bounds: list[tuple[int, int]]  # nodes it added to each tree
-    hits: list[NDArray[np.int64]]
+    hits: list[NDArray[Any]]  # records of `runs.HIT`
     states: list[dict[str, Any]]  # of the searches, right after they were asked
     known: list[NDArray[np.float64]] | None = None  # rewards of a wave that was read back from a run
 
@@ -332,14 +332,14 @@ class Session:
         }
         self.history.append(record)
         if self.run is not None:
-            self._write(wave, record)
+            self._write(self.run, wave, record)
         return Snapshot(wave.number, self._best, self.cost.copy(), record, self.result, self.budget.nfe)
 
-    def _write(self, wave: Wave, record: dict[str, Any]) -> None:
+    def _write(self, run: runs.Run, wave: Wave, record: dict[str, Any]) -> None:
         nodes = np.concatenate([runs.records(i, s.tree, *wave.bounds[i]) for i, s in enumerate(self.searches)])
         self._slots = max(self._slots, int(nodes["slot"].max(initial=-1)) + 1)
         meta = {"history": record, "cost": self.cost.as_dict(), "searches": wave.states, "slots": self._slots}
-        self.run.write(runs.Block(wave.number, meta, nodes, np.concatenate(wave.hits)))
+        run.write(runs.Block(wave.number, meta, nodes, np.concatenate(wave.hits)))
 
     def _ess_now(self) -> float:
         """ESS of the leaves, summed over tasks; for a growing tree as of the last time it had grown by 10 %."""
@@ -553,7 +553,7 @@ def open_session(
 def rebuild(
     searches: Sequence[Search], blocks: list[runs.Block], lag: int
 ) -> tuple[list[tuple[int, Segments]], list[NDArray[np.float64]]]:
-    """Fill fresh searches from recorded waves; returns the last wave's leaves and rewards, untold, where there is a lag."""
+    """Fill fresh searches from recorded waves; with a lag, returns the last wave's leaves and rewards, untold."""
     nodes, hits = np.concatenate([b.nodes for b in blocks]), np.concatenate([b.hits for b in blocks])
     late = blocks[-1].nodes[: len(blocks[-1].nodes) * lag]
     work, known = [], []
@@ -600,7 +600,9 @@ def build_method(config: dict[str, Any]) -> Method:
 def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     for key in ("method", "seed", "prompts", "num_steps", "state_shape", "dtype", "fingerprint", "reward"):
         if saved[key] != now[key]:
-            raise StoreError(f"{key} differs: the run has {saved[key]}, this search {now[key]}; resume with the run's own")
+            raise StoreError(
+                f"{key} differs: the run has {saved[key]}, this search {now[key]}; resume with the run's own"
+            )
 
 
 def make_session(
@@ -620,9 +622,7 @@ def make_session(
     if workers is not None:
         raise ValueError(f"workers={workers!r}: this version computes in the calling process, leave workers=None")
     reward = as_reward(reward)
-    return Session(
-        kernel, reward, method, prompts=prompts, budget=budget, seed=seed, options=options
-    )
+    return Session(kernel, reward, method, prompts=prompts, budget=budget, seed=seed, options=options)
 
 
 def _drive(session: Session, callbacks: Sequence[Callback]) -> Iterator[Snapshot]:

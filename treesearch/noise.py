@@ -34,7 +34,7 @@ class Stream(IntEnum):
 
 
 @njit(cache=True, inline="always")
-def philox(c0, c1, c2, c3, k0, k1):  # noqa: ANN001, ANN201 - numba infers uint32 words
+def philox(c0, c1, c2, c3, k0, k1):
     """Ten rounds on four counter words under two key words; returns four random uint32 words."""
     for _ in range(10):
         p0 = uint64(c0) * uint64(0xD2511F53)
@@ -51,7 +51,7 @@ def philox(c0, c1, c2, c3, k0, k1):  # noqa: ANN001, ANN201 - numba infers uint3
 
 
 @njit(cache=True, inline="always")
-def hash64(key, a, b, stream):  # noqa: ANN001, ANN201
+def hash64(key, a, b, stream):
     """64 random bits for (key, 32-bit a and b, stream)."""
     w0, w1, _, _ = philox(
         uint32(a), uint32(b), uint32(stream), uint32(0), uint32(key), uint32(uint64(key) >> uint64(32))
@@ -60,7 +60,7 @@ def hash64(key, a, b, stream):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True, inline="always")
-def child_key(parent, t, ordinal, at_root):  # noqa: ANN001, ANN201
+def child_key(parent, t, ordinal, at_root):
     """Key of child number `ordinal` of a node at level t; the first child of an inner node continues its path."""
     if ordinal == 0 and not at_root:
         return uint64(parent)
@@ -68,7 +68,7 @@ def child_key(parent, t, ordinal, at_root):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def _fill_normals(keys, counters, out):  # noqa: ANN001, ANN202
+def _fill_normals(keys, counters, out):
     """Standard normals (n, d): row i is the stream (keys[i], counters[i])."""
     n, d = out.shape
     for i in range(n):
@@ -87,7 +87,7 @@ def _fill_normals(keys, counters, out):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True)
-def _child_keys(parents, t, ordinals, at_root, out):  # noqa: ANN001, ANN202
+def _child_keys(parents, t, ordinals, at_root, out):
     for i in range(len(out)):
         out[i] = child_key(parents[i], t, ordinals[i], at_root)
 
@@ -118,7 +118,7 @@ def normals(keys: U64, counters: NDArray[np.int64], size: int) -> NDArray[np.flo
 
 
 @njit(cache=True)
-def _fill_uniforms(key, a, stream, out):  # noqa: ANN001, ANN202
+def _fill_uniforms(key, a, stream, out):
     for i in range(len(out)):
         out[i] = float(hash64(key, i, a, stream) >> uint64(11)) * 2.0**-53
 

@@ -1,8 +1,8 @@
 """Pictures: a data function and a draw function each.
 
-    curve / draw_curves      best reward against NFE
-    layout / draw_tree       the tree, t downwards, coloured by value
-    grid                     samples as one image
+curve / draw_curves      best reward against NFE
+layout / draw_tree       the tree, t downwards, coloured by value
+grid                     samples as one image
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def draw_tree(data: Layout, path: str | Path) -> Path:
 
     below = np.flatnonzero(data.parent >= 0)
     ends = np.stack([data.x[data.parent[below]], data.t[data.parent[below]], data.x[below], data.t[below]], 1)
-    axes.add_collection(LineCollection(ends.reshape(-1, 2, 2), colors="0.75", linewidths=0.5, zorder=1))
+    axes.add_collection(LineCollection(list(ends.reshape(-1, 2, 2)), colors="0.75", linewidths=0.5, zorder=1))
     finite = np.where(np.isfinite(data.value), data.value, np.nan)
     dots = axes.scatter(data.x, data.t, c=finite, s=10, cmap="viridis", zorder=2, plotnonfinite=False)
     figure.colorbar(dots, ax=axes, label="value (leaves: reward)")

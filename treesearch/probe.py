@@ -21,7 +21,7 @@ ROUNDS = 3
 
 
 def estimate(session: loop.Session) -> dict[str, Any]:
-    """NFE, memory and seconds of a search, from one batch of network calls and one reward call (both counted here only)."""
+    """NFE, memory and seconds of a search, from two batches of network calls and one of rewards (never counted)."""
     session.check_budget()
     spec, kernel, size = session.spec, session.kernel, session.options.batch_size
     budget, tasks = session.budget, session.num_tasks
@@ -77,7 +77,7 @@ def speed(kernel: Any, reward: Reward, batch_sizes: tuple[int, ...], batches: in
     """NFE/s of the bare loop and of best-of-N by batch size; interleaved rounds, medians."""
     out = []
     for size in batch_sizes:
-        budget = Budget(nfe=size * batches * kernel.num_steps)
+        nfe = size * batches * kernel.num_steps
         timed: dict[str, list[float]] = {"bare": [], "search": []}
         for round_ in range(ROUNDS + 1):
             for name in timed:
@@ -85,9 +85,9 @@ def speed(kernel: Any, reward: Reward, batch_sizes: tuple[int, ...], batches: in
                 if name == "bare":
                     bare_loop(kernel, size, batches, reward)
                 else:
-                    loop.search(kernel, reward, BestOfN(), budget=budget, batch_size=size)
+                    loop.search(kernel, reward, BestOfN(), budget=Budget(nfe=nfe), batch_size=size)
                 if round_:  # the first warms up
-                    timed[name].append(budget.nfe / (time.perf_counter() - began))
+                    timed[name].append(nfe / (time.perf_counter() - began))
         bare, search = (statistics.median(timed[name]) for name in ("bare", "search"))
         out.append({"batch_size": size, "bare": bare, "search": search, "ratio": search / bare})
     return out

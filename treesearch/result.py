@@ -110,11 +110,10 @@ class TaskResult:
         log_w, rewards = self.readout.log_weights, self.tree.reward[self.leaves]
         effective = ess(log_w)
         warnings = list(self.readout.warnings)
-        greedy = self.log_z is None
-        if len(log_w) > 2 and effective < 2 and not greedy:
+        if len(log_w) > 2 and effective < 2 and self.log_z is not None:
             warnings.append(f"ESS {effective:.2f} < 2: lam = {self.lam:g} is too large for this budget")
         kl = None
-        if not greedy and effective > 0 and math.isfinite(self.log_z) and math.isfinite(self.lam):
+        if self.log_z is not None and effective > 0 and math.isfinite(self.log_z) and math.isfinite(self.lam):
             w = normalise(log_w)
             kl = float(np.sum(w[w > 0] * self.lam * rewards[w > 0]) - self.log_z)
         alive = self.leaves[log_w > -math.inf]

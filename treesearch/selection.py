@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from treesearch.noise import child_key, hash64
 from treesearch.tree import add_child
@@ -35,51 +37,146 @@ RULES = {"boltzmann": Select.BOLTZMANN, "uct": Select.UCT, "round_robin": Select
 _STREAM_SELECT = 3
 
 
+class Policy(NamedTuple):
+    """How a wave is selected."""
+
+    rule: int
+    lam: float
+    widening_c: float
+    widening_alpha: float
+    c_uct: float
+    root_key: np.uint64
+    levels: NDArray[np.int64]  # t of a node by depth, root first, 0 last
+
+
+class Selected(NamedTuple):
+    """What the iterations of a wave did, (wave,) each.
+
+    Iteration i expanded source[i] with the new nodes first[i]..last[i], or (first[i] = -1) ended at the leaf last[i].
+    """
+
+    source: NDArray[np.int64]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+
+
 @njit(cache=True)
-def _gather(  # noqa: ANN202
-    node, rule, lam, c_uct, wave, value, visits, log_w, children, start, kids, ids, key, extra, at,  # noqa: ANN001
-):  # fmt: skip
+def select_wave(nodes, n, policy, wave, iteration, nfe, calls, out):
+    """Select up to `wave` leaves; every expansion appends a rollout's nodes, one a branching level.
+
+    Args:
+        nodes: `Tree.columns()`, with room for wave * len(levels) nodes behind the n there are.
+        policy: `Policy`.
+        iteration: iterations before this wave, the counter of the selection stream.
+        nfe, calls: what may still be spent.
+        out: `Selected`, filled in.
+
+    Returns:
+        (nodes now, `kids`, iterations done, whether the budget stopped it).
+    """
+    depths = len(policy.levels)
+    kids, mark = nodes.kids, nodes.mark
+    ids, score, extra = np.empty(n, np.int64), np.empty(n, np.float64), np.empty(n, np.float64)
+    seen = np.empty(wave * depths + 1, np.int64)  # nodes whose children were gathered, and where they were put
+    place, count = np.empty_like(seen), np.empty_like(seen)
+    path, chosen = np.empty(depths + 1, np.int64), np.empty(depths + 1, np.int64)
+    gathered, used, done, stopped = 0, 0, 0, False
+    while done < wave:
+        node, depth, expand = 0, 0, False
+        path[0], chosen[0] = 0, -1
+        while depth < depths - 1:
+            if nodes.children[node] < policy.widening_c * nodes.visits[node] ** policy.widening_alpha:
+                expand = True
+                break
+            if mark[node] < 0:
+                mark[node] = gathered
+                seen[gathered], place[gathered] = node, used
+                count[gathered] = _gather(node, policy, wave, nodes, kids, ids, score, extra, used)
+                used += count[gathered]
+                gathered += 1
+            slot = mark[node]
+            if count[slot] == 0:
+                expand = True
+                break
+            bits = hash64(policy.root_key, iteration + done, depth, _STREAM_SELECT)
+            u = float(bits >> np.uint64(11)) * 2.0**-53
+            at = _pick(policy, nodes.visits[node], u, score, extra, place[slot], count[slot])
+            node = ids[at]
+            depth += 1
+            path[depth], chosen[depth] = node, at
+        if expand:
+            cost = policy.levels[max(depth, 1)]
+            if cost > nfe or calls < 1:
+                stopped = True
+                break
+            nfe -= cost
+            calls -= 1
+            out.source[done], out.first[done] = node, n
+            n, kids = _rollout(node, depth, n, policy.levels, nodes, kids)
+            out.last[done] = n - 1
+        else:
+            out.source[done], out.first[done], out.last[done] = -1, -1, node
+        for i in range(depth + 1):
+            nodes.visits[path[i]] += 1
+            if chosen[i] >= 0 and policy.rule > 0:
+                extra[chosen[i]] = 1.0 / math.sqrt(nodes.visits[path[i]])
+                if policy.rule == 2:
+                    score[chosen[i]] = nodes.visits[path[i]]
+        done += 1
+    for i in range(gathered):
+        mark[seen[i]] = -1
+    return n, kids, done, stopped
+
+
+@njit(cache=True)
+def _gather(node, policy, wave, nodes, kids, ids, key, extra, at):
     """Copy the valued children of a node, oldest first, behind `at`; returns how many.
 
     `key` receives the cumulative weights (boltzmann), the values (uct) or the visits (round robin); `extra` 1/√N_c.
     """
     n = 0
-    for child in kids[start[node] : start[node] + children[node]]:
-        if not math.isnan(value[child]):
+    for child in kids[nodes.start[node] : nodes.start[node] + nodes.children[node]]:
+        if not math.isnan(nodes.value[child]):
             ids[at + n] = child
             n += 1
-    if rule == 0:
-        top = -math.inf
-        for i in range(at, at + n):
-            child = ids[i]
-            if lam == 0:
-                key[i] = log_w[child]
-            elif math.isinf(lam):
-                key[i] = value[child]
-            else:
-                key[i] = lam * value[child] + log_w[child]
-            top = max(top, key[i])
-        total = 0.0
-        for i in range(at, at + n):
-            if top == -math.inf:
-                total += 1.0  # every child is forbidden: uniform, so that visits go on
-            elif math.isinf(lam):
-                total += 1.0 if key[i] == top else 0.0
-            else:
-                total += math.exp(key[i] - top)
-            key[i] = total
+    if policy.rule == 0:
+        _cumulate(policy.lam, nodes, ids, key, at, n)
         return n
     for i in range(at, at + n):
         child = ids[i]
-        key[i] = value[child] if rule == 1 else visits[child]
-        extra[i] = 1.0 / math.sqrt(visits[child])
-    if rule == 1 and n > 4 * wave:
-        return _contenders(c_uct, visits[node], wave, ids, key, extra, at, n)
+        key[i] = nodes.value[child] if policy.rule == 1 else nodes.visits[child]
+        extra[i] = 1.0 / math.sqrt(nodes.visits[child])
+    if policy.rule == 1 and n > 4 * wave:
+        return _contenders(policy.c_uct, nodes.visits[node], wave, ids, key, extra, at, n)
     return n
 
 
 @njit(cache=True)
-def _contenders(c_uct, visits_here, wave, ids, key, extra, at, n):  # noqa: ANN001, ANN202
+def _cumulate(lam, nodes, ids, key, at, n):
+    """Cumulative Boltzmann weights of the children gathered at `at`."""
+    top = -math.inf
+    for i in range(at, at + n):
+        child = ids[i]
+        if lam == 0:
+            key[i] = nodes.log_w[child]
+        elif math.isinf(lam):
+            key[i] = nodes.value[child]
+        else:
+            key[i] = lam * nodes.value[child] + nodes.log_w[child]
+        top = max(top, key[i])
+    total = 0.0
+    for i in range(at, at + n):
+        if top == -math.inf:
+            total += 1.0  # every child is forbidden: uniform, so that visits go on
+        elif math.isinf(lam):
+            total += 1.0 if key[i] == top else 0.0
+        else:
+            total += math.exp(key[i] - top)
+        key[i] = total
+
+
+@njit(cache=True)
+def _contenders(c_uct, visits_here, wave, ids, key, extra, at, n):
     """Keep only the children that UCT can choose within this wave, in order; returns how many.
 
     A visit lowers the score of the child that got it, a visit to the parent raises every score. So as long as fewer
@@ -98,9 +195,9 @@ def _contenders(c_uct, visits_here, wave, ids, key, extra, at, n):  # noqa: ANN0
 
 
 @njit(cache=True)
-def _pick(rule, c_uct, visits_here, u, key, extra, start, n):  # noqa: ANN001, ANN202
+def _pick(policy, visits_here, u, key, extra, start, n):
     """Position of the chosen child within start..start+n."""
-    if rule == 0:
+    if policy.rule == 0:
         point, low, high = u * key[start + n - 1], start, start + n - 1
         while low < high:  # first position whose cumulative weight exceeds the point
             middle = (low + high) // 2
@@ -110,98 +207,23 @@ def _pick(rule, c_uct, visits_here, u, key, extra, start, n):  # noqa: ANN001, A
                 low = middle + 1
         return low
     best, at = -math.inf, start
-    if rule == 1:
-        bonus = c_uct * math.sqrt(math.log(visits_here))
-        for i in range(start, start + n):
-            score = key[i] + bonus * extra[i]
-            if score > best:
-                best, at = score, i
-        return at
+    bonus = policy.c_uct * math.sqrt(math.log(visits_here))
     for i in range(start, start + n):
-        if -key[i] > best:
-            best, at = -key[i], i
+        score = key[i] + bonus * extra[i] if policy.rule == 1 else -key[i]
+        if score > best:
+            best, at = score, i
     return at
 
 
 @njit(cache=True)
-def select_wave(  # noqa: ANN201, PLR0913
-    n, parent, t, visits, value, reward, log_w, key, slot_of, children, start, mark, kids, slabs,  # noqa: ANN001 - tree columns
-    levels, wave, nfe, calls, iteration, rule, lam, widening_c, widening_alpha, c_uct, root_key,  # noqa: ANN001
-    source, first_new, ends,  # noqa: ANN001 - outputs, (wave,)
-):
-    """Select up to `wave` leaves; every expansion appends a rollout's nodes, one a branching level.
-
-    Args:
-        n: nodes so far; the columns have room for wave * len(levels) more.
-        levels: t of a node by depth, root first and 0 last.
-        nfe, calls: what may still be spent.
-        iteration: number of iterations before this wave, the counter of the selection stream.
-
-    Returns:
-        (nodes now, `kids`, iterations done, whether the budget stopped it). Iteration i expanded source[i] with new nodes
-        first_new[i]..ends[i], or ended at the existing leaf ends[i] with first_new[i] = -1.
-    """
-    depths = len(levels)
-    ids = np.empty(n, np.int64)
-    score = np.empty(n, np.float64)
-    extra = np.empty(n, np.float64)
-    place = np.empty(wave * depths + 1, np.int64)
-    count = np.empty(wave * depths + 1, np.int64)
-    seen, used, done, stopped = np.empty(wave * depths + 1, np.int64), 0, 0, False
-    visited, path = 0, np.empty(depths + 1, np.int64)
-    chosen = np.empty(depths + 1, np.int64)
-    while done < wave:
-        node, depth = 0, 0
-        path[0], chosen[0] = 0, -1
-        expand = False
-        while depth < depths - 1:
-            if children[node] < widening_c * visits[node] ** widening_alpha:
-                expand = True
-                break
-            if mark[node] < 0:
-                mark[node] = visited
-                seen[visited], place[visited] = node, used
-                count[visited] = _gather(
-                    node, rule, lam, c_uct, wave, value, visits, log_w, children, start, kids, ids, score, extra, used
-                )
-                used += count[visited]
-                visited += 1
-            slot = mark[node]
-            if count[slot] == 0:
-                expand = True
-                break
-            u = float(hash64(root_key, iteration + done, depth, _STREAM_SELECT) >> np.uint64(11)) * 2.0**-53
-            at = _pick(rule, c_uct, visits[node], u, score, extra, place[slot], count[slot])
-            node = ids[at]
-            depth += 1
-            path[depth], chosen[depth] = node, at
-        if expand:
-            cost = levels[depth] if depth > 0 else levels[1]
-            if cost > nfe or calls < 1:
-                stopped = True
-                break
-            nfe -= cost
-            calls -= 1
-            source[done], first_new[done] = node, n
-            fresh = child_key(key[node], t[node], children[node], node == 0)
-            above = node
-            for level in range(depth + 1, depths):
-                parent[n], t[n], key[n], visits[n] = above, levels[level], fresh, 2
-                value[n], reward[n], log_w[n], slot_of[n] = math.nan, math.nan, 0.0, -1
-                children[n], start[n], mark[n] = 0, -1, -1
-                kids = add_child(above, n, children, start, kids, slabs)
-                above = n
-                n += 1
-            ends[done] = n - 1
-        else:
-            source[done], first_new[done], ends[done] = -1, -1, node
-        for i in range(depth + 1):
-            visits[path[i]] += 1
-            if chosen[i] >= 0 and rule > 0:
-                extra[chosen[i]] = 1.0 / math.sqrt(visits[path[i]])
-                if rule == 2:
-                    score[chosen[i]] = visits[path[i]]
-        done += 1
-    for i in range(visited):
-        mark[seen[i]] = -1
-    return n, kids, done, stopped
+def _rollout(node, depth, n, levels, nodes, kids):
+    """Append a new child of `node` and its continuation down to x_0; returns (nodes now, kids)."""
+    fresh = child_key(nodes.key[node], nodes.t[node], nodes.children[node], node == 0)
+    for level in range(depth + 1, len(levels)):
+        nodes.parent[n], nodes.t[n], nodes.key[n], nodes.visits[n] = node, levels[level], fresh, 2
+        nodes.value[n], nodes.reward[n], nodes.log_w[n], nodes.slot[n] = math.nan, math.nan, 0.0, -1
+        nodes.children[n], nodes.start[n], nodes.mark[n] = 0, -1, -1
+        kids = add_child(node, n, nodes.children, nodes.start, kids, nodes.slabs)
+        node = n
+        n += 1
+    return n, kids

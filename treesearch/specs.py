@@ -142,7 +142,9 @@ def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]
     try:
         return ast.literal_eval(node)
     except ValueError as error:
-        raise SpecError(f"cannot read {ast.unparse(node)!r} in a {what}: names, numbers, + - * and calls only") from error
+        raise SpecError(
+            f"cannot read {ast.unparse(node)!r} in a {what}: names, numbers, + - * and calls only"
+        ) from error
 
 
 def _call(node: ast.Call, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:

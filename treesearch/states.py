@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,11 +43,11 @@ class StateStore(Protocol):
         """Keep rows (n, *state); returns their slots."""
         ...
 
-    def get(self, slots: NDArray[np.int64]) -> Tensor:
+    def get(self, slots: NDArray[Any]) -> Tensor:
         """The rows of the given slots, in order."""
         ...
 
-    def drop(self, slots: NDArray[np.int64]) -> None:
+    def drop(self, slots: NDArray[Any]) -> None:
         """Forget rows; their memory may be used again."""
         ...
 
@@ -82,10 +82,10 @@ class MemoryStates:
         self._rows[torch.from_numpy(slots)] = x.to(self._rows.device)
         return slots
 
-    def get(self, slots: NDArray[np.int64]) -> Tensor:
+    def get(self, slots: NDArray[Any]) -> Tensor:
         return self._rows[torch.from_numpy(np.asarray(slots, np.int64))]
 
-    def drop(self, slots: NDArray[np.int64]) -> None:
+    def drop(self, slots: NDArray[Any]) -> None:
         self._free.extend(int(s) for s in slots)
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class ShardStates:
             self.used, at = self.used + n, at + n
         return slots
 
-    def get(self, slots: NDArray[np.int64]) -> Tensor:
+    def get(self, slots: NDArray[Any]) -> Tensor:
         slots = np.asarray(slots, np.int64)
         out = np.empty((len(slots), self._row), np.uint8)
         for shard in np.unique(slots // self.rows):
@@ -145,7 +145,7 @@ class ShardStates:
             out[rows] = file[: count * self._row].reshape(count, self._row)[slots[rows] % self.rows]
         return torch.from_numpy(out).view(self.dtype).reshape(len(slots), *self.shape)
 
-    def drop(self, slots: NDArray[np.int64]) -> None:
+    def drop(self, slots: NDArray[Any]) -> None:
         """Files only grow: what was written stays."""
         del slots
 

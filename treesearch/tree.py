@@ -8,7 +8,7 @@ linked list costs a cache miss a child. At most 64 bytes a node in all.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -40,6 +40,24 @@ INITIAL: dict[str, Any] = {
     "start": NONE,
     "mark": NONE,
 }
+
+
+class Columns(NamedTuple):
+    """The arrays as compiled code takes them."""
+
+    parent: NDArray[np.int32]
+    t: NDArray[np.int16]
+    visits: NDArray[np.int32]
+    value: NDArray[np.float64]
+    reward: NDArray[np.float64]
+    log_w: NDArray[np.float64]
+    key: NDArray[np.uint64]
+    slot: NDArray[np.int32]
+    children: NDArray[np.int32]
+    start: NDArray[np.int32]
+    mark: NDArray[np.int32]
+    kids: NDArray[np.int32]
+    slabs: NDArray[np.int32]
 
 
 class Tree:
@@ -85,7 +103,9 @@ class Tree:
         if need > have:
             capacity = max(need, 2 * have)
             for name, old in self._data.items():
-                grown = np.empty(capacity, old.dtype)  # untouched pages cost nothing: rows are filled when they are used
+                grown = np.empty(
+                    capacity, old.dtype
+                )  # untouched pages cost nothing: rows are filled when they are used
                 grown[: self._size] = old[: self._size]
                 self._data[name] = grown
         self._trim(self._size)
@@ -95,9 +115,9 @@ class Tree:
         for name, column in self._data.items():
             setattr(self, name, column[:size])
 
-    def columns(self, *names: str) -> tuple[NDArray[Any], ...]:
+    def columns(self) -> Columns:
         """Whole arrays, room for new nodes included, for compiled loops; call `grown` afterwards."""
-        return tuple(self._data[name] for name in names)
+        return Columns(**self._data, kids=self.kids, slabs=self.slabs)
 
     def grown(self, size: int, kids: NDArray[np.int32]) -> None:
         """Accept the nodes that a compiled loop wrote behind the last one, and where it put their places."""
@@ -150,7 +170,7 @@ class Tree:
 
 
 @njit(cache=True)
-def add_child(node, child, children, start, kids, slabs):  # noqa: ANN001, ANN201
+def add_child(node, child, children, start, kids, slabs):
     """Enter a child behind its siblings; returns `kids`, grown if it was full.
 
     slabs[k] heads the list of free slabs of 2^k places, linked through their first place; slabs[-1] counts used places.
@@ -182,7 +202,7 @@ def add_child(node, child, children, start, kids, slabs):  # noqa: ANN001, ANN20
 
 
 @njit(cache=True)
-def _link(parent, children, start, kids, slabs, first):  # noqa: ANN001, ANN202
+def _link(parent, children, start, kids, slabs, first):
     """Enter nodes first.. under their parents."""
     for node in range(first, len(parent)):
         if parent[node] >= 0:

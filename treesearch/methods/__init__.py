@@ -10,8 +10,7 @@ from treesearch.methods.feynman_kac import FeynmanKac
 from treesearch.methods.tree_sampling import DiffusionTreeSampling, DiffusionTreeSearch
 
 METHODS: dict[str, Any] = {
-    method.__name__: method
-    for method in (BestOfN, FeynmanKac, DiffusionTreeSampling, DiffusionTreeSearch, BeamSearch)
+    method.__name__: method for method in (BestOfN, FeynmanKac, DiffusionTreeSampling, DiffusionTreeSearch, BeamSearch)
 }
 
 __all__ = ["METHODS", "BeamSearch", "BestOfN", "DiffusionTreeSampling", "DiffusionTreeSearch", "FeynmanKac"]

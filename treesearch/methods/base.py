@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +120,9 @@ class Search(Protocol):
 
 
 class Method(Protocol):
-    """A frozen, validated configuration; `dataclasses.replace(method, lam=...)` must work."""
+    """A frozen, validated dataclass; `dataclasses.replace(method, lam=...)` must work."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def lam(self) -> float | str: ...

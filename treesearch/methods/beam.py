@@ -4,7 +4,8 @@ At each scheduled level the `beam_width` particles of highest endpoint reward su
 each. Greedy: it maximises the reward of endpoint predictions, its samples are not draws of π and no Z is estimated.
 Cost: beam_width·branching·T NFE a beam.
 
-Source: Inference-time Text-to-Video Alignment with Diffusion Latent Beam Search (Oshima et al., 2025), without look-ahead.
+Source: Inference-time Text-to-Video Alignment with Diffusion Latent Beam Search (Oshima et al., 2025), without its
+look-ahead.
 """
 
 from __future__ import annotations

@@ -143,8 +143,10 @@ class Particles:
         current = scaled(self.reached, reward)
         self.running = Running(np.maximum(self.running.maximum, current), self.running.total + current)
         with np.errstate(invalid="ignore"):
-            log_g = current - self.spent if terminal else POTENTIALS[self.method.potential](
-                current, self.previous, self.running
+            log_g = (
+                current - self.spent
+                if terminal
+                else POTENTIALS[self.method.potential](current, self.previous, self.running)
             )
         log_g = np.where(dead, -math.inf, log_g)
         self.killed += 0 if terminal else int(((log_g == -math.inf) & ~dead).sum())
@@ -231,5 +233,3 @@ def _standard_error(populations: Sequence[Particles]) -> float | None:
     z = np.exp(log_z - log_z.max())
     mean, m = float(np.average(z, weights=sizes)), len(z)
     return float(np.sqrt(m / (m - 1) * np.sum((sizes * (z - mean)) ** 2)) / (sizes.sum() * mean))
-
-

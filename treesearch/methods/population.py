@@ -139,7 +139,9 @@ class PopulationSearch(ABC):
                 parents, _ = self._offspring()
                 new = np.arange(at, at + len(parents))
                 if not np.array_equal(self.tree.parent[new], parents):
-                    raise StoreError("the recorded ancestors are not the ones the recorded rewards lead to: damaged run")
+                    raise StoreError(
+                        "the recorded ancestors are not the ones the recorded rewards lead to: damaged run"
+                    )
                 at += len(new)
                 self._place(new)
                 self.tell(Segments(parents, new, new))

@@ -140,7 +140,15 @@ class TreeSearch:
         self.iterations = self.nfe = self.rollouts = self.free = 0
         self.hits = NO_NODES
         levels = _levels(method.branch_at, problem.spec)
-        self.levels = np.array([problem.num_steps + 1, *levels, 0])
+        self.policy = selection.Policy(
+            rule=int(selection.RULES[rules.selection]),
+            lam=self.lam,
+            widening_c=float(method.widening_c),
+            widening_alpha=float(method.widening_alpha),
+            c_uct=float(rules.c_uct),
+            root_key=np.uint64(problem.key),
+            levels=np.array([problem.num_steps + 1, *levels, 0]),
+        )
 
     busy = False
 
@@ -152,22 +160,19 @@ class TreeSearch:
         left = self.share.less(self.nfe, self.rollouts, self.iterations)
         self.hits, source, first, last = (NO_NODES,) * 4
         while not len(source) and self.status == Status.RUNNING:
-            source, first, last = self._select(min(self.method.wave, left.iterations), left)
+            source, first, last = self._select(max(0, min(self.method.wave, left.iterations)), left)
             left = self.share.less(self.nfe, self.rollouts, self.iterations)
         return Segments(source, first, last)
 
     def _select(self, wave: int, left: Share) -> tuple[NDArray[np.int64], ...]:
-        tree, method = self.tree, self.method
-        tree.reserve(max(wave, 1) * len(self.levels))
-        outputs = tuple(np.empty(max(wave, 1), np.int64) for _ in range(3))
+        tree = self.tree
+        tree.reserve(wave * len(self.policy.levels))
+        out = selection.Selected(*(np.empty(wave, np.int64) for _ in range(3)))
         size, kids, done, stopped = selection.select_wave(
-            len(tree), *tree.columns(*tree.COLUMNS), tree.kids, tree.slabs,
-            self.levels, max(wave, 0), left.nfe, left.reward_calls, self.iterations,
-            int(selection.RULES[self.rules.selection]), self.lam, method.widening_c, method.widening_alpha,
-            self.rules.c_uct, np.uint64(self.problem.key), *outputs,
-        )  # fmt: skip
+            tree.columns(), len(tree), self.policy, wave, self.iterations, left.nfe, left.reward_calls, out
+        )
         tree.grown(size, kids)
-        source, first, ends = (column[:done] for column in outputs)
+        source, first, ends = (column[:done] for column in out)
         new = first >= 0
         self.iterations += done
         self.rollouts += int(new.sum())
@@ -176,7 +181,7 @@ class TreeSearch:
         self.hits = np.concatenate([self.hits, ends[~new]])
         if stopped or done == 0:
             self.status = Status.BUDGET
-        elif self.free >= FREE_LIMIT or (self.free and method.widening_alpha == 0):
+        elif self.free >= FREE_LIMIT or (self.free and self.method.widening_alpha == 0):
             self.status = Status.EXHAUSTED
         return source[new], first[new], ends[new]
 
@@ -237,5 +242,3 @@ def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
         raise ValueError(f"lag is {method.lag!r}, expected 0 or 1")
     if method.branch_at is not None:
         object.__setattr__(method, "branch_at", tuple(int(t) for t in method.branch_at))
-
-
