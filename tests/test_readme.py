@@ -1,0 +1,24 @@
+"""The README's example runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+
+
+def test_the_example_runs(capsys):
+    example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "ts.search(" in block)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+    scope: dict = {}
+    exec(example, scope)
+    assert scope["best"].shape == (8, 1, 28, 28)
+    assert scope["draws"].shape == (16, 1, 28, 28)
+    assert scope["result"].cost.nfe == 2_000
+    assert "log Z" in capsys.readouterr().out
+
+
+def test_the_links_exist():
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target
