@@ -245,7 +245,7 @@ class Ls:
         return [
             str(path),
             config["method"]["name"],
-            config["status"],
+            runs.status(path, config),
             str(nfe),
             report.DASH if best is None else f"{best:.3f}",
         ]
@@ -269,7 +269,8 @@ class Show:
         if self.json:
             print(json.dumps({"config": config, "summary": found, "last": history[-1:], "levels": levels}, indent=2))
             return 0
-        for key in ("status", "method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
+        print(f"status   {runs.status(self.path, config)}")
+        for key in ("method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
             print(f"{key:<9}{config[key]}")
         if found:
             report.print_table(report.rows(config["method"]["name"], found["tasks"], Cost(**found["cost"])))

@@ -93,7 +93,7 @@ def rows(name: str, tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[list
         se = "" if task["log_z_se"] is None else f" ± {task['log_z_se']:.3f}"
         spent = [f"{cost.nfe}", f"{cost.reward_calls}", f"{cost.seconds:.1f}"] if i == 0 else ["", "", ""]
         label = name if task["prompt"] is None else f"{name}: {task['prompt']}"
-        numbers = [DASH if task[k] is None else f"{task[k]:.3f}" for k in ("best", "mean")]
+        numbers = [DASH if task[k] is None else f"{task[k]:.3f}".replace("-0.000", "0.000") for k in ("best", "mean")]
         out.append([label, *numbers, z + se, f"{task['ess']:.1f}", str(task["roots"]), *spent])
     return out
 

@@ -217,6 +217,19 @@ class Run:
         return writing(self.path)
 
 
+def status(path: str | os.PathLike[str], config: dict[str, Any]) -> str:
+    """A run's status; one that says it is running while nobody holds its lock was killed."""
+    if config["status"] != "running":
+        return config["status"]
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(Path(path) / "lock", timeout=0):
+            return "killed"
+    except Timeout:
+        return "running"
+
+
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """run.json of a folder.
 

@@ -196,13 +196,13 @@ def check_reward(
         chosen = samples[torch.tensor(rows)] if isinstance(samples, Tensor) else [samples[i] for i in rows]
         return reward(chosen, None if prompts is None else [prompts[i] for i in rows])
 
-    whole = score(range(n))  # shape, NaN and +inf are checked by Reward itself
+    whole = reward(samples, prompts)  # shape, NaN and +inf are checked by Reward itself
+    _same("reward wrote into its samples", samples, before, 0)
     _same("reward: two calls with the same samples", score(range(n)), whole, atol)
     _same("reward of n single rows beside one batch", torch.cat([score([i]) for i in range(n)]), whole, atol)
     _same("reward of two parts beside one batch", torch.cat([score(range(2)), score(range(2, n))]), whole, atol)
     back = list(range(n))[::-1]
     _same("reward of the rows in reverse order, turned back", score(back).flip(0), whole, atol)
-    _same("reward wrote into its samples", samples, before, 0)
 
 
 # Methods and stores
