@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## search for high-reward digits with every method at equal NFE, into runs/demo
+	@rm -rf runs/demo
 	@$(PY) -m treesearch compare --store runs/demo
 
 test: $(STAMP)  ## the test suite

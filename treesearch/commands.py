@@ -177,14 +177,24 @@ class Compare:
         for spec, method in methods.items():
             name = spec.partition("(")[0].replace("-", "_")
             name = name if name not in results else f"{name}_{len(results)}"
-            path = folder / name
-            options, prompts = loop.Options(self.what.batch_size), list(self.what.prompts) or None
-            budget = Budget(nfe=count(self.nfe))
-            session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, options, None)
-            session.start(path)
-            runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
-            results[name] = finish(session, path, name, quiet=self.json)
+            session = self._session(folder / name, kernel, reward, method)
+            results[name] = finish(session, folder / name, name, quiet=self.json)
         return self._report(folder, asked, methods, results)
+
+    def _session(self, path: Path, kernel: Any, reward: Any, method: Method) -> loop.Session:
+        """A method's run: a new one, or what an interrupted comparison left of it."""
+        budget, size = Budget(nfe=count(self.nfe)), self.what.batch_size
+        if (path / "run.json").exists():
+            session = loop.open_session(path, kernel, reward, budget=budget, batch_size=size)
+            if (session.method, session.seed) == (method, self.what.seed):
+                return session
+            session.close()
+            raise TreeSearchError(f"{path} holds another run: name another folder with --store, or remove it")
+        prompts = list(self.what.prompts) or None
+        session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, loop.Options(size), None)
+        session.start(path)
+        runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
+        return session
 
     def _report(
         self, folder: Path, asked: dict[str, Any], methods: dict[str, Method], results: dict[str, SearchResult]

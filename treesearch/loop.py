@@ -158,8 +158,9 @@ class Session:
         sized = getattr(self.method, "n", None) or getattr(self.method, "num_particles", None)
         if self.budget.empty and not sized:
             raise BudgetError("no budget: give budget=ts.Budget(nfe=...), seconds, reward_calls or iterations")
-        for name, have, need in (("nfe", share.nfe, unit.nfe), ("reward_calls", share.reward_calls, unit.reward_calls)):
-            if have < need:
+        least = {"nfe": unit.nfe, "reward_calls": unit.reward_calls, "iterations": 1}
+        for name, need in least.items():
+            if getattr(share, name) < need:
                 each = f" for each of {self.num_tasks} tasks" if self.num_tasks > 1 else ""
                 raise BudgetError(
                     f"Budget({name}={getattr(self.budget, name)}) is below {unit.name}{each}: "

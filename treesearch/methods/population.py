@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,14 +128,14 @@ class PopulationSearch(ABC):
         self.share, self.status = share, Status.RUNNING
 
     def state(self) -> dict[str, Any]:
-        return {"groups": self.groups}
+        return {"groups": [[[k, len(list(same))] for k, same in groupby(sizes)] for sizes in self.groups]}
 
     def restore(self, state: dict[str, Any], ends: Ids) -> None:
         """Repeat the decisions on the recorded rewards; the recorded parents must be the ones they lead to."""
         del ends
         at = 1
         for sizes in state["groups"]:
-            self._begin(sizes)
+            self._begin([k for k, count in sizes for _ in range(count)])
             while self.group and at < len(self.tree):
                 parents, _ = self._offspring()
                 new = np.arange(at, at + len(parents))
