@@ -274,7 +274,7 @@ def test_settings_out_of_range(make: Callable[[], object], message: str) -> None
         (
             TREE,
             {"budget": ts.Budget(iterations=1), "prompts": ["a", "b"]},
-            r"Budget\(iterations=1\) is below one for each of 2 tasks",
+            r"iterations=1\) is below .* each of 2 tasks: the minimum is 2",
         ),
     ],
 )

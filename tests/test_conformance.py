@@ -9,6 +9,7 @@ from backends.base import Gaussian
 from backends.gaussian import LinearGaussian
 from rewards.analytic import constant, linear, log_mixture, quadratic
 from treesearch import runs
+from treesearch.budget import Share
 from treesearch.methods import tree_sampling
 from treesearch.testing import check_kernel, check_method, check_reward, check_store, same_result
 
@@ -193,10 +194,8 @@ def test_a_store_that_rounds_is_caught(gaussian, tmp_path, monkeypatch):
 
 
 def test_a_method_that_overspends_is_caught(gaussian, monkeypatch):
-    from treesearch.budget import Share
-
-    units = Share.units
-    monkeypatch.setattr(Share, "units", lambda self, *cost: units(self, *cost) + 1)
+    less = Share.less
+    monkeypatch.setattr(Share, "less", lambda self, nfe, *spent: less(self, nfe - 10, *spent))
     with pytest.raises(AssertionError, match="budget of"):
         check_method(ts.BestOfN(), gaussian)
 

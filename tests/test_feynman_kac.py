@@ -12,7 +12,7 @@ from backends.base import Guided, shift_mean
 from backends.enumerable import DiscreteChain, MaskedChain
 from backends.gaussian import Tilt
 from rewards.analytic import constant, linear, quadratic
-from treesearch.methods.feynman_kac import ALL_ZERO
+from treesearch.result import ALL_ZERO
 from treesearch.testing import bare_chain
 from treesearch.weights import log_mean
 

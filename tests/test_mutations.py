@@ -212,8 +212,9 @@ def test_the_level_left_out_of_the_key_of_a_tree_s_child(monkeypatch, gaussian):
     method = DTS(wave=8, widening_c=1.0, widening_alpha=0.3)
     shares_noise(gaussian, method)
     names = vars(selection) | {"child_key": lambda parent, t, ordinal, at_root: child_key(parent, 0, ordinal, at_root)}
-    plain = types.FunctionType(selection.select_wave.py_func.__code__, names)
-    monkeypatch.setattr(tree_sampling.selection, "select_wave", plain)
+    for name in ("_rollout", "select_wave"):  # the same source, uncompiled
+        names[name] = types.FunctionType(names[name].py_func.__code__, names)
+    monkeypatch.setattr(tree_sampling.selection, "select_wave", names["select_wave"])
     caught(lambda: shares_noise(gaussian, method))
 
 

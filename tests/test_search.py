@@ -68,12 +68,12 @@ def test_the_best_of_n_is_the_largest_of_n_gaussians(gaussian):
         gaussian,
         linear(1.0),
         ts.BestOfN(n=10),
-        prompts=list(range(2000)),
-        budget=ts.Budget(nfe=2000 * 50),
+        prompts=list(range(800)),
+        budget=ts.Budget(nfe=800 * 50),
         batch_size=laws.WIDE,
     )
     best = np.array([float(t.rewards.max()) for t in found.tasks])
-    assert abs(best.mean() - (0.3 + 0.8 * 1.53875)) < 4 * best.std() / 2000**0.5
+    assert abs(best.mean() - (0.3 + 0.8 * 1.53875)) < 4 * best.std() / 800**0.5
 
 
 # Beam search.
@@ -196,15 +196,6 @@ def test_lambda_of_a_large_pilot_is_the_closed_form(gaussian):
     exact = np.sqrt(-np.log(target)) / 0.8
     assert lam == pytest.approx(exact, rel=0.03)
     assert divergence(rewards, np.zeros(len(rewards)), lam) == pytest.approx(-np.log(target) / 2, rel=0.08)
-
-
-def test_the_pilot_s_kl_is_near_the_closed_form(gaussian):
-    kl = [
-        ts.search(gaussian, linear(1.0), ts.BestOfN(lam="auto"), budget=ts.Budget(nfe=2000), seed=s).diagnostics
-        for s in range(20)
-    ]
-    near = [(d["lam"] * 0.8) ** 2 / 2 for d in kl]
-    assert 0.5 < np.mean([d["pilot"]["kl"] for d in kl]) / np.mean(near) < 1.5
 
 
 def test_an_automatic_lambda_needs_rewards_that_vary_and_a_budget(gaussian):

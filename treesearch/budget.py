@@ -10,8 +10,6 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from treesearch.errors import BudgetError
-
 INFINITE = 2**62
 
 
@@ -52,13 +50,7 @@ class Budget:
         return all(value is None for value in asdict(self).values())
 
     def share(self, tasks: int) -> Share:
-        """The limits of one of `tasks` tasks; seconds are the session's and stay whole.
-
-        Raises:
-            BudgetError: fewer iterations than tasks.
-        """
-        if self.iterations is not None and self.iterations < tasks:
-            raise BudgetError(f"Budget(iterations={self.iterations}) is below one for each of {tasks} tasks")
+        """The limits of one of `tasks` tasks; seconds are the session's and stay whole."""
         limits = (self.nfe, self.reward_calls, self.iterations)
         return Share(*(INFINITE if v is None else v // tasks for v in limits), timed=self.seconds is not None)
 

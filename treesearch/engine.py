@@ -146,7 +146,7 @@ class Engine:
         self.cost, self.prompts, self.batch_size = cost, prompts, batch_size
         self.keep_inner, self.batch_invariant = keep_inner, batch_invariant
         self.passes = 0
-        self._encoded = (kernel.encode(prompts) if prompts is not None else None) or {}
+        self._encoded = {} if prompts is None else _encode(kernel, prompts)
         self._flights: list[Flight] = []
         self._held: dict[int, list[Held]] = {}  # by task
         self._unscored: list[tuple[Flight, Ids, Tensor]] = []
@@ -294,6 +294,9 @@ class Engine:
         """
         before = self.reward.calls() if self.reward.calls else None
         samples = self.kernel.decode(x) if self.reward.input == "sample" else x
+        if not hasattr(samples, "__len__") or len(samples) != len(x):
+            got = f"{len(samples)} samples" if hasattr(samples, "__len__") else type(samples).__name__
+            raise KernelError(f"kernel.decode returned {got} for {len(x)} states, expected one sample each")
         prompts = None if self.prompts is None else [self.prompts[i] for i in task]
         try:
             values = self.reward(samples, prompts)
@@ -316,6 +319,9 @@ class Engine:
         except Exception as error:
             error.add_note(f"in kernel.transition of {len(t)} rows at t = {np.unique(t).tolist()}")
             raise
+        if not hasattr(law, "endpoint"):
+            got = type(law).__name__
+            raise KernelError(f"kernel.transition returned {got}, expected a law such as backends.base.Gaussian")
         if tuple(law.endpoint.shape) != tuple(x.shape):
             got, want = tuple(law.endpoint.shape), tuple(x.shape)
             raise KernelError(
@@ -334,24 +340,16 @@ class Engine:
     def _draw(self, law: Transition, key: NDArray[np.uint64], t: Ids) -> tuple[Tensor, NDArray[np.float64]]:
         """x_{t-1} and the log p/q of the step, from each row's own noise."""
         x = law.sample(self._noise(key, t))
-        if tuple(x.shape) != (len(t), *self.spec.state_shape):
-            raise KernelError(
-                f"transition.sample returned shape {tuple(x.shape)}, expected {(len(t), *self.spec.state_shape)}"
-            )
-        log_w = law.log_weight(x)
-        return x, log_w.double().cpu().numpy()
+        _check_states(x, len(t), self.spec, "transition.sample")
+        return x, _weights(law.log_weight(x), len(t), "transition.log_weight")
 
     def _prior(self, task: int, key: NDArray[np.uint64]) -> tuple[Tensor, NDArray[np.float64] | float]:
         """x_T and the log p/q of the prior draw."""
         cond = self._cond(np.full(len(key), task))
         x = self.kernel.prior(self._noise(key, np.full(len(key), self.spec.num_steps + 1)), cond)
-        if tuple(x.shape) != (len(key), *self.spec.state_shape):
-            want = (len(key), *self.spec.state_shape)
-            raise KernelError(f"kernel.prior returned shape {tuple(x.shape)}, expected {want}")
-        if x.dtype != self.spec.dtype:
-            raise KernelError(f"kernel.prior returned {x.dtype}, expected kernel.dtype = {self.spec.dtype}")
+        _check_states(x, len(key), self.spec, "kernel.prior")
         weight = getattr(self.kernel, "prior_log_weight", None)
-        return x, weight(x, cond).double().cpu().numpy() if weight else 0.0
+        return x, _weights(weight(x, cond), len(key), "kernel.prior_log_weight") if weight else 0.0
 
     def _noise(self, key: NDArray[np.uint64], counter: Ids) -> Tensor:
         shape = self.spec.noise_shape
@@ -403,6 +401,44 @@ def _join(flights: list[Flight]) -> Flight:
     names = ("t", "task", "node", "last", "stop", "key", "hold", "log_w", "again")
     columns: dict[str, Any] = {name: np.concatenate([getattr(f, name) for f in flights]) for name in names}
     return Flight(wave=flights[0].wave, x=torch.cat([f.x for f in flights]), **columns)
+
+
+def _encode(kernel: Kernel, prompts: Sequence[Any]) -> dict[str, Any]:
+    """Conditioning of the prompts, one row each."""
+    if not hasattr(kernel, "encode"):
+        raise TypeError(f"prompts need kernel.encode, which {type(kernel).__name__} lacks; it may return None")
+    encoded = kernel.encode(prompts) or {}
+    for name, rows in encoded.items():
+        if not isinstance(rows, Shared) and len(rows) != len(prompts):
+            raise KernelError(
+                f"kernel.encode returned {len(rows)} rows of {name!r} for {len(prompts)} prompts: "
+                "give one row each, or mark what has no row axis as Shared"
+            )
+    return encoded
+
+
+def _check_states(x: Tensor, n: int, spec: Spec, what: str) -> None:
+    """Raises:
+    KernelError: not n states of the kernel's shape and dtype.
+    """
+    if tuple(x.shape) != (n, *spec.state_shape):
+        raise KernelError(f"{what} returned shape {tuple(x.shape)}, expected {(n, *spec.state_shape)}")
+    if x.dtype != spec.dtype:
+        raise KernelError(f"{what} returned {x.dtype}, expected kernel.dtype = {spec.dtype}")
+
+
+def _weights(log_w: Tensor, n: int, what: str) -> NDArray[np.float64]:
+    """log p/q of n rows.
+
+    Raises:
+        KernelError: a wrong shape, NaN or +inf.
+    """
+    if tuple(log_w.shape) != (n,):
+        raise KernelError(f"{what} returned shape {tuple(log_w.shape)}, expected ({n},)")
+    out = log_w.double().cpu().numpy()
+    if not (out < np.inf).all():  # NaN compares false
+        raise KernelError(f"{what} returned NaN or +inf: the proposal q must be positive wherever it draws")
+    return out
 
 
 def _by_task(task: Ids) -> Iterator[tuple[int, Ids]]:

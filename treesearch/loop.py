@@ -8,6 +8,7 @@ while some task has work:
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -58,7 +59,7 @@ class Options:
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
         choose("keep_states", self.keep_states, KEEP)
 
@@ -599,6 +600,7 @@ def build_method(config: dict[str, Any]) -> Method:
 
 
 def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    now = json.loads(json.dumps(now))  # as a run keeps it: tuples are lists there
     for key in ("method", "seed", "prompts", "num_steps", "state_shape", "dtype", "fingerprint", "reward"):
         if saved[key] != now[key]:
             raise StoreError(
@@ -616,6 +618,19 @@ def make_session(
     options: Options,
     workers: None,
 ) -> Session:
+    if isinstance(method, type) or not hasattr(method, "start"):
+        made = (
+            f"{method.__name__}()"
+            if isinstance(method, type)
+            else "BestOfN(), FeynmanKac(), DiffusionTreeSampling(), ..."
+        )
+        raise TypeError(f"method is {method!r}, expected an object: ts.{made}")
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...), seconds, reward_calls or iterations")
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed is {seed!r}, expected a whole number")
+    if prompts is not None and not hasattr(prompts, "__len__"):
+        raise TypeError(f"prompts is a {type(prompts).__name__}, expected a list of prompts")
     if isinstance(prompts, str):
         raise TypeError(f"prompts is the string {prompts!r}, expected a list of prompts: [{prompts!r}]")
     if prompts is not None and not len(prompts):
@@ -623,7 +638,7 @@ def make_session(
     if workers is not None:
         raise ValueError(f"workers={workers!r}: this version computes in the calling process, leave workers=None")
     reward = as_reward(reward)
-    return Session(kernel, reward, method, prompts=prompts, budget=budget, seed=seed, options=options)
+    return Session(kernel, reward, method, prompts=prompts, budget=budget, seed=int(seed), options=options)
 
 
 def _drive(session: Session, callbacks: Sequence[Callback]) -> Iterator[Snapshot]:

@@ -20,6 +20,7 @@ from treesearch.noise import Stream, uniforms
 from treesearch.tree import Tree
 from treesearch.weights import ess, normalise
 
+ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
 PER_TASK = (
     "samples",
     "rewards",
@@ -110,7 +111,9 @@ class TaskResult:
         log_w, rewards = self.readout.log_weights, self.tree.reward[self.leaves]
         effective = ess(log_w)
         warnings = list(self.readout.warnings)
-        if len(log_w) > 2 and effective < 2 and self.log_z is not None:
+        if len(log_w) and effective == 0:
+            warnings.append(ALL_ZERO)
+        elif len(log_w) > 2 and effective < 2 and self.log_z is not None:
             warnings.append(f"ESS {effective:.2f} < 2: lam = {self.lam:g} is too large for this budget")
         kl = None
         if self.log_z is not None and effective > 0 and math.isfinite(self.log_z) and math.isfinite(self.lam):

@@ -231,10 +231,10 @@ def check_method(method: Method, kernel: Kernel, reward: Callable[..., Any] = to
     steps, seed = describe(kernel).num_steps, 3
     check_budget(method, kernel, reward)
 
-    def run(method: Method = method, tasks: int = 0, **options: Any) -> SearchResult:
+    def run(method: Method = method, tasks: int = 0, seed: int = seed, batch_size: int = 64) -> SearchResult:
         prompts = list(range(tasks)) or None
         budget = Budget(nfe=80 * steps * max(1, tasks))
-        return search(kernel, reward, method, prompts=prompts, budget=budget, **{"seed": seed} | options)
+        return search(kernel, reward, method, prompts=prompts, budget=budget, seed=seed, batch_size=batch_size)
 
     first = run()
     for size in (1, 7):
@@ -266,7 +266,7 @@ def check_budget(method: Method, kernel: Kernel, reward: Callable[..., Any] = to
             told = str(error)
         assert str(unit.nfe) in told, f"a budget below {unit.name}: expected BudgetError with {unit.nfe}, got {told!r}"
     for nfe in (max(unit.nfe, full), full + 1, 2 * full + spec.num_steps - 1):
-        counted = Counting(kernel)
+        counted: Any = Counting(kernel)
         result = search(counted, reward, method, budget=Budget(nfe=nfe))
         spent = result.cost.nfe
         assert spent == counted.rows, f"cost.nfe: expected {counted.rows}, which the kernel counted, got {spent}"
@@ -293,7 +293,7 @@ def check_noise(trees: Sequence[Tree], num_steps: int) -> None:
 
 def check_edges(kernel: Kernel, task: TaskResult, seed: int, atol: float = 0.0, number: int = 0) -> None:
     """Every sample is what the kernel itself draws along the sample's path, from the keys of the path."""
-    tree, spec, states = task.tree, describe(kernel), {}
+    tree, spec, states = task.tree, describe(kernel), dict[int, Any]()
     key, got = root_key(seed, number), int(tree.key[ROOT])
     assert got == key, f"root key of task {number}: expected {key}, got {got}"
     cond = conditioning(kernel, None, np.array([number]))
@@ -319,7 +319,8 @@ def check_store(
     atol: float = 0.0,
 ) -> None:
     """A run cut or damaged at any byte, or stopped after a wave, ends like a straight one; states are lossless."""
-    kernel, folder = Counting(kernel), Path(folder)
+    counted: Any = Counting(kernel)
+    kernel, folder = counted, Path(folder)
     whole, budget = folder / "whole", Budget(nfe=80 * describe(kernel).num_steps)
     straight = search(kernel, reward, method, budget=budget, seed=5)
     same_result(search(kernel, reward, method, budget=budget, seed=5, store=whole), straight, atol, "with a store")
@@ -338,7 +339,8 @@ def check_store(
     same_result(resume(folder / "stopped", kernel, reward), straight, atol, "stopped half-way")
     session = open_session(whole, kernel, reward)
     stored = session.states.get(session.searches[0].tree.slot[straight.leaves])
-    session.run.close("finished")
+    if session.run is not None:
+        session.run.close("finished")
     _same("stored states beside the samples", kernel.decode(stored), straight.samples, 0)
 
 

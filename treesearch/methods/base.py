@@ -143,7 +143,8 @@ def check_lam(lam: float | str, *, finite: bool = True) -> None:
     """
     if lam == AUTO:
         return
-    if isinstance(lam, (str, bool)) or not lam >= 0 or (finite and math.isinf(lam)):
+    number = isinstance(lam, (int, float)) and not isinstance(lam, bool)
+    if not number or not lam >= 0 or (finite and math.isinf(lam)):
         raise ValueError(f"lam is {lam!r}, expected 'auto' or a {'finite ' if finite else ''}number >= 0")
 
 
@@ -154,6 +155,15 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not value > 0):
             raise ValueError(f"{name} is {value!r}, expected a positive number")
+
+
+def check_whole(**values: int | None) -> None:
+    """Raises:
+    ValueError: a value that is given and not a whole number >= 1.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is {value!r}, expected a positive whole number")
 
 
 def number(lam: float | str) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from backends.base import Spec
 from treesearch.methods import population
-from treesearch.methods.base import GREEDY, Problem, Readout, Unit, branch_levels, check_positive
+from treesearch.methods.base import GREEDY, Problem, Readout, Unit, branch_levels, check_whole
 from treesearch.weights import F64
 
 
@@ -40,7 +40,7 @@ class BeamSearch:
     lam = 0.0
 
     def __post_init__(self) -> None:
-        check_positive(beam_width=self.beam_width, branching=self.branching)
+        check_whole(beam_width=self.beam_width, branching=self.branching)
         if self.schedule is not None and 0 not in self.schedule:
             raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 is what is compared in the end")
 

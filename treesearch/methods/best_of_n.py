@@ -18,7 +18,7 @@ from backends.base import Spec
 from treesearch import backup
 from treesearch.budget import INFINITE, Share
 from treesearch.engine import Segments
-from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_positive, number
+from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_whole, number
 from treesearch.noise import child_keys
 from treesearch.tree import ROOT, Tree
 from treesearch.weights import log_mean, log_mean_se, scaled
@@ -39,7 +39,7 @@ class BestOfN:
     lag = 0
 
     def __post_init__(self) -> None:
-        check_positive(n=self.n)
+        check_whole(n=self.n)
         check_lam(self.lam)
 
     def unit(self, spec: Spec) -> Unit:

@@ -31,11 +31,9 @@ from backends.base import Spec
 from rewards.potentials import POTENTIALS, Running
 from treesearch.errors import choose
 from treesearch.methods import population
-from treesearch.methods.base import Problem, Readout, Unit, branch_levels, check_lam, check_positive, number
+from treesearch.methods.base import Problem, Readout, Unit, branch_levels, check_lam, check_whole, number
 from treesearch.resampling import SCHEMES
 from treesearch.weights import F64, ess, log_mean, normalise, scaled, temper
-
-ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ class FeynmanKac:
     lag = 0
 
     def __post_init__(self) -> None:
-        check_positive(num_particles=self.num_particles)
+        check_whole(num_particles=self.num_particles)
         check_lam(self.lam)
         choose("potential", self.potential, POTENTIALS)
         choose("resampling scheme", self.resampling, SCHEMES)
@@ -192,8 +190,6 @@ class FeynmanKacSearch(population.PopulationSearch):
             return Readout(np.empty(0, np.int64), np.empty(0))
         log_w = np.concatenate([p.steer.final for p in done])
         log_z, warnings = log_mean(log_w), []
-        if log_z == -math.inf:
-            warnings.append(ALL_ZERO)
         if killed := sum(p.steer.killed for p in done):
             warnings.append(f"{killed} particles died at an endpoint of reward -inf: their mass is missing from log Z")
         if self.method.tempering == "ess":

@@ -43,6 +43,7 @@ from treesearch.methods.base import (
     branch_levels,
     check_lam,
     check_positive,
+    check_whole,
     number,
 )
 from treesearch.tree import ROOT, Tree
@@ -235,7 +236,8 @@ def _levels(branch_at: Sequence[int] | None, spec: Spec) -> tuple[int, ...]:
 
 def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
     check_lam(method.lam, finite=False)
-    check_positive(widening_c=method.widening_c, wave=method.wave)
+    check_positive(widening_c=method.widening_c)
+    check_whole(wave=method.wave)
     if not 0 <= method.widening_alpha <= 1:
         raise ValueError(f"widening_alpha is {method.widening_alpha!r}, expected 0..1")
     if method.lag not in (0, 1):
