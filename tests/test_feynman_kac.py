@@ -352,6 +352,14 @@ def test_one_lineage_has_no_standard_error(gaussian):
 # 7. Clones, cost.
 
 
+def test_a_deterministic_kernel_is_refused_for_its_clones_could_never_part(gaussian):
+    class Deterministic(_Unweighted):
+        stochastic = (True, False, False, False, False, False)
+
+    with pytest.raises(ValueError, match="deterministic"):
+        run(Deterministic(gaussian), R, FK(num_particles=8))
+
+
 def test_a_population_costs_k_times_t(gaussian):
     for threshold in (0.0, 1.0):
         result = run(gaussian, R, FK(num_particles=16, ess_threshold=threshold), ts.Budget(iterations=3))

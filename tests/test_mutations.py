@@ -12,7 +12,7 @@ import treesearch as ts
 from backends.base import Gaussian
 from backends.gaussian import Tilt
 from rewards.analytic import linear
-from treesearch import backup, loop, resampling, selection
+from treesearch import backup, resampling, selection, session
 from treesearch.methods import population, tree_sampling
 from treesearch.methods.feynman_kac import Particles
 from treesearch.noise import child_key
@@ -203,8 +203,8 @@ def shares_noise(gaussian, method, prompts=("a", "b")):
 @pytest.mark.parametrize("method", [ts.BestOfN(), FK(num_particles=16), DTS(wave=8, **DEEP)], ids=["bon", "fk", "dts"])
 def test_noise_shared_between_tasks(monkeypatch, gaussian, method):
     shares_noise(gaussian, method)
-    key = loop.root_key
-    monkeypatch.setattr(loop, "root_key", lambda seed, task, stream: key(seed, 0, stream))
+    key = session.root_key
+    monkeypatch.setattr(session, "root_key", lambda seed, task, stream: key(seed, 0, stream))
     caught(lambda: shares_noise(gaussian, method))
 
 

@@ -11,9 +11,10 @@ __version__ = "0.1.0"
 from treesearch import _names  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
 from treesearch.budget import Budget, Cost
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError
-from treesearch.loop import Snapshot, resume, search, stream
+from treesearch.loop import resume, search, stream
 from treesearch.methods import BeamSearch, BestOfN, DiffusionTreeSampling, DiffusionTreeSearch, FeynmanKac
 from treesearch.result import SearchResult, TaskResult
+from treesearch.session import Snapshot
 from treesearch.tree import Tree
 from treesearch.weights import ZeroWeights
 

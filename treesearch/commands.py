@@ -20,6 +20,7 @@ from treesearch.errors import TreeSearchError, choose
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult, TaskResult
+from treesearch.session import Options, Session, read_trees
 from treesearch.tree import Tree
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
@@ -103,7 +104,7 @@ class Run:
 
     def run(self) -> int:
         kernel, reward = self.what.load()
-        options = loop.Options(self.what.batch_size, self.keep_states)
+        options = Options(self.what.batch_size, self.keep_states)
         prompts = list(self.what.prompts) or None
         session = loop.make_session(
             kernel, reward, self.method, prompts, self.limits.budget(), self.what.seed, options, None
@@ -181,7 +182,7 @@ class Compare:
             results[name] = finish(session, folder / name, name, quiet=self.json)
         return self._report(folder, asked, methods, results)
 
-    def _session(self, path: Path, kernel: Any, reward: Any, method: Method) -> loop.Session:
+    def _session(self, path: Path, kernel: Any, reward: Any, method: Method) -> Session:
         """A method's run: a new one, or what an interrupted comparison left of it."""
         budget, size = Budget(nfe=count(self.nfe)), self.what.batch_size
         if (path / "run.json").exists():
@@ -191,7 +192,7 @@ class Compare:
             session.close()
             raise TreeSearchError(f"{path} holds another run: name another folder with --store, or remove it")
         prompts = list(self.what.prompts) or None
-        session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, loop.Options(size), None)
+        session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, Options(size), None)
         session.start(path)
         runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
         return session
@@ -428,7 +429,7 @@ class Cite:
         return 0
 
 
-def drive(session: loop.Session, path: Path, *, as_json: bool) -> int:
+def drive(session: Session, path: Path, *, as_json: bool) -> int:
     """Run a session to its end and report; Ctrl-C leaves a run that can be resumed."""
     name = session.method.__class__.__name__
     try:
@@ -447,7 +448,7 @@ def drive(session: loop.Session, path: Path, *, as_json: bool) -> int:
     return 0
 
 
-def finish(session: loop.Session, path: Path, name: str, *, quiet: bool) -> SearchResult:
+def finish(session: Session, path: Path, name: str, *, quiet: bool) -> SearchResult:
     """Run with a progress line, then write outputs and the card."""
     with report.Progress(name, quiet=quiet) as progress:
         for snapshot in session.waves():
@@ -504,7 +505,7 @@ def read_command(path: str | Path) -> dict[str, Any]:
 def read_run(path: str | Path) -> tuple[dict[str, Any], list[Tree], list[dict[str, Any]]]:
     """Configuration, trees (with visits and values as recorded rewards give them) and history of a run folder."""
     config = runs.read_config(path)
-    return config, *loop.read_trees(config, [block for block, _ in runs.read_blocks(Path(path))])
+    return config, *read_trees(config, [block for block, _ in runs.read_blocks(Path(path))])
 
 
 def _level(task: int, tree: Tree, t: int) -> list[Any]:

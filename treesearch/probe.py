@@ -15,12 +15,13 @@ from treesearch import loop
 from treesearch.budget import Budget
 from treesearch.methods import BestOfN
 from treesearch.noise import child_keys, normals, root_key
+from treesearch.session import Session
 from treesearch.tree import Tree
 
 ROUNDS = 3
 
 
-def estimate(session: loop.Session) -> dict[str, Any]:
+def estimate(session: Session) -> dict[str, Any]:
     """NFE, memory and seconds of a search, from two batches of network calls and one of rewards (never counted)."""
     session.check_budget()
     spec, kernel, size = session.spec, session.kernel, session.options.batch_size

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from treesearch.budget import Cost
-from treesearch.loop import Snapshot
 from treesearch.result import SearchResult, TaskResult
+from treesearch.session import Snapshot
 
 DASH = "-"
 

@@ -13,6 +13,7 @@ ends the log, is cut off on resume, and its work is done again with the same dra
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 import zlib
@@ -138,9 +139,11 @@ class Run:
                 blocks, end = [], len(_MAGIC)
                 for block, end in read_blocks(run.path):  # noqa: B007 - the last end is used
                     blocks.append(block)
-                if (run.path / "tree.bin").stat().st_size > end:
-                    os.truncate(run.path / "tree.bin", end)
+                lost = (run.path / "tree.bin").stat().st_size - end
+                os.truncate(run.path / "tree.bin", end)
                 run._open_files()
+                if lost:
+                    run._report_cut(len(blocks), lost)
         except StoreError:
             run._release()
             raise
@@ -195,6 +198,12 @@ class Run:
                 self._events.close()
             self._log = None
             self._release()
+
+    def _report_cut(self, waves: int, lost: int) -> None:
+        """Say that the end of the log was unusable: a kill leaves part of a block, more than that is damage."""
+        text = f"{self.path}: whole up to wave {waves - 1}; {lost} bytes behind it are cut, their work is done again"
+        logging.getLogger("treesearch").warning(text)
+        self.event({"cut_bytes": lost, "waves_kept": waves})
 
     def _open_files(self) -> None:
         self._log = open(self.path / "tree.bin", "ab", buffering=0)  # noqa: SIM115 - closed by `close`

@@ -298,7 +298,8 @@ def check_edges(kernel: Kernel, task: TaskResult, seed: int, atol: float = 0.0, 
     assert got == key, f"root key of task {number}: expected {key}, got {got}"
     cond = conditioning(kernel, None, np.array([number]))
     for node in range(1, len(tree)):
-        x, keys, above = states.get(int(tree.parent[node])), tree.key[[node]], int(tree.t[tree.parent[node]])
+        x: Any = states.get(int(tree.parent[node]))
+        keys, above = tree.key[[node]], int(tree.t[tree.parent[node]])
         for t in range(above, int(tree.t[node]), -1):
             if t > spec.num_steps:
                 x = kernel.prior(noise(spec, keys, t), cond)
