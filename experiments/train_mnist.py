@@ -43,13 +43,13 @@ class Args:
     weights: Path = Path("backends/weights/mnist.safetensors")
     """Where the EMA weights are exported, in float16, after every `export_every`-th epoch."""
     curve: Path = Path("experiments/results/mnist/curve.csv")
-    epochs: int = 15
+    epochs: int = 11
     export_every: int = 1
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup: int = 300
     """Optimiser steps of linear warm-up."""
-    cooldown: float = 0.6
+    cooldown: float = 0.45
     """Last fraction of the run over which lr falls to zero."""
     weight_decay: float = 0.01
     ema: float = 0.999

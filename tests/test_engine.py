@@ -161,3 +161,10 @@ def test_draws_depend_on_the_seed_of_draw_only():
     _, result = run(ts.BestOfN(), 1_000)
     assert torch.equal(result.draw(50, seed=1), result.draw(50, seed=1))
     assert not torch.equal(result.draw(50, seed=1), result.draw(50, seed=2))
+
+
+def test_prompts_are_encoded_once_even_with_a_pilot():
+    kernel, result = run(ts.BestOfN(lam="auto"), 6_000, prompts=["a", "b"])
+    assert kernel.encoded == 1
+    assert result.tasks[0].diagnostics["pilot"]["rollouts"] >= 16
+    assert result.cost.nfe <= 6_000

@@ -10,7 +10,7 @@ import treesearch as ts
 from backends.gaussian import Tilt
 from rewards.analytic import constant, linear
 from treesearch.methods.base import GREEDY
-from treesearch.testing import bare_chain, check_edges
+from treesearch.testing import Counting, bare_chain, check_edges
 
 FRESH = {"widening_c": 2.0, "widening_alpha": 1.0}  # |C| < 2 N: every iteration is a rollout
 
@@ -159,14 +159,15 @@ def test_what_a_dropped_state_costs_is_reported_apart(gaussian):
 
 @pytest.mark.parametrize("make", [ts.BestOfN, ts.FeynmanKac, ts.DiffusionTreeSampling])
 def test_an_automatic_lambda_hits_its_ess_and_is_frozen_and_paid_for(gaussian, make):
-    method = make(lam="auto")
-    found = ts.search(gaussian, linear(1.0), method, budget=ts.Budget(nfe=2000))
+    kernel = Counting(gaussian)
+    found = ts.search(kernel, linear(1.0), make(lam="auto"), budget=ts.Budget(nfe=2000))
     pilot, lam = found.diagnostics["pilot"], found.tasks[0].lam
     assert found.diagnostics["lam"] == pilot["lam"] == lam
     assert pilot["rollouts"] == 64
-    assert found.cost.nfe <= 2000
-    rest = 5 * len(found.leaves) if isinstance(method, ts.BestOfN) else found.cost.nfe - 5 * 64
-    assert found.cost.nfe == 5 * 64 + rest
+    assert kernel.rows == found.cost.nfe
+    assert 0.97 * 2000 < found.cost.nfe <= 2000
+    given = ts.search(gaussian, linear(1.0), make(lam=lam), budget=ts.Budget(nfe=2000 - 64 * 5))
+    assert torch.equal(given.samples, found.samples)
     rollouts = bare_pilot(gaussian, 64)
     weights = (lam * rollouts).softmax(0)
     assert float(1 / weights.square().sum()) / 64 == pytest.approx(0.1, rel=1e-3)
@@ -203,3 +204,19 @@ def test_an_automatic_lambda_needs_rewards_that_vary_and_a_budget(gaussian):
         ts.search(gaussian, constant(1.0), ts.BestOfN(lam="auto"), budget=ts.Budget(nfe=2000))
     with pytest.raises(ts.BudgetError, match="nfe=400"):
         ts.search(gaussian, linear(1.0), ts.BestOfN(lam="auto"), budget=ts.Budget(nfe=300))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ts.BestOfN(lam=0.0), ts.FeynmanKac(num_particles=8, lam=0.0), ts.DiffusionTreeSampling(lam=0.0, wave=4)],
+    ids=["bon", "fk", "dts"],
+)
+def test_at_lambda_zero_forbidding_rewards_count_for_nothing(gaussian, method):
+    def forbid(x):
+        return torch.where(x[:, 0] > 0, x[:, 0], -torch.inf)
+
+    found = ts.search(gaussian, forbid, method, budget=ts.Budget(nfe=400))
+    assert found.log_z == 0
+    assert found.diagnostics["kl"] == pytest.approx(0, abs=1e-12)
+    assert torch.equal(found.samples, ts.search(gaussian, linear(1.0), method, budget=ts.Budget(nfe=400)).samples)
+    assert (found.draw(500)[:, 0] < 0).any()

@@ -123,6 +123,7 @@ class Engine:
         states: where the states of nodes are kept.
         cost: counts what runs.
         prompts: one a task, or None.
+        encoded: what `encode` made of them.
         batch_size: rows of a forward pass.
         keep_inner: whether states of nodes above t = 0 are stored; without, they are recomputed from their keys.
         batch_invariant: pad every pass to `batch_size` rows, so that a row's result does not depend on the batch.
@@ -138,6 +139,7 @@ class Engine:
         cost: Cost,
         *,
         prompts: Sequence[Any] | None = None,
+        encoded: dict[str, Any] | None = None,
         batch_size: int = 64,
         keep_inner: bool = True,
         batch_invariant: bool = False,
@@ -146,7 +148,7 @@ class Engine:
         self.cost, self.prompts, self.batch_size = cost, prompts, batch_size
         self.keep_inner, self.batch_invariant = keep_inner, batch_invariant
         self.passes = 0
-        self._encoded = {} if prompts is None else _encode(kernel, prompts)
+        self._encoded = encoded or {}
         self._flights: list[Flight] = []
         self._held: dict[int, list[Held]] = {}  # by task
         self._unscored: list[tuple[Flight, Ids, Tensor]] = []
@@ -403,7 +405,7 @@ def _join(flights: list[Flight]) -> Flight:
     return Flight(wave=flights[0].wave, x=torch.cat([f.x for f in flights]), **columns)
 
 
-def _encode(kernel: Kernel, prompts: Sequence[Any]) -> dict[str, Any]:
+def encode(kernel: Kernel, prompts: Sequence[Any]) -> dict[str, Any]:
     """Conditioning of the prompts, one row each."""
     if not hasattr(kernel, "encode"):
         raise TypeError(f"prompts need kernel.encode, which {type(kernel).__name__} lacks; it may return None")

@@ -18,7 +18,7 @@ from treesearch.errors import TreeSearchError
 from treesearch.methods.base import Readout, Status
 from treesearch.noise import Stream, uniforms
 from treesearch.tree import Tree
-from treesearch.weights import ess, normalise
+from treesearch.weights import ess, normalise, scaled
 
 ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
 PER_TASK = (
@@ -118,7 +118,7 @@ class TaskResult:
         kl = None
         if self.log_z is not None and effective > 0 and math.isfinite(self.log_z) and math.isfinite(self.lam):
             w = normalise(log_w)
-            kl = float(np.sum(w[w > 0] * self.lam * rewards[w > 0]) - self.log_z)
+            kl = float(np.sum(w[w > 0] * scaled(self.lam, rewards)[w > 0]) - self.log_z)
         alive = self.leaves[log_w > -math.inf]
         return {
             "ess": effective,

@@ -277,17 +277,17 @@ def read_blocks(path: Path) -> Iterator[tuple[Block, int]]:
         raise StoreError(f"{path} has no readable tree.bin: {error.strerror}") from error
     if bytes(data[: len(_MAGIC)]) != _MAGIC:
         raise StoreError(f"{path}/tree.bin is no tree log of format {FORMAT}")
-    at = len(_MAGIC)
+    at, expected = len(_MAGIC), 0
     while at + _BLOCK.size <= len(data):
         mark, wave, text, nodes, hits, crc = _BLOCK.unpack_from(data, at)
         start = at + _BLOCK.size
         end = start + text + nodes * NODE.itemsize + hits * HIT.itemsize
-        if mark != _MARK or end > len(data) or zlib.crc32(data[start:end]) != crc:
+        if (mark, wave) != (_MARK, expected) or end > len(data) or zlib.crc32(data[start:end]) != crc:
             return
         meta = json.loads(bytes(data[start : start + text]))
         rows = np.frombuffer(data, NODE, nodes, start + text)
         ended = np.frombuffer(data, HIT, hits, start + text + nodes * NODE.itemsize)
-        at = end
+        at, expected = end, expected + 1
         yield Block(wave, meta, rows, ended), end
 
 

@@ -26,7 +26,7 @@ from rewards.base import Reward
 from treesearch import __version__, runs
 from treesearch.budget import Budget, Cost, Share
 from treesearch.calibrate import Pilot, choose_lambda
-from treesearch.engine import Engine, Segments
+from treesearch.engine import Engine, Segments, encode
 from treesearch.errors import BudgetError, StoreError, choose, unknown
 from treesearch.methods import METHODS
 from treesearch.methods.base import AUTO, Method, Problem, Search, Status
@@ -105,8 +105,8 @@ class Session:
         budget: of the whole search.
         seed: of all noise.
         options: how it runs.
-        store: run folder to write.
         stream_id: population of root keys; 1 is the pilot's.
+        encoded: conditioning of the prompts, if it was computed before.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Session:
         seed: int,
         options: Options,
         stream_id: int = 0,
+        encoded: dict[str, Any] | None = None,
     ) -> None:
         self.kernel, self.reward, self.method, self.prompts = kernel, reward, method, prompts
         self.budget, self.seed, self.options = budget, seed, options
@@ -131,6 +132,7 @@ class Session:
         self.searches: list[Search] = []
         self._inflight: deque[Wave] = deque()
         self._next, self._best, self._ess = 0, -np.inf, (0, 0.0)
+        self._encoded = encoded
         self.verified = 0  # NFE spent on checking a kernel without a fingerprint
         self._seconds = 0.0  # of earlier sessions
         self._began = time.perf_counter()
@@ -214,8 +216,10 @@ class Session:
         Raises:
             StoreError: the kernel does not reproduce it.
         """
+        if self.spec.fingerprint is not None:
+            return
         found = [(edge, task) for task in range(self.num_tasks) if (edge := self._cheapest_edge(task))]
-        if self.spec.fingerprint is not None or not found:
+        if not found:
             return
         (price, node), task = min(found)
         if self.budget.nfe is not None and self.cost.nfe + price > self.budget.nfe:
@@ -239,8 +243,11 @@ class Session:
         above = np.maximum(tree.parent, ROOT)
         usable = (tree.slot != NONE) & ((above == ROOT) | (tree.slot[above] != NONE)) & (tree.parent >= 0)
         price = np.minimum(tree.t[above], self.spec.num_steps) - tree.t
-        usable &= price > 0
-        return min(zip(price[usable].tolist(), np.flatnonzero(usable).tolist(), strict=True), default=None)
+        nodes = np.flatnonzero(usable & (price > 0))
+        if not len(nodes):
+            return None
+        cheapest = int(nodes[np.argmin(price[nodes])])
+        return int(price[cheapest]), cheapest
 
     def waves(self) -> Iterator[Snapshot]:
         """Run until the budget is spent, one snapshot a wave."""
@@ -390,10 +397,17 @@ class Session:
             states,
             self.cost,
             prompts=self.prompts,
+            encoded=self._conditioning(),
             batch_size=self.options.batch_size,
             keep_inner=self.options.keep_states != "none",
             batch_invariant=self.options.batch_invariant,
         )
+
+    def _conditioning(self) -> dict[str, Any]:
+        """The encoded prompts; encoding happens once a search."""
+        if self._encoded is None:
+            self._encoded = {} if self.prompts is None else encode(self.kernel, self.prompts)
+        return self._encoded
 
     def _share(self) -> Share:
         """One task's part of what is left beside the pilot and the check of an unknown kernel."""
@@ -424,6 +438,7 @@ class Session:
             seed=self.seed,
             options=self.options,
             stream_id=1,
+            encoded=self._conditioning(),
         )
         session.start(None)
         for _ in session.waves():

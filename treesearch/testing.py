@@ -329,7 +329,10 @@ def check_store(
     assert ends[-1] == len(log), f"tree.bin: expected whole blocks up to byte {len(log)}, got {ends[-1]}"
     damaged = {f"log cut at byte {at}": log[:at] for at in np.linspace(12, len(log) - 1, cuts, dtype=int).tolist()}
     damaged["log cut between two waves"] = log[: ends[len(ends) // 3]]
-    damaged["log with a flipped bit"] = log[:60] + bytes([log[60] ^ 1]) + log[61:]
+    damaged["log without its second wave"] = log[: ends[0]] + log[ends[min(1, len(ends) - 1)] :]
+    for at in (ends[0] + 4, ends[0] + 60):  # in a header, in what follows it
+        flipped = bytes(byte ^ 1 for byte in log[at : at + 1])
+        damaged[f"log with a flipped bit in byte {at}"] = log[:at] + flipped + log[at + 1 :]
     for i, (what, data) in enumerate(damaged.items()):
         shutil.copytree(whole, folder / f"damaged-{i}")
         (folder / f"damaged-{i}" / "tree.bin").write_bytes(data)
