@@ -143,9 +143,9 @@ def check_lam(lam: float | str, *, finite: bool = True) -> None:
     """
     if lam == AUTO:
         return
-    number = isinstance(lam, (int, float)) and not isinstance(lam, bool)
-    if not number or not lam >= 0 or (finite and math.isinf(lam)):
-        raise ValueError(f"lam is {lam!r}, expected 'auto' or a {'finite ' if finite else ''}number >= 0")
+    if isinstance(lam, (int, float)) and not isinstance(lam, bool) and lam >= 0 and not (finite and math.isinf(lam)):
+        return
+    raise ValueError(f"lam is {lam!r}, expected 'auto' or a {'finite ' if finite else ''}number >= 0")
 
 
 def check_positive(**values: float | None) -> None:
