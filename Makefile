@@ -40,12 +40,12 @@ lint: $(STAMP)  ## format, lint and types
 	@$(PY) -m basedpyright
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
-	@$(PY) experiments/bench.py
+	@$(PY) -m experiments.bench
 
 train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=path/to/mnist.npz
-	@$(PY) experiments/train_classifiers.py --data $(DATA)
-	@$(PY) experiments/train_mnist.py --data $(DATA)
-	@$(PY) experiments/evaluate_mnist.py --data $(DATA)
+	@$(PY) -m experiments.train_classifiers --data $(DATA)
+	@$(PY) -m experiments.train_mnist --data $(DATA) --out checkpoints/mnist
+	@$(PY) -m experiments.evaluate_mnist --data $(DATA)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist

@@ -1,4 +1,4 @@
-"""How far each estimate of Z is from the truth on the Gaussian chain: python experiments/exactness.py
+"""How far each estimate of Z is from the truth on the Gaussian chain: python -m experiments.exactness
 
 Linear-Gaussian chain (T = 5, data N(.3, .8²)), r = 1.2 x, λ = 1, log Z = .8208 in closed form. Each cell is the mean of
 exp(log_z)/Z over independent tasks with its standard error and standard deviation; 1 is exact. Figures go to JSON.

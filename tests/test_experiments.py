@@ -1,0 +1,54 @@
+"""Every experiment script runs, for seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+
+def script(name, *words):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    job = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *words], capture_output=True, text=True, env=environment
+    )
+    assert job.returncode == 0, job.stderr
+    return job.stdout
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Noise in the format of the data set."""
+    draw = np.random.default_rng(0)
+    file = tmp_path_factory.mktemp("data") / "mnist.npz"
+    arrays = {}
+    for part, n in (("train", 256), ("test", 128)):
+        arrays[f"{part}_x"] = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{part}_y"] = draw.integers(0, 10, n)
+    np.savez(file, **arrays)
+    return file
+
+
+def test_exactness(tmp_path):
+    printed = script("exactness", "--replicates", "20", "--out", str(tmp_path / "e.json"))
+    assert "boltzmann" in printed
+    assert len(json.loads((tmp_path / "e.json").read_text())["cells"]) == 10
+
+
+def test_training_resumes(tmp_path, digits):
+    words = ["--data", str(digits), "--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w.safetensors")]
+    words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "128", "--threads", "1"]
+    script("train_mnist", *words, "--epochs", "1")
+    script("train_mnist", *words, "--epochs", "2")
+    assert (tmp_path / "w.safetensors").exists()
+    assert len((tmp_path / "curve.csv").read_text().splitlines()) == 3
+
+
+def test_bench_of_the_tree(tmp_path):
+    script("bench", "--parts", "c", "--rounds", "1", "--nodes", "100000", "--out", str(tmp_path / "b.json"))
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["c"]["bytes_per_node"] <= 64
