@@ -308,12 +308,12 @@ class Guided:
     Args:
         kernel: the base kernel p.
         guide: turns a base transition into a proposal; `shift_mean` makes one for Gaussian kernels.
-        name: enters the fingerprint.
+        name: tells guides apart in the fingerprint; without one there is no fingerprint, and resume recomputes an edge.
     """
 
     kernel: Any
     guide: Guide
-    name: str = "guided"
+    name: str | None = None
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
         return self.guide(x, t, self.kernel.transition(x, t, cond), cond)
@@ -321,7 +321,7 @@ class Guided:
     @property
     def fingerprint(self) -> str | None:
         inner = getattr(self.kernel, "fingerprint", None)
-        return None if inner is None else f"{self.name}({inner})"
+        return None if inner is None or self.name is None else f"{self.name}({inner})"
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__") or attribute == "kernel":

@@ -120,8 +120,8 @@ class DiffusionKernel:
         self.prediction: Prediction = prediction
         self._decode = decode
         bars = alphas_cumprod.double().cpu()
-        if bars.ndim != 1 or not ((bars >= 0) & (bars <= 1)).all() or (bars.diff() > 0).any():
-            raise ValueError("alphas_cumprod must be one axis of numbers in [0, 1] that never increase")
+        if bars.ndim != 1 or not ((bars >= 0) & (bars < 1)).all() or (bars.diff() > 0).any():
+            raise ValueError("alphas_cumprod must be one axis of numbers in [0, 1) that never increase")
         steps = respace(len(bars), num_steps, spacing, offset)
         bar_t = bars[steps]
         if prediction == "epsilon" and bar_t[-1] == 0:

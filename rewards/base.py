@@ -137,6 +137,7 @@ def check_rewards(values: Any, n: int, name: str) -> Tensor:
 
 
 def _takes_prompts(function: Callable[..., Any]) -> bool:
+    function = getattr(function, "forward", function) if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -63,6 +63,15 @@ def test_dry_run_predicts_and_leaves_nothing(tmp_path, capsys):
     assert run("dts", *TOY, "--nfe", "10k", "--dry-run", "--json", "--store", str(tmp_path / "r")) == 0
     assert json.loads(capsys.readouterr().out)["nfe"] == 10_000
     assert not (tmp_path / "r").exists()
+    words = [*TOY, "--dry-run", "--json"]
+    for method, limits, nfe, calls in (
+        (["best-of-n", "--n", "1000"], [], 5_000, 1_000),
+        (["best-of-n"], ["--reward-calls", "1k"], 5_000, 1_000),
+        (["fk", "--num-particles", "100"], ["--iterations", "10"], 5_000, 5_000),
+    ):
+        assert run(*method, *words, *limits) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["nfe"], found["reward_calls"]) == (nfe, calls)
 
 
 @pytest.mark.parametrize(

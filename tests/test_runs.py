@@ -177,29 +177,60 @@ def test_states_survive_losslessly_over_several_shards(tmp_path, monkeypatch):
     assert torch.equal(rows[result.tree.slot[result.leaves]], result.samples)
 
 
-def test_a_kernel_without_a_fingerprint_is_checked_on_one_edge(tmp_path):
-    class Anonymous:
-        def __init__(self, mean):
-            self._inner, self.calls = LinearGaussian(mean=mean), 0
-            self.num_steps, self.state_shape, self.dtype = 5, (1,), torch.float64
+class Anonymous:
+    """The Gaussian chain without a fingerprint; counts its evaluations."""
 
-        def prior(self, noise, cond=None):
-            return self._inner.prior(noise)
+    num_steps, state_shape, dtype = 5, (1,), torch.float64
 
-        def transition(self, x, t, cond=None):
-            self.calls += len(x)
-            return self._inner.transition(x, t)
+    def __init__(self, mean):
+        self._inner, self.calls = LinearGaussian(mean=mean), 0
 
-        def decode(self, x0):
-            return x0
+    def prior(self, noise, cond=None):
+        return self._inner.prior(noise)
 
-    first = ts.search(Anonymous(0.3), linear(), METHODS["dts"], budget=ts.Budget(nfe=500), store=tmp_path / "r")
+    def transition(self, x, t, cond=None):
+        self.calls += len(x)
+        return self._inner.transition(x, t)
+
+    def decode(self, x0):
+        return x0
+
+
+@pytest.mark.parametrize("keep", ["all", "frontier", "none"])
+@pytest.mark.parametrize("name", ["best_of_n", "fk", "dts"])
+def test_a_kernel_without_a_fingerprint_is_checked_within_the_budget(tmp_path, name, keep):
+    method, store = METHODS[name], tmp_path / "r"
+    first = ts.search(Anonymous(0.3), linear(), method, budget=ts.Budget(nfe=480), store=store, keep_states=keep)
     with pytest.raises(ts.StoreError, match="fingerprint"):
-        ts.resume(tmp_path / "r", Anonymous(0.4), linear(), budget=ts.Budget(nfe=900))
+        ts.resume(store, Anonymous(0.4), linear(), budget=ts.Budget(nfe=900))
     kernel = Anonymous(0.3)
-    more = ts.resume(tmp_path / "r", kernel, linear(), budget=ts.Budget(nfe=900))
-    assert kernel.calls == more.cost.nfe - first.cost.nfe
-    assert 890 < more.cost.nfe <= 900
+    more = ts.resume(store, kernel, linear(), budget=ts.Budget(nfe=900))
+    assert kernel.calls == more.cost.nfe - first.cost.nfe + more.cost.repeated_nfe - first.cost.repeated_nfe
+    assert 880 < more.cost.nfe <= 900
+
+
+@pytest.mark.parametrize("waves", [1, 3])
+def test_the_check_does_not_touch_the_budget_of_a_population_on_its_way(tmp_path, waves):
+    method, budget = ts.FeynmanKac(num_particles=10), ts.Budget(nfe=50)
+    ts.search(Anonymous(0.3), linear(), method, budget=budget, store=tmp_path / "r")
+    ends = [end for _, end in runs.read_blocks(tmp_path / "r")]
+    cut(tmp_path / "r", ends[waves - 1])
+    again = ts.resume(tmp_path / "r", Anonymous(0.3), linear())
+    assert again.cost.nfe == 50
+    assert again.cost.repeated_nfe == 10 + 1
+
+
+def test_two_nameless_guides_are_told_apart(tmp_path):
+    from backends.base import Guided, shift_mean
+
+    def guided(by):
+        return Guided(LinearGaussian(), shift_mean(lambda x, t, law, cond: by * law.std))
+
+    method = METHODS["dts"]
+    ts.search(guided(0.3), linear(), method, budget=ts.Budget(nfe=300), store=tmp_path / "r")
+    with pytest.raises(ts.StoreError, match="fingerprint"):
+        ts.resume(tmp_path / "r", guided(-2.0), linear(), budget=ts.Budget(nfe=600))
+    assert ts.resume(tmp_path / "r", guided(0.3), linear(), budget=ts.Budget(nfe=600)).cost.nfe <= 600
 
 
 def test_a_million_nodes_are_a_few_seconds_to_read(tmp_path):

@@ -220,3 +220,22 @@ def test_at_lambda_zero_forbidding_rewards_count_for_nothing(gaussian, method):
     assert found.diagnostics["kl"] == pytest.approx(0, abs=1e-12)
     assert torch.equal(found.samples, ts.search(gaussian, linear(1.0), method, budget=ts.Budget(nfe=400)).samples)
     assert (found.draw(500)[:, 0] < 0).any()
+
+
+def test_best_of_n_carries_the_weights_of_its_proposal(gaussian):
+    """log p/q of every step and of the prior: without them E[Ẑ]/Z is off by far more than its standard error."""
+    kernel = laws.ShiftedPrior(gaussian)
+    found = ts.search(kernel, linear(0.5), ts.BestOfN(n=40_000), batch_size=laws.WIDE)
+    ratios = np.exp(found.log_weights.numpy() - gaussian.tilted(Tilt(c=0.5)).log_z)
+    laws.unbiased(ratios)
+
+
+def test_an_automatic_lambda_that_no_lambda_can_reach_is_refused(gaussian):
+    forbids = as_reward(lambda x: torch.where(x[:, 0] > 1.6, 0.0, -math.inf), name="forbids")
+    with pytest.raises(ValueError, match="ESS fraction"):
+        ts.search(gaussian, forbids, ts.BestOfN(lam="auto"), budget=ts.Budget(nfe=4_000))
+
+
+def test_the_divergence_is_the_closed_form(gaussian):
+    found = ts.search(gaussian, linear(0.6), ts.BestOfN(n=20_000), batch_size=laws.WIDE)
+    assert found.diagnostics["kl"] == pytest.approx(0.5 * 0.6**2 * 0.8**2, rel=0.05)

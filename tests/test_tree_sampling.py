@@ -9,8 +9,9 @@ from conftest import BEDS
 from laws import ShiftedPrior, exact_bed, trees, unbiased
 
 import treesearch as ts
+from backends.base import Categorical
 from backends.enumerable import DiscreteChain
-from backends.gaussian import Tilt
+from backends.gaussian import LinearGaussian, Tilt
 from rewards.analytic import linear, table
 from treesearch import backup
 from treesearch.methods.base import Status
@@ -357,3 +358,64 @@ def test_an_empty_tree_has_only_its_root():
     assert tree.t[ROOT] == 6
     assert not len(tree.leaves)
     assert tree.bytes_per_node <= 64
+
+
+# What a budget, a lag, a zero weight and a forbidden child must not upset.
+
+
+@pytest.mark.parametrize("wave", [1, 16, 64])
+@pytest.mark.parametrize("branch_at", [(6, 3), (3,), (1,), (0,)])
+def test_a_root_child_below_the_prior_costs_the_whole_chain(branch_at, wave):
+    kernel = LinearGaussian(num_steps=10)
+    for method in (DTS(branch_at=branch_at, wave=wave), ts.DiffusionTreeSearch(branch_at=branch_at, wave=wave)):
+        found = ts.search(kernel, linear(1.0), method, budget=ts.Budget(nfe=1000))
+        assert 970 <= found.cost.nfe <= 1000
+
+
+def test_a_snapshot_with_a_lag_reads_told_leaves_only():
+    for batch_size in (4, 64):
+        method = DTS(wave=8, lag=1, widening_c=1, widening_alpha=0.5)
+        for snapshot in ts.stream(
+            LinearGaussian(), linear(1.2), method, budget=ts.Budget(nfe=600), batch_size=batch_size
+        ):
+            found = snapshot.result()
+            log_w = found.log_weights.numpy()
+            assert log_mean(log_w) == pytest.approx(found.log_z)
+
+
+def test_no_weight_no_part_at_any_lambda():
+    """A proposal that draws what p forbids: log p/q = -inf there, at λ = ∞ as well."""
+
+    class Forbidden:
+        num_steps, state_shape, dtype = 1, (1,), torch.int64
+
+        def prior(self, noise, cond=None):
+            return torch.zeros(len(noise), 1, dtype=torch.int64)
+
+        def transition(self, x, t, cond=None):
+            q, p = torch.tensor([0.3, 0.3, 0.4]).double(), torch.tensor([0.5, 0.5, 0.0]).double()
+            return Categorical(q.expand(len(x), 1, 3), x, p.expand(len(x), 1, 3))
+
+        def encode(self, prompts):
+            return None
+
+        def decode(self, x0):
+            return x0
+
+    for method in (
+        DTS(lam=math.inf, wave=4),
+        DTS(lam=5.0, wave=4),
+        ts.DiffusionTreeSearch(backup="max", wave=4),
+        ts.DiffusionTreeSearch(lam=math.inf, wave=4),
+    ):
+        found = ts.search(Forbidden(), lambda x: x[:, 0].double(), method, budget=ts.Budget(iterations=60))
+        assert found.samples.max() == 2
+        assert found.tree.value[0] <= 1.0
+        assert found.draw(200).max() == 1
+
+
+def test_uct_looks_elsewhere_among_forbidden_children():
+    method = ts.DiffusionTreeSearch(widening_c=2, widening_alpha=0.3, wave=1)
+    found = ts.search(LinearGaussian(), lambda x: x[:, 0] * 0 - math.inf, method, budget=ts.Budget(iterations=300))
+    visits = found.tree.visits[found.tree.parent == 0]
+    assert visits[:-1].min() > 0.5 * visits.mean()  # the last child is young

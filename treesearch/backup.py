@@ -1,7 +1,7 @@
 """Backups: a node's value from its children's values, in units of the reward.
 
     soft   λ v(x) = log( (1/|C|) Σ_c exp(λ v_c + log_w_c) )     log-MEAN-exp over all children that have a value
-    max    v(x) = max_c v_c                                     the limit λ → ∞
+    max    v(x) = max_c v_c over children with w_c > 0          the limit λ → ∞
     mean   v(x) = Σ_c w_c v_c / Σ_c w_c                         the limit λ → 0
 
 With selection that does not look at values, E[exp(λ v_root)] = Z at every budget for the soft backup; with Boltzmann
@@ -50,7 +50,12 @@ def _value(node, rule, lam, nodes, score):
     for child in mine:
         v = value[child]
         if not math.isnan(v):
-            score[count] = lam * v + log_w[child] if rule == 0 else (v if rule == 1 else log_w[child])
+            if rule == 0:
+                score[count] = lam * v + log_w[child]
+            elif rule == 1:
+                score[count] = v if log_w[child] > -math.inf else -math.inf
+            else:
+                score[count] = log_w[child]
             top = max(top, score[count])
             count += 1
     if count == 0:

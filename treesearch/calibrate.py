@@ -23,7 +23,7 @@ TARGET = 0.1
 ROLLOUTS = 64
 LEAST = 16
 BUDGET_SHARE = 0.2
-LARGEST = 1e6
+SMALLEST, LARGEST = 1e-6, 1e6
 
 Draw = Callable[[int], tuple[list[F64], list[F64], Cost]]
 
@@ -69,7 +69,7 @@ def lambda_for_ess(rewards: Sequence[F64], log_p: Sequence[F64], target: float) 
     """λ whose ESS fraction, averaged over tasks, is `target`; by bisection on log λ.
 
     Raises:
-        ValueError: the rewards do not vary, so that every λ gives the same target.
+        ValueError: no λ in [1e-6, 1e6] gives the target: rewards that do not vary, or weights that collapse at λ = 0.
     """
 
     def fraction(lam: float) -> float:
@@ -80,7 +80,13 @@ def lambda_for_ess(rewards: Sequence[F64], log_p: Sequence[F64], target: float) 
             f"lam='auto': the rewards of the pilot hardly vary (ESS fraction {fraction(LARGEST):.2f} at lam = "
             f"{LARGEST:g}): give lam a number"
         )
-    low, high = math.log(1e-6), math.log(LARGEST)
+    if fraction(SMALLEST) < target:
+        raise ValueError(
+            f"lam='auto': at lam = {SMALLEST:g} the pilot's weights already have an ESS fraction of "
+            f"{fraction(SMALLEST):.3f}, below the target {target:g} (a reward of -inf on most samples, or a proposal "
+            "far from the kernel): give lam a number"
+        )
+    low, high = math.log(SMALLEST), math.log(LARGEST)
     for _ in range(80):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if fraction(math.exp(middle)) >= target else (low, middle)

@@ -206,7 +206,7 @@ class Compare:
         pictures = []
         for name, result in results.items():
             if (sheet := contact_sheet(result.tasks[0], folder / f"{name}.png")) is not None:
-                pictures.append((sheet.name, f"{name}: the best sixteen, then sixteen draws from its estimate of π"))
+                pictures.append((sheet.name, f"{name}: the best sixteen, then sixteen draws of its read-out"))
         curves = {name: plots.curve(result.history) for name, result in results.items()}
         pictures += _if_plots(lambda: plots.draw_curves(curves, folder / "reward.png"), "best reward against NFE")
         notes = {name: [w for task in tasks for w in task["warnings"]] for name, tasks in found.items()}
@@ -236,30 +236,31 @@ class Ls:
         found = sorted(p.parent for p in Path(self.folder).rglob("run.json"))
         listed = [self._line(path) for path in found]
         if self.json:
-            print(json.dumps([dict(zip(("run", "method", "status", "nfe", "best"), r, strict=True)) for r in listed]))
+            print(json.dumps(listed, indent=2))
         elif listed:
-            report.print_table(listed, ("run", "method", "status", "NFE", "best"))
+            rows = [[report.DASH if v is None else str(v) for v in run.values()] for run in listed]
+            report.print_table(rows, ("run", "method", "status", "NFE", "best"))
         else:
             print(f"no runs under {self.folder}")
         return 0
 
     @staticmethod
-    def _line(path: Path) -> list[str]:
+    def _line(path: Path) -> dict[str, Any]:
         try:
             config = runs.read_config(path)
         except TreeSearchError as error:
-            return [str(path), "?", str(error)[:40], report.DASH, report.DASH]
+            return {"run": str(path), "method": None, "status": str(error), "nfe": None, "best": None}
         last = None
         for block, _ in runs.read_blocks(path):
             last = block.meta["history"]
-        nfe, best = (last["nfe"], last["best_reward"]) if last else (0, None)
-        return [
-            str(path),
-            config["method"]["name"],
-            runs.status(path, config),
-            str(nfe),
-            report.DASH if best is None else f"{best:.3f}",
-        ]
+        best = last["best_reward"] if last else None
+        return {
+            "run": str(path),
+            "method": config["method"]["name"],
+            "status": runs.status(path, config),
+            "nfe": last["nfe"] if last else 0,
+            "best": None if best is None else round(best, 3),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +329,9 @@ class Export:
 
     def run(self) -> int:
         choose("export", self.to, ("graphml", "csv", "npz", "png"))
+        tasks = len(runs.read_config(self.path)["prompts"] or [None])
+        if not 0 <= self.task < tasks:
+            raise TreeSearchError(f"--task {self.task}: this run has tasks 0..{tasks - 1}")
         out = Path(self.out or Path(self.path) / f"task{self.task}.{self.to}")
         if self.to in ("graphml", "csv"):
             from treesearch.export import write_csv, write_graphml
@@ -453,15 +457,16 @@ def finish(session: Session, path: Path, name: str, *, quiet: bool) -> SearchRes
     with report.Progress(name, quiet=quiet) as progress:
         for snapshot in session.waves():
             progress(snapshot)
-    result = session.result()
-    found = report.summary(result)
+        result = session.result()
+        found = report.summary(result)
+        progress.settle(sum(task["ess"] for task in found))
     runs.write_json(path / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
     outputs = path / "outputs"
     outputs.mkdir(exist_ok=True)
     pictures = []
     for i, task in enumerate(result.tasks):
         if contact_sheet(task, outputs / f"task{i}.png") is not None:
-            pictures.append((f"outputs/task{i}.png", "the best sixteen, then sixteen draws from the estimate of π"))
+            pictures.append((f"outputs/task{i}.png", "the best sixteen, then sixteen draws of the read-out"))
     curves = {name: plots.curve(result.history)}
     pictures += _if_plots(
         lambda: plots.draw_curves(curves, outputs / "reward.png"), "best reward against NFE", "outputs/"

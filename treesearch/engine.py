@@ -341,7 +341,13 @@ class Engine:
 
     def _draw(self, law: Transition, key: NDArray[np.uint64], t: Ids) -> tuple[Tensor, NDArray[np.float64]]:
         """x_{t-1} and the log p/q of the step, from each row's own noise."""
-        x = law.sample(self._noise(key, t))
+        try:
+            x = law.sample(self._noise(key, t))
+        except RuntimeError as error:
+            raise KernelError(
+                f"transition.sample failed on {len(t)} rows of states {self.spec.state_shape}: {error}; mean must have "
+                "the shape of the states, and std one that broadcasts against it, such as (n, 1, ...)"
+            ) from error
         _check_states(x, len(t), self.spec, "transition.sample")
         return x, _weights(law.log_weight(x), len(t), "transition.log_weight")
 
@@ -379,6 +385,17 @@ class Engine:
             found[node] = self.walk(task, node, x)
         stored = {int(n): self.states.get(tree.slot[[n]])[0] for n in nodes if tree.slot[n] != NONE}
         return torch.stack([found[n] if n in found else stored[n] for n in map(int, nodes)])
+
+    def path(self, task: int, node: int, above: int, *, repeated: bool) -> Tensor:
+        """The state of a node, computed again from the stored state of its ancestor `above` or (the root) the prior."""
+        tree, nodes = self.trees[task], [node]
+        while (parent := int(tree.parent[nodes[-1]])) != above:
+            nodes.append(parent)
+        x = None if above == ROOT else self.states.get(tree.slot[[above]])[0]
+        for step in reversed(nodes):
+            x = self.walk(task, step, x, repeated=repeated)
+        assert x is not None
+        return x
 
     def walk(self, task: int, node: int, x: Tensor | None, *, repeated: bool = True) -> Tensor:
         """Run the edge to a node again, from its parent's state or (x = None) from the prior; one row at a time."""

@@ -12,7 +12,7 @@ from backends.base import Kernel
 from rewards.base import Reward, as_reward
 from treesearch import runs
 from treesearch.budget import Budget
-from treesearch.errors import StoreError
+from treesearch.errors import BudgetError, StoreError
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult
 from treesearch.session import Callback, Options, Session, Snapshot, build_method
@@ -128,6 +128,10 @@ def open_session(
         session = make_session(kernel, reward, method, config["prompts"], budget, config["seed"], options, workers)
         _check_same(config, session.config())
         session.restore(run, blocks)
+        if budget.nfe is not None and session.cost.nfe > budget.nfe and not look:
+            raise BudgetError(
+                f"the run has spent {session.cost.nfe} NFE, more than Budget(nfe={budget.nfe}): give more"
+            )
         if not look:
             session.verify()
             run.save(status="running", budget=asdict(budget), verified=session.verified)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.base import describe
+from backends.base import Shared, describe
 from rewards.base import Reward
 from treesearch import loop
-from treesearch.budget import Budget
+from treesearch.budget import INFINITE, Budget
 from treesearch.methods import BestOfN
 from treesearch.noise import child_keys, normals, root_key
 from treesearch.session import Session
@@ -32,7 +32,7 @@ def estimate(session: Session) -> dict[str, Any]:
     prompts = None if session.prompts is None else list(session.prompts)
     encoded = kernel.encode(prompts) if prompts else None
     rows = torch.zeros(size, dtype=torch.int64, device=spec.device)
-    cond = {k: v[rows] for k, v in (encoded or {}).items() if torch.is_tensor(v)} | {"task": rows}
+    cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in (encoded or {}).items()} | {"task": rows}
     x = kernel.prior(noise, cond)
     levels = torch.full((size,), spec.num_steps, device=spec.device)
     kernel.transition(x, levels, cond)
@@ -43,7 +43,11 @@ def estimate(session: Session) -> dict[str, Any]:
     samples = kernel.decode(law.endpoint) if session.reward.input == "sample" else law.endpoint
     session.reward(samples, None if prompts is None else [prompts[0]] * size)
     per_reward = (time.perf_counter() - began) / size
-    nfe = budget.nfe or (session.method.unit(spec).nfe * tasks)
+    unit = session.method.unit(spec)
+    units = min(budget.share(tasks).units(unit.nfe, unit.reward_calls), getattr(session.method, "n", None) or INFINITE)
+    if units > INFINITE // 10**6:  # no limit that counts: the clock's, or one unit
+        units = 1 if budget.seconds is None else max(1, int(budget.seconds / (unit.nfe * per_nfe * tasks)))
+    nfe, rewards = units * unit.nfe * tasks, units * unit.reward_calls * tasks
     rollouts = nfe // spec.num_steps
     nodes = rollouts * (1 if isinstance(session.method, BestOfN) else 6) + tasks
     row = Tree(1, root_key(0, 0)).bytes_per_node
@@ -52,7 +56,8 @@ def estimate(session: Session) -> dict[str, Any]:
         "full_rollouts": rollouts,
         "ms_per_nfe": round(1e3 * per_nfe, 3),
         "ms_per_reward": round(1e3 * per_reward, 3),
-        "seconds": round(nfe * per_nfe + rollouts * per_reward, 1),
+        "reward_calls": rewards,
+        "seconds": round(nfe * per_nfe + rewards * per_reward, 1),
         "nodes_at_most": nodes,
         "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
     }

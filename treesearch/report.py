@@ -27,6 +27,8 @@ class Progress:
     def __init__(self, name: str, *, quiet: bool = False) -> None:
         self.name, self.quiet = name, quiet
         self._began, self._first, self._line = time.perf_counter(), None, ""
+        self._record: dict[str, Any] | None = None
+        self._total: int | None = None
         self._live: Any = None
 
     def __enter__(self) -> Progress:
@@ -38,18 +40,26 @@ class Progress:
         return self
 
     def __call__(self, snapshot: Snapshot) -> None:
-        record = snapshot.record
         if self._first is None:
-            self._first = 0 if snapshot.wave == 0 else record["nfe"]
-        rate = (record["nfe"] - self._first) / max(time.perf_counter() - self._began, 1e-9)
-        total = f"/{snapshot.total}" if snapshot.total else ""
-        best = DASH if record["best_reward"] is None else f"{record['best_reward']:.3f}"
+            self._first = 0 if snapshot.wave == 0 else snapshot.record["nfe"]
+        self._record, self._total = snapshot.record, snapshot.total
+        self._write(snapshot.record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        rate = (record["nfe"] - (self._first or 0)) / max(time.perf_counter() - self._began, 1e-9)
+        total = f"/{self._total}" if self._total else ""
+        best = DASH if record["best_reward"] is None else f"{record['best_reward']:.3f}".replace("-0.000", "0.000")
         self._line = (
             f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {record['ess']:>7.1f}  "
             f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s"
         )
         if self._live is not None:
             self._live.update(self._line)
+
+    def settle(self, ess: float) -> None:
+        """The line's last word: waves carry the ESS of a slightly smaller tree."""
+        if self._record is not None:
+            self._write(self._record | {"ess": ess})
 
     def __exit__(self, *error: object) -> None:
         if self._live is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from treesearch.budget import Cost
 from treesearch.errors import TreeSearchError
 from treesearch.methods.base import Readout, Status
-from treesearch.noise import Stream, uniforms
+from treesearch.noise import Stream, root_key, uniforms
 from treesearch.tree import Tree
 from treesearch.weights import ess, normalise, scaled
 
@@ -96,12 +96,17 @@ class TaskResult:
 
     def draw_rows(self, n: int, seed: int = 0) -> NDArray[np.int64]:
         """Positions in `samples` that `draw` picks, (n,)."""
+        if n < 0:
+            raise ValueError(f"draw({n}): expected a number of samples")
         cdf = np.cumsum(normalise(self.readout.log_weights))
-        points = uniforms(seed, n, 0, Stream.READOUT) * cdf[-1]
+        key = root_key(seed, 0) ^ int(self.tree.key[0])  # tasks draw apart
+        points = uniforms(key, n, 0, Stream.READOUT) * cdf[-1]
         return np.minimum(np.searchsorted(cdf, points, side="right"), len(cdf) - 1)
 
     def best(self, k: int = 1) -> tuple[Any, Tensor]:
         """The k samples of highest reward and their rewards, best first."""
+        if k < 1:
+            raise ValueError(f"best({k}): expected at least 1")
         order = np.argsort(-self.rewards.numpy(), kind="stable")[:k]
         return self._pick(order), self.rewards[torch.from_numpy(order)]
 
@@ -160,6 +165,9 @@ class SearchResult:
         if len(self.tasks) != 1:
             raise AmbiguousTask(f"result.{name}: this result has {len(self.tasks)} tasks, use result.tasks[i].{name}")
         return getattr(self.tasks[0], name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *PER_TASK]
 
     def __repr__(self) -> str:
         lines = []

@@ -105,7 +105,7 @@ def select_wave(nodes, n, policy, wave, iteration, nfe, calls, out):
             depth += 1
             path[depth], chosen[depth] = node, at
         if expand:
-            cost = policy.levels[max(depth, 1)]
+            cost = policy.levels[depth] if depth > 0 else policy.levels[0] - 1
             if cost > nfe or calls < 1:
                 stopped = True
                 break
@@ -160,7 +160,7 @@ def _cumulate(lam, nodes, ids, key, at, n):
         if lam == 0:
             key[i] = nodes.log_w[child]
         elif math.isinf(lam):
-            key[i] = nodes.value[child]
+            key[i] = nodes.value[child] if nodes.log_w[child] > -math.inf else -math.inf
         else:
             key[i] = lam * nodes.value[child] + nodes.log_w[child]
         top = max(top, key[i])
@@ -212,6 +212,10 @@ def _pick(policy, visits_here, u, key, extra, start, n):
         score = key[i] + bonus * extra[i] if policy.rule == 1 else -key[i]
         if score > best:
             best, at = score, i
+    if best == -math.inf:  # every child is forbidden: the least visited, so that the search looks elsewhere
+        for i in range(start, start + n):
+            if extra[i] > extra[at]:
+                at = i
     return at
 
 

@@ -218,36 +218,39 @@ class Session:
         """
         if self.spec.fingerprint is not None:
             return
-        found = [(edge, task) for task in range(self.num_tasks) if (edge := self._cheapest_edge(task))]
+        found = [(path, task) for task in range(self.num_tasks) if (path := self._cheapest_path(task))]
         if not found:
             return
-        (price, node), task = min(found)
-        if self.budget.nfe is not None and self.cost.nfe + price > self.budget.nfe:
+        (price, node, above), task = min(found)
+        # A population on its way has spoken for its budget: there the check is work done again.
+        busy = any(search.busy for search in self.searches)
+        if not busy and self.budget.nfe is not None and self.cost.nfe + price > self.budget.nfe:
             return  # nothing will be computed either
         tree = self.searches[task].tree
-        above = int(tree.parent[node])
-        x = None if above == ROOT else self.states.get(tree.slot[[above]])[0]
-        again, stored = self.engine.walk(task, node, x, repeated=False), self.states.get(tree.slot[[node]])[0]
+        again = self.engine.path(task, node, above, repeated=busy)
+        stored = self.states.get(tree.slot[[node]])[0]
         if not torch.allclose(again.cpu().double(), stored.cpu().double(), rtol=1e-3, atol=1e-3):
             raise StoreError(
                 f"fingerprint: the kernel does not reproduce node {node} of task {task}, so it is not the one this run "
                 "was made with (weights, num_steps, eta, guidance?): resume with the original kernel"
             )
-        self.verified += price
-        for search in self.searches:
-            search.extend(self._share())
+        if not busy:
+            self.verified += price
+            for search in self.searches:
+                search.extend(self._share())
 
-    def _cheapest_edge(self, task: int) -> tuple[int, int] | None:
-        """(NFE, node) of the cheapest edge below the root's children whose two ends are stored, or from the prior."""
-        tree = self.searches[task].tree
-        above = np.maximum(tree.parent, ROOT)
-        usable = (tree.slot != NONE) & ((above == ROOT) | (tree.slot[above] != NONE)) & (tree.parent >= 0)
-        price = np.minimum(tree.t[above], self.spec.num_steps) - tree.t
-        nodes = np.flatnonzero(usable & (price > 0))
-        if not len(nodes):
+    def _cheapest_path(self, task: int) -> tuple[int, int, int] | None:
+        """(NFE, node, stored ancestor or the root) of the cheapest walk between stored states."""
+        tree, top = self.searches[task].tree, self.spec.num_steps
+        stored = np.flatnonzero(tree.slot != NONE)
+        above = np.maximum(tree.parent[stored], ROOT)
+        while (missing := (above != ROOT) & (tree.slot[above] == NONE)).any():
+            above[missing] = tree.parent[above[missing]]
+        price = np.minimum(tree.t[above], top) - tree.t[stored]
+        if not (price > 0).any():
             return None
-        cheapest = int(nodes[np.argmin(price[nodes])])
-        return int(price[cheapest]), cheapest
+        i = int(np.argmin(np.where(price > 0, price, top + 1)))
+        return int(price[i]), int(stored[i]), int(above[i])
 
     def waves(self) -> Iterator[Snapshot]:
         """Run until the budget is spent, one snapshot a wave."""

@@ -203,6 +203,7 @@ class TreeSearch:
 
     def readout(self) -> Readout:
         tree, leaves = self.tree, self.tree.leaves
+        leaves = leaves[~np.isnan(tree.value[leaves])]  # with a lag, some are scored ahead of their telling
         warnings = [GREEDY] if self.rules.greedy else []
         if not len(leaves):
             return Readout(leaves, np.empty(0), warnings=warnings)
@@ -223,8 +224,8 @@ class TreeSearch:
         """
         tree = self.tree
         if math.isinf(self.lam):
-            best = tree.reward[leaves].max()
-            return np.where(tree.reward[leaves] == best, 0.0, -math.inf)
+            reward = np.where(tree.edge_weights(leaves) > -math.inf, tree.reward[leaves], -math.inf)
+            return np.where(reward == reward.max(), 0.0, -math.inf)
         share = backup.log_shares(tree)[leaves] + math.log(len(leaves))
         return share + scaled(self.lam, tree.reward[leaves])
 
