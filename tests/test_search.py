@@ -1,5 +1,7 @@
 """Laws of every search: it does not change p, its budget holds, its estimates are weighted samples."""
 
+import math
+
 import laws
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from conftest import BEDS
 import treesearch as ts
 from backends.gaussian import Tilt
 from rewards.analytic import constant, linear
+from rewards.base import as_reward
 from treesearch.methods.base import GREEDY
 from treesearch.testing import Counting, bare_chain, check_edges
 
