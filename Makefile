@@ -5,8 +5,6 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
 DATA ?= mnist.npz
-# Threads that wait by spinning make two busy cores five times slower than one thread alone.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup demo test test-slow lint bench train-mnist clean
 

@@ -8,11 +8,13 @@ Exit codes: 0 done, 1 an error (its message says what to do), 2 wrong usage, 130
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass
 from typing import Annotated, Any, Union
 
+import torch
 import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
@@ -57,6 +59,7 @@ _STYLE = (CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _leave_busy_cores_alone()
     try:
         _check_names(argv)
         if argv[:1] and argv[0] in COMMANDS:
@@ -75,6 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ntreesearch: interrupted", file=sys.stderr)
         return 130
+
+
+def _leave_busy_cores_alone() -> None:
+    """Use as many threads as cores are idle: two threads that wait for a busy core are slower than one alone."""
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
+        idle = (os.cpu_count() or 1) - round(os.getloadavg()[0])
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), idle)))
 
 
 class _Usage(ValueError):

@@ -24,7 +24,7 @@ from treesearch.session import Options, Session, read_trees
 from treesearch.tree import Tree
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
-HARD = "digit(8) + 20*brightness()"  # an eight in the boldest strokes: best-of-n still rises after 800 samples
+HARD = "digit(8) + 10*brightness()"  # a bold eight: best-of-n still rises after 800 samples
 PICTURED = 32  # samples on a contact sheet
 
 
