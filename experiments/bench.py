@@ -189,7 +189,9 @@ def part_c(args: Args) -> dict[str, Any]:
             "growth_between": [10_000, sizes[-1]],
             "microseconds": {str(size): 1e6 * s for size, s in seconds.items()},
         }
-    out["bytes_per_node"] = ts.Tree(5, 0).bytes_per_node
+    budget, reward = ts.Budget(nfe=400_000), as_reward(lambda x: x.sum(1))
+    grown = ts.search(Adds(), reward, ts.DiffusionTreeSampling(wave=256), budget=budget, batch_size=256)
+    out["bytes_per_node"], out["bytes_per_node_target"] = grown.tree.bytes_per_node, 64
     long_chain = descents(ts.DiffusionTreeSampling(wave=256), [10_000], num_steps=100)
     out["boltzmann_100_steps_descents_per_s_at_1e4"] = 1 / long_chain[10_000]
     return out
