@@ -111,6 +111,9 @@ CASES = [
     (DTS_STAR(wave=1, widening_c=1.0, widening_alpha=0.5), "uct"),
     (DTS_STAR(wave=6, c_uct=0.3), "uct"),
     (DTS_STAR(wave=3, lag=1, widening_c=2.0, widening_alpha=0.4), "uct"),
+    # nodes with more than 4·wave children, where UCT looks at contenders only, under a bonus that matters
+    (DTS_STAR(wave=2, c_uct=30.0, widening_c=2.0, widening_alpha=0.6), "uct"),
+    (DTS_STAR(wave=5, c_uct=8.0, widening_c=2.0, widening_alpha=0.65), "uct"),
 ]
 
 
