@@ -544,3 +544,11 @@ def test_a_run_goes_on_after_its_reward_is_repaired(
     again = resume(store, reward=Reward(repaired, "spoilt"), batch_size=8)
     same(again, straight)
     assert calls == straight.cost.reward_calls - recorded[-1]
+
+
+def test_a_lone_callback_or_level_is_refused_before_anything_runs():
+    with pytest.raises(TypeError, match="list of functions"):
+        ts.search(LinearGaussian(), linear(), ts.BestOfN(n=4), callbacks=print)
+    for make in (lambda: ts.DiffusionTreeSampling(branch_at=3), lambda: ts.FeynmanKac(schedule="abc")):
+        with pytest.raises(ValueError, match="expected levels"):
+            make()

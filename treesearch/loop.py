@@ -35,7 +35,7 @@ def stream(
 ) -> Iterator[Snapshot]:
     """`search`, wave by wave: an iterator of `Snapshot`; stop iterating to stop the search."""
     options = Options(batch_size, keep_states, batch_invariant)
-    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers)
+    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
     session.start(store)
     return _drive(session, callbacks)
 
@@ -77,7 +77,7 @@ def search(
         StoreError: the folder holds a run already, or cannot be written.
     """
     options = Options(batch_size, keep_states, batch_invariant)
-    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers)
+    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
     session.start(store)
     for _ in _drive(session, callbacks):
         pass
@@ -159,6 +159,7 @@ def make_session(
     seed: int,
     options: Options,
     workers: None,
+    callbacks: Sequence[Callback] = (),
 ) -> Session:
     if isinstance(method, type) or not hasattr(method, "start"):
         made = (
@@ -177,6 +178,8 @@ def make_session(
         raise TypeError(f"prompts is the string {prompts!r}, expected a list of prompts: [{prompts!r}]")
     if prompts is not None and not len(prompts):
         raise ValueError("prompts is empty: give at least one, or None for an unconditional search")
+    if not all(map(callable, callbacks if isinstance(callbacks, (list, tuple)) else [None])):
+        raise TypeError(f"callbacks is {callbacks!r}, expected a list of functions of a Snapshot")
     if workers is not None:
         raise ValueError(f"workers={workers!r}: this version computes in the calling process, leave workers=None")
     reward = as_reward(reward)

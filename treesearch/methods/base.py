@@ -166,6 +166,18 @@ def check_whole(**values: int | None) -> None:
             raise ValueError(f"{name} is {value!r}, expected a positive whole number")
 
 
+def as_levels(what: str, levels: Sequence[int]) -> tuple[int, ...]:
+    """Levels as a tuple of whole numbers.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        return tuple(int(t) for t in levels)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} is {levels!r}, expected levels such as (20, 10, 0)") from error
+
+
 def number(lam: float | str) -> float:
     """λ once it is a number.
 

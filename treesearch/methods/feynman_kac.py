@@ -31,7 +31,7 @@ from backends.base import Spec
 from rewards.potentials import POTENTIALS, Running
 from treesearch.errors import choose
 from treesearch.methods import population
-from treesearch.methods.base import Problem, Readout, Unit, branch_levels, check_lam, check_whole, number
+from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, check_whole, number
 from treesearch.resampling import SCHEMES
 from treesearch.weights import F64, ess, log_mean, normalise, scaled, temper
 
@@ -74,7 +74,7 @@ class FeynmanKac:
         if not 0 < self.ess_target < 1:
             raise ValueError(f"ess_target is {self.ess_target}, expected a fraction between 0 and 1")
         if self.schedule is not None:
-            object.__setattr__(self, "schedule", tuple(int(t) for t in self.schedule))
+            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
             if 0 not in self.schedule:
                 raise ValueError(f"schedule {list(self.schedule)} lacks 0: the terminal step x_0 closes the product")
         if isinstance(self.tempering, str):

@@ -40,6 +40,7 @@ from treesearch.methods.base import (
     Readout,
     Status,
     Unit,
+    as_levels,
     branch_levels,
     check_lam,
     check_positive,
@@ -244,4 +245,4 @@ def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
     if method.lag not in (0, 1):
         raise ValueError(f"lag is {method.lag!r}, expected 0 or 1")
     if method.branch_at is not None:
-        object.__setattr__(method, "branch_at", tuple(int(t) for t in method.branch_at))
+        object.__setattr__(method, "branch_at", as_levels("branch_at", method.branch_at))
