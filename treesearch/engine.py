@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,23 @@ from treesearch.tree import NONE, ROOT, Tree
 Ids = NDArray[np.int64]
 
 
+class Ledger(Protocol):
+    """The columns of nodes that an engine reads and writes: a `Tree`'s, or those of a part of one."""
+
+    parent: NDArray[Any]
+    t: NDArray[Any]
+    key: NDArray[np.uint64]
+    slot: NDArray[Any]
+    reward: NDArray[np.float64]
+    log_w: NDArray[np.float64]
+
+
+class Nodes(Protocol):
+    """The nodes of every task."""
+
+    def __getitem__(self, task: int, /) -> Ledger: ...
+
+
 @dataclass
 class Segments:
     """Walks to run: row i leaves source[i] and passes the new nodes first[i]..last[i], each a child of the one before.
@@ -45,6 +62,28 @@ class Segments:
     first: Ids
     last: Ids
     hold: bool = False
+
+
+class Arrival(NamedTuple):
+    """Rows that are scored.
+
+    Args:
+        wave: theirs.
+        rows: positions among the wave's segments, in order of its work.
+        cost: what the wave cost, once all its rows have arrived.
+    """
+
+    wave: int
+    rows: Ids
+    cost: Cost | None
+
+
+@dataclass
+class Held:
+    """Transitions of one task's nodes, evaluated and not left yet."""
+
+    transition: Transition
+    node: Ids  # increasing
 
 
 @dataclass
@@ -62,8 +101,10 @@ class Flight:
     hold: NDArray[np.bool_]
     log_w: NDArray[np.float64]  # since the node passed last
     again: NDArray[np.bool_]  # the next evaluation was paid for before (an interrupted wave)
+    trees: Nodes
     unscored: int = 0
     cost: Cost = field(default_factory=Cost)  # settled when the wave is finished
+    held: dict[int, list[Held]] = field(default_factory=dict)  # by task: transitions that ended a segment
     queue: dict[int, list[Ids]] = field(default_factory=dict)  # evaluations left -> chunks of rows
 
     def enqueue(self, rows: Ids, left: Ids) -> None:
@@ -105,14 +146,6 @@ class Batch:
             at += len(rows)
 
 
-@dataclass
-class Held:
-    """Transitions of one task's nodes, evaluated and not left yet."""
-
-    transition: Transition
-    node: Ids  # increasing
-
-
 class Engine:
     """Runs segments; the only caller of kernels and rewards.
 
@@ -121,7 +154,7 @@ class Engine:
         reward: scores leaves and held endpoints.
         trees: one a task.
         states: where the states of nodes are kept.
-        cost: counts what runs.
+        cost: counts what runs outside waves: paths computed again.
         prompts: one a task, or None.
         encoded: what `encode` made of them.
         batch_size: rows of a forward pass.
@@ -152,32 +185,59 @@ class Engine:
         self._flights: list[Flight] = []
         self._held: dict[int, list[Held]] = {}  # by task
         self._unscored: list[tuple[Flight, Ids, Tensor]] = []
+        self._arrived: list[tuple[Flight, Ids]] = []  # scored, and not collected yet
 
-    def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> None:
+    @property
+    def capacity(self) -> int:
+        """Rows that are enough to keep it busy."""
+        return self.batch_size
+
+    ahead = 0  # waves that an independent method may run ahead
+
+    def submit(self, wave: int, work: Sequence[tuple[int, Segments]], trees: Nodes | None = None) -> None:
         """Take a wave of (task, segments) and draw the states that its rows start from."""
         if not work:
             return
-        flight = _join([self._start(wave, task, segments) for task, segments in work])
+        trees = self.trees if trees is None else trees
+        flight = _join([self._start(wave, task, segments, trees) for task, segments in work])
         flight.unscored = len(flight.t)
         self._flights.append(flight)
         rows = np.arange(len(flight.t))
-        end = np.concatenate([self.trees[task].t[s.last] for task, s in work])
+        end = np.concatenate([trees[task].t[s.last] for task, s in work])
         self._arrive(flight, rows[flight.t == flight.stop])
         flight.enqueue(rows, flight.t - end + flight.hold)
 
-    def finish(self, wave: int) -> None:
-        """Run until every row of the wave is scored; room in a pass goes to later waves."""
+    def finish(self, wave: int) -> Cost:
+        """Run until every row of the wave is scored; room in a pass goes to later waves. Returns what it cost."""
+        spent = Cost()
         for flight in [f for f in self._flights if f.wave == wave]:
             while flight.unscored:
                 if flight.queue:
                     self._pass()
                 self._score(self.batch_size if flight.queue else 1)
-            self._flights.remove(flight)
-            self.cost.add(flight.cost)
+            spent.add(self._land(flight))
+        return spent
 
-    def _start(self, wave: int, task: int, segments: Segments) -> Flight:
+    def collect(self) -> list[Arrival]:
+        """Run until some rows are scored; all that are, instead of `finish`."""
+        while self._flights and not self._arrived:
+            if any(f.queue for f in self._flights):
+                self._pass()
+            self._score(1, mixed=True)
+        landed = {id(f): self._land(f) for f in [f for f in self._flights if not f.unscored]}
+        arrived, self._arrived = self._arrived, []
+        # The cost of a wave goes with the last of its rows.
+        return [Arrival(f.wave, rows, landed.pop(id(f), None)) for f, rows in reversed(arrived)][::-1]
+
+    def _land(self, flight: Flight) -> Cost:
+        """Settle a wave that is scored."""
+        self._flights.remove(flight)
+        self._held |= flight.held
+        return flight.cost
+
+    def _start(self, wave: int, task: int, segments: Segments, trees: Nodes) -> Flight:
         """Rows at the states they start from: the prior, a draw from a held transition, or a stored state."""
-        tree, n = self.trees[task], len(segments.first)
+        tree, n = trees[task], len(segments.first)
         key, source = tree.key[segments.first], segments.source
         t = np.minimum(tree.t[source].astype(np.int64), self.spec.num_steps)
         x = torch.empty((n, *self.spec.state_shape), dtype=self.spec.dtype, device=self.spec.device)
@@ -207,6 +267,7 @@ class Engine:
             hold=np.full(n, segments.hold),
             log_w=log_w,
             again=(t == tree.t[source]) & (t > 0) & ~np.isnan(tree.reward[source]),
+            trees=trees,
         )
 
     def _pass(self) -> None:
@@ -244,7 +305,7 @@ class Engine:
         if not len(rows):
             return
         for task, at in _by_task(flight.task[rows]):
-            tree, mine = self.trees[task], rows[at]
+            tree, mine = flight.trees[task], rows[at]
             nodes = flight.node[mine]
             tree.log_w[nodes] = flight.log_w[mine]
             kept = (tree.t[nodes] == 0) | self.keep_inner
@@ -268,47 +329,68 @@ class Engine:
             for task, mine in _by_task(flight.task[rows]):
                 order = mine[np.argsort(flight.last[rows[mine]])]
                 part = law.take(torch.from_numpy(at[order]))
-                self._held.setdefault(task, []).append(Held(part, flight.last[rows[order]]))
+                flight.held.setdefault(task, []).append(Held(part, flight.last[rows[order]]))
             self._unscored.append((flight, rows, law.endpoint[torch.from_numpy(at)]))
 
-    def _score(self, at_least: int) -> None:
-        """Score what waits, in batches of one wave, once it fills one."""
+    def _score(self, at_least: int, *, mixed: bool = False) -> None:
+        """Score what waits once it fills a batch, of one wave or (mixed) of several."""
         while self._unscored and sum(len(rows) for _, rows, _ in self._unscored) >= at_least:
-            flight, chosen, room = self._unscored[0][0], [], self.batch_size
-            while self._unscored and self._unscored[0][0] is flight and room > 0:
-                _, rows, x = self._unscored.pop(0)
+            parts, states, room = [], [], self.batch_size
+            while self._unscored and room > 0 and (mixed or not parts or self._unscored[0][0] is parts[0][0]):
+                flight, rows, x = self._unscored.pop(0)
                 if len(rows) > room:
                     self._unscored.insert(0, (flight, rows[room:], x[room:]))
                     rows, x = rows[:room], x[:room]
                 room -= len(rows)
-                chosen.append((rows, x))
-            rows = np.concatenate([r for r, _ in chosen])
-            reward = self._reward(_cat([x for _, x in chosen]), flight.task[rows], flight.last[rows], flight.cost)
-            for i, mine in _by_task(flight.task[rows]):
-                self.trees[i].reward[flight.last[rows[mine]]] = reward[mine]
-            flight.unscored -= len(rows)
+                parts.append((flight, rows))
+                states.append(x)
+            rewards = self._reward(_cat(states), parts)
+            for flight, rows in parts:
+                reward, rewards = rewards[: len(rows)], rewards[len(rows) :]
+                for i, mine in _by_task(flight.task[rows]):
+                    flight.trees[i].reward[flight.last[rows[mine]]] = reward[mine]
+                flight.unscored -= len(rows)
+                if mixed:
+                    self._arrived.append((flight, rows))
 
-    def _reward(self, x: Tensor, task: Ids, node: Ids, cost: Cost) -> NDArray[np.float64]:
+    def _reward(self, x: Tensor, parts: list[tuple[Flight, Ids]]) -> NDArray[np.float64]:
         """Rewards (n,) of states (n, *state), counted; errors name the node.
 
         Raises:
             RewardError: the reward raised or broke its contract.
         """
         before = self.reward.calls() if self.reward.calls else None
-        samples = self.kernel.decode(x) if self.reward.input == "sample" else x
-        if not hasattr(samples, "__len__") or len(samples) != len(x):
-            got = f"{len(samples)} samples" if hasattr(samples, "__len__") else type(samples).__name__
-            raise KernelError(f"kernel.decode returned {got} for {len(x)} states, expected one sample each")
+        task = np.concatenate([flight.task[rows] for flight, rows in parts])
+        samples = self._decode(x, parts)
         prompts = None if self.prompts is None else [self.prompts[i] for i in task]
         try:
             values = self.reward(samples, prompts)
         except RewardError as error:
-            rows = error.rows[:4] or range(min(4, len(node)))
-            named = ", ".join(f"node {node[i]} (t = {self.trees[task[i]].t[node[i]]}) of task {task[i]}" for i in rows)
+            names = [name for flight, rows in parts for name in self._names(flight, rows)]
+            named = ", ".join(names[i] for i in (error.rows[:4] or range(min(4, len(names)))))
             raise RewardError(f"{error} [{named}]", error.rows) from error
-        cost.reward_calls += len(x) if before is None or not self.reward.calls else self.reward.calls() - before
-        cost.decodes += len(x) if self.reward.input == "sample" else 0
+        calls = None if before is None or not self.reward.calls else self.reward.calls() - before
+        for flight, rows in parts:  # a cache cannot say whose samples it knew: the first part bears what it asked
+            flight.cost.reward_calls += len(rows) if calls is None else calls
+            calls = None if calls is None else 0
         return values.numpy()
+
+    def _decode(self, x: Tensor, parts: list[tuple[Flight, Ids]]) -> Any:
+        """What the reward sees of states (n, *state)."""
+        if self.reward.input == "state":
+            return x
+        samples = self.kernel.decode(x)
+        if not hasattr(samples, "__len__") or len(samples) != len(x):
+            got = f"{len(samples)} samples" if hasattr(samples, "__len__") else type(samples).__name__
+            raise KernelError(f"kernel.decode returned {got} for {len(x)} states, expected one sample each")
+        for flight, rows in parts:
+            flight.cost.decodes += len(rows)
+        return samples
+
+    def _names(self, flight: Flight, rows: Ids) -> list[str]:
+        """What errors call the last nodes of rows."""
+        nodes = [(int(flight.task[i]), int(flight.last[i])) for i in rows]
+        return [f"node {node} (t = {flight.trees[task].t[node]}) of task {task}" for task, node in nodes]
 
     def _evaluate(self, x: Tensor, t: Ids, task: Ids) -> tuple[Transition, int]:
         """One network call on n rows, checked; the transition and how many rows of padding went along."""
@@ -400,12 +482,17 @@ class Engine:
     def walk(self, task: int, node: int, x: Tensor | None, *, repeated: bool = True) -> Tensor:
         """Run the edge to a node again, from its parent's state or (x = None) from the prior; one row at a time."""
         tree = self.trees[task]
-        key, level = tree.key[[node]], int(tree.t[tree.parent[node]])
+        return self.retrace(task, tree.key[[node]], int(tree.t[tree.parent[node]]), int(tree.t[node]), x, repeated)
+
+    def retrace(
+        self, task: int, key: NDArray[np.uint64], level: int, end: int, x: Tensor | None, repeated: bool
+    ) -> Tensor:
+        """The state at level `end` of the path with the given key (1,), from its state at `level` or the prior."""
         if x is None:
             row, level = self._prior(task, key)[0], self.spec.num_steps
         else:
             row = x[None].to(self.spec.device)
-        for t in range(level, int(tree.t[node]), -1):
+        for t in range(level, end, -1):
             at = np.array([t])
             law, padding = self._evaluate(row, at, np.array([task]))
             self._count(self.cost, 1, int(repeated), padding)
@@ -419,7 +506,8 @@ def _join(flights: list[Flight]) -> Flight:
         return flights[0]
     names = ("t", "task", "node", "last", "stop", "key", "hold", "log_w", "again")
     columns: dict[str, Any] = {name: np.concatenate([getattr(f, name) for f in flights]) for name in names}
-    return Flight(wave=flights[0].wave, x=torch.cat([f.x for f in flights]), **columns)
+    first = flights[0]
+    return Flight(wave=first.wave, trees=first.trees, x=torch.cat([f.x for f in flights]), **columns)
 
 
 def encode(kernel: Kernel, prompts: Sequence[Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,19 @@ class Wave:
     hits: list[NDArray[Any]]  # records of `runs.HIT`
     states: list[dict[str, Any]]  # of the searches, right after they were asked
     known: list[NDArray[np.float64]] | None = None  # rewards of a wave that was read back from a run
+    cost: Cost = field(default_factory=Cost)
+    left: int = 0  # rows that have not arrived
+    told: int = 0  # rows told before it was selected
+
+    def tell(self, searches: Sequence[Search], rows: NDArray[np.int64]) -> None:
+        """Tell the searches of some of its rows, counted in order of its work."""
+        at = 0
+        for task, segments in self.work:
+            mine = rows[(rows >= at) & (rows < at + len(segments.first))] - at
+            at += len(segments.first)
+            if len(mine):
+                part = Segments(segments.source[mine], segments.first[mine], segments.last[mine], segments.hold)
+                searches[task].tell(part)
 
 
 class Session:
@@ -132,6 +146,7 @@ class Session:
         self.searches: list[Search] = []
         self._inflight: deque[Wave] = deque()
         self._next, self._best, self._ess = 0, -np.inf, (0, 0.0)
+        self._told, self._staleness = 0, Staleness()
         self._encoded = encoded
         self.verified = 0  # NFE spent on checking a kernel without a fingerprint
         self._seconds = 0.0  # of earlier sessions
@@ -256,22 +271,56 @@ class Session:
         """Run until the budget is spent, one snapshot a wave."""
         status = "interrupted"
         try:
-            while self._advance():
-                wave = self._inflight.popleft()
-                if wave.known is None:
-                    self.engine.finish(wave.number)
-                else:
-                    for (task, segments), rewards in zip(wave.work, wave.known, strict=True):
-                        self.searches[task].tree.reward[segments.last] = rewards
-                for task, segments in wave.work:
-                    self.searches[task].tell(segments)
-                if wave.known is None:
-                    self._drop(wave)
-                    yield self._record(wave)
+            yield from self._flow() if self.method.mode == "async" else self._in_waves()
             status = "finished"
         finally:
             if self.run is not None:
                 self.run.close(status)
+
+    def _in_waves(self) -> Iterator[Snapshot]:
+        """Run a wave, tell it, record it; with a lag the next one is under way meanwhile."""
+        while self._advance():
+            wave = self._inflight.popleft()
+            if wave.known is None:
+                wave.cost = self.engine.finish(wave.number)
+            else:
+                for (task, segments), rewards in zip(wave.work, wave.known, strict=True):
+                    self.searches[task].tree.reward[segments.last] = rewards
+            for task, segments in wave.work:
+                self.searches[task].tell(segments)
+            if wave.known is None:
+                self._drop(wave)
+                yield self._record(wave)
+
+    def _flow(self) -> Iterator[Snapshot]:
+        """Asynchronous: tell each row when it arrives and select another in its place.
+
+        The log holds what was selected in order of selection, so rows that arrive early wait for the ones before them
+        to be recorded. One record for as many rows as are in flight.
+        """
+        while True:
+            wave = self._ask()
+            if wave is not None:
+                self.engine.submit(wave.number, wave.work)
+                self._inflight.append(wave)
+            if not self._inflight:
+                return
+            known = {w.number: w for w in self._inflight}
+            for number, rows, cost in self.engine.collect():
+                of = known[number]
+                of.tell(self.searches, rows)
+                of.left -= len(rows)
+                self._staleness.add(self._told - of.told, len(rows))
+                self._told += len(rows)
+                of.cost = cost or of.cost
+            done = list(takewhile(lambda w: not w.left, self._inflight))
+            rows = sum(len(segments.first) for w in done for _, segments in w.work)
+            if len(done) == len(self._inflight) or rows >= sum(w.left for w in self._inflight):
+                for _ in done:
+                    self._inflight.popleft()
+                wave = _merge(len(self.history), done)
+                self._drop(wave)
+                yield self._record(wave)
 
     def close(self) -> None:
         """Let go of the run folder without running."""
@@ -280,7 +329,8 @@ class Session:
 
     def _advance(self) -> bool:
         """Ask for waves until enough are in flight; whether any is."""
-        while len(self._inflight) <= self.method.lag:
+        ahead = self.engine.ahead if self.method.independent else 0
+        while len(self._inflight) <= max(self.method.lag, ahead):
             wave = self._ask()
             if wave is None:
                 break
@@ -290,9 +340,9 @@ class Session:
 
     def _ask(self) -> Wave | None:
         self._watch_clock()
-        active = [i for i, s in enumerate(self.searches) if s.status == Status.RUNNING]
+        active = [i for i, s in enumerate(self.searches) if s.status == Status.RUNNING and not s.full]
         before = [len(s.tree) for s in self.searches]
-        capacity = -(-self.options.batch_size // max(1, len(active)))
+        capacity = -(-self.engine.capacity // max(1, len(active)))
         work = [(i, self.searches[i].ask(capacity)) for i in active]
         hits = [np.empty(0, runs.HIT)]
         for i in active:
@@ -303,8 +353,9 @@ class Session:
         if not work and not any(map(len, hits)):
             return None
         bounds = [(a, len(s.tree)) for a, s in zip(before, self.searches, strict=True)]
+        rows = sum(len(segments.first) for _, segments in work)
         self._next += 1
-        return Wave(self._next - 1, work, bounds, hits, [s.state() for s in self.searches])
+        return Wave(self._next - 1, work, bounds, hits, [s.state() for s in self.searches], left=rows, told=self._told)
 
     def _watch_clock(self) -> None:
         """Stop asking once the time is up; a population on its way may arrive, for it has no samples before."""
@@ -326,6 +377,7 @@ class Session:
 
     def _record(self, wave: Wave) -> Snapshot:
         """The wave's history record; written to the run folder, handed to the caller."""
+        self.cost.add(wave.cost)
         self.cost.seconds = self.elapsed()
         for task, segments in wave.work:
             tree = self.searches[task].tree
@@ -341,6 +393,8 @@ class Session:
             "ess": self._ess_now(),
             "nodes": sum(len(s.tree) for s in self.searches),
         }
+        if self.method.mode == "async":
+            record["staleness"] = self._staleness.mean()
         self.history.append(record)
         if self.run is not None:
             self._write(self.run, wave, record)
@@ -370,6 +424,8 @@ class Session:
             prompt = None if self.prompts is None else self.prompts[i]
             readout = search.readout()
             readout.extra |= self.pilot.diagnostics()
+            if self.method.mode == "async":
+                readout.extra["staleness"] = {"mean": self._staleness.mean(), "max": self._staleness.most}
             fetch = self._fetcher(search)
             tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch))
         store = None if self.run is None else str(self.run.path)
@@ -448,6 +504,33 @@ class Session:
             pass
         trees = [s.tree for s in session.searches]
         return [t.reward[t.leaves] for t in trees], [t.log_w[t.leaves] for t in trees], session.cost
+
+
+@dataclass
+class Staleness:
+    """How many rows were told between the selection of a row and its arrival: what its selection did not know."""
+
+    total: int = 0
+    rows: int = 0
+    most: int = 0
+
+    def add(self, told: int, rows: int) -> None:
+        """Enter rows that arrive together, `told` rows after they were selected."""
+        self.total, self.rows, self.most = self.total + told * rows, self.rows + rows, max(self.most, told)
+
+    def mean(self) -> float:
+        """Mean over the rows so far."""
+        return round(self.total / max(1, self.rows), 2)
+
+
+def _merge(number: int, waves: Sequence[Wave]) -> Wave:
+    """Waves that follow one another as one."""
+    cost = Cost()
+    for wave in waves:
+        cost.add(wave.cost)
+    bounds = [(a, b) for (a, _), (_, b) in zip(waves[0].bounds, waves[-1].bounds, strict=True)]
+    work = [part for wave in waves for part in wave.work]
+    return Wave(number, work, bounds, [h for w in waves for h in w.hits], waves[-1].states, cost=cost)
 
 
 def rebuild(

@@ -90,6 +90,11 @@ class Search(Protocol):
         """Whether work has begun that has no samples until it is finished."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """Asynchronous mode: whether it has as much in flight as it wants."""
+        ...
+
     def frontier(self) -> NDArray[np.int64]:
         """Nodes above t = 0 that later segments can start from."""
         ...
@@ -99,7 +104,7 @@ class Search(Protocol):
         ...
 
     def tell(self, segments: Segments) -> None:
-        """The rewards of a wave are in the tree."""
+        """The rewards of a wave (asynchronous: of some of its segments) are in the tree."""
         ...
 
     def extend(self, share: Share) -> None:
@@ -129,6 +134,16 @@ class Method(Protocol):
 
     @property
     def lag(self) -> int: ...
+
+    @property
+    def mode(self) -> str:
+        """ "wave": a wave is told once all of it is scored; "async": each sample when it arrives."""
+        ...
+
+    @property
+    def independent(self) -> bool:
+        """Whether what it asks does not depend on what it is told, so that waves can run ahead."""
+        ...
 
     def unit(self, spec: Spec) -> Unit:
         """The least that one task costs."""

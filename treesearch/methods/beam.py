@@ -37,6 +37,8 @@ class BeamSearch:
     schedule: tuple[int, ...] | None = None
 
     lag = 0
+    mode = "wave"
+    independent = False
     lam = 0.0
 
     def __post_init__(self) -> None:

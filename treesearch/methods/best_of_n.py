@@ -37,6 +37,8 @@ class BestOfN:
     lam: float | str = 1.0
 
     lag = 0
+    mode = "wave"
+    independent = True
 
     def __post_init__(self) -> None:
         check_whole(n=self.n)
@@ -53,7 +55,7 @@ class BestOfNSearch:
     """Rollouts from the root, as many at a time as the engine has room for."""
 
     hits = NO_NODES
-    busy = False
+    busy = full = False
 
     def __init__(self, method: BestOfN, problem: Problem) -> None:
         self.lam, self.n, self.num_steps = number(method.lam), method.n, problem.num_steps

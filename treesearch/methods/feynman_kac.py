@@ -63,6 +63,8 @@ class FeynmanKac:
     ess_target: float = 0.5
 
     lag = 0
+    mode = "wave"
+    independent = False
 
     def __post_init__(self) -> None:
         check_whole(num_particles=self.num_particles)

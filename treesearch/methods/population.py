@@ -70,6 +70,7 @@ class PopulationSearch(ABC):
     """
 
     hits = NO_NODES
+    full = False
     lam: float
 
     def __init__(

@@ -8,14 +8,18 @@ One iteration:
     on the way up:  λ v(x) = log-mean-exp over children of (λ v_c + log_w_c),  N(x) += 1
 
 DTS selects a child ~ exp(λ v_c + log_w_c) and reads its samples out the same way; DTS* selects by UCT and reads out
-the best. A wave runs several iterations at once: values stay frozen, visits and child counts move while it is selected.
+the best. A wave runs several iterations at once: values stay frozen, visits and child counts move while it is
+selected. Without waves (mode="async") each iteration is told as soon as its sample arrives. Either way a visit in
+flight is unobserved (Liu et al., 2020): it counts in N, hence in the widening rule and in UCT's bonus, and gives no
+value; the weights exp(λ v) of Boltzmann selection know nothing of it.
 
 What it converges to: DTS's read-out tends to π as iterations grow, slowly: at practical budgets its root value is
 biased low, E[exp(λ v_root)] < Z, because lucky children are visited again and unlucky ones never corrected.
 With selection="round_robin" E[exp(λ v_root)] = Z at every budget. DTS* is greedy.
 
 Source: Diffusion Tree Sampling: Scalable Inference-time Alignment of Diffusion Models (Jain et al., 2025), algorithms
-1 and 2, appendix F.1. Deviations: terminal nodes count visits too; waves; log p/q on the edges.
+1 and 2, appendix F.1. Deviations: terminal nodes count visits too; waves; log p/q on the edges. Visits in flight: Watch
+the Unobserved: A Simple Approach to Parallelizing Monte Carlo Tree Search (Liu et al., 2020).
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ from treesearch.methods.base import (
 from treesearch.tree import ROOT, Tree
 from treesearch.weights import F64, scaled
 
+MODES = ("wave", "async")
 FREE_LIMIT = 200_000  # consecutive iterations without an expansion after which a tree counts as exhausted
 
 
@@ -62,8 +67,10 @@ class DiffusionTreeSampling:
         widening_c, widening_alpha: a node expands while |C| < C·N^α; at (2, .8) the first 36 iterations are best-of-N.
         branch_at: levels t that become nodes; None for five equally spaced, the prior (T) included.
         selection: boltzmann, uct or round_robin.
-        wave: iterations selected at once; the result depends on it.
+        wave: iterations selected at once (asynchronous: in flight); the result depends on it.
         lag: 1 selects wave w after wave w - 2 is told, which leaves no bubble between waves.
+        mode: "wave", or "async": no barrier, each iteration is told when its sample arrives and another one selected
+            in its place. Fuller batches, less stale values; the result depends on the order of arrival.
     """
 
     lam: float | str = 1.0
@@ -73,6 +80,9 @@ class DiffusionTreeSampling:
     selection: str = "boltzmann"
     wave: int = 16
     lag: int = 0
+    mode: str = "wave"
+
+    independent = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -94,7 +104,7 @@ class DiffusionTreeSearch:
     Args:
         lam: λ of the soft backup, or "auto".
         c_uct: weight of the exploration bonus, in units of the reward; the paper gives no value.
-        widening_c, widening_alpha, branch_at, wave, lag: as in `DiffusionTreeSampling`.
+        widening_c, widening_alpha, branch_at, wave, lag, mode: as in `DiffusionTreeSampling`.
         backup: soft, max or mean.
     """
 
@@ -105,7 +115,10 @@ class DiffusionTreeSearch:
     branch_at: tuple[int, ...] | None = None
     wave: int = 16
     lag: int = 0
+    mode: str = "wave"
     backup: str = "soft"
+
+    independent = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -140,6 +153,7 @@ class TreeSearch:
         self.status, self.share = Status.RUNNING, problem.share
         self.rule = backup.rule_of(rules.backup, self.lam)
         self.iterations = self.nfe = self.rollouts = self.free = 0
+        self.pending = 0  # rollouts selected and not told: visits in flight, counted in N, without a value
         self.hits = NO_NODES
         levels = _levels(method.branch_at, problem.spec)
         self.policy = selection.Policy(
@@ -154,6 +168,11 @@ class TreeSearch:
 
     busy = False
 
+    @property
+    def full(self) -> bool:
+        """Asynchronous: whether as many iterations are in flight as may be."""
+        return self.method.mode == "async" and self.pending >= self.method.wave
+
     def frontier(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.tree.t > 0)
 
@@ -161,9 +180,11 @@ class TreeSearch:
         del capacity  # the result depends on the wave, never on the batch size
         left = self.share.less(self.nfe, self.rollouts, self.iterations)
         self.hits, source, first, last = (NO_NODES,) * 4
+        room = self.method.wave - (self.pending if self.method.mode == "async" else 0)
         while not len(source) and self.status == Status.RUNNING:
-            source, first, last = self._select(max(0, min(self.method.wave, left.iterations)), left)
+            source, first, last = self._select(max(0, min(room, left.iterations)), left)
             left = self.share.less(self.nfe, self.rollouts, self.iterations)
+        self.pending += len(source)
         return Segments(source, first, last)
 
     def _select(self, wave: int, left: Share) -> tuple[NDArray[np.int64], ...]:
@@ -188,6 +209,7 @@ class TreeSearch:
         return source[new], first[new], ends[new]
 
     def tell(self, segments: Segments) -> None:
+        self.pending -= len(segments.last)
         backup.backup(self.tree, segments.last, self.rule, self.lam)
 
     def extend(self, share: Share) -> None:
@@ -199,6 +221,7 @@ class TreeSearch:
     def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+        self.pending = int(np.isnan(self.tree.reward[self.tree.t == 0]).sum())
         backup.recount(self.tree, ends)
         backup.recompute(self.tree, self.rule, self.lam)
 
@@ -214,7 +237,7 @@ class TreeSearch:
             log_z = float(self.lam * tree.value[ROOT]) if self.lam > 0 else 0.0
             if self.rules.selection != "round_robin":
                 warnings.append("soft value: biased low")
-        extra = {"iterations": self.iterations, "rollouts": self.rollouts}
+        extra = {"iterations": self.iterations, "rollouts": self.rollouts, "unobserved": self.pending}
         return Readout(leaves, log_w, log_z, None, warnings, extra)
 
     def _log_weights(self, leaves: NDArray[np.int64]) -> F64:
@@ -244,5 +267,8 @@ def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
         raise ValueError(f"widening_alpha is {method.widening_alpha!r}, expected 0..1")
     if method.lag not in (0, 1):
         raise ValueError(f"lag is {method.lag!r}, expected 0 or 1")
+    choose("mode", method.mode, MODES)
+    if method.mode == "async" and method.lag:
+        raise ValueError("lag=1 is for waves: mode='async' has no barrier to hide")
     if method.branch_at is not None:
         object.__setattr__(method, "branch_at", as_levels("branch_at", method.branch_at))
