@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -314,6 +314,10 @@ class Guided:
     kernel: Any
     guide: Guide
     name: str | None = None
+
+    def to(self, device: str | torch.device) -> Guided:
+        """The same, with the base kernel moved to a device if it can be."""
+        return replace(self, kernel=self.kernel.to(device) if hasattr(self.kernel, "to") else self.kernel)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
         return self.guide(x, t, self.kernel.transition(x, t, cond), cond)

@@ -147,6 +147,15 @@ class DiffusionKernel:
         """Values indexed by t in 1..T; entry 0 is unused."""
         return torch.cat([torch.zeros_like(values[:1]), values]).to(self.device)
 
+    def to(self, device: str | torch.device) -> DiffusionKernel:
+        """The same kernel, moved to a device."""
+        self.device = torch.device(device)
+        for name in ("_timestep", "_alpha", "_sigma", "_alpha_s", "_direction", "_std"):
+            setattr(self, name, getattr(self, name).to(self.device))
+        if isinstance(self.model, nn.Module):
+            self.model.to(self.device)
+        return self
+
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         return noise.to(self.device, self.dtype)
 

@@ -170,3 +170,28 @@ def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor],
         return values
 
     return Reward(fn, name, left.input, lambda: total)
+
+
+def content(value: Any) -> list[bytes]:
+    """Bytes that tell values apart, with their types and lengths.
+
+    Raises:
+        TypeError: an object whose content is not known.
+    """
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return [f"tensor{value.dtype}{tuple(value.shape)}".encode(), data]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        data = repr(value).encode()
+        return [f"{type(value).__name__}{len(data)}:".encode(), data]
+    if isinstance(value, bytes):
+        return [f"bytes{len(value)}:".encode(), value]
+    if isinstance(value, (list, tuple)):
+        return [f"{type(value).__name__}{len(value)}:".encode(), *(part for item in value for part in content(item))]
+    if isinstance(value, dict):
+        return [f"dict{len(value)}:".encode(), *(part for item in value.items() for part in content(item))]
+    if hasattr(value, "tobytes"):  # arrays and PIL images
+        shape = getattr(value, "shape", getattr(value, "size", ()))
+        kind = getattr(value, "dtype", getattr(value, "mode", ""))
+        return [f"{type(value).__name__}{kind}{shape}".encode(), value.tobytes()]
+    raise TypeError(f"cannot tell {type(value).__name__} samples or prompts apart: give cached(..., key=...)")

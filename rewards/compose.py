@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardError
+from rewards.base import Reward, RewardError, content
 
 
 def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | None = None) -> Reward:
@@ -39,7 +39,7 @@ def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | Non
     """
     if size < 1:
         raise ValueError(f"size is {size}, expected at least 1")
-    cache = _Cache(reward, size, key or (lambda sample: b"".join(_content(sample))))
+    cache = _Cache(reward, size, key or (lambda sample: b"".join(content(sample))))
     return Reward(cache.score, reward.name, reward.input, reward.calls or (lambda: cache.misses))
 
 
@@ -80,33 +80,8 @@ class _Cache:
 
     def _name(self, sample: Any, prompt: Any) -> bytes:
         digest = hashlib.blake2b(self.key(sample), digest_size=16)
-        digest.update(b"|prompt|" + b"".join(_content(prompt)))
+        digest.update(b"|prompt|" + b"".join(content(prompt)))
         return digest.digest()
-
-
-def _content(value: Any) -> list[bytes]:
-    """Bytes that tell values apart, with their types and lengths.
-
-    Raises:
-        TypeError: an object whose content is not known.
-    """
-    if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return [f"tensor{value.dtype}{tuple(value.shape)}".encode(), data]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        data = repr(value).encode()
-        return [f"{type(value).__name__}{len(data)}:".encode(), data]
-    if isinstance(value, bytes):
-        return [f"bytes{len(value)}:".encode(), value]
-    if isinstance(value, (list, tuple)):
-        return [f"{type(value).__name__}{len(value)}:".encode(), *(part for item in value for part in _content(item))]
-    if isinstance(value, dict):
-        return [f"dict{len(value)}:".encode(), *(part for item in value.items() for part in _content(item))]
-    if hasattr(value, "tobytes"):  # arrays and PIL images
-        shape = getattr(value, "shape", getattr(value, "size", ()))
-        kind = getattr(value, "dtype", getattr(value, "mode", ""))
-        return [f"{type(value).__name__}{kind}{shape}".encode(), value.tobytes()]
-    raise TypeError(f"cannot tell {type(value).__name__} samples or prompts apart: give cached(..., key=...)")
 
 
 def normalise(reward: Reward, mean: float, std: float) -> Reward:

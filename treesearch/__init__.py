@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING, Any
+
 from treesearch import _names  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
 from treesearch.budget import Budget, Cost
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError
@@ -15,8 +17,12 @@ from treesearch.loop import resume, search, stream
 from treesearch.methods import BeamSearch, BestOfN, DiffusionTreeSampling, DiffusionTreeSearch, FeynmanKac
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Snapshot
+from treesearch.specs import Recipe
 from treesearch.tree import Tree
 from treesearch.weights import ZeroWeights
+
+if TYPE_CHECKING:
+    from treesearch.distributed import RayWorkers, WorkerError
 
 __all__ = [
     "BeamSearch",
@@ -28,14 +34,26 @@ __all__ = [
     "DiffusionTreeSearch",
     "FeynmanKac",
     "KernelError",
+    "RayWorkers",
+    "Recipe",
     "SearchResult",
     "Snapshot",
     "StoreError",
     "TaskResult",
     "Tree",
     "TreeSearchError",
+    "WorkerError",
     "ZeroWeights",
     "resume",
     "search",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Ray is imported when its workers are asked for."""
+    if name in ("RayWorkers", "WorkerError"):
+        from treesearch import distributed
+
+        return getattr(distributed, name)
+    raise AttributeError(f"module 'treesearch' has no attribute {name!r}")

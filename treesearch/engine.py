@@ -147,7 +147,7 @@ class Batch:
 
 
 class Engine:
-    """Runs segments; the only caller of kernels and rewards.
+    """Runs segments where it is; the only caller of kernels and rewards.
 
     Args:
         kernel, spec: the model and `describe(kernel)`.
@@ -161,6 +161,9 @@ class Engine:
         keep_inner: whether states of nodes above t = 0 are stored; without, they are recomputed from their keys.
         batch_invariant: pad every pass to `batch_size` rows, so that a row's result does not depend on the batch.
     """
+
+    ahead = 0  # waves that an independent method may run ahead
+    drains = False  # whether an interrupt lets the waves under way arrive
 
     def __init__(
         self,
@@ -192,12 +195,10 @@ class Engine:
         """Rows that are enough to keep it busy."""
         return self.batch_size
 
-    ahead = 0  # waves that an independent method may run ahead
-
-    def submit(self, wave: int, work: Sequence[tuple[int, Segments]], trees: Nodes | None = None) -> None:
+    def submit(self, wave: int, work: Sequence[tuple[int, Segments]], trees: Nodes | None = None) -> Flight | None:
         """Take a wave of (task, segments) and draw the states that its rows start from."""
         if not work:
-            return
+            return None
         trees = self.trees if trees is None else trees
         flight = _join([self._start(wave, task, segments, trees) for task, segments in work])
         flight.unscored = len(flight.t)
@@ -206,6 +207,7 @@ class Engine:
         end = np.concatenate([trees[task].t[s.last] for task, s in work])
         self._arrive(flight, rows[flight.t == flight.stop])
         flight.enqueue(rows, flight.t - end + flight.hold)
+        return flight
 
     def finish(self, wave: int) -> Cost:
         """Run until every row of the wave is scored; room in a pass goes to later waves. Returns what it cost."""
@@ -220,14 +222,29 @@ class Engine:
 
     def collect(self) -> list[Arrival]:
         """Run until some rows are scored; all that are, instead of `finish`."""
-        while self._flights and not self._arrived:
-            if any(f.queue for f in self._flights):
-                self._pass()
-            self._score(1, mixed=True)
+        while not (arrived := self.step()) and self._flights:
+            pass
+        return arrived
+
+    def step(self, *, eager: bool = True) -> list[Arrival]:
+        """One pass, and the rows that it brought to their rewards.
+
+        Args:
+            eager: score what waits at once; otherwise when it fills a batch or a wave waits for nothing else.
+        """
+        if any(f.queue for f in self._flights):
+            self._pass()
+        waiting = any(not f.queue for f in self._flights)
+        self._score(1 if eager or waiting else self.batch_size, mixed=True)
         landed = {id(f): self._land(f) for f in [f for f in self._flights if not f.unscored]}
         arrived, self._arrived = self._arrived, []
         # The cost of a wave goes with the last of its rows.
         return [Arrival(f.wave, rows, landed.pop(id(f), None)) for f, rows in reversed(arrived)][::-1]
+
+    def abandon(self) -> list[Flight]:
+        """Forget everything under way."""
+        lost, self._flights, self._unscored, self._arrived = self._flights, [], [], []
+        return lost
 
     def _land(self, flight: Flight) -> Cost:
         """Settle a wave that is scored."""
@@ -254,7 +271,7 @@ class Engine:
                 t[rows] -= 1
         rows = np.flatnonzero((source != ROOT) & (t == tree.t[source]))
         if len(rows):
-            x[torch.from_numpy(rows)] = self._fetch(task, source[rows]).to(x.device)
+            x[torch.from_numpy(rows)] = self._fetch(trees, task, source[rows]).to(x.device)
         return Flight(
             wave=wave,
             x=x,
@@ -452,9 +469,24 @@ class Engine:
         cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in self._encoded.items()}
         return cond | {"task": rows}
 
-    def _fetch(self, task: int, nodes: Ids) -> Tensor:
+    def backlog(self) -> float:
+        """Seconds until it would begin new work."""
+        return 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of the workers, for the history: there are none."""
+        return {}
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of each worker, for the diagnostics: there are none."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _fetch(self, trees: Nodes, task: int, nodes: Ids) -> Tensor:
         """States of nodes, recomputed along their path where they are not stored."""
-        tree = self.trees[task]
+        tree = trees[task]
         if (tree.slot[nodes] != NONE).all():
             return self.states.get(tree.slot[nodes])
         missing = sorted(_missing(tree, nodes))
@@ -558,7 +590,7 @@ def _by_task(task: Ids) -> Iterator[tuple[int, Ids]]:
         yield int(task[part[0]]), part
 
 
-def _missing(tree: Tree, nodes: Ids) -> set[int]:
+def _missing(tree: Ledger, nodes: Ids) -> set[int]:
     """Nodes without a stored state on the paths from their nearest stored ancestors."""
     missing: set[int] = set()
     for node in map(int, nodes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -15,12 +16,13 @@ from treesearch.budget import Budget
 from treesearch.errors import BudgetError, StoreError
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult
-from treesearch.session import Callback, Options, Session, Snapshot, build_method
+from treesearch.session import Callback, Options, Session, Snapshot, Workers, build_method
+from treesearch.specs import Recipe
 
 
 def stream(
-    kernel: Kernel,
-    reward: Reward | Callable[..., Any],
+    kernel: Kernel | Recipe,
+    reward: Reward | Callable[..., Any] | Recipe,
     method: Method,
     *,
     prompts: Sequence[Any] | None = None,
@@ -29,20 +31,22 @@ def stream(
     batch_size: int = 64,
     keep_states: str = "all",
     batch_invariant: bool = False,
-    workers: None = None,
+    workers: Workers | None = None,
     store: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Iterator[Snapshot]:
     """`search`, wave by wave: an iterator of `Snapshot`; stop iterating to stop the search."""
     options = Options(batch_size, keep_states, batch_invariant)
-    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
-    session.start(store)
-    return _drive(session, callbacks)
+    with ExitStack() as running:
+        running.enter_context(workers or nullcontext())
+        session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
+        session.start(store)
+        return _drive(session, callbacks, running.pop_all())
 
 
 def search(
-    kernel: Kernel,
-    reward: Reward | Callable[..., Any],
+    kernel: Kernel | Recipe,
+    reward: Reward | Callable[..., Any] | Recipe,
     method: Method,
     *,
     prompts: Sequence[Any] | None = None,
@@ -51,15 +55,16 @@ def search(
     batch_size: int = 64,
     keep_states: str = "all",
     batch_invariant: bool = False,
-    workers: None = None,
+    workers: Workers | None = None,
     store: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
     """Search for samples of π(x_0) ∝ p(x_0) exp(λ r(x_0)), or for the best ones.
 
     Args:
-        kernel: the model, a `backends.base.Kernel`.
-        reward: a `Reward`, or a function of n samples (and `prompts`, if it takes them) that returns n numbers.
+        kernel: the model, a `backends.base.Kernel`, or a `ts.Recipe` for one.
+        reward: a `Reward`, a function of n samples (and `prompts`, if it takes them) that returns n numbers, or a
+            `ts.Recipe` for one. With workers an object travels to them once; a recipe is built by each of them.
         method: BestOfN, FeynmanKac, DiffusionTreeSampling, DiffusionTreeSearch, BeamSearch.
         prompts: one task each, in shared batches; None is one task, and the reward gets prompts=None.
         budget: of the whole search, split evenly over tasks; None for methods that know their size.
@@ -67,7 +72,7 @@ def search(
         batch_size: rows of a forward pass.
         keep_states: "all", "frontier" or "none"; dropped states are recomputed from their keys (`Options`).
         batch_invariant: pad every pass to batch_size rows.
-        workers: None; this version computes in the calling process.
+        workers: `ts.RayWorkers(...)`, or None to compute in the calling process. The tree is the same.
         store: folder to record the run in; `resume` goes on from it.
         callbacks: called with a `Snapshot` after every wave.
 
@@ -77,21 +82,22 @@ def search(
         StoreError: the folder holds a run already, or cannot be written.
     """
     options = Options(batch_size, keep_states, batch_invariant)
-    session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
-    session.start(store)
-    for _ in _drive(session, callbacks):
-        pass
-    return session.result()
+    with workers or nullcontext():
+        session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
+        session.start(store)
+        for _ in _drive(session, callbacks):
+            pass
+        return session.result()
 
 
 def resume(
     store: str | os.PathLike[str],
-    kernel: Kernel,
-    reward: Reward | Callable[..., Any],
+    kernel: Kernel | Recipe,
+    reward: Reward | Callable[..., Any] | Recipe,
     *,
     budget: Budget | None = None,
     batch_size: int = 64,
-    workers: None = None,
+    workers: Workers | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> SearchResult:
     """Go on with a run, interrupted or finished; `budget` replaces the old one and counts from the run's start.
@@ -102,20 +108,21 @@ def resume(
     Raises:
         StoreError: no run, another format, or something that must not change has; the message names the key.
     """
-    session = open_session(store, kernel, reward, budget=budget, batch_size=batch_size, workers=workers)
-    for _ in _drive(session, callbacks):
-        pass
-    return session.result()
+    with workers or nullcontext():
+        session = open_session(store, kernel, reward, budget=budget, batch_size=batch_size, workers=workers)
+        for _ in _drive(session, callbacks):
+            pass
+        return session.result()
 
 
 def open_session(
     store: str | os.PathLike[str],
-    kernel: Kernel,
-    reward: Reward | Callable[..., Any],
+    kernel: Kernel | Recipe,
+    reward: Reward | Callable[..., Any] | Recipe,
     *,
     budget: Budget | None = None,
     batch_size: int = 64,
-    workers: None = None,
+    workers: Workers | None = None,
     look: bool = False,
 ) -> Session:
     """A session that stands where a run folder's log ends; see `resume`. `look` is for reading only."""
@@ -151,14 +158,14 @@ def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def make_session(
-    kernel: Kernel,
-    reward: Reward | Callable[..., Any],
+    kernel: Kernel | Recipe,
+    reward: Reward | Callable[..., Any] | Recipe,
     method: Method,
     prompts: Sequence[Any] | None,
     budget: Budget,
     seed: int,
     options: Options,
-    workers: None,
+    workers: Workers | None,
     callbacks: Sequence[Callback] = (),
 ) -> Session:
     if isinstance(method, type) or not hasattr(method, "start"):
@@ -180,14 +187,29 @@ def make_session(
         raise ValueError("prompts is empty: give at least one, or None for an unconditional search")
     if not all(map(callable, callbacks if isinstance(callbacks, (list, tuple)) else [None])):
         raise TypeError(f"callbacks is {callbacks!r}, expected a list of functions of a Snapshot")
-    if workers is not None:
-        raise ValueError(f"workers={workers!r}: this version computes in the calling process, leave workers=None")
-    reward = as_reward(reward)
-    return Session(kernel, reward, method, prompts=prompts, budget=budget, seed=int(seed), options=options)
+    if workers is not None and not hasattr(workers, "engine"):
+        raise TypeError(f"workers is {workers!r}, expected ts.RayWorkers(num_workers, ...) or None")
+    settings: dict[str, Any] = {"prompts": prompts, "budget": budget, "seed": int(seed), "options": options}
+    return Session(_kernel(kernel, workers), _reward(reward, workers), method, workers=workers, **settings)
 
 
-def _drive(session: Session, callbacks: Sequence[Callback]) -> Iterator[Snapshot]:
-    for snapshot in session.waves():
-        for callback in callbacks:
-            callback(snapshot)
-        yield snapshot
+def _kernel(given: Kernel | Recipe, workers: Workers | None) -> Kernel:
+    if not isinstance(given, Recipe):
+        return given
+    return given.kernel() if workers is None else workers.kernel(given)
+
+
+def _reward(given: Reward | Callable[..., Any] | Recipe, workers: Workers | None) -> Reward:
+    if not isinstance(given, Recipe):
+        return as_reward(given)
+    return as_reward(given.reward()) if workers is None else workers.reward(given)
+
+
+def _drive(
+    session: Session, callbacks: Sequence[Callback], running: AbstractContextManager[Any] | None = None
+) -> Iterator[Snapshot]:
+    with running or nullcontext():
+        for snapshot in session.waves():
+            for callback in callbacks:
+                callback(snapshot)
+            yield snapshot

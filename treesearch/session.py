@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from rewards.base import Reward
 from treesearch import __version__, runs
 from treesearch.budget import Budget, Cost, Share
 from treesearch.calibrate import Pilot, choose_lambda
-from treesearch.engine import Engine, Segments, encode
+from treesearch.engine import Arrival, Engine, Segments, encode
 from treesearch.errors import BudgetError, StoreError, choose, unknown
 from treesearch.methods import METHODS
 from treesearch.methods.base import AUTO, Method, Problem, Search, Status
@@ -110,6 +110,44 @@ class Wave:
                 searches[task].tell(part)
 
 
+class Runner(Protocol):
+    """What computes: `treesearch.engine.Engine` here, or one that sends the work elsewhere."""
+
+    ahead: int
+
+    @property
+    def drains(self) -> bool: ...
+    @property
+    def capacity(self) -> int: ...
+    def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> Any: ...
+    def finish(self, wave: int) -> Cost: ...
+    def collect(self) -> list[Arrival]: ...
+    def path(self, task: int, node: int, above: int, *, repeated: bool) -> Tensor: ...
+    def backlog(self) -> float: ...
+    def summary(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class Workers(Protocol):
+    """Processes that compute, such as `treesearch.distributed.RayWorkers`; running while entered."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *error: object) -> None: ...
+    def kernel(self, recipe: Any) -> Kernel: ...
+    def reward(self, recipe: Any) -> Reward: ...
+    def engine(
+        self,
+        kernel: Kernel,
+        spec: Spec,
+        reward: Reward,
+        trees: Sequence[Tree],
+        states: StateStore,
+        cost: Cost,
+        **how: Any,
+    ) -> Runner: ...
+
+
 class Session:
     """One search over all its tasks.
 
@@ -119,6 +157,7 @@ class Session:
         budget: of the whole search.
         seed: of all noise.
         options: how it runs.
+        workers: where it computes; None is this process.
         stream_id: population of root keys; 1 is the pilot's.
         encoded: conditioning of the prompts, if it was computed before.
     """
@@ -133,11 +172,14 @@ class Session:
         budget: Budget,
         seed: int,
         options: Options,
+        workers: Workers | None = None,
         stream_id: int = 0,
         encoded: dict[str, Any] | None = None,
     ) -> None:
         self.kernel, self.reward, self.method, self.prompts = kernel, reward, method, prompts
         self.budget, self.seed, self.options = budget, seed, options
+        self.workers = workers
+        self.engine: Runner
         self.spec = describe(kernel)
         self.keys = [root_key(seed, task, stream_id) for task in range(self.num_tasks)]
         self.cost, self.pilot = Cost(), Pilot()
@@ -195,7 +237,7 @@ class Session:
             "dtype": str(self.spec.dtype),
             "fingerprint": self.spec.fingerprint,
             "reward": self.reward.name,
-            "kernel": type(self.kernel).__name__,
+            "kernel": getattr(self.kernel, "class_name", type(self.kernel).__name__),
             "budget": asdict(self.budget),
             "pilot": asdict(self.pilot),
             "verified": self.verified,
@@ -273,19 +315,30 @@ class Session:
         try:
             yield from self._flow() if self.method.mode == "async" else self._in_waves()
             status = "finished"
+        except KeyboardInterrupt:
+            if self.engine.drains:
+                self._drain()
+            raise
         finally:
-            if self.run is not None:
-                self.run.close(status)
+            self.close(status)
+
+    def _drain(self) -> None:
+        """Let what is under way arrive, and record it; nothing new is asked."""
+        for search in self.searches:
+            search.status = Status.STOPPED
+        for _ in self._flow() if self.method.mode == "async" else self._in_waves():
+            pass
 
     def _in_waves(self) -> Iterator[Snapshot]:
         """Run a wave, tell it, record it; with a lag the next one is under way meanwhile."""
         while self._advance():
-            wave = self._inflight.popleft()
+            wave = self._inflight[0]
             if wave.known is None:
                 wave.cost = self.engine.finish(wave.number)
             else:
                 for (task, segments), rewards in zip(wave.work, wave.known, strict=True):
                     self.searches[task].tree.reward[segments.last] = rewards
+            self._inflight.popleft()  # only now: an interrupt before leaves it to be drained
             for task, segments in wave.work:
                 self.searches[task].tell(segments)
             if wave.known is None:
@@ -322,10 +375,12 @@ class Session:
                 self._drop(wave)
                 yield self._record(wave)
 
-    def close(self) -> None:
-        """Let go of the run folder without running."""
+    def close(self, status: str | None = None) -> None:
+        """Let go of the run folder and the workers; without a status the run keeps its own."""
         if self.run is not None:
-            self.run.close(self.run.config["status"])
+            self.run.close(self.run.config["status"] if status is None else status)
+        if self.searches:
+            self.engine.close()
 
     def _advance(self) -> bool:
         """Ask for waves until enough are in flight; whether any is."""
@@ -359,10 +414,14 @@ class Session:
 
     def _watch_clock(self) -> None:
         """Stop asking once the time is up; a population on its way may arrive, for it has no samples before."""
-        if self.budget.seconds is not None and self.elapsed() >= self.budget.seconds:
+        if self.budget.seconds is not None and self.elapsed() + self._backlog() >= self.budget.seconds:
             for search in self.searches:
                 if search.status == Status.RUNNING and not search.busy:
                     search.status = Status.BUDGET
+
+    def _backlog(self) -> float:
+        """Seconds before new work would begin; the first work of all is asked in any case."""
+        return self.engine.backlog() if self.history else 0.0
 
     def _drop(self, wave: Wave) -> None:
         """Forget the states that the search cannot start from any more (keep_states="frontier")."""
@@ -395,6 +454,8 @@ class Session:
         }
         if self.method.mode == "async":
             record["staleness"] = self._staleness.mean()
+        if workers := self.engine.summary():
+            record["workers"] = workers
         self.history.append(record)
         if self.run is not None:
             self._write(self.run, wave, record)
@@ -426,6 +487,8 @@ class Session:
             readout.extra |= self.pilot.diagnostics()
             if self.method.mode == "async":
                 readout.extra["staleness"] = {"mean": self._staleness.mean(), "max": self._staleness.most}
+            if workers := self.engine.stats():
+                readout.extra["workers"] = workers
             fetch = self._fetcher(search)
             tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch))
         store = None if self.run is None else str(self.run.path)
@@ -448,7 +511,8 @@ class Session:
         share = self._share()
         self.searches = [self.method.start(Problem(i, self.spec, key, share)) for i, key in enumerate(self.keys)]
         self.states, self._slots = states, slots
-        self.engine = Engine(
+        make = Engine if self.workers is None else self.workers.engine
+        self.engine = make(
             self.kernel,
             self.spec,
             self.reward,
@@ -496,6 +560,7 @@ class Session:
             budget=Budget(),
             seed=self.seed,
             options=self.options,
+            workers=self.workers,
             stream_id=1,
             encoded=self._conditioning(),
         )

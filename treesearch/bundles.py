@@ -1,0 +1,385 @@
+"""Bundles: whole segments of a search that travel to where a kernel lives, and the station that runs them there.
+
+A bundle holds what the rows need and nothing of the tree: keys (noise is made where it is used), levels, the states
+that rows start from. The station runs it with the engine that runs a search in one process, so that several bundles
+share every pass, and answers with the states at branching levels, log p/q and rewards. Transitions that ended a segment
+(`hold`) stay at the station; a row that finds its transition gone starts from the stored state, at the price of one
+evaluation more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backends.base import Kernel, describe
+from rewards.base import Reward, content
+from treesearch.budget import Cost
+from treesearch.engine import Arrival, Engine, Flight, Held, Ids, Segments
+from treesearch.states import MemoryStates
+from treesearch.tree import NONE, ROOT
+
+
+@dataclass
+class Bundle:
+    """Rows of one search, as contiguous arrays; row i passes `passed[i]` nodes, whose levels stand together.
+
+    Args:
+        number: of the bundle; older ones go first.
+        task, key, hold: of each row, (n,).
+        t: level of the node that it starts from, T + 1 at the root, (n,).
+        again: whether the evaluation of that node was paid for before, (n,).
+        passed: nodes it passes, (n,).
+        levels: t of those nodes, row by row, (passed.sum(),).
+        name: number in the search's tree of the last one, for messages, (n,).
+        start: row of `states` that it starts from, NONE at the root and with a held transition, (n,).
+        states: (k, *state).
+        kept: (bundle, row) whose transition at the station it draws from, NONE for none, (n, 2).
+        legs: for rows whose state is not stored, the (key, level, end) to walk before, from `start` or the prior.
+        forget: bundles whose transitions are needed no more.
+        keep_inner: whether states above t = 0 are wanted.
+    """
+
+    number: int
+    task: Ids
+    key: NDArray[np.uint64]
+    t: Ids
+    again: NDArray[np.bool_]
+    hold: NDArray[np.bool_]
+    passed: Ids
+    levels: Ids
+    name: Ids
+    start: Ids
+    states: NDArray[Any] | None
+    kept: Ids
+    legs: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+    forget: tuple[int, ...] = ()
+    keep_inner: bool = True
+
+
+@dataclass
+class Reply:
+    """What a bundle came to.
+
+    Args:
+        number: of the bundle.
+        log_w: Σ log p/q since the node before, for each node passed.
+        stored: whether its state is among `states`, for each node passed.
+        reward: (n,); NaN where rewards are given elsewhere.
+        cost: what it took.
+        states: (k, *state) of stored nodes, in order; sent apart from the rest.
+        samples: what the reward is to see, in order of rows, where rewards are given elsewhere; sent apart.
+        dtype: of the samples, where they are tensors.
+        digests: what tells samples (and their prompts) apart, None where nothing does.
+    """
+
+    number: int
+    log_w: NDArray[np.float64]
+    stored: NDArray[np.bool_]
+    reward: NDArray[np.float64]
+    cost: Cost
+    states: NDArray[Any] | None
+    samples: Any = None
+    dtype: torch.dtype | None = None
+    digests: list[bytes | None] = field(default_factory=list)
+
+
+@dataclass
+class Counters:
+    """What a station has done so far."""
+
+    seconds: float = 0.0  # in passes and scoring
+    passes: int = 0
+    rows: int = 0  # evaluated in them, padding excluded
+    room: int = 0  # passes times batch size
+    nfe: int = 0
+
+
+class _Ledger:
+    """The nodes of a bundle, in the columns that an engine knows: the root, where each row starts, what it passes."""
+
+    def __init__(self, bundle: Bundle, top: int) -> None:
+        n, m = len(bundle.t), len(bundle.levels)
+        self.t = np.concatenate([[top], bundle.t, bundle.levels])
+        self.key = np.zeros(1 + n + m, np.uint64)
+        self.key[1 + n :] = np.repeat(bundle.key, bundle.passed)
+        self.parent = np.full(1 + n + m, NONE)
+        self.slot = np.full(1 + n + m, NONE, np.int64)
+        self.log_w = np.zeros(1 + n + m)
+        self.reward = np.full(1 + n + m, np.nan)
+        self.reward[1 : 1 + n][bundle.again] = 0.0
+        self.source = np.where(bundle.t == top, ROOT, 1 + np.arange(n))
+        self.last = n + np.cumsum(bundle.passed)
+        self.first = self.last - bundle.passed + 1
+
+    def __getitem__(self, task: int) -> _Ledger:
+        """Tasks share it: their rows are numbered through."""
+        return self
+
+
+@dataclass
+class _Running:
+    bundle: Bundle
+    ledger: _Ledger
+    flight: Flight
+    beside: Cost  # walks to rebuild states, work done again
+    samples: list[tuple[Ids, Any]] = field(default_factory=list)
+
+
+class Station:
+    """Runs bundles of one search.
+
+    Args:
+        kernel: the model.
+        reward: scores what it makes, or None: samples are sent away to be scored.
+        sample: whether rewards see samples, as against states; for reward = None.
+        prompts, encoded, batch_size, batch_invariant: as of an `Engine`.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        reward: Reward | None,
+        *,
+        sample: bool = True,
+        prompts: Sequence[Any] | None = None,
+        encoded: dict[str, Any] | None = None,
+        batch_size: int = 64,
+        batch_invariant: bool = False,
+    ) -> None:
+        spec = describe(kernel)
+        if encoded:
+            encoded = {k: v.to(spec.device) if isinstance(v, Tensor) else v for k, v in encoded.items()}
+        stub = Reward(lambda samples, prompts: None, "elsewhere", "sample" if sample else "state")
+        self.engine = _StationEngine(
+            kernel,
+            spec,
+            reward or stub,
+            (),
+            MemoryStates(spec.state_shape, spec.dtype),
+            Cost(),
+            prompts=prompts,
+            encoded=encoded,
+            batch_size=batch_size,
+            batch_invariant=batch_invariant,
+        )
+        self.engine.running = self._running = {}
+        self.engine.away = reward is None
+        self.counters = Counters()
+        self._kept: dict[int, list[tuple[Ids, Held]]] = {}  # by bundle: rows and transitions
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._running
+
+    def submit(self, bundle: Bundle) -> None:
+        """Take a bundle."""
+        for number in bundle.forget:
+            self._kept.pop(number, None)
+        self._begin(bundle, Cost())
+
+    def step(self) -> list[tuple[int, Reply | Exception]]:
+        """One pass: the bundles that it finished, with their replies or with what their kernel or reward raised."""
+        began, before = time.perf_counter(), self.engine.passes
+        try:
+            arrivals = self.engine.step(eager=False)
+        except Exception as error:
+            return self._recover(error)
+        finally:
+            self.counters.seconds += time.perf_counter() - began
+            self._count(self.engine.passes - before)
+        return [(a.wave, self._reply(a)) for a in arrivals if a.cost is not None]
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.engine.abandon()
+        self._running.clear()
+        self._kept.clear()
+
+    def _count(self, passes: int) -> None:
+        self.counters.passes += passes
+        self.counters.room += passes * self.engine.batch_size
+        self.counters.rows += self.engine.evaluated
+        self.engine.evaluated = 0
+        self.counters.nfe = self.counters.rows
+
+    def _begin(self, bundle: Bundle, lost: Cost) -> None:
+        engine, ledger = self.engine, _Ledger(bundle, self.engine.spec.num_steps + 1)
+        if bundle.states is not None:
+            slots = engine.states.put(as_tensor(bundle.states, engine.spec.dtype))
+            rows = np.flatnonzero(bundle.start != NONE)
+            ledger.slot[1 + rows] = slots[bundle.start[rows]]
+        engine.cost = lost
+        for row, legs in bundle.legs.items():
+            self._retrace(bundle, ledger, row, legs)
+        for task in np.unique(bundle.task):
+            engine.install(int(task), self._held_by(bundle, int(task)))
+        groups = bundle.task * 2 + bundle.hold
+        work = []
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            of = Segments(ledger.source[rows], ledger.first[rows], ledger.last[rows], bool(group % 2))
+            work.append((int(group // 2), of))
+        engine.keep_inner = bundle.keep_inner
+        flight = engine.submit(bundle.number, work, ledger)
+        assert flight is not None
+        self._running[bundle.number] = _Running(bundle, ledger, flight, lost)
+
+    def _retrace(self, bundle: Bundle, ledger: _Ledger, row: int, legs: list[tuple[int, int, int]]) -> None:
+        """Walk to the state that a row starts from."""
+        engine, slot = self.engine, ledger.slot[[1 + row]]
+        x = None if bundle.start[row] == NONE else engine.states.get(slot)[0]
+        for key, level, end in legs:
+            x = engine.retrace(int(bundle.task[row]), np.array([key], np.uint64), level, end, x, repeated=True)
+        assert x is not None
+        ledger.slot[1 + row] = engine.states.put(x[None])[0]
+
+    def _held_by(self, bundle: Bundle, task: int) -> list[Held]:
+        """The transitions that a task's rows of a bundle draw from."""
+        found = []
+        for number in np.unique(bundle.kept[(bundle.task == task) & (bundle.kept[:, 0] != NONE), 0]):
+            for kept, held in self._kept.get(int(number), []):
+                rows = np.flatnonzero((bundle.task == task) & (bundle.kept[:, 0] == number))
+                rows = rows[np.isin(bundle.kept[rows, 1], kept)]
+                if len(rows):
+                    at = np.searchsorted(kept, bundle.kept[rows, 1])
+                    found.append(Held(held.transition.take(torch.from_numpy(at)), 1 + rows))
+        return found
+
+    def _reply(self, arrival: Arrival) -> Reply:
+        """The reply to a finished bundle."""
+        done, engine = self._running.pop(arrival.wave), self.engine
+        bundle, ledger, n = done.bundle, done.ledger, len(done.bundle.t)
+        cost = arrival.cost or Cost()
+        cost.add(done.beside)
+        pieces = [
+            (np.searchsorted(ledger.last, held.node), held) for part in done.flight.held.values() for held in part
+        ]
+        if pieces:
+            self._kept[bundle.number] = pieces
+        slot = ledger.slot[1 + n :]
+        stored = slot != NONE
+        states = as_numpy(engine.states.get(slot[stored])) if stored.any() else None
+        used = ledger.slot[1:]
+        engine.states.drop(np.unique(used[used != NONE]))
+        reply = Reply(bundle.number, ledger.log_w[1 + n :], stored, ledger.reward[ledger.last], cost, states)
+        if engine.away:
+            reply.reward = np.full(n, np.nan)
+            samples = _in_order(done)
+            prompts = [None] * n if engine.prompts is None else [engine.prompts[task] for task in bundle.task]
+            reply.digests = [_digest(samples[i], prompts[i]) for i in range(n)]
+            reply.dtype = samples.dtype if isinstance(samples, Tensor) else None
+            reply.samples = as_numpy(samples) if isinstance(samples, Tensor) else samples
+        return reply
+
+    def _recover(self, error: Exception) -> list[tuple[int, Reply | Exception]]:
+        """After an exception: with less memory a smaller batch, otherwise each bundle alone, to see whose it is."""
+        lost = {f.wave: f.cost for f in self.engine.abandon()}
+        again = [self._running.pop(number) for number in list(self._running)]
+        smaller = _out_of_memory(error) and self.engine.batch_size > 1
+        if smaller:
+            self.engine.batch_size = -(-self.engine.batch_size // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        elif len(again) == 1:
+            return [(again[0].bundle.number, error)]
+        out: list[tuple[int, Reply | Exception]] = []
+        for one in again:
+            spent = lost.get(one.bundle.number, Cost())
+            spent.repeated_nfe, spent.nfe = spent.repeated_nfe + spent.nfe, 0
+            spent.add(one.beside)
+            try:
+                self._begin(one.bundle, spent)
+            except Exception as failure:
+                out.append((one.bundle.number, failure))
+                continue
+            while not smaller and one.bundle.number in self._running:
+                out += self.step()
+        return out
+
+
+class _StationEngine(Engine):
+    """An engine whose waves are bundles."""
+
+    running: dict[int, _Running]
+    away = False  # rewards are given elsewhere
+    evaluated = 0
+
+    def install(self, task: int, held: list[Held]) -> None:
+        """Transitions that the next rows of a task draw from."""
+        self._held[task] = held
+
+    def _land(self, flight: Flight) -> Cost:
+        self._flights.remove(flight)
+        return flight.cost
+
+    def _count(self, cost: Cost, n: int, repeated: int, padding: int = 0) -> None:
+        self.evaluated += n
+        super()._count(cost, n, repeated, padding)
+
+    def _names(self, flight: Flight, rows: Ids) -> list[str]:
+        of = self.running[flight.wave]
+        at = np.searchsorted(of.ledger.last, flight.last[rows])
+        return [
+            f"node {of.bundle.name[i]} (t = {of.ledger.t[of.ledger.last[i]]}) of task {of.bundle.task[i]}" for i in at
+        ]
+
+    def _reward(self, x: Tensor, parts: list[tuple[Flight, Ids]]) -> NDArray[np.float64]:
+        if not self.away:
+            return super()._reward(x, parts)
+        samples, at = self._decode(x, parts), 0
+        for flight, rows in parts:
+            of = self.running[flight.wave]
+            where = np.searchsorted(of.ledger.last, flight.last[rows])
+            of.samples.append((where, samples[at : at + len(rows)]))
+            at += len(rows)
+        return np.zeros(len(x))
+
+
+def _in_order(done: _Running) -> Any:
+    """A bundle's samples in order of its rows."""
+    order = np.argsort(np.concatenate([rows for rows, _ in done.samples]), kind="stable")
+    parts = [part for _, part in done.samples]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)[torch.from_numpy(order)]
+    flat = [sample for part in parts for sample in part]
+    return [flat[i] for i in order]
+
+
+def _digest(sample: Any, prompt: Any) -> bytes | None:
+    """16 bytes that stand for a sample and its prompt; None for objects whose content is not known."""
+    try:
+        return hashlib.blake2b(b"".join([*content(sample), b"|prompt|", *content(prompt)]), digest_size=16).digest()
+    except TypeError:
+        return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
+def as_numpy(x: Tensor) -> NDArray[Any]:
+    """A contiguous array of the same bytes; bfloat16, which NumPy lacks, as int16."""
+    x = x.detach().cpu().contiguous()
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def as_tensor(x: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    """The tensor that `as_numpy` was given, sharing memory; not to be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        out = torch.from_numpy(x)
+    return out.view(torch.bfloat16) if dtype == torch.bfloat16 else out

@@ -1,0 +1,68 @@
+"""Which worker gets which rows.
+
+All workers should finish together. With Q evaluations queued and worker w, of speed s_w, busy for b_w seconds more, it
+gets the water-filling share s_w·max(0, τ - b_w), where τ is such that the shares add up to Q. A share is cut to what a
+worker does in `BUNDLE_SECONDS`, so that a long queue is dealt out as workers come back, but never below a full batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+BUNDLE_SECONDS = 1.0
+SMOOTH = 0.5  # weight of the latest measurement of a worker's speed
+
+F64 = NDArray[np.float64]
+
+
+def water_fill(queued: float, backlog: F64, speed: F64) -> F64:
+    """Shares (W,) of `queued` evaluations with which all workers that get any finish at the same time.
+
+    Args:
+        queued: evaluations to share out.
+        backlog: seconds for which each worker is busy, (W,).
+        speed: evaluations a second, (W,), positive.
+    """
+    order = np.argsort(backlog, kind="stable")
+    b, s = backlog[order], speed[order]
+    fill = np.cumsum(s) * b - np.cumsum(s * b)  # what the first k + 1 take before the next one would get any
+    k = int(np.searchsorted(fill, queued, side="right"))
+    level = (queued + (s[:k] * b[:k]).sum()) / s[:k].sum()
+    return np.maximum(0.0, level - backlog) * speed
+
+
+def smooth(old: float | None, new: float) -> float:
+    """Running mean of a worker's speed."""
+    return new if old is None else (1 - SMOOTH) * old + SMOOTH * new
+
+
+def deal(cost: F64, home: NDArray[np.int64], workers: Sequence[int], shares: F64) -> NDArray[np.int64]:
+    """The worker of each row, -1 for rows that stay queued.
+
+    Rows go home as long as home has room; what is left, oldest first, fills the room of the others (work stealing).
+
+    Args:
+        cost: evaluations of each row, (n,).
+        home: worker that a row would rather go to, -1 for none, (n,).
+        workers: those that may take rows.
+        shares: evaluations that each of them should take.
+    """
+    given = np.full(len(cost), -1)
+    room = shares.astype(float).copy()
+    for i, worker in enumerate(workers):
+        mine = np.flatnonzero(home == worker)
+        before = np.cumsum(cost[mine]) - cost[mine]
+        mine = mine[before + cost[mine] / 2 <= room[i]]
+        given[mine] = worker
+        room[i] = max(0.0, room[i] - cost[mine].sum())
+    rest = np.flatnonzero(given < 0)
+    middle = np.cumsum(cost[rest]) - cost[rest] / 2
+    slot = np.searchsorted(np.cumsum(room), middle, side="left")
+    if shares.sum() >= cost.sum() * (1 - 1e-9):  # nothing is to stay: what rounding left over goes to the last
+        slot = np.minimum(slot, len(workers) - 1)
+    inside = slot < len(workers)
+    given[rest[inside]] = np.asarray(workers)[slot[inside]]
+    return given

@@ -1,0 +1,1413 @@
+"""One search over many workers, on Ray: models and rewards run on actors, the tree and the decisions stay here.
+
+    driver    Session -> RayEngine: queue of rows -> `dispatch.deal` -> bundles of whole segments
+    worker    one process, one device: a `bundles.Station` per search; answers with states, log p/q, rewards
+    scorer    optional processes that only score; a `_Rewards` batches, caches and retries in front of them
+
+A bundle under way is a lease. A worker that dies, hangs or leaves with its node gives its leases back, and they are
+done again elsewhere: noise is keyed by path, so with the same draws. Evaluations lost so count as `repeated_nfe`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray._private import ray_constants
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+
+from backends.base import Kernel, Shared, Spec, describe
+from rewards.base import Reward, RewardError, as_reward
+from treesearch.budget import Cost
+from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
+from treesearch.dispatch import BUNDLE_SECONDS, deal, smooth, water_fill
+from treesearch.engine import Arrival, Ids, Segments
+from treesearch.engine import encode as encode_prompts
+from treesearch.errors import KernelError, TreeSearchError, choose
+from treesearch.specs import Recipe, place
+from treesearch.states import StateStore
+from treesearch.tree import NONE, ROOT, Tree
+
+log = logging.getLogger("treesearch")
+_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER
+
+AHEAD = 2  # bundles under way at a worker: one that runs and one that follows without a gap
+BUNDLE_BYTES = 2**28  # states that a bundle may bring home
+FETCH_SECONDS = 60.0  # for an answer that Ray reported ready
+
+
+class WorkerError(TreeSearchError):
+    """Workers could not do the work: what failed, how often, and with which inputs."""
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a process needs to know of a search. References keep large things out of it until they are needed."""
+
+    search: int
+    kernel: tuple[int, list[Any]] | None  # (number, [reference])
+    reward: tuple[int, list[Any]] | None
+    sample: bool  # whether rewards see samples
+    prompts: Sequence[Any] | None = None
+    encoded: dict[str, Any] | None = None
+    batch_size: int = 64
+    batch_invariant: bool = False
+
+
+class _Process:
+    """What workers and scorers share: threads, a device, kernels and rewards that are loaded once."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        on_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
+        self.device = "cuda" if on_gpu else None
+        self._loaded: OrderedDict[tuple[str, int], Any] = OrderedDict()
+
+    def hello(self) -> dict[str, Any]:
+        """Who this is."""
+        name = torch.cuda.get_device_name() if self.device else "cpu"
+        node = ray.get_runtime_context().get_node_id()
+        return {"pid": os.getpid(), "node": node, "device": name, "gpu_ids": [str(g) for g in ray.get_gpu_ids()]}
+
+    def _load(self, what: str, found: tuple[int, list[Any]]) -> Any:
+        """A kernel or reward, built from its recipe or fetched from the object store; the last two stay loaded."""
+        number, reference = found
+        if (what, number) not in self._loaded:
+            made = ray.get(reference[0])
+            if isinstance(made, Recipe):
+                made = made.kernel(self.device) if what == "kernel" else as_reward(made.reward(self.device))
+            elif what == "kernel":
+                made = place(made, self.device)
+            self._loaded[what, number] = made
+            while sum(kind == what for kind, _ in self._loaded) > 2:
+                self._loaded.pop(next(key for key in self._loaded if key[0] == what))
+        self._loaded.move_to_end((what, number))
+        return self._loaded[what, number]
+
+
+class _Worker(_Process):
+    """Holds a kernel and runs bundles, those of the moment in shared passes. One thread computes, the others wait."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stations: dict[int, Station] = {}
+        self._answers: dict[tuple[int, int], Future[Any]] = {}
+        self._said: list[str] = []  # since the last report
+        threading.Thread(target=self._serve, args=(threads,), daemon=True).start()
+
+    def run(self, setup: list[Any], search: int, bundle: Bundle) -> tuple[tuple[Reply, dict[str, Any]], Any, Any]:
+        """Run a bundle; (its reply and what the worker has to report, states, samples)."""
+        answer: Future[Any] = Future()
+        self._inbox.put(partial(self._submit, setup, search, bundle, answer))
+        reply, report = answer.result()
+        states, samples = reply.states, reply.samples
+        return (replace(reply, states=None, samples=None), report), states, samples
+
+    def retrace(
+        self, setup: list[Any], search: int, task: int, legs: list[tuple[int, int, int]], x: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        """The state at the end of a path, from a state or (x = None) from the prior."""
+
+        def walk() -> NDArray[Any]:
+            engine = self._station(setup, search).engine
+            state = None if x is None else as_tensor(x, engine.spec.dtype)
+            for key, level, end in legs:
+                state = engine.retrace(task, np.array([key], np.uint64), level, end, state, repeated=True)
+            assert state is not None
+            return as_numpy(state)
+
+        return self._do(walk)
+
+    def describe(self, what: str, found: tuple[int, list[Any]]) -> Any:
+        """Specification of a kernel with its class name, or name and input of a reward."""
+
+        def look() -> Any:
+            made = self._load(what, found)
+            return (made.name, made.input) if what == "reward" else (describe(made), type(made).__name__)
+
+        return self._do(look)
+
+    def encode(self, found: tuple[int, list[Any]], prompts: Sequence[Any]) -> dict[str, Any]:
+        """Conditioning of the prompts, on the CPU."""
+        return self._do(lambda: _on_cpu(encode_prompts(self._load("kernel", found), prompts)))
+
+    def decode(self, found: tuple[int, list[Any]], x: NDArray[Any]) -> Any:
+        """Samples of states, on the CPU."""
+
+        def run() -> Any:
+            kernel = self._load("kernel", found)
+            spec = describe(kernel)
+            samples = kernel.decode(as_tensor(x, spec.dtype).to(spec.device))
+            return samples.cpu() if isinstance(samples, torch.Tensor) else samples
+
+        return self._do(run)
+
+    def close(self, search: int) -> None:
+        """Forget a search."""
+
+        def forget() -> None:
+            if (station := self._stations.pop(search, None)) is not None:
+                station.close()
+            for key in [key for key in self._answers if key[0] == search]:
+                self._answers.pop(key).set_exception(WorkerError("the search was closed"))
+
+        self._do(forget)
+
+    def _do(self, work: Callable[[], Any]) -> Any:
+        """Have the computing thread do something, and wait for it."""
+        answer: Future[Any] = Future()
+        self._inbox.put(lambda: _settle(answer, work))
+        return answer.result()
+
+    def _serve(self, threads: int) -> None:
+        """The computing thread: takes what has come, then one pass of every station that has work."""
+        torch.set_num_threads(threads)  # a setting of each thread
+        while True:
+            while not self._inbox.empty() or all(s.idle for s in self._stations.values()):
+                self._inbox.get()()
+            for search, station in list(self._stations.items()):
+                if not station.idle:
+                    self._step(search, station)
+
+    def _submit(self, setup: list[Any], search: int, bundle: Bundle, answer: Future[Any]) -> None:
+        try:
+            self._station(setup, search).submit(bundle)
+            self._answers[search, bundle.number] = answer
+        except BaseException as error:
+            answer.set_exception(error)
+
+    def _step(self, search: int, station: Station) -> None:
+        size = station.engine.batch_size
+        done = station.step()
+        if station.engine.batch_size < size:
+            self._said.append(f"out of memory: batches of {station.engine.batch_size} rows from now on, not {size}")
+        for number, outcome in done:
+            answer = self._answers.pop((search, number))
+            if isinstance(outcome, Reply):
+                answer.set_result((outcome, self._report(station)))
+            else:
+                answer.set_exception(outcome)
+
+    def _report(self, station: Station) -> dict[str, Any]:
+        said, self._said = self._said, []
+        memory = torch.cuda.max_memory_allocated() if self.device else _resident()
+        counters = replace(station.counters)
+        return {"counters": counters, "batch_size": station.engine.batch_size, "memory": memory, "said": said}
+
+    def _station(self, setup: list[Any], search: int) -> Station:
+        if search not in self._stations:
+            of: _Setup = ray.get(setup[0])
+            assert of.kernel is not None
+            self._stations[search] = Station(
+                self._load("kernel", of.kernel),
+                None if of.reward is None else self._load("reward", of.reward),
+                sample=of.sample,
+                prompts=of.prompts,
+                encoded=of.encoded,
+                batch_size=of.batch_size,
+                batch_invariant=of.batch_invariant,
+            )
+        return self._stations[search]
+
+
+def _settle(answer: Future[Any], work: Callable[[], Any]) -> None:
+    """Give a future what some work comes to."""
+    try:
+        answer.set_result(work())
+    except BaseException as error:
+        answer.set_exception(error)
+
+
+def _on_cpu(encoded: dict[str, Any]) -> dict[str, Any]:
+    """Conditioning as it travels."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Shared):
+            return Shared(move(value.value))
+        return value.cpu() if isinstance(value, torch.Tensor) else value
+
+    return {name: move(value) for name, value in encoded.items()}
+
+
+class _Scorer(_Process):
+    """Scores samples; a failing reward is asked again, with growing pauses."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self._setups: dict[int, _Setup] = {}
+
+    def describe(self, found: tuple[int, list[Any]]) -> tuple[str, str]:
+        """Name and input of a reward."""
+        made = self._load("reward", found)
+        return made.name, made.input
+
+    def score(
+        self, setup: list[Any], search: int, parts: list[tuple[list[Any], Any, list[int]]], tasks: list[int], tries: int
+    ) -> tuple[NDArray[np.float64], int, int]:
+        """(rewards, samples really scored, attempts) of the named rows of several bundles' samples."""
+        if search not in self._setups:
+            self._setups = {search: ray.get(setup[0])}
+        of = self._setups[search]
+        assert of.reward is not None
+        reward: Reward = self._load("reward", of.reward)
+        samples = _gather([(ray.get(reference[0]), dtype, rows) for reference, dtype, rows in parts], self.device)
+        prompts = None if of.prompts is None else [of.prompts[i] for i in tasks]
+        before = reward.calls() if reward.calls else 0
+        for attempt in range(1, tries + 1):
+            try:
+                values = reward(samples, prompts)
+            except RewardError as error:
+                if error.rows or error.__cause__ is None or attempt == tries:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+                continue
+            calls = reward.calls() - before if reward.calls else len(tasks)
+            return values.numpy(), calls, attempt
+        raise AssertionError("unreachable")
+
+
+def _gather(parts: list[tuple[Any, Any, list[int]]], device: str | None) -> Any:
+    """Samples of several bundles as one batch."""
+    if parts[0][1] is None:
+        return [samples[i] for samples, _, rows in parts for i in rows]
+    batch = torch.cat([as_tensor(samples, dtype)[torch.tensor(rows)] for samples, dtype, rows in parts])
+    return batch if device is None else batch.to(device)
+
+
+def _resident() -> int:
+    """Bytes of memory of this process."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# --------------------------------------------------------------------------------------------------------------- pool
+
+
+@dataclass(eq=False)
+class _Actor:
+    """A process of the pool, as the driver sees it."""
+
+    number: int
+    handle: Any
+    ready: Any  # reference to its hello, None once it has come
+    started: float
+    info: dict[str, Any] = field(default_factory=dict)
+    leases: list[_Lease] = field(default_factory=list)
+    began: float = 0.0  # when it began the oldest of them
+    alone: bool = False  # runs a bundle that failed before
+    searches: set[int] = field(default_factory=set)
+
+    @property
+    def free(self) -> bool:
+        """Whether it takes another bundle."""
+        return self.ready is None and not self.alone and len(self.leases) < AHEAD
+
+    def done(self, lease: _Lease) -> None:
+        """A lease has ended."""
+        self.leases.remove(lease)
+        self.alone, self.began = False, time.monotonic()
+
+
+@dataclass(eq=False)
+class _Lease:
+    """A bundle under way."""
+
+    engine: RayEngine
+    number: int
+    rows: list[tuple[_Job, Ids]]
+    nfe: float
+    refs: tuple[Any, Any, Any]  # reply, states, samples
+    failures: int = 0
+
+
+class RayWorkers:
+    """Workers on Ray for `search(..., workers=)`; also a context manager, which keeps them for several searches.
+
+    Args:
+        num_workers: processes that hold a kernel each.
+        gpus_per_worker: GPUs each of them asks Ray for; fractions share one.
+        cpus_per_worker: CPUs each asks for, and its threads; by default 1, or 0 beside a GPU.
+        reward_workers: processes that hold the reward alone; 0 scores where samples are made.
+        gpus_per_reward_worker, cpus_per_reward_worker: as for workers.
+        address: of a Ray cluster ("auto", "host:port"); None uses the one this process is connected to, or starts one
+            on this machine.
+        on_interrupt: what Ctrl-C does to the waves under way: "drop" them, or "drain": finish, record, then stop.
+        max_failures: how often a bundle may fail before the search does.
+        hang_seconds: time without an answer, beyond ten times the expected one, after which a worker is replaced.
+        start_seconds: time within which a first worker must be ready.
+        reward_seconds: time a reward may take for a batch before its worker is replaced.
+        reward_tries: attempts at a batch of rewards, with growing pauses.
+        reward_window: seconds that samples wait for others to be scored with.
+        reward_cache: rewards remembered by the content of samples, 0 for none; only with `reward_workers`.
+        dashboard: start Ray's dashboard, on this machine's loopback address.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        gpus_per_worker: float = 0,
+        *,
+        cpus_per_worker: float | None = None,
+        reward_workers: int = 0,
+        gpus_per_reward_worker: float = 0,
+        cpus_per_reward_worker: float | None = None,
+        address: str | None = None,
+        on_interrupt: str = "drop",
+        max_failures: int = 5,
+        hang_seconds: float = 300.0,
+        start_seconds: float = 300.0,
+        reward_seconds: float = 120.0,
+        reward_tries: int = 4,
+        reward_window: float = 0.02,
+        reward_cache: int = 65_536,
+        dashboard: bool = False,
+    ) -> None:
+        whole = {"num_workers": num_workers, "max_failures": max_failures, "reward_tries": reward_tries}
+        for name, value in whole.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a positive whole number")
+        for name, value in {"reward_workers": reward_workers, "reward_cache": reward_cache}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} is {value!r}, expected a whole number >= 0")
+        for name, value in {
+            "gpus_per_worker": gpus_per_worker,
+            "gpus_per_reward_worker": gpus_per_reward_worker,
+        }.items():
+            if not value >= 0 or (value > 1 and int(value) != value):
+                raise ValueError(f"{name} is {value!r}, expected a fraction of a GPU or a whole number of them")
+        for name, value in {
+            "hang_seconds": hang_seconds,
+            "start_seconds": start_seconds,
+            "reward_seconds": reward_seconds,
+        }.items():
+            if not value > 0:
+                raise ValueError(f"{name} is {value!r}, expected a positive number")
+        choose("on_interrupt", on_interrupt, ("drop", "drain"))
+        self.num_workers, self.reward_workers = num_workers, reward_workers
+        self.gpus_per_worker, self.gpus_per_reward_worker = gpus_per_worker, gpus_per_reward_worker
+        self.cpus_per_worker = _cpus(cpus_per_worker, gpus_per_worker)
+        self.cpus_per_reward_worker = _cpus(cpus_per_reward_worker, gpus_per_reward_worker)
+        self.address, self.on_interrupt, self.dashboard = address, on_interrupt, dashboard
+        self.max_failures, self.hang_seconds, self.start_seconds = max_failures, hang_seconds, start_seconds
+        self.reward_seconds, self.reward_tries = reward_seconds, reward_tries
+        self.reward_window, self.reward_cache = reward_window, reward_cache
+        self._pool: _Pool | None = None
+        self._entered = 0
+
+    def __repr__(self) -> str:
+        gpus = f", gpus_per_worker={self.gpus_per_worker:g}" if self.gpus_per_worker else ""
+        scorers = f", reward_workers={self.reward_workers}" if self.reward_workers else ""
+        return f"RayWorkers({self.num_workers}{gpus}{scorers})"
+
+    def __enter__(self) -> RayWorkers:
+        if self._entered == 0:
+            self._pool = _Pool(self)
+        self._entered += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._entered -= 1
+        if self._entered == 0 and self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.shutdown()
+
+    @property
+    def pool(self) -> _Pool:
+        """The processes.
+
+        Raises:
+            WorkerError: none are running.
+        """
+        if self._pool is None:
+            raise WorkerError("these workers are not running: use `with workers:` around what needs them")
+        return self._pool
+
+    def kernel(self, recipe: Recipe) -> Kernel:
+        """A stand-in for a kernel that only workers build."""
+        return _RemoteKernel(self, recipe)
+
+    def reward(self, recipe: Recipe) -> Reward:
+        """A stand-in for a reward that only workers build."""
+        found = self.pool.share("reward", recipe)
+        if self.reward_workers:
+            name, sees = self.pool.ask(self.pool.scorers, lambda a: a.describe.remote(found))
+        else:
+            name, sees = self.pool.ask(self.pool.workers, lambda a: a.describe.remote("reward", found))
+        return Reward(_Elsewhere(recipe), name, sees)
+
+    def engine(
+        self,
+        kernel: Kernel,
+        spec: Spec,
+        reward: Reward,
+        trees: Sequence[Tree],
+        states: StateStore,
+        cost: Cost,
+        **how: Any,
+    ) -> RayEngine:
+        """An engine of the interface of `treesearch.engine.Engine` that computes on these workers."""
+        return RayEngine(self, kernel, spec, reward, trees, states, cost, **how)
+
+
+def _cpus(asked: float | None, gpus: float) -> float:
+    cpus = (0 if gpus else 1) if asked is None else asked
+    if not cpus >= 0:
+        raise ValueError(f"cpus is {asked!r}, expected a number >= 0")
+    return cpus
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """The function of a reward that only workers have."""
+
+    recipe: Recipe
+
+    def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Any:
+        raise WorkerError("this reward was given as a recipe and runs on workers only")
+
+
+class _RemoteKernel:
+    """A kernel's attributes here, its network on the workers; decodes there, or here once they are gone."""
+
+    def __init__(self, workers: RayWorkers, recipe: Recipe) -> None:
+        self._workers, self.recipe = workers, recipe
+        found = workers.pool.share("kernel", recipe)
+        spec, self.class_name = workers.pool.ask(workers.pool.workers, lambda a: a.describe.remote("kernel", found))
+        self.num_steps, self.state_shape, self.noise_shape = spec.num_steps, spec.state_shape, spec.noise_shape
+        self.stochastic, self.dtype, self.fingerprint = spec.stochastic, spec.dtype, spec.fingerprint
+        self.rows_per_nfe, self.backward_per_nfe = spec.rows_per_nfe, spec.backward_per_nfe
+        self._here: Any = None
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        pool = self._workers.pool
+        found = pool.share("kernel", self.recipe)
+        return pool.ask(pool.workers, lambda a: a.encode.remote(found, list(prompts)))
+
+    def decode(self, x0: torch.Tensor) -> Any:
+        if self._workers._pool is None:
+            return self._local().decode(x0)
+        pool = self._workers.pool
+        found = pool.share("kernel", self.recipe)
+        return pool.ask(pool.workers, lambda a: a.decode.remote(found, as_numpy(x0)))
+
+    def prior(self, noise: torch.Tensor, cond: Any = None) -> torch.Tensor:
+        return self._local().prior(noise, cond)
+
+    def transition(self, x: torch.Tensor, t: torch.Tensor, cond: Any = None) -> Any:
+        return self._local().transition(x, t, cond)
+
+    def _local(self) -> Any:
+        if self._here is None:
+            self._here = self.recipe.kernel()
+        return self._here
+
+
+class _Pool:
+    """The processes of `RayWorkers`, and the one place where their answers are awaited."""
+
+    def __init__(self, workers: RayWorkers) -> None:
+        self.of = workers
+        self.owns_ray = not ray.is_initialized()
+        if self.owns_ray:
+            _connect(workers)
+        self._worker, self._scorer = ray.remote(_Worker), ray.remote(_Scorer)
+        self._numbers = iter(range(10**9))
+        self.engines: list[RayEngine] = []
+        self.restarts = 0
+        self._shared: OrderedDict[tuple[str, int], tuple[Any, int, Any]] = OrderedDict()
+        self.workers = [self._start_worker() for _ in range(workers.num_workers)]
+        self.scorers = [self._start_scorer() for _ in range(workers.reward_workers)]
+
+    def shutdown(self) -> None:
+        """End every process; Ray too, if it was started for them."""
+        for actor in (*self.workers, *self.scorers):
+            ray.kill(actor.handle)
+        self.workers, self.scorers, self._shared = [], [], OrderedDict()
+        if self.owns_ray:
+            ray.shutdown()
+            if self.of.address is None:
+                os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+                ray_constants.ENABLE_RAY_CLUSTER = _CLUSTER
+
+    def share(self, what: str, made: Any) -> tuple[int, list[Any]]:
+        """(number, [reference]) of a kernel or reward, put into the object store once; the last four are kept."""
+        key = (what, id(made))
+        if key not in self._shared:
+            try:
+                reference = ray.put(made)
+            except Exception as error:
+                raise WorkerError(
+                    f"this {what} cannot travel to workers ({type(error).__name__}: {error}): "
+                    f"give a recipe, ts.Recipe(factory, ...), that builds it there"
+                ) from error
+            self._shared[key] = made, next(self._numbers), reference
+            while len(self._shared) > 4:
+                self._shared.popitem(last=False)
+        self._shared.move_to_end(key)
+        _, number, reference = self._shared[key]
+        return number, [reference]
+
+    def ask(self, actors: list[_Actor], call: Any) -> Any:
+        """The answer of any one of these processes to a small question; asked again if it dies."""
+        last: Exception | None = None
+        for _ in range(self.of.max_failures):
+            actor = self._any_ready(actors)
+            try:
+                return ray.get(call(actor.handle), timeout=self.of.start_seconds)
+            except RayTaskError as error:
+                raise _cause(error) from None
+            except (RayError, GetTimeoutError) as error:
+                last = error
+                self.replace(actor)
+        raise WorkerError(f"{self.of.max_failures} workers died of the same question: {_brief(last)}")
+
+    def _any_ready(self, actors: list[_Actor]) -> _Actor:
+        began = time.monotonic()
+        while not (ready := [a for a in actors if a.ready is None]):
+            self._greet(timeout=1.0)
+            self._check_start(actors, began)
+        return min(ready, key=lambda a: len(a.leases))
+
+    def _check_start(self, actors: list[_Actor], began: float) -> None:
+        if time.monotonic() - began > self.of.start_seconds and all(a.ready is not None for a in actors):
+            asked = {"CPU": self.of.cpus_per_worker, "GPU": self.of.gpus_per_worker}
+            raise WorkerError(
+                f"no worker was ready within {self.of.start_seconds:g} s: each asks for {asked}, "
+                f"the cluster has {ray.cluster_resources()}"
+            )
+
+    def _greet(self, timeout: float) -> None:
+        """Let processes that have come up join."""
+        waiting = {a.ready: a for a in (*self.workers, *self.scorers) if a.ready is not None}
+        if waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=timeout)
+            for reference in ready:
+                self._join(waiting[reference])
+
+    def _join(self, actor: _Actor) -> None:
+        try:
+            actor.info = ray.get(actor.ready, timeout=FETCH_SECONDS)
+            actor.ready = None
+        except RayTaskError as error:
+            raise WorkerError(f"a worker could not start: {_cause(error)}") from error
+        except (RayError, GetTimeoutError) as error:
+            log.warning("a worker died before it was ready (%s): starting another", type(error).__name__)
+            self.replace(actor)
+
+    def replace(self, actor: _Actor) -> None:
+        """Start another process in the place of one that is lost."""
+        self.restarts += 1
+        ray.kill(actor.handle)
+        if actor in self.workers:
+            self.workers[self.workers.index(actor)] = self._start_worker()
+        elif actor in self.scorers:
+            self.scorers[self.scorers.index(actor)] = self._start_scorer()
+
+    def _start_worker(self) -> _Actor:
+        return self._start(self._worker, self.of.cpus_per_worker, self.of.gpus_per_worker)
+
+    def _start_scorer(self) -> _Actor:
+        return self._start(self._scorer, self.of.cpus_per_reward_worker, self.of.gpus_per_reward_worker)
+
+    def _start(self, kind: Any, cpus: float, gpus: float) -> _Actor:
+        threads = max(1, int(cpus))
+        handle = kind.options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=AHEAD + 4
+        ).remote(threads)
+        return _Actor(next(self._numbers), handle, handle.hello.remote(), time.monotonic())
+
+    def pump(self) -> None:
+        """Send what can be sent, wait for one answer or for something to be due, and take in all that is there."""
+        for engine in self.engines:
+            engine.dispatch()
+        refs: dict[Any, Any] = {a.ready: a for a in (*self.workers, *self.scorers) if a.ready is not None}
+        refs |= {lease.refs[0]: lease for a in self.workers for lease in a.leases}
+        refs |= {call.ref: call for engine in self.engines for call in engine.calls}
+        due = min([1.0, *(engine.due() for engine in self.engines)])
+        if not refs:
+            time.sleep(max(0.0, min(due, 0.05)))
+            return
+        found, _ = ray.wait(list(refs), num_returns=1, timeout=due)
+        if found:
+            found, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for reference in found:
+            of = refs[reference]
+            if isinstance(of, _Actor):
+                self._join(of)
+            elif isinstance(of, _Lease):
+                self._take(of)
+            else:
+                of.engine.scored(of)
+        self._watch()
+
+    def _take(self, lease: _Lease) -> None:
+        """An answer to a bundle: a reply, or a failure."""
+        actor = next((a for a in self.workers if lease in a.leases), None)
+        if actor is None:  # its worker was replaced meanwhile
+            return
+        try:
+            reply, report = ray.get(lease.refs[0], timeout=FETCH_SECONDS)
+            reply.states = ray.get(lease.refs[1], timeout=FETCH_SECONDS)
+        except RayTaskError as error:
+            actor.done(lease)
+            lease.engine.failed(lease, actor, _cause(error))
+        except RayActorError as error:
+            self._lost(actor, error)
+        except (RayError, GetTimeoutError) as error:  # the answer was lost with its node
+            actor.done(lease)
+            lease.engine.lost(lease, error, blame=False)
+        else:
+            actor.done(lease)
+            lease.engine.received(lease, actor, reply, report)
+
+    def _lost(self, actor: _Actor, error: Exception) -> None:
+        """A worker is gone: its leases are given again."""
+        log.warning("worker %d is gone (%s): its work is done again", actor.number, type(error).__name__)
+        leases, actor.leases = actor.leases, []
+        self.replace(actor)
+        for lease in leases:
+            lease.engine.lost(lease, error, blame=True)
+
+    def _watch(self) -> None:
+        """Replace workers that have not answered for too long."""
+        now = time.monotonic()
+        for actor in list(self.workers):
+            if not actor.leases:
+                continue
+            oldest = actor.leases[0]
+            expected = sum(oldest.engine.seconds_for(actor, lease.nfe) or 0.0 for lease in actor.leases)
+            if now - actor.began > self.of.hang_seconds + 10 * expected:
+                self._lost(actor, WorkerError(f"no answer for {now - actor.began:.0f} s"))
+
+
+def _connect(workers: RayWorkers) -> None:
+    """Join a cluster, or start one on this machine that listens on its loopback address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if workers.address is not None:
+        ray.init(address=workers.address, **quiet)
+        return
+    # Ray takes the machine's address, and then listens on all of them, wherever it could be part of a cluster.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    cpus = workers.num_workers * workers.cpus_per_worker + workers.reward_workers * workers.cpus_per_reward_worker
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+        include_dashboard=workers.dashboard,
+        dashboard_host="127.0.0.1",
+        _node_ip_address="127.0.0.1",
+        **quiet,
+    )
+
+
+def _brief(error: Exception | None) -> str:
+    """The first line of an error: Ray's go on about the system."""
+    return str(error).partition("\n")[0]
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """What was raised on the worker, with its remote traceback as a note."""
+    cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+    if cause is not error:
+        cause.add_note(f"on a worker:\n{error.traceback_str}" if hasattr(error, "traceback_str") else str(error))
+    return cause
+
+
+# ------------------------------------------------------------------------------------------------------------- engine
+
+
+@dataclass(eq=False)
+class _Job:
+    """The rows of one wave, in order of its work."""
+
+    wave: int
+    task: Ids
+    source: Ids
+    first: Ids
+    last: Ids
+    hold: NDArray[np.bool_]
+    t: Ids  # level of the source
+    nfe: NDArray[np.float64]
+    kept: Ids  # (worker, bundle, row) of the transition it draws from, NONE for none, (n, 3)
+    queued: NDArray[np.bool_]
+    left: int
+    cost: Cost = field(default_factory=Cost)
+    uses: set[tuple[int, int]] = field(default_factory=set)  # (worker, bundle) whose transitions it draws from
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """Samples of a bundle that wait for their rewards."""
+
+    rows: list[tuple[_Job, Ids]]  # of all samples, in order
+    ref: Any
+    dtype: Any
+    digests: Sequence[bytes | None]
+    at: list[int]  # those still to be scored
+    since: float
+    lease: _Lease
+
+
+@dataclass(eq=False)
+class _Call:
+    """Samples at a scorer."""
+
+    engine: RayEngine
+    scorer: _Actor
+    parts: list[tuple[_Waiting, list[int]]]
+    ref: Any
+    sent: float
+
+
+class RayEngine:
+    """Runs segments on workers; the interface of `treesearch.engine.Engine`.
+
+    Args:
+        workers: running `RayWorkers`.
+        kernel, reward: the objects, or stand-ins for recipes.
+        spec, trees, states, cost, prompts, encoded, batch_size, keep_inner, batch_invariant: as of an `Engine`.
+    """
+
+    ahead = 1
+
+    def __init__(
+        self,
+        workers: RayWorkers,
+        kernel: Kernel,
+        spec: Spec,
+        reward: Reward,
+        trees: Sequence[Tree],
+        states: StateStore,
+        cost: Cost,
+        *,
+        prompts: Sequence[Any] | None = None,
+        encoded: dict[str, Any] | None = None,
+        batch_size: int = 64,
+        keep_inner: bool = True,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.workers, self.pool, self.spec, self.trees, self.states = workers, workers.pool, spec, trees, states
+        self.cost, self.batch_size, self.keep_inner, self.prompts = cost, batch_size, keep_inner, prompts
+        pool = self.pool
+        self.search = next(pool._numbers)
+        model = pool.share("kernel", kernel.recipe if isinstance(kernel, _RemoteKernel) else kernel)
+        recipe = reward.fn.recipe if isinstance(reward.fn, _Elsewhere) else reward
+        judge = pool.share("reward", recipe)
+        away = workers.reward_workers > 0
+        setup = _Setup(
+            self.search,
+            model,
+            None if away else judge,
+            reward.input == "sample",
+            None if prompts is None else list(prompts),
+            _on_cpu(encoded or {}),
+            batch_size,
+            batch_invariant,
+        )
+        self._setup = [ray.put(setup)]
+        self._scoring = [ray.put(replace(setup, kernel=None, encoded=None, reward=judge))] if away else None
+        self._numbers = iter(range(10**12))
+        self._jobs: list[_Job] = []
+        self._again: deque[tuple[list[tuple[_Job, Ids]], int]] = deque()  # bundles that failed, and how often
+        self._arrived: list[tuple[_Job, Ids]] = []
+        self._kept: dict[int, list[tuple[Ids, Ids]]] = {}  # by task: nodes, (worker, bundle, row)
+        self._forget: dict[int, list[int]] = {}  # by worker: bundles whose transitions are needed no more
+        self._speed: dict[int, float] = {}
+        self._seen: dict[int, Any] = {}  # by worker: its latest report
+        self._waiting: list[_Waiting] = []
+        self._cache: OrderedDict[bytes, float] = OrderedDict()
+        self._pending: dict[bytes, list[tuple[_Waiting, int]]] = {}
+        self._failures: dict[int, int] = {}  # by bundle: rewards that timed out
+        self.calls: list[_Call] = []
+        self._began = time.monotonic()
+        self._final: dict[str, Any] | None = None
+        self._depth, self._samples = 0.0, 0
+        self._bytes_in = self._bytes_out = self._stolen = self._lost_bundles = 0
+        self._attempts = self._hits = self._timeouts = 0
+        pool.engines.append(self)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that give every worker a bundle."""
+        most = max(self.batch_size, BUNDLE_BYTES // max(1, self.spec.state_bytes))
+        rows = 0
+        for actor in self.pool.workers:
+            wanted = self._speed.get(actor.number, 0.0) * BUNDLE_SECONDS / self.spec.num_steps
+            rows += min(most, max(1, round(wanted / self.batch_size)) * self.batch_size)
+        return rows
+
+    @property
+    def drains(self) -> bool:
+        """Whether Ctrl-C lets the waves under way arrive."""
+        return self.workers.on_interrupt == "drain"
+
+    def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> None:
+        """Queue a wave of (task, segments) and send what workers have room for."""
+        if not work:
+            return
+        parts = [self._rows(task, segments) for task, segments in work]
+        columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        n = len(columns["task"])
+        job = _Job(wave, queued=np.ones(n, np.bool_), left=n, **columns)
+        job.uses = {(int(w), int(b)) for w, b, _ in np.unique(job.kept[job.kept[:, 0] != NONE], axis=0)}
+        self._jobs.append(job)
+        self.dispatch()
+
+    def finish(self, wave: int) -> Cost:
+        """Wait until every row of the wave is scored; returns what it cost."""
+        spent = Cost()
+        for job in [j for j in self._jobs if j.wave == wave]:
+            while job.left:
+                self.pool.pump()
+            spent.add(self._land(job))
+        self._arrived = [(j, rows) for j, rows in self._arrived if j.wave != wave]
+        return spent
+
+    def collect(self) -> list[Arrival]:
+        """Wait until some rows are scored; all that are, instead of `finish`."""
+        while self._jobs and not self._arrived:
+            self.pool.pump()
+        arrived, self._arrived = self._arrived, []
+        landed = {id(j): self._land(j) for j in [j for j in self._jobs if not j.left]}
+        return [Arrival(j.wave, rows, landed.pop(id(j), None)) for j, rows in reversed(arrived)][::-1]
+
+    def path(self, task: int, node: int, above: int, *, repeated: bool) -> torch.Tensor:
+        """The state of a node, computed again from the stored state of its ancestor `above` or (the root) the prior."""
+        tree, legs = self.trees[task], self._legs(task, node, above)
+        x = None if above == ROOT else as_numpy(self.states.get(tree.slot[[above]])[0])
+        pool = self.pool
+        state = pool.ask(pool.workers, lambda a: a.retrace.remote(self._setup, self.search, task, legs, x))
+        steps = min(int(tree.t[above]), self.spec.num_steps) - int(tree.t[node])
+        self.cost.nfe += 0 if repeated else steps
+        self.cost.repeated_nfe += steps if repeated else 0
+        self.cost.rows += steps * self.spec.rows_per_nfe
+        self.cost.backward_nfe += steps * self.spec.backward_per_nfe
+        return as_tensor(state, self.spec.dtype)
+
+    def backlog(self) -> float:
+        """Seconds until a worker would begin new work."""
+        waiting = [self._busy(a) for a in self.pool.workers if a.ready is None]
+        return min(waiting, default=0.0)
+
+    def close(self) -> None:
+        """Let the workers forget this search."""
+        if self not in self.pool.engines:
+            return
+        self._final = self.stats()
+        self.pool.engines.remove(self)
+        for actor in self.pool.workers:
+            actor.leases = [lease for lease in actor.leases if lease.engine is not self]
+            actor.alone = False
+            if self.search in actor.searches:
+                actor.searches.discard(self.search)
+                actor.handle.close.remote(self.search)
+        self.calls, self._jobs, self._setup, self._scoring = [], [], [], None
+
+    def _rows(self, task: int, segments: Segments) -> dict[str, NDArray[Any]]:
+        """Columns of a job for the rows of one task."""
+        tree, n = self.trees[task], len(segments.first)
+        t = tree.t[segments.source].astype(np.int64)
+        paid = (segments.source != ROOT) & ~np.isnan(tree.reward[segments.source])  # its transition was evaluated
+        nfe = np.minimum(t, self.spec.num_steps) - tree.t[segments.last] + segments.hold - paid
+        kept = np.full((n, 3), NONE)
+        for nodes, where in self._kept.pop(task, []):
+            at = np.searchsorted(nodes, segments.source).clip(max=len(nodes) - 1)
+            found = nodes[at] == segments.source
+            kept[found] = where[at[found]]
+        return {
+            "task": np.full(n, task),
+            "source": segments.source,
+            "first": segments.first,
+            "last": segments.last,
+            "hold": np.full(n, segments.hold),
+            "t": t,
+            "nfe": nfe.astype(float),
+            "kept": kept,
+        }
+
+    def _land(self, job: _Job) -> Cost:
+        self._jobs.remove(job)
+        for worker, bundle in job.uses:
+            self._forget.setdefault(worker, []).append(bundle)
+        return job.cost
+
+    # ------------------------------------------------------------------------------------------------------- dispatch
+
+    def dispatch(self) -> None:
+        """Send bundles to workers that have room."""
+        if self._scoring is not None:
+            self._send_samples()
+        while self._again and (idle := [a for a in self.pool.workers if a.free and not a.leases]):
+            rows, failures = self._again.popleft()
+            self._lend(idle[0], rows, failures)
+        jobs = [j for j in self._jobs if j.queued.any()]
+        free = [a for a in self.pool.workers if a.free]
+        if not jobs or not free:
+            return
+        queued = [(j, np.flatnonzero(j.queued)) for j in jobs]
+        cost = np.maximum(1e-3, np.concatenate([j.nfe[rows] for j, rows in queued]))
+        home = np.concatenate([j.kept[rows, 0] for j, rows in queued])
+        self._depth, self._samples = self._depth + len(cost), self._samples + 1
+        ready = [a for a in self.pool.workers if a.ready is None and not a.alone]
+        mean = sum(self._speed.values()) / len(self._speed) if self._speed else 1.0
+        speed = np.array([self._speed.get(a.number, mean) for a in ready])
+        backlog = np.array([self._busy(a) for a in ready])
+        shares = dict(zip(ready, water_fill(cost.sum(), backlog, speed), strict=True))
+        most = np.array([self._most(a, float(cost.mean())) for a in free])
+        given = deal(cost, home, [a.number for a in free], np.minimum([shares[a] for a in free], most))
+        start = np.cumsum([0, *(len(rows) for _, rows in queued)])
+        for actor in free:
+            mine = [
+                (j, rows[given[a:b] == actor.number]) for (j, rows), a, b in zip(queued, start, start[1:], strict=False)
+            ]
+            mine = [(j, rows) for j, rows in mine if len(rows)]
+            if mine:
+                for job, rows in mine:
+                    job.queued[rows] = False
+                    self._stolen += int(((job.kept[rows, 0] != NONE) & (job.kept[rows, 0] != actor.number)).sum())
+                self._lend(actor, mine, 0)
+
+    def _most(self, actor: _Actor, row: float) -> float:
+        """Evaluations that a bundle for this worker may have: a full batch, or what it does in `BUNDLE_SECONDS`."""
+        by_memory = max(self.batch_size, BUNDLE_BYTES // max(1, self.spec.state_bytes))
+        return min(by_memory * row, max(self.batch_size * row, self._speed.get(actor.number, 0.0) * BUNDLE_SECONDS))
+
+    def _busy(self, actor: _Actor) -> float:
+        """Seconds until a worker has done what it was given."""
+        expected = [self.seconds_for(actor, lease.nfe) for lease in actor.leases]
+        known = sum(e if e is not None else 1.0 for e in expected)
+        return max(0.0, known - (time.monotonic() - actor.began)) if actor.leases else 0.0
+
+    def seconds_for(self, actor: _Actor, nfe: float) -> float | None:
+        """What a worker takes for so many evaluations, None before it has been measured."""
+        speed = self._speed.get(actor.number)
+        return None if speed is None else nfe / speed
+
+    def _lend(self, actor: _Actor, rows: list[tuple[_Job, Ids]], failures: int) -> None:
+        """Send rows to a worker as one bundle."""
+        bundle = self._bundle(actor, rows)
+        refs = actor.handle.run.options(num_returns=3).remote(self._setup, self.search, bundle)
+        nfe = float(sum(j.nfe[r].sum() for j, r in rows))
+        actor.searches.add(self.search)
+        actor.alone = failures > 0
+        actor.began = actor.began if actor.leases else time.monotonic()
+        actor.leases.append(_Lease(self, bundle.number, rows, nfe, tuple(refs), failures))
+        self._bytes_out += _size(bundle)
+
+    def _bundle(self, actor: _Actor, parts: list[tuple[_Job, Ids]]) -> Bundle:
+        """The rows as they travel."""
+
+        def column(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(job, name)[rows] for job, rows in parts])
+
+        task, source, first, last = (column(name) for name in ("task", "source", "first", "last"))
+        n, kept = len(task), column("kept")
+        here = kept[:, 0] == actor.number
+        passed = last - first + 1
+        key, again = np.empty(n, np.uint64), np.zeros(n, np.bool_)
+        nodes, levels = _ranges(first, passed), np.empty(int(passed.sum()), np.int64)
+        owner, slot = np.repeat(task, passed), np.full(n, NONE)
+        legs, start = {}, np.full(n, NONE)
+        for i in np.unique(task):
+            tree, mine = self.trees[i], task == i
+            key[mine] = tree.key[first[mine]]
+            again[mine] = (source[mine] != ROOT) & ~np.isnan(tree.reward[source[mine]])
+            levels[owner == i] = tree.t[nodes[owner == i]]
+            slot[mine] = np.where(source[mine] == ROOT, NONE, tree.slot[source[mine]])
+            for row in np.flatnonzero(mine & ~here & (source != ROOT) & (slot == NONE)):
+                slot[row], legs[int(row)] = self._detour(int(i), int(source[row]))
+        slot[here] = NONE
+        from_state = slot != NONE
+        states = None
+        if from_state.any():
+            slots, start[from_state] = np.unique(slot[from_state], return_inverse=True)
+            states = as_numpy(self.states.get(slots))
+        kept = np.where(here[:, None], kept[:, 1:], NONE)
+        return Bundle(
+            number=next(self._numbers),
+            task=task,
+            key=key,
+            t=column("t"),
+            again=again,
+            hold=column("hold"),
+            passed=passed,
+            levels=levels,
+            name=last,
+            start=start,
+            states=states,
+            kept=kept,
+            legs=legs,
+            forget=tuple(self._forget.pop(actor.number, ())),
+            keep_inner=self.keep_inner,
+        )
+
+    def _detour(self, task: int, node: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """(slot of the nearest stored ancestor or NONE, legs from there) of a node whose state is not stored."""
+        tree, above = self.trees[task], int(self.trees[task].parent[node])
+        while above != ROOT and tree.slot[above] == NONE:
+            above = int(tree.parent[above])
+        return NONE if above == ROOT else int(tree.slot[above]), self._legs(task, node, above)
+
+    def _legs(self, task: int, node: int, above: int) -> list[tuple[int, int, int]]:
+        """(key, level, end) of the edges from an ancestor down to a node."""
+        tree, legs = self.trees[task], []
+        while node != above:
+            parent = int(tree.parent[node])
+            legs.append((int(tree.key[node]), int(tree.t[parent]), int(tree.t[node])))
+            node = parent
+        return legs[::-1]
+
+    # -------------------------------------------------------------------------------------------------------- answers
+
+    def received(self, lease: _Lease, actor: _Actor, reply: Reply, report: dict[str, Any]) -> None:
+        """Enter a reply into the trees."""
+        self._learn(actor, report)
+        self._bytes_in += _size(reply)
+        task, first, last, hold = (
+            np.concatenate([getattr(j, name)[rows] for j, rows in lease.rows])
+            for name in ("task", "first", "last", "hold")
+        )
+        passed = last - first + 1
+        nodes, owner = _ranges(first, passed), np.repeat(task, passed)
+        slots = np.full(len(nodes), NONE)
+        if reply.states is not None:
+            slots[reply.stored] = self.states.put(as_tensor(reply.states, self.spec.dtype))
+        for i in np.unique(task):
+            tree, mine = self.trees[i], owner == i
+            tree.log_w[nodes[mine]] = reply.log_w[mine]
+            tree.slot[nodes[mine & reply.stored]] = slots[mine & reply.stored]
+            if (stays := (task == i) & hold).any():
+                rows = np.flatnonzero(stays)
+                order = rows[np.argsort(last[rows])]
+                where = np.column_stack([np.full(len(order), actor.number), np.full(len(order), lease.number), order])
+                self._kept.setdefault(int(i), []).append((last[order], where))
+        _charge(lease.rows, reply.cost)
+        if self._scoring is None:
+            self._reward(lease.rows, np.arange(len(task)), reply.reward)
+        else:
+            digests = reply.digests if self.workers.reward_cache else [None] * len(task)
+            every = list(range(len(task)))
+            waiting = _Waiting(lease.rows, lease.refs[2], reply.dtype, digests, every, time.monotonic(), lease)
+            self._waiting.append(waiting)
+            self._look_up(waiting)
+
+    def _reward(self, parts: list[tuple[_Job, Ids]], at: NDArray[Any], values: NDArray[np.float64]) -> None:
+        """Enter rewards of the named rows of a bundle; these rows have arrived."""
+        begin = 0
+        for job, rows in parts:
+            inside = (at >= begin) & (at < begin + len(rows))
+            mine, reward = rows[at[inside] - begin], values[inside]
+            begin += len(rows)
+            for i in np.unique(job.task[mine]):
+                of = job.task[mine] == i
+                self.trees[i].reward[job.last[mine[of]]] = reward[of]
+            if len(mine):
+                job.left -= len(mine)
+                self._arrived.append((job, mine))
+
+    def _learn(self, actor: _Actor, report: dict[str, Any]) -> None:
+        """Take in what a worker reports of itself."""
+        for text in report["said"]:
+            log.warning("worker %d: %s", actor.number, text)
+        now, before = report["counters"], self._seen.get(actor.number)
+        nfe = now.nfe - (before["counters"].nfe if before else 0)
+        seconds = now.seconds - (before["counters"].seconds if before else 0.0)
+        if nfe > 0 and seconds > 0:
+            self._speed[actor.number] = smooth(self._speed.get(actor.number), nfe / seconds)
+        self._seen[actor.number] = report | {"node": actor.info["node"], "device": actor.info["device"]}
+
+    def failed(self, lease: _Lease, actor: _Actor, error: Exception) -> None:
+        """A bundle raised: broken contracts end the search, anything else is tried again.
+
+        Raises:
+            WorkerError: it failed too often.
+        """
+        if isinstance(error, (RewardError, KernelError, TypeError)):
+            raise error
+        lease.failures += 1
+        if lease.failures >= self.workers.max_failures:
+            error.add_note(f"{lease.failures} attempts at {self._inputs(lease)}")
+            raise error
+        log.warning("worker %d: %s: %s; the bundle is tried again", actor.number, type(error).__name__, error)
+        self._give_again(lease)
+
+    def lost(self, lease: _Lease, error: Exception, *, blame: bool) -> None:
+        """A bundle's worker or its answer is gone.
+
+        Raises:
+            WorkerError: that happened to this bundle too often.
+        """
+        lease.failures += blame
+        if lease.failures >= self.workers.max_failures:
+            raise WorkerError(
+                f"{lease.failures} workers were lost over the same bundle, {self._inputs(lease)}: {_brief(error)}"
+            ) from error
+        self._give_again(lease)
+
+    def _give_again(self, lease: _Lease) -> None:
+        self._lost_bundles += 1
+        lease.rows[0][0].cost.repeated_nfe += int(lease.nfe)
+        self._again.append((lease.rows, lease.failures))
+
+    def _inputs(self, lease: _Lease) -> str:
+        """What a bundle was made of, for messages."""
+        job, row = lease.rows[0][0], int(lease.rows[0][1][0])
+        tasks = sorted({int(i) for j, r in lease.rows for i in j.task[r]})
+        n = sum(len(r) for _, r in lease.rows)
+        first = int(job.task[row])
+        prompts = "" if self.prompts is None else f", prompts {[self.prompts[i] for i in tasks[:4]]!r}"
+        return (
+            f"{n} rows of tasks {tasks[:8]}{prompts}; the first from node {job.source[row]} (t = {job.t[row]}) to node "
+            f"{job.last[row]} of task {first}, noise key {self.trees[first].key[job.first[row]]}"
+        )
+
+    # -------------------------------------------------------------------------------------------------------- rewards
+
+    def _look_up(self, waiting: _Waiting) -> None:
+        """Enter the rewards that are known, and let equal samples wait for the one that is being scored."""
+        known, values, rest = [], [], []
+        for i in waiting.at:
+            digest = waiting.digests[i]
+            if digest is not None and digest in self._cache:
+                self._cache.move_to_end(digest)
+                known.append(i)
+                values.append(self._cache[digest])
+            elif digest is not None and digest in self._pending:
+                self._pending[digest].append((waiting, i))
+            else:
+                rest.append(i)
+                if digest is not None:
+                    self._pending[digest] = []
+        waiting.at = rest
+        self._hits += len(known)
+        if known:
+            self._reward(waiting.rows, np.array(known), np.array(values))
+
+    def _send_samples(self) -> None:
+        """Give scorers what waits, once it fills a batch or has waited for the window."""
+        now = time.monotonic()
+        while self._waiting:
+            self._waiting = [w for w in self._waiting if w.at]
+            rows = sum(len(w.at) for w in self._waiting)
+            free = [
+                s for s in self.pool.scorers if s.ready is None and all(c.scorer is not s for c in self._all_calls())
+            ]
+            due = rows and now >= min(w.since for w in self._waiting) + self.workers.reward_window
+            if not free or not (rows >= self.batch_size or due):
+                return
+            parts, room = [], self.batch_size
+            for waiting in self._waiting:
+                if now >= waiting.since and room:
+                    parts.append((waiting, waiting.at[:room]))
+                    waiting.at = waiting.at[room:]
+                    room -= len(parts[-1][1])
+            if not parts:
+                return
+            self._ask_scorer(free[0], parts)
+
+    def _all_calls(self) -> Iterable[_Call]:
+        return (call for engine in self.pool.engines for call in engine.calls)
+
+    def _ask_scorer(self, scorer: _Actor, parts: list[tuple[_Waiting, list[int]]]) -> None:
+        sent = [([w.ref], w.dtype, at) for w, at in parts]
+        tasks = [int(t) for w, at in parts for t in self._tasks(w)[np.array(at)]]
+        assert self._scoring is not None
+        ref = scorer.handle.score.remote(self._scoring, self.search, sent, tasks, self.workers.reward_tries)
+        self.calls.append(_Call(self, scorer, parts, ref, time.monotonic()))
+
+    @staticmethod
+    def _tasks(waiting: _Waiting) -> Ids:
+        return np.concatenate([j.task[rows] for j, rows in waiting.rows])
+
+    @staticmethod
+    def _job_of(waiting: _Waiting) -> NDArray[np.object_]:
+        out = np.empty(sum(len(rows) for _, rows in waiting.rows), object)
+        out[:] = [job for job, rows in waiting.rows for _ in rows]
+        return out
+
+    def scored(self, call: _Call) -> None:
+        """Enter the answer of a scorer."""
+        if call not in self.calls:
+            return
+        self.calls.remove(call)
+        try:
+            values, calls, attempts = ray.get(call.ref, timeout=FETCH_SECONDS)
+        except RayTaskError as error:
+            cause = _cause(error)
+            if isinstance(cause, ObjectLostError):
+                for waiting, at in call.parts:
+                    self._make_again(waiting, at, cause)
+                return
+            raise self._named(call, cause) from None
+        except (RayError, GetTimeoutError) as error:
+            self._ask_again(call, error)
+            return
+        self._attempts += attempts
+        begin = 0
+        for waiting, at in call.parts:
+            jobs = self._job_of(waiting)[at]
+            for job in set(jobs):  # what a cache of the reward's own saved is the first one's
+                mine = min(calls, int((jobs == job).sum()))
+                job.cost.reward_calls, calls = job.cost.reward_calls + mine, calls - mine
+            found = values[begin : begin + len(at)]
+            begin += len(at)
+            self._reward(waiting.rows, np.array(at), found)
+            for i, value in zip(at, found, strict=True):
+                self._remember(waiting.digests[i], float(value))
+
+    def _remember(self, digest: bytes | None, value: float) -> None:
+        if digest is None:
+            return
+        self._cache[digest] = value
+        while len(self._cache) > self.workers.reward_cache:
+            self._cache.popitem(last=False)
+        for waiting, i in self._pending.pop(digest, []):
+            self._hits += 1
+            self._reward(waiting.rows, np.array([i]), np.array([value]))
+
+    def _named(self, call: _Call, error: Exception) -> Exception:
+        """A reward's error with the nodes that it is about."""
+        if not isinstance(error, RewardError):
+            return error
+        nodes = []
+        for waiting, at in call.parts:
+            last, task = (np.concatenate([getattr(j, k)[r] for j, r in waiting.rows])[at] for k in ("last", "task"))
+            nodes += [f"node {n} (t = {self.trees[i].t[n]}) of task {i}" for n, i in zip(last, task, strict=True)]
+        rows = error.rows[:4] or range(min(4, len(nodes)))
+        return RewardError(f"{error} [{', '.join(nodes[i] for i in rows)}]", error.rows)
+
+    def _ask_again(self, call: _Call, error: Exception) -> None:
+        """A scorer died or hung: another one is asked, after a pause that grows."""
+        self._timeouts += 1
+        self.pool.replace(call.scorer)
+        for waiting, at in call.parts:
+            failures = self._failures[waiting.lease.number] = self._failures.get(waiting.lease.number, 0) + 1
+            if failures >= self.workers.reward_tries:
+                raise WorkerError(
+                    f"the reward was lost {failures} times over these: {self._inputs(waiting.lease)}: {_brief(error)}"
+                ) from error
+            waiting.at = at + waiting.at
+            waiting.since = time.monotonic() + 0.1 * 2**failures
+            if waiting not in self._waiting:
+                self._waiting.append(waiting)
+
+    def _make_again(self, waiting: _Waiting, at: list[int], error: Exception) -> None:
+        """Samples were lost before they were scored: their rows are run again."""
+        lost, waiting.at = np.array(sorted({*at, *waiting.at})), []
+        rows, begin = [], 0
+        for job, mine in waiting.rows:
+            inside = lost[(lost >= begin) & (lost < begin + len(mine))] - begin
+            begin += len(mine)
+            rows += [(job, mine[inside])] if len(inside) else []
+        for digest in [waiting.digests[int(i)] for i in lost]:
+            for other, j in self._pending.pop(digest, []) if digest is not None else []:
+                other.at.append(j)
+                if other not in self._waiting:
+                    self._waiting.append(other)
+        nfe = float(sum(job.nfe[mine].sum() for job, mine in rows))
+        self.lost(replace(waiting.lease, rows=rows, nfe=nfe), error, blame=False)
+
+    def due(self) -> float:
+        """Seconds until this engine has something to do without an answer."""
+        now = time.monotonic()
+        times = [w.since + self.workers.reward_window - now for w in self._waiting if w.at]
+        for call in list(self.calls):
+            left = call.sent + self.workers.reward_seconds - now
+            if left <= 0:
+                self.calls.remove(call)
+                self._ask_again(call, WorkerError(f"no answer within {self.workers.reward_seconds:g} s"))
+            times.append(max(left, 0.01))
+        return max(0.0, min(times, default=1.0))
+
+    # ---------------------------------------------------------------------------------------------------------- stats
+
+    def stats(self) -> dict[str, Any]:
+        """What the workers did: utilisation, batch fill, queue depth, bytes moved; by worker and in all."""
+        if self._final is not None:
+            return self._final
+        wall = max(1e-9, time.monotonic() - self._began)
+        by_worker = {
+            number: {
+                "node": seen["node"],
+                "device": seen["device"],
+                "busy": round(seen["counters"].seconds / wall, 4),
+                "fill": round(seen["counters"].rows / max(1, seen["counters"].room), 4),
+                "nfe": seen["counters"].nfe,
+                "nfe_per_second": round(self._speed.get(number, 0.0), 1),
+                "batch_size": seen["batch_size"],
+                "memory_mb": round(seen["memory"] / 2**20, 1),
+            }
+            for number, seen in self._seen.items()
+        }
+        found = self.summary() | {
+            "stolen_rows": self._stolen,
+            "bundles_given_again": self._lost_bundles,
+            "processes_replaced": self.pool.restarts,
+            "by_worker": by_worker,
+        }
+        if self._scoring is not None:
+            found["rewards"] = {"attempts": self._attempts, "cache_hits": self._hits, "timeouts": self._timeouts}
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of all workers together: for the history and the progress line."""
+        wall = max(1e-9, time.monotonic() - self._began)
+        counters = [seen["counters"] for seen in self._seen.values()]
+        return {
+            "workers": sum(a.ready is None for a in self.pool.workers),
+            "busy": round(sum(c.seconds for c in counters) / wall / max(1, self.workers.num_workers), 4),
+            "fill": round(sum(c.rows for c in counters) / max(1, sum(c.room for c in counters)), 4),
+            "queue": round(self._depth / max(1, self._samples), 1),
+            "mb_in": round(self._bytes_in / 1e6, 3),
+            "mb_out": round(self._bytes_out / 1e6, 3),
+        }
+
+
+def _charge(parts: list[tuple[_Job, Ids]], cost: Cost) -> None:
+    """Enter a bundle's cost into the waves of its rows: evaluations exactly, the rest in proportion."""
+    nfe = np.array([job.nfe[rows].sum() for job, rows in parts])
+    count = np.array([len(rows) for _, rows in parts])
+    for name in ("nfe", "rows", "backward_nfe", "repeated_nfe", "reward_calls", "decodes"):
+        weight = count if name in ("reward_calls", "decodes") or not nfe.any() else nfe
+        total = getattr(cost, name)
+        upto = np.floor(total * np.cumsum(weight) / weight.sum() + 1e-9).astype(int)
+        for (job, _), share in zip(parts, np.diff(upto, prepend=0), strict=True):
+            setattr(job.cost, name, getattr(job.cost, name) + int(share))
+
+
+def _ranges(first: Ids, counts: Ids) -> Ids:
+    """first[0], first[0] + 1, ... counts[0] of them, then from first[1] on."""
+    begin = np.repeat(first - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+    return begin + np.arange(len(begin))
+
+
+def _size(of: Any) -> int:
+    """Bytes of the arrays of a bundle or a reply."""
+    return sum(value.nbytes for value in vars(of).values() if isinstance(value, np.ndarray))
