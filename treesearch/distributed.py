@@ -964,9 +964,13 @@ class RayEngine:
         """Send bundles to workers that have room."""
         if self._scoring is not None:
             self._send_samples()
-        while self._again and (idle := [a for a in self.pool.workers if a.free and not a.leases]):
-            rows, failures = self._again.popleft()
-            self._lend(idle[0], rows, failures)
+        while self._again:
+            rows, failures = self._again[0]
+            able = [a for a in self.pool.workers if a.free and not (failures and a.leases)]
+            if not able:
+                break
+            self._again.popleft()
+            self._lend(min(able, key=self._busy), rows, failures)
         jobs = [j for j in self._jobs if j.queued.any()]
         free = [a for a in self.pool.workers if a.free]
         if not jobs or not free:
@@ -1172,9 +1176,12 @@ class RayEngine:
         self._give_again(lease)
 
     def _give_again(self, lease: _Lease) -> None:
+        """Queue a bundle once more; one that failed in two halves, so that rows that kill end up alone."""
         self._lost_bundles += 1
         lease.rows[0][0].cost.repeated_nfe += int(lease.nfe)
-        self._again.append((lease.rows, lease.failures))
+        n = sum(len(rows) for _, rows in lease.rows)
+        for part in _halves(lease.rows, n // 2) if lease.failures and n > 1 else [lease.rows]:
+            self._again.append((part, lease.failures))
 
     def _inputs(self, lease: _Lease) -> str:
         """What a bundle was made of, for messages."""
@@ -1388,6 +1395,16 @@ class RayEngine:
             "mb_in": round(self._bytes_in / 1e6, 3),
             "mb_out": round(self._bytes_out / 1e6, 3),
         }
+
+
+def _halves(parts: list[tuple[_Job, Ids]], n: int) -> list[list[tuple[_Job, Ids]]]:
+    """The first n rows of a bundle, and the others."""
+    first, second = [], []
+    for job, rows in parts:
+        first += [(job, rows[:n])] if n > 0 else []
+        second += [(job, rows[n:])] if n < len(rows) else []
+        n = max(0, n - len(rows))
+    return [first, second]
 
 
 def _charge(parts: list[tuple[_Job, Ids]], cost: Cost) -> None:
