@@ -10,9 +10,9 @@ and budget:
     asked        |D| <= 2 standard errors, and |D| <= 5 % of S
 
 The second can only be told where the standard error is small against S: "open" means that D's interval of ± 2 standard
-errors reaches on both sides of 5 %. Waves of 16 stand beside it for reference. The verdict asked for is on the first 30
-tasks; the exact beds run ten times as many, which resolves smaller differences. Finished cells are kept in --work, so
-that a run that was stopped goes on where it was.
+errors reaches on both sides of 5 %. Waves of 16 stand beside it for reference, and fewer in flight where 16 cost
+something. The verdict asked for is on the first 30 tasks; the exact beds run ten times as many, which resolves smaller
+differences. Finished cells are kept in --work, so that a run that was stopped goes on where it was.
 
 Metrics: best reward (DTS*); log Z minus the truth, and distance of the read-out to the closed-form π (DTS: W1 on the
 Gaussian, total variation over modes or states elsewhere); on MNIST, log Z and the mean reward of a draw.
@@ -52,6 +52,7 @@ ARMS = {
     "async": {"wave": IN_FLIGHT, "mode": "async"},
     "wave": {"wave": IN_FLIGHT},
 }
+FEWER = (2, 4, 8)
 Metric = Callable[[TaskResult], float]
 
 
@@ -87,7 +88,19 @@ class Bed:
     rollouts: tuple[int, ...]  # NFE of a task over T
     sampling: dict[str, Metric]  # of DTS
     common: dict[str, Any] = field(default_factory=dict)  # fields of both methods
-    c_uct: float = 1.0
+    c_uct: tuple[float, ...] = (1.0,)  # the first one in all arms, others in DTS* serial and async
+    fewer: bool = False  # whether DTS* also runs with fewer in flight
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A line of the table: cells to set beside one another."""
+
+    what: str
+    metric: str
+    serial: str
+    lively: str
+    wave: str | None = None
 
 
 def best(task: TaskResult) -> float:
@@ -138,7 +151,7 @@ def gaussian() -> Bed:
     kernel = LinearGaussian()
     target = kernel.tilted(Tilt(c=1.2))
     metrics = {"log Z": log_z(target.log_z), "W1": wasserstein(float(target.mean), float(target.std))}
-    return Bed("Gaussian, T = 5", kernel, linear(1.2), (100, 400), metrics)
+    return Bed("Gaussian, T = 5", kernel, linear(1.2), (100, 400), metrics, fewer=True)
 
 
 def ring() -> Bed:
@@ -167,14 +180,14 @@ def masked() -> Bed:
     target = kernel.tilted(fn(kernel.states))
     metrics = {"log Z": log_z(target.log_z), "TV": variation(target.posterior, kernel.index)}
     reward = as_reward(fn, name="token scores")
-    return Bed("masked, 3^5, T = 5", kernel, reward, (40, 400), metrics, common={"branch_at": (4, 3, 2, 1)})
+    return Bed("masked, 3^5, T = 5", kernel, reward, (40, 400), metrics, {"branch_at": (4, 3, 2, 1)}, fewer=True)
 
 
 def mnist(nfe: int) -> Bed:
     """A bold eight, T = 10."""
     reward, steps = log_prob(8) + 10 * brightness(), 10
     metrics = {"log Z": log_z(), "mean reward": mean_reward}
-    return Bed("MNIST, T = 10", mnist_kernel(steps), reward, (nfe // steps,), metrics, c_uct=0.3)
+    return Bed("MNIST, T = 10", mnist_kernel(steps), reward, (nfe // steps,), metrics, c_uct=(0.3, 0.05))
 
 
 def methods(bed: Bed) -> dict[str, tuple[Any, dict[str, Metric]]]:
@@ -184,9 +197,29 @@ def methods(bed: Bed) -> dict[str, tuple[Any, dict[str, Metric]]]:
         "best-of-N": (ts.BestOfN(), {"best reward": best} | bed.sampling)
     }
     for arm, how in ARMS.items():
-        found[f"DTS* {arm}"] = ts.DiffusionTreeSearch(c_uct=bed.c_uct, **deep, **how), {"best reward": best}
+        found[f"DTS* {arm}"] = ts.DiffusionTreeSearch(c_uct=bed.c_uct[0], **deep, **how), {"best reward": best}
         found[f"DTS {arm}"] = ts.DiffusionTreeSampling(**deep, **how), bed.sampling
+    for k in FEWER if bed.fewer else ():
+        lively = ts.DiffusionTreeSearch(c_uct=bed.c_uct[0], **deep, **ARMS["async"] | {"wave": k})
+        found[f"DTS* {k} in flight"] = lively, {"best reward": best}
+    for c_uct in bed.c_uct[1:]:
+        for arm in ("serial", "async"):
+            method = ts.DiffusionTreeSearch(c_uct=c_uct, **deep, **ARMS[arm])
+            found[f"DTS* c_uct {c_uct} {arm}"] = method, {"best reward": best}
     return found
+
+
+def comparisons(bed: Bed) -> list[Comparison]:
+    """The lines of one bed."""
+    star, rest = "best reward", list(bed.sampling)
+    found = [Comparison("DTS*", star, "DTS* serial", "DTS* async", "DTS* wave")]
+    found += [
+        Comparison(f"DTS*, {k} in flight", star, "DTS* serial", f"DTS* {k} in flight") for k in FEWER if bed.fewer
+    ]
+    for c_uct in bed.c_uct[1:]:
+        name = f"DTS* c_uct {c_uct}"
+        found.append(Comparison(f"DTS*, c_uct = {c_uct}", star, f"{name} serial", f"{name} async"))
+    return found + [Comparison("DTS", metric, "DTS serial", "DTS async", "DTS wave") for metric in rest]
 
 
 def cell(bed: Bed, name: str, rollouts: int, tasks: int, args: Args) -> dict[str, Any]:
@@ -228,22 +261,20 @@ def paired(a: list[float], b: list[float]) -> tuple[float, float]:
     return float(gap.mean()), float(gap.std(ddof=1) / math.sqrt(len(gap)))
 
 
-def row(cells: dict[str, dict[str, Any]], method: str, metric: str, n: int) -> dict[str, Any]:
-    """Figures of one metric over the first n tasks."""
-    of = {arm: cells[f"{method} {arm}"]["metrics"][metric][:n] for arm in ARMS}
-    of["best-of-N"] = cells["best-of-N"]["metrics"][metric][:n]
-    worth, worth_se = paired(of["serial"], of["best-of-N"])
-    gap, se = paired(of["async"], of["serial"])
-    reference, reference_se = paired(of["wave"], of["serial"])
-    low, high = max(0.0, abs(gap) - 2 * se), abs(gap) + 2 * se
-    limit = 0.05 * abs(worth)
+def figures(cells: dict[str, dict[str, Any]], of: Comparison, n: int) -> dict[str, Any]:
+    """Figures of one comparison over the first n tasks."""
+    names = {"best-of-N": "best-of-N", "serial": of.serial, "async": of.lively} | ({"wave": of.wave} if of.wave else {})
+    got = {arm: cells[name]["metrics"][of.metric][:n] for arm, name in names.items()}
+    worth, worth_se = paired(got["serial"], got["best-of-N"])
+    gap, se = paired(got["async"], got["serial"])
+    low, high, limit = max(0.0, abs(gap) - 2 * se), abs(gap) + 2 * se, 0.05 * abs(worth)
     return {
         "tasks": n,
-        "mean": {name: float(np.mean(values)) for name, values in of.items()},
-        "se": {name: float(np.std(values, ddof=1) / math.sqrt(n)) for name, values in of.items()},
+        "mean": {name: float(np.mean(values)) for name, values in got.items()},
+        "se": {name: float(np.std(values, ddof=1) / math.sqrt(n)) for name, values in got.items()},
         "serial - best-of-N": [worth, worth_se],
         "async - serial": [gap, se],
-        "wave - serial": [reference, reference_se],
+        "wave - serial": paired(got["wave"], got["serial"]) if of.wave else None,
         "within 2 se": abs(gap) <= 2 * se,
         "within 5 %": abs(gap) <= limit,
         "5 % resolved": "no" if low > limit else "yes" if high <= limit else "open",
@@ -255,27 +286,24 @@ def grade(bed: Bed, rollouts: int, args: Args, tasks: int) -> list[dict[str, Any
     """Rows of one bed at one budget."""
     cells = {name: cell(bed, name, rollouts, tasks, args) for name in methods(bed)}
     rows = []
-    for method, metrics in (("DTS*", ["best reward"]), ("DTS", list(bed.sampling))):
-        lively = cells[f"{method} async"]
-        for metric in metrics:
-            rows.append(
-                {
-                    "bed": bed.name,
-                    "method": method,
-                    "metric": metric,
-                    "rollouts": rollouts,
-                    "nfe a task": lively["asked"]["nfe"],
-                    "staleness": lively["staleness"],
-                    "spent": {name: c["nfe"] for name, c in cells.items()},
-                    "decides": row(cells, method, metric, args.seeds),
-                    "more": row(cells, method, metric, tasks) if tasks > args.seeds else None,
-                    "by task": {
-                        name: [round(v, 5) for v in c["metrics"][metric][: args.seeds]]
-                        for name, c in cells.items()
-                        if metric in c["metrics"] and name.split()[0] in (method, "best-of-N")
-                    },
-                }
-            )
+    for of in comparisons(bed):
+        names = [name for name in ("best-of-N", of.serial, of.lively, of.wave) if name]
+        rows.append(
+            {
+                "bed": bed.name,
+                "what": of.what,
+                "metric": of.metric,
+                "rollouts": rollouts,
+                "method": cells[of.lively]["asked"]["method"],
+                "nfe a task": cells[of.lively]["asked"]["nfe"],
+                "staleness": cells[of.lively]["staleness"],
+                "spent": {name: cells[name]["nfe"] for name in names},
+                "seconds": {name: round(cells[name]["seconds"], 1) for name in names},
+                "decides": figures(cells, of, args.seeds),
+                "more": figures(cells, of, tasks) if tasks > args.seeds else None,
+                "by task": {n: [round(v, 5) for v in cells[n]["metrics"][of.metric][: args.seeds]] for n in names},
+            }
+        )
     return rows
 
 
@@ -299,9 +327,9 @@ def line(found: dict[str, Any], part: str) -> list[str]:
     gap, se = r["async - serial"]
     return [
         f"{found['bed']}, {found['rollouts']}",
-        f"{found['method']} {found['metric']}",
+        f"{found['what']}: {found['metric']}",
         str(r["tasks"]),
-        *(f"{r['mean'][name]:.3f}" for name in ("best-of-N", "serial", "async", "wave")),
+        *(f"{r['mean'][name]:.3f}" if name in r["mean"] else "-" for name in ("best-of-N", "serial", "async", "wave")),
         f"{gap:+.4f} ± {se:.4f}",
         f"{r['of the scale']:.1%}" + {"yes": "", "no": " > 5 %", "open": " (open)"}[r["5 % resolved"]],
         "yes" if r["within 2 se"] else "NO",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +22,7 @@ from treesearch.errors import TreeSearchError, choose
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult, TaskResult
-from treesearch.session import Options, Session, read_trees
+from treesearch.session import Options, Session, Workers, read_trees
 from treesearch.tree import Tree
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
@@ -81,9 +83,46 @@ class What:
     batch_size: int = 64
     """rows of a forward pass"""
 
-    def load(self) -> tuple[Any, Any]:
-        """The kernel and the reward."""
-        return specs.kernel(self.kernel), specs.reward(self.reward)
+    def load(self, workers: Workers | None = None) -> tuple[Any, Any]:
+        """The kernel and the reward; with workers, how they make them."""
+        return load(self.kernel, self.reward, workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where it computes."""
+
+    workers: int = 0
+    """processes on Ray that share the work; 0 computes in this one"""
+    gpus_per_worker: float = 0
+    """GPUs of each worker; fractions share one"""
+    reward_workers: int = 0
+    """processes that only score; 0 scores where samples are made"""
+    ray_address: str | None = None
+    """a Ray cluster, "auto" or host:port; by default one is started on this machine"""
+    on_interrupt: str = "drop"
+    """what Ctrl-C does to the waves under way: drop, or drain (finish and record them)"""
+
+    @contextmanager
+    def running(self) -> Iterator[Workers | None]:
+        """The workers, while they run; None to compute here."""
+        if not self.workers:
+            if asked := [
+                f"--{name.replace('_', '-')}" for name, v in asdict(self).items() if v != getattr(Where, name)
+            ]:
+                raise TreeSearchError(f"{', '.join(asked)}: only with --workers N")
+            yield None
+            return
+        from treesearch.distributed import RayWorkers
+
+        with RayWorkers(
+            self.workers,
+            self.gpus_per_worker,
+            reward_workers=self.reward_workers,
+            address=self.ray_address,
+            on_interrupt=self.on_interrupt,
+        ) as workers:
+            yield workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,28 +132,32 @@ class Run:
     method: Any
     what: OmitArgPrefixes[What] = field(default_factory=What)
     limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
     keep_states: str = "all"
     """all, frontier or none"""
     store: str | None = None
     """run folder; a new one under runs/ by default"""
     dry_run: bool = False
-    """predict NFE, memory and time from one probe batch, and stop"""
+    """predict NFE, memory and the time of one process from one probe batch, and stop"""
     json: bool = False
     """print the summary as JSON"""
 
     def run(self) -> int:
-        kernel, reward = self.what.load()
-        options = Options(self.what.batch_size, self.keep_states)
-        prompts = list(self.what.prompts) or None
-        session = loop.make_session(
-            kernel, reward, self.method, prompts, self.limits.budget(), self.what.seed, options, None
-        )
         if self.dry_run:
-            return _print_estimate(probe.estimate(session), as_json=self.json)
+            return _print_estimate(probe.estimate(self._session(None)), as_json=self.json)
         path = Path(self.store or f"runs/{type(self.method).__name__}-{time.strftime('%Y%m%d-%H%M%S')}")
-        session.start(path)
-        runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
-        return drive(session, path, as_json=self.json)
+        with self.where.running() as workers:
+            session = self._session(workers)
+            session.start(path)
+            runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
+            return drive(session, path, as_json=self.json)
+
+    def _session(self, workers: Workers | None) -> Session:
+        kernel, reward = self.what.load(workers)
+        options, prompts = Options(self.what.batch_size, self.keep_states), list(self.what.prompts) or None
+        return loop.make_session(
+            kernel, reward, self.method, prompts, self.limits.budget(), self.what.seed, options, workers
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,22 +166,21 @@ class Resume:
 
     path: Positional[str]
     limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
     batch_size: int = 64
     """rows of a forward pass"""
     json: bool = False
     """print the summary as JSON"""
 
     def run(self) -> int:
-        what = read_command(self.path)
-        budget = self.limits.budget()
-        session = loop.open_session(
-            self.path,
-            specs.kernel(what["kernel"]),
-            specs.reward(what["reward"]),
-            budget=None if budget.empty else budget,
-            batch_size=self.batch_size,
-        )
-        return drive(session, Path(self.path), as_json=self.json)
+        what, budget = read_command(self.path), self.limits.budget()
+        with self.where.running() as workers:
+            kernel, reward = load(what["kernel"], what["reward"], workers)
+            budget = None if budget.empty else budget
+            session = loop.open_session(
+                self.path, kernel, reward, budget=budget, batch_size=self.batch_size, workers=workers
+            )
+            return drive(session, Path(self.path), as_json=self.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +195,7 @@ class Compare:
     )
     """names with settings, such as "fk(num_particles=16)" """
     what: OmitArgPrefixes[What] = field(default_factory=What)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
     nfe: Annotated[str, arg(metavar="N|10k|2M")] = "10k"
     """budget of each method"""
     store: str = "runs/compare"
@@ -161,8 +204,12 @@ class Compare:
     """print the summaries as JSON"""
 
     def run(self) -> int:
+        with self.where.running() as workers:
+            return self._run(workers)
+
+    def _run(self, workers: Workers | None) -> int:
         methods = {spec: specs.method(spec) for spec in self.methods}
-        kernel, reward = self.what.load()
+        kernel, reward = self.what.load(workers)
         folder = Path(self.store)
         if (folder / "summary.json").exists():
             raise TreeSearchError(f"{folder} holds a comparison already: name another with --store, or remove it")
@@ -178,21 +225,21 @@ class Compare:
         for spec, method in methods.items():
             name = spec.partition("(")[0].replace("-", "_")
             name = name if name not in results else f"{name}_{len(results)}"
-            session = self._session(folder / name, kernel, reward, method)
+            session = self._session(folder / name, kernel, reward, method, workers)
             results[name] = finish(session, folder / name, name, quiet=self.json)
         return self._report(folder, asked, methods, results)
 
-    def _session(self, path: Path, kernel: Any, reward: Any, method: Method) -> Session:
+    def _session(self, path: Path, kernel: Any, reward: Any, method: Method, workers: Workers | None) -> Session:
         """A method's run: a new one, or what an interrupted comparison left of it."""
         budget, size = Budget(nfe=count(self.nfe)), self.what.batch_size
         if (path / "run.json").exists():
-            session = loop.open_session(path, kernel, reward, budget=budget, batch_size=size)
+            session = loop.open_session(path, kernel, reward, budget=budget, batch_size=size, workers=workers)
             if (session.method, session.seed) == (method, self.what.seed):
                 return session
             session.close()
             raise TreeSearchError(f"{path} holds another run: name another folder with --store, or remove it")
         prompts = list(self.what.prompts) or None
-        session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, Options(size), None)
+        session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, Options(size), workers)
         session.start(path)
         runs.write_json(path / "command.json", {"kernel": self.what.kernel, "reward": self.what.reward})
         return session
@@ -431,6 +478,13 @@ class Cite:
         names = list(METHODS) if self.path is None else [runs.read_config(self.path)["method"]["name"]]
         print(bibtex(names))
         return 0
+
+
+def load(kernel: str, reward: str, workers: Workers | None = None) -> tuple[Any, Any]:
+    """A kernel and a reward from their expressions; with workers, how they make them."""
+    if workers is not None:
+        return specs.Recipe(kernel), specs.Recipe(reward)
+    return specs.kernel(kernel), specs.reward(reward)
 
 
 def drive(session: Session, path: Path, *, as_json: bool) -> int:

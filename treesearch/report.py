@@ -51,7 +51,7 @@ class Progress:
         best = DASH if record["best_reward"] is None else f"{record['best_reward']:.3f}".replace("-0.000", "0.000")
         self._line = (
             f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {record['ess']:>7.1f}  "
-            f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s"
+            f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s{_workers(record.get('workers'))}"
         )
         if self._live is not None:
             self._live.update(self._line)
@@ -65,6 +65,17 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             print(self._line, flush=True)
+
+
+def _workers(found: Mapping[str, Any] | None) -> str:
+    """What workers do, for the progress line."""
+    if not found:
+        return ""
+    moved = found["mb_in"] + found["mb_out"]
+    return (
+        f"  {found['workers']} workers {found['busy']:.0%} busy  fill {found['fill']:.0%}  queue {found['queue']:.0f}  "
+        f"{moved:.1f} MB"
+    )
 
 
 def summary(result: SearchResult) -> list[dict[str, Any]]:
