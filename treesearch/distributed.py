@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -648,8 +648,9 @@ class _Pool:
             engine.dispatch()
         refs: dict[Any, Any] = {a.ready: a for a in (*self.workers, *self.scorers) if a.ready is not None}
         refs |= {lease.refs[0]: lease for a in self.workers for lease in a.leases}
-        refs |= {call.ref: call for engine in self.engines for call in engine.calls}
-        due = min([1.0, *(engine.due() for engine in self.engines)])
+        services = [engine.rewards for engine in self.engines if engine.rewards is not None]
+        refs |= {call.ref: call for service in services for call in service.calls}
+        due = min([1.0, *(service.due() for service in services)])
         if not refs:
             time.sleep(max(0.0, min(due, 0.05)))
             return
@@ -663,7 +664,9 @@ class _Pool:
             elif isinstance(of, _Lease):
                 self._take(of)
             else:
-                of.engine.scored(of)
+                of.of.take(of)
+        for service in services:
+            service.watch()
         self._watch()
 
     def _take(self, lease: _Lease) -> None:
@@ -762,30 +765,6 @@ class _Job:
     uses: set[tuple[int, int]] = field(default_factory=set)  # (worker, bundle) whose transitions it draws from
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """Samples of a bundle that wait for their rewards."""
-
-    rows: list[tuple[_Job, Ids]]  # of all samples, in order
-    ref: Any
-    dtype: Any
-    digests: Sequence[bytes | None]
-    at: list[int]  # those still to be scored
-    since: float
-    lease: _Lease
-
-
-@dataclass(eq=False)
-class _Call:
-    """Samples at a scorer."""
-
-    engine: RayEngine
-    scorer: _Actor
-    parts: list[tuple[_Waiting, list[int]]]
-    ref: Any
-    sent: float
-
-
 class RayEngine:
     """Runs segments on workers; the interface of `treesearch.engine.Engine`.
 
@@ -832,7 +811,8 @@ class RayEngine:
             batch_invariant,
         )
         self._setup = [ray.put(setup)]
-        self._scoring = [ray.put(replace(setup, kernel=None, encoded=None, reward=judge))] if away else None
+        scoring = replace(setup, kernel=None, encoded=None, reward=judge)
+        self.rewards = _Rewards(self, [ray.put(scoring)]) if away else None
         self._numbers = iter(range(10**12))
         self._jobs: list[_Job] = []
         self._again: deque[tuple[list[tuple[_Job, Ids]], int]] = deque()  # bundles that failed, and how often
@@ -841,16 +821,10 @@ class RayEngine:
         self._forget: dict[int, list[int]] = {}  # by worker: bundles whose transitions are needed no more
         self._speed: dict[int, float] = {}
         self._seen: dict[int, Any] = {}  # by worker: its latest report
-        self._waiting: list[_Waiting] = []
-        self._cache: OrderedDict[bytes, float] = OrderedDict()
-        self._pending: dict[bytes, list[tuple[_Waiting, int]]] = {}
-        self._failures: dict[int, int] = {}  # by bundle: rewards that timed out
-        self.calls: list[_Call] = []
         self._began = time.monotonic()
         self._final: dict[str, Any] | None = None
         self._depth, self._samples = 0.0, 0
         self._bytes_in = self._bytes_out = self._stolen = self._lost_bundles = 0
-        self._attempts = self._hits = self._timeouts = 0
         pool.engines.append(self)
 
     @property
@@ -928,7 +902,7 @@ class RayEngine:
             if self.search in actor.searches:
                 actor.searches.discard(self.search)
                 actor.handle.close.remote(self.search)
-        self.calls, self._jobs, self._setup, self._scoring = [], [], [], None
+        self._jobs, self._setup, self.rewards = [], [], None
 
     def _rows(self, task: int, segments: Segments) -> dict[str, NDArray[Any]]:
         """Columns of a job for the rows of one task."""
@@ -962,8 +936,8 @@ class RayEngine:
 
     def dispatch(self) -> None:
         """Send bundles to workers that have room."""
-        if self._scoring is not None:
-            self._send_samples()
+        if self.rewards is not None:
+            self.rewards.send()
         while self._again:
             rows, failures = self._again[0]
             able = [a for a in self.pool.workers if a.free and not (failures and a.leases)]
@@ -1113,28 +1087,21 @@ class RayEngine:
                 where = np.column_stack([np.full(len(order), actor.number), np.full(len(order), lease.number), order])
                 self._kept.setdefault(int(i), []).append((last[order], where))
         _charge(lease.rows, reply.cost)
-        if self._scoring is None:
-            self._reward(lease.rows, np.arange(len(task)), reply.reward)
-        else:
-            digests = reply.digests if self.workers.reward_cache else [None] * len(task)
-            every = list(range(len(task)))
-            waiting = _Waiting(lease.rows, lease.refs[2], reply.dtype, digests, every, time.monotonic(), lease)
-            self._waiting.append(waiting)
-            self._look_up(waiting)
-
-    def _reward(self, parts: list[tuple[_Job, Ids]], at: NDArray[Any], values: NDArray[np.float64]) -> None:
-        """Enter rewards of the named rows of a bundle; these rows have arrived."""
+        if self.rewards is not None:
+            self.rewards.add(lease, reply)
+            return
         begin = 0
-        for job, rows in parts:
-            inside = (at >= begin) & (at < begin + len(rows))
-            mine, reward = rows[at[inside] - begin], values[inside]
+        for job, rows in lease.rows:
+            self.arrive(job, rows, reply.reward[begin : begin + len(rows)])
             begin += len(rows)
-            for i in np.unique(job.task[mine]):
-                of = job.task[mine] == i
-                self.trees[i].reward[job.last[mine[of]]] = reward[of]
-            if len(mine):
-                job.left -= len(mine)
-                self._arrived.append((job, mine))
+
+    def arrive(self, job: _Job, rows: Ids, rewards: NDArray[np.float64]) -> None:
+        """Rows of a wave have their rewards."""
+        for i in np.unique(job.task[rows]):
+            of = job.task[rows] == i
+            self.trees[i].reward[job.last[rows[of]]] = rewards[of]
+        job.left -= len(rows)
+        self._arrived.append((job, rows))
 
     def _learn(self, actor: _Actor, report: dict[str, Any]) -> None:
         """Take in what a worker reports of itself."""
@@ -1195,164 +1162,6 @@ class RayEngine:
             f"{job.last[row]} of task {first}, noise key {self.trees[first].key[job.first[row]]}"
         )
 
-    # -------------------------------------------------------------------------------------------------------- rewards
-
-    def _look_up(self, waiting: _Waiting) -> None:
-        """Enter the rewards that are known, and let equal samples wait for the one that is being scored."""
-        known, values, rest = [], [], []
-        for i in waiting.at:
-            digest = waiting.digests[i]
-            if digest is not None and digest in self._cache:
-                self._cache.move_to_end(digest)
-                known.append(i)
-                values.append(self._cache[digest])
-            elif digest is not None and digest in self._pending:
-                self._pending[digest].append((waiting, i))
-            else:
-                rest.append(i)
-                if digest is not None:
-                    self._pending[digest] = []
-        waiting.at = rest
-        self._hits += len(known)
-        if known:
-            self._reward(waiting.rows, np.array(known), np.array(values))
-
-    def _send_samples(self) -> None:
-        """Give scorers what waits, once it fills a batch or has waited for the window."""
-        now = time.monotonic()
-        while self._waiting:
-            self._waiting = [w for w in self._waiting if w.at]
-            rows = sum(len(w.at) for w in self._waiting)
-            free = [
-                s for s in self.pool.scorers if s.ready is None and all(c.scorer is not s for c in self._all_calls())
-            ]
-            due = rows and now >= min(w.since for w in self._waiting) + self.workers.reward_window
-            if not free or not (rows >= self.batch_size or due):
-                return
-            parts, room = [], self.batch_size
-            for waiting in self._waiting:
-                if now >= waiting.since and room:
-                    parts.append((waiting, waiting.at[:room]))
-                    waiting.at = waiting.at[room:]
-                    room -= len(parts[-1][1])
-            if not parts:
-                return
-            self._ask_scorer(free[0], parts)
-
-    def _all_calls(self) -> Iterable[_Call]:
-        return (call for engine in self.pool.engines for call in engine.calls)
-
-    def _ask_scorer(self, scorer: _Actor, parts: list[tuple[_Waiting, list[int]]]) -> None:
-        sent = [([w.ref], w.dtype, at) for w, at in parts]
-        tasks = [int(t) for w, at in parts for t in self._tasks(w)[np.array(at)]]
-        assert self._scoring is not None
-        ref = scorer.handle.score.remote(self._scoring, self.search, sent, tasks, self.workers.reward_tries)
-        self.calls.append(_Call(self, scorer, parts, ref, time.monotonic()))
-
-    @staticmethod
-    def _tasks(waiting: _Waiting) -> Ids:
-        return np.concatenate([j.task[rows] for j, rows in waiting.rows])
-
-    @staticmethod
-    def _job_of(waiting: _Waiting) -> NDArray[np.object_]:
-        out = np.empty(sum(len(rows) for _, rows in waiting.rows), object)
-        out[:] = [job for job, rows in waiting.rows for _ in rows]
-        return out
-
-    def scored(self, call: _Call) -> None:
-        """Enter the answer of a scorer."""
-        if call not in self.calls:
-            return
-        self.calls.remove(call)
-        try:
-            values, calls, attempts = ray.get(call.ref, timeout=FETCH_SECONDS)
-        except RayTaskError as error:
-            cause = _cause(error)
-            if isinstance(cause, ObjectLostError):
-                for waiting, at in call.parts:
-                    self._make_again(waiting, at, cause)
-                return
-            raise self._named(call, cause) from None
-        except (RayError, GetTimeoutError) as error:
-            self._ask_again(call, error)
-            return
-        self._attempts += attempts
-        begin = 0
-        for waiting, at in call.parts:
-            jobs = self._job_of(waiting)[at]
-            for job in set(jobs):  # what a cache of the reward's own saved is the first one's
-                mine = min(calls, int((jobs == job).sum()))
-                job.cost.reward_calls, calls = job.cost.reward_calls + mine, calls - mine
-            found = values[begin : begin + len(at)]
-            begin += len(at)
-            self._reward(waiting.rows, np.array(at), found)
-            for i, value in zip(at, found, strict=True):
-                self._remember(waiting.digests[i], float(value))
-
-    def _remember(self, digest: bytes | None, value: float) -> None:
-        if digest is None:
-            return
-        self._cache[digest] = value
-        while len(self._cache) > self.workers.reward_cache:
-            self._cache.popitem(last=False)
-        for waiting, i in self._pending.pop(digest, []):
-            self._hits += 1
-            self._reward(waiting.rows, np.array([i]), np.array([value]))
-
-    def _named(self, call: _Call, error: Exception) -> Exception:
-        """A reward's error with the nodes that it is about."""
-        if not isinstance(error, RewardError):
-            return error
-        nodes = []
-        for waiting, at in call.parts:
-            last, task = (np.concatenate([getattr(j, k)[r] for j, r in waiting.rows])[at] for k in ("last", "task"))
-            nodes += [f"node {n} (t = {self.trees[i].t[n]}) of task {i}" for n, i in zip(last, task, strict=True)]
-        rows = error.rows[:4] or range(min(4, len(nodes)))
-        return RewardError(f"{error} [{', '.join(nodes[i] for i in rows)}]", error.rows)
-
-    def _ask_again(self, call: _Call, error: Exception) -> None:
-        """A scorer died or hung: another one is asked, after a pause that grows."""
-        self._timeouts += 1
-        self.pool.replace(call.scorer)
-        for waiting, at in call.parts:
-            failures = self._failures[waiting.lease.number] = self._failures.get(waiting.lease.number, 0) + 1
-            if failures >= self.workers.reward_tries:
-                raise WorkerError(
-                    f"the reward was lost {failures} times over these: {self._inputs(waiting.lease)}: {_brief(error)}"
-                ) from error
-            waiting.at = at + waiting.at
-            waiting.since = time.monotonic() + 0.1 * 2**failures
-            if waiting not in self._waiting:
-                self._waiting.append(waiting)
-
-    def _make_again(self, waiting: _Waiting, at: list[int], error: Exception) -> None:
-        """Samples were lost before they were scored: their rows are run again."""
-        lost, waiting.at = np.array(sorted({*at, *waiting.at})), []
-        rows, begin = [], 0
-        for job, mine in waiting.rows:
-            inside = lost[(lost >= begin) & (lost < begin + len(mine))] - begin
-            begin += len(mine)
-            rows += [(job, mine[inside])] if len(inside) else []
-        for digest in [waiting.digests[int(i)] for i in lost]:
-            for other, j in self._pending.pop(digest, []) if digest is not None else []:
-                other.at.append(j)
-                if other not in self._waiting:
-                    self._waiting.append(other)
-        nfe = float(sum(job.nfe[mine].sum() for job, mine in rows))
-        self.lost(replace(waiting.lease, rows=rows, nfe=nfe), error, blame=False)
-
-    def due(self) -> float:
-        """Seconds until this engine has something to do without an answer."""
-        now = time.monotonic()
-        times = [w.since + self.workers.reward_window - now for w in self._waiting if w.at]
-        for call in list(self.calls):
-            left = call.sent + self.workers.reward_seconds - now
-            if left <= 0:
-                self.calls.remove(call)
-                self._ask_again(call, WorkerError(f"no answer within {self.workers.reward_seconds:g} s"))
-            times.append(max(left, 0.01))
-        return max(0.0, min(times, default=1.0))
-
     # ---------------------------------------------------------------------------------------------------------- stats
 
     def stats(self) -> dict[str, Any]:
@@ -1379,8 +1188,9 @@ class RayEngine:
             "processes_replaced": self.pool.restarts,
             "by_worker": by_worker,
         }
-        if self._scoring is not None:
-            found["rewards"] = {"attempts": self._attempts, "cache_hits": self._hits, "timeouts": self._timeouts}
+        if self.rewards is not None:
+            of = self.rewards
+            found["rewards"] = {"attempts": of.attempts, "cache_hits": of.hits, "workers_lost": of.lost}
         return found
 
     def summary(self) -> dict[str, Any]:
@@ -1395,6 +1205,206 @@ class RayEngine:
             "mb_in": round(self._bytes_in / 1e6, 3),
             "mb_out": round(self._bytes_out / 1e6, 3),
         }
+
+
+# ------------------------------------------------------------------------------------------------------------ rewards
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """Samples of a bundle that wait for their rewards."""
+
+    lease: _Lease
+    ref: Any  # to all samples of the bundle
+    dtype: Any
+    digests: Sequence[bytes | None]
+    job: NDArray[np.object_]
+    row: Ids  # within its job
+    at: list[int]  # those still to be sent
+    since: float  # when they came; later than now while they pause after a failure
+    failures: int = 0
+
+    @property
+    def task(self) -> Ids:
+        return np.array([job.task[row] for job, row in zip(self.job, self.row, strict=True)])
+
+    def names(self, at: list[int]) -> list[str]:
+        """What errors call samples."""
+        trees, found = self.lease.engine.trees, [(self.job[i], self.row[i]) for i in at]
+        nodes = [(int(job.task[row]), int(job.last[row])) for job, row in found]
+        return [f"node {node} (t = {trees[task].t[node]}) of task {task}" for task, node in nodes]
+
+
+@dataclass(eq=False)
+class _Call:
+    """Samples at a scorer."""
+
+    of: _Rewards
+    scorer: _Actor
+    parts: list[tuple[_Waiting, list[int]]]
+    ref: Any
+    sent: float
+
+
+class _Rewards:
+    """The reward service of a search: samples of all its tasks wait in a window, equal ones are scored once.
+
+    Args:
+        engine: whose samples they are.
+        setup: reference to what scorers need to know.
+    """
+
+    def __init__(self, engine: RayEngine, setup: list[Any]) -> None:
+        self.engine, self.pool, self.limits, self._setup = engine, engine.pool, engine.workers, setup
+        self.calls: list[_Call] = []
+        self.attempts = self.hits = self.lost = 0
+        self._waiting: list[_Waiting] = []
+        self._cache: OrderedDict[bytes, float] = OrderedDict()
+        self._pending: dict[bytes, list[tuple[_Waiting, int]]] = {}  # samples equal to one that is being scored
+
+    def add(self, lease: _Lease, reply: Reply) -> None:
+        """Take the samples of a bundle."""
+        row = np.concatenate([rows for _, rows in lease.rows])
+        job = np.empty(len(row), object)
+        job[:] = [job for job, rows in lease.rows for _ in rows]
+        digests = reply.digests if self.limits.reward_cache else [None] * len(row)
+        waiting = _Waiting(lease, lease.refs[2], reply.dtype, digests, job, row, [], time.monotonic())
+        self._waiting.append(waiting)
+        known = []
+        for i, digest in enumerate(digests):
+            if digest is not None and digest in self._cache:
+                self._cache.move_to_end(digest)
+                known.append((i, self._cache[digest]))
+            elif digest is not None and digest in self._pending:
+                self._pending[digest].append((waiting, i))
+            else:
+                waiting.at.append(i)
+                if digest is not None:
+                    self._pending[digest] = []
+        self.hits += len(known)
+        self._enter(waiting, [i for i, _ in known], [value for _, value in known])
+
+    def send(self) -> None:
+        """Give scorers what waits, once it fills a batch or has waited for the window."""
+        self._waiting = [w for w in self._waiting if w.at]
+        busy = {call.scorer for engine in self.pool.engines if engine.rewards for call in engine.rewards.calls}
+        for scorer in [s for s in self.pool.scorers if s.ready is None and s not in busy]:
+            now, parts, room = time.monotonic(), [], self.engine.batch_size
+            able = [w for w in self._waiting if w.at and w.since <= now]
+            rows = sum(len(w.at) for w in able)
+            if not rows or (rows < room and now < min(w.since for w in able) + self.limits.reward_window):
+                return
+            for waiting in able:
+                if room > 0:
+                    parts.append((waiting, waiting.at[:room]))
+                    waiting.at = waiting.at[room:]
+                    room -= len(parts[-1][1])
+            sent = [([w.ref], w.dtype, at) for w, at in parts]
+            tasks = [int(task) for w, at in parts for task in w.task[np.array(at)]]
+            ref = scorer.handle.score.remote(self._setup, self.engine.search, sent, tasks, self.limits.reward_tries)
+            self.calls.append(_Call(self, scorer, parts, ref, now))
+
+    def due(self) -> float:
+        """Seconds until there is something to send or to give up on."""
+        now = time.monotonic()
+        times = [max(w.since - now, w.since + self.limits.reward_window - now) for w in self._waiting if w.at]
+        times += [call.sent + self.limits.reward_seconds - now for call in self.calls]
+        return max(0.0, min(times, default=1.0))
+
+    def watch(self) -> None:
+        """Ask others where a scorer has not answered for too long."""
+        for call in [c for c in self.calls if time.monotonic() > c.sent + self.limits.reward_seconds]:
+            self._ask_again(call, WorkerError(f"no answer within {self.limits.reward_seconds:g} s"))
+
+    def take(self, call: _Call) -> None:
+        """Enter the answer of a scorer.
+
+        Raises:
+            RewardError: the reward broke its contract, or raised at every attempt.
+        """
+        if call not in self.calls:
+            return
+        try:
+            values, calls, attempts = ray.get(call.ref, timeout=FETCH_SECONDS)
+        except RayTaskError as error:
+            self.calls.remove(call)
+            cause = _cause(error)
+            if not isinstance(cause, ObjectLostError):
+                raise self._named(call, cause) from None
+            for waiting, at in call.parts:
+                self._make_again(waiting, at, cause)
+        except (RayError, GetTimeoutError) as error:
+            self._ask_again(call, error)
+        else:
+            self.calls.remove(call)
+            self.attempts += attempts
+            begin = 0
+            for waiting, at in call.parts:
+                found = values[begin : begin + len(at)].tolist()
+                begin += len(at)
+                for job in dict.fromkeys(waiting.job[at]):  # what a cache of the reward's own saved is the last one's
+                    mine = min(calls, int((waiting.job[at] == job).sum()))
+                    job.cost.reward_calls, calls = job.cost.reward_calls + mine, calls - mine
+                self._enter(waiting, at, found)
+                for i, value in zip(at, found, strict=True):
+                    self._remember(waiting.digests[i], value)
+
+    def _enter(self, waiting: _Waiting, at: list[int], values: list[float]) -> None:
+        """Rewards of samples: their rows have arrived."""
+        for job in dict.fromkeys(waiting.job[at]):
+            mine = waiting.job[at] == job
+            self.engine.arrive(job, waiting.row[at][mine], np.array(values)[mine])
+
+    def _remember(self, digest: bytes | None, value: float) -> None:
+        if digest is None:
+            return
+        self._cache[digest] = value
+        while len(self._cache) > self.limits.reward_cache:
+            self._cache.popitem(last=False)
+        for waiting, i in self._pending.pop(digest, []):
+            self.hits += 1
+            self._enter(waiting, [i], [value])
+
+    @staticmethod
+    def _named(call: _Call, error: Exception) -> Exception:
+        """A reward's error with the nodes that it is about."""
+        if not isinstance(error, RewardError):
+            return error
+        names = [name for waiting, at in call.parts for name in waiting.names(at)]
+        rows = error.rows[:4] or range(min(4, len(names)))
+        return RewardError(f"{error} [{', '.join(names[i] for i in rows)}]", error.rows)
+
+    def _ask_again(self, call: _Call, error: Exception) -> None:
+        """A scorer died or hung: another one is asked, after a pause that grows."""
+        log.warning("reward worker %d is replaced: %s", call.scorer.number, _brief(error))
+        self.calls.remove(call)
+        self.pool.replace(call.scorer)
+        self.lost += 1
+        for waiting, at in call.parts:
+            waiting.failures += 1
+            if waiting.failures >= self.limits.reward_tries:
+                raise WorkerError(
+                    f"{waiting.failures} reward workers were lost over the same samples, "
+                    f"{', '.join(waiting.names(at)[:4])}: {_brief(error)}"
+                ) from error
+            waiting.at = at + waiting.at
+            waiting.since = time.monotonic() + 0.1 * 2**waiting.failures
+            self._wait(waiting)
+
+    def _make_again(self, waiting: _Waiting, at: list[int], error: Exception) -> None:
+        """Samples were lost before they were scored: their rows are run again."""
+        lost, waiting.at = sorted({*at, *waiting.at}), []
+        for digest in [waiting.digests[i] for i in lost]:
+            for other, i in self._pending.pop(digest, []) if digest is not None else []:
+                other.at.append(i)
+                self._wait(other)
+        rows = [(job, waiting.row[lost][waiting.job[lost] == job]) for job in dict.fromkeys(waiting.job[lost])]
+        nfe = float(sum(job.nfe[mine].sum() for job, mine in rows))
+        self.engine.lost(replace(waiting.lease, rows=rows, nfe=nfe), error, blame=False)
+
+    def _wait(self, waiting: _Waiting) -> None:
+        if waiting not in self._waiting:
+            self._waiting.append(waiting)
 
 
 def _halves(parts: list[tuple[_Job, Ids]], n: int) -> list[list[tuple[_Job, Ids]]]:
