@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
 DATA ?= mnist.npz
 
-.PHONY: help setup demo test test-slow lint bench train-mnist clean
+.PHONY: help setup demo test test-slow lint bench bench-ray bench-async soak train-mnist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,15 @@ lint: $(STAMP)  ## format, lint and types
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
 	@$(PY) -m experiments.bench
+
+bench-ray: $(STAMP)  ## how much of their speed workers keep: ratios within one run, and a model of large clusters
+	@$(PY) -m experiments.bench_ray
+
+bench-async: $(STAMP)  ## quality of asynchronous search against serial, 30 seeds
+	@$(PY) -m experiments.async_quality
+
+soak: $(STAMP)  ## 200 workers killed during a long search: nothing lost, memory flat
+	@$(PY) -m experiments.soak --kills 200
 
 train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=path/to/mnist.npz
 	@$(PY) -m experiments.train_classifiers --data $(DATA)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,6 @@ class Counters:
     passes: int = 0
     rows: int = 0  # evaluated in them, padding excluded
     room: int = 0  # passes times batch size
-    nfe: int = 0
 
 
 class _Ledger:
@@ -186,18 +186,16 @@ class Station:
         """Take a bundle."""
         for number in bundle.forget:
             self._kept.pop(number, None)
-        self._begin(bundle, Cost())
+        with self._counting():
+            self._begin(bundle, Cost())
 
     def step(self) -> list[tuple[int, Reply | Exception]]:
         """One pass: the bundles that it finished, with their replies or with what their kernel or reward raised."""
-        began, before = time.perf_counter(), self.engine.passes
         try:
-            arrivals = self.engine.step(eager=False)
+            with self._counting():
+                arrivals = self.engine.step(eager=False)
         except Exception as error:
             return self._recover(error)
-        finally:
-            self.counters.seconds += time.perf_counter() - began
-            self._count(self.engine.passes - before)
         return [(a.wave, self._reply(a)) for a in arrivals if a.cost is not None]
 
     def close(self) -> None:
@@ -206,12 +204,18 @@ class Station:
         self._running.clear()
         self._kept.clear()
 
-    def _count(self, passes: int) -> None:
-        self.counters.passes += passes
-        self.counters.room += passes * self.engine.batch_size
-        self.counters.rows += self.engine.evaluated
-        self.engine.evaluated = 0
-        self.counters.nfe = self.counters.rows
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Counts what the engine does meanwhile."""
+        counters, engine = self.counters, self.engine
+        began, passes, rows = time.perf_counter(), engine.passes, engine.evaluated
+        try:
+            yield
+        finally:
+            counters.seconds += time.perf_counter() - began
+            counters.passes += engine.passes - passes
+            counters.room += (engine.passes - passes) * engine.batch_size
+            counters.rows += engine.evaluated - rows
 
     def _begin(self, bundle: Bundle, lost: Cost) -> None:
         engine, ledger = self.engine, _Ledger(bundle, self.engine.spec.num_steps + 1)
@@ -270,8 +274,7 @@ class Station:
         slot = ledger.slot[1 + n :]
         stored = slot != NONE
         states = as_numpy(engine.states.get(slot[stored])) if stored.any() else None
-        used = ledger.slot[1:]
-        engine.states.drop(np.unique(used[used != NONE]))
+        self._release(ledger)
         reply = Reply(bundle.number, ledger.log_w[1 + n :], stored, ledger.reward[ledger.last], cost, states)
         if engine.away:
             reply.reward = np.full(n, np.nan)
@@ -282,10 +285,17 @@ class Station:
             reply.samples = as_numpy(samples) if isinstance(samples, Tensor) else samples
         return reply
 
+    def _release(self, ledger: _Ledger) -> None:
+        """Let go of the states of a bundle."""
+        used = ledger.slot[1:]
+        self.engine.states.drop(np.unique(used[used != NONE]))
+
     def _recover(self, error: Exception) -> list[tuple[int, Reply | Exception]]:
         """After an exception: with less memory a smaller batch, otherwise each bundle alone, to see whose it is."""
         lost = {f.wave: f.cost for f in self.engine.abandon()}
         again = [self._running.pop(number) for number in list(self._running)]
+        for one in again:
+            self._release(one.ledger)
         smaller = _out_of_memory(error) and self.engine.batch_size > 1
         if smaller:
             self.engine.batch_size = -(-self.engine.batch_size // 2)

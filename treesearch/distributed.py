@@ -16,6 +16,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray import cloudpickle
 from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
@@ -113,11 +115,16 @@ class _Worker(_Process):
         self._said: list[str] = []  # since the last report
         threading.Thread(target=self._serve, args=(threads,), daemon=True).start()
 
-    def run(self, setup: list[Any], search: int, bundle: Bundle) -> tuple[tuple[Reply, dict[str, Any]], Any, Any]:
-        """Run a bundle; (its reply and what the worker has to report, states, samples)."""
+    def run(
+        self, setup: list[Any], search: int, bundle: Bundle
+    ) -> tuple[tuple[Reply | Exception, dict[str, Any] | None], Any, Any]:
+        """Run a bundle; (its reply, or what it raised, and what the worker has to report, states, samples)."""
         answer: Future[Any] = Future()
         self._inbox.put(partial(self._submit, setup, search, bundle, answer))
-        reply, report = answer.result()
+        try:
+            reply, report = answer.result()
+        except Exception as error:  # as a value: Ray would print it, and wrap it
+            return (_portable(error), None), None, None
         states, samples = reply.states, reply.samples
         return (replace(reply, states=None, samples=None), report), states, samples
 
@@ -196,7 +203,11 @@ class _Worker(_Process):
 
     def _step(self, search: int, station: Station) -> None:
         size = station.engine.batch_size
-        done = station.step()
+        try:
+            done = station.step()
+        except Exception as error:  # not the kernel's or the reward's: what their answers hold cannot be sent
+            done = [(number, error) for of, number in self._answers if of == search]
+            station.close()
         if station.engine.batch_size < size:
             self._said.append(f"out of memory: batches of {station.engine.batch_size} rows from now on, not {size}")
         for number, outcome in done:
@@ -226,6 +237,16 @@ class _Worker(_Process):
                 batch_invariant=of.batch_invariant,
             )
         return self._stations[search]
+
+
+def _portable(error: Exception) -> Exception:
+    """An exception that can travel, with its traceback as a note."""
+    error.add_note("on a worker:\n" + "".join(traceback.format_exception(error)[:-1]).rstrip())
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return WorkerError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _settle(answer: Future[Any], work: Callable[[], Any]) -> None:
@@ -588,19 +609,27 @@ class _Pool:
         raise WorkerError(f"{self.of.max_failures} workers died of the same question: {_brief(last)}")
 
     def _any_ready(self, actors: list[_Actor]) -> _Actor:
-        began = time.monotonic()
         while not (ready := [a for a in actors if a.ready is None]):
             self._greet(timeout=1.0)
-            self._check_start(actors, began)
+            self._check_start()
         return min(ready, key=lambda a: len(a.leases))
 
-    def _check_start(self, actors: list[_Actor], began: float) -> None:
-        if time.monotonic() - began > self.of.start_seconds and all(a.ready is not None for a in actors):
-            asked = {"CPU": self.of.cpus_per_worker, "GPU": self.of.gpus_per_worker}
-            raise WorkerError(
-                f"no worker was ready within {self.of.start_seconds:g} s: each asks for {asked}, "
-                f"the cluster has {ray.cluster_resources()}"
-            )
+    def _check_start(self) -> None:
+        """Raises:
+        WorkerError: none of the workers, or of the scorers, came up in time.
+        """
+        of = self.of
+        for kind, actors, cpus, gpus in (
+            ("worker", self.workers, of.cpus_per_worker, of.gpus_per_worker),
+            ("reward worker", self.scorers, of.cpus_per_reward_worker, of.gpus_per_reward_worker),
+        ):
+            if not actors or any(a.ready is None for a in actors):
+                continue
+            if time.monotonic() - min(a.started for a in actors) > of.start_seconds:
+                raise WorkerError(
+                    f"no {kind} was ready within {of.start_seconds:g} s: each asks for {cpus:g} CPUs and {gpus:g} GPUs, the "
+                    f"cluster has {ray.cluster_resources()}, of them free {ray.available_resources()}"
+                )
 
     def _greet(self, timeout: float) -> None:
         """Let processes that have come up join."""
@@ -652,9 +681,8 @@ class _Pool:
         refs |= {call.ref: call for service in services for call in service.calls}
         due = min([1.0, *(service.due() for service in services)])
         if not refs:
-            time.sleep(max(0.0, min(due, 0.05)))
-            return
-        found, _ = ray.wait(list(refs), num_returns=1, timeout=due)
+            time.sleep(min(due, 0.05))
+        found, _ = ray.wait(list(refs), num_returns=1, timeout=due) if refs else ([], [])
         if found:
             found, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         for reference in found:
@@ -668,6 +696,7 @@ class _Pool:
         for service in services:
             service.watch()
         self._watch()
+        self._check_start()
 
     def _take(self, lease: _Lease) -> None:
         """An answer to a bundle: a reply, or a failure."""
@@ -676,10 +705,8 @@ class _Pool:
             return
         try:
             reply, report = ray.get(lease.refs[0], timeout=FETCH_SECONDS)
-            reply.states = ray.get(lease.refs[1], timeout=FETCH_SECONDS)
-        except RayTaskError as error:
-            actor.done(lease)
-            lease.engine.failed(lease, actor, _cause(error))
+            if isinstance(reply, Reply):
+                reply.states = ray.get(lease.refs[1], timeout=FETCH_SECONDS)
         except RayActorError as error:
             self._lost(actor, error)
         except (RayError, GetTimeoutError) as error:  # the answer was lost with its node
@@ -687,7 +714,10 @@ class _Pool:
             lease.engine.lost(lease, error, blame=False)
         else:
             actor.done(lease)
-            lease.engine.received(lease, actor, reply, report)
+            if isinstance(reply, Reply):
+                lease.engine.received(lease, actor, reply, report)
+            else:
+                lease.engine.failed(lease, actor, reply)
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
         """A worker is gone: its leases are given again."""
@@ -1108,7 +1138,7 @@ class RayEngine:
         for text in report["said"]:
             log.warning("worker %d: %s", actor.number, text)
         now, before = report["counters"], self._seen.get(actor.number)
-        nfe = now.nfe - (before["counters"].nfe if before else 0)
+        nfe = now.rows - (before["counters"].rows if before else 0)
         seconds = now.seconds - (before["counters"].seconds if before else 0.0)
         if nfe > 0 and seconds > 0:
             self._speed[actor.number] = smooth(self._speed.get(actor.number), nfe / seconds)
@@ -1126,7 +1156,8 @@ class RayEngine:
         if lease.failures >= self.workers.max_failures:
             error.add_note(f"{lease.failures} attempts at {self._inputs(lease)}")
             raise error
-        log.warning("worker %d: %s: %s; the bundle is tried again", actor.number, type(error).__name__, error)
+        name = type(error).__name__
+        log.warning("worker %d: %s: %s; the bundle is tried again", actor.number, name, _brief(error))
         self._give_again(lease)
 
     def lost(self, lease: _Lease, error: Exception, *, blame: bool) -> None:
@@ -1175,7 +1206,7 @@ class RayEngine:
                 "device": seen["device"],
                 "busy": round(seen["counters"].seconds / wall, 4),
                 "fill": round(seen["counters"].rows / max(1, seen["counters"].room), 4),
-                "nfe": seen["counters"].nfe,
+                "nfe": seen["counters"].rows,
                 "nfe_per_second": round(self._speed.get(number, 0.0), 1),
                 "batch_size": seen["batch_size"],
                 "memory_mb": round(seen["memory"] / 2**20, 1),
@@ -1398,7 +1429,11 @@ class _Rewards:
             for other, i in self._pending.pop(digest, []) if digest is not None else []:
                 other.at.append(i)
                 self._wait(other)
-        rows = [(job, waiting.row[lost][waiting.job[lost] == job]) for job in dict.fromkeys(waiting.job[lost])]
+        rows: list[tuple[_Job, Ids]] = [
+            (job, waiting.row[lost][waiting.job[lost] == job]) for job in dict.fromkeys(waiting.job[lost])
+        ]
+        for job, mine in rows:
+            job.cost.nfe -= int(job.nfe[mine].sum())  # it counts when it is run again
         nfe = float(sum(job.nfe[mine].sum() for job, mine in rows))
         self.engine.lost(replace(waiting.lease, rows=rows, nfe=nfe), error, blame=False)
 

@@ -38,10 +38,12 @@ def stream(
     """`search`, wave by wave: an iterator of `Snapshot`; stop iterating to stop the search."""
     options = Options(batch_size, keep_states, batch_invariant)
     with ExitStack() as running:
-        running.enter_context(workers or nullcontext())
+        running.enter_context(_running(workers))
         session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
         session.start(store)
-        return _drive(session, callbacks, running.pop_all())
+        snapshots = _hold(_drive(session, callbacks), running.pop_all())
+        next(snapshots)
+        return snapshots
 
 
 def search(
@@ -82,7 +84,7 @@ def search(
         StoreError: the folder holds a run already, or cannot be written.
     """
     options = Options(batch_size, keep_states, batch_invariant)
-    with workers or nullcontext():
+    with _running(workers):
         session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
         session.start(store)
         for _ in _drive(session, callbacks):
@@ -108,7 +110,7 @@ def resume(
     Raises:
         StoreError: no run, another format, or something that must not change has; the message names the key.
     """
-    with workers or nullcontext():
+    with _running(workers):
         session = open_session(store, kernel, reward, budget=budget, batch_size=batch_size, workers=workers)
         for _ in _drive(session, callbacks):
             pass
@@ -187,8 +189,6 @@ def make_session(
         raise ValueError("prompts is empty: give at least one, or None for an unconditional search")
     if not all(map(callable, callbacks if isinstance(callbacks, (list, tuple)) else [None])):
         raise TypeError(f"callbacks is {callbacks!r}, expected a list of functions of a Snapshot")
-    if workers is not None and not hasattr(workers, "engine"):
-        raise TypeError(f"workers is {workers!r}, expected ts.RayWorkers(num_workers, ...) or None")
     settings: dict[str, Any] = {"prompts": prompts, "budget": budget, "seed": int(seed), "options": options}
     return Session(_kernel(kernel, workers), _reward(reward, workers), method, workers=workers, **settings)
 
@@ -205,11 +205,21 @@ def _reward(given: Reward | Callable[..., Any] | Recipe, workers: Workers | None
     return as_reward(given.reward()) if workers is None else workers.reward(given)
 
 
-def _drive(
-    session: Session, callbacks: Sequence[Callback], running: AbstractContextManager[Any] | None = None
-) -> Iterator[Snapshot]:
-    with running or nullcontext():
-        for snapshot in session.waves():
-            for callback in callbacks:
-                callback(snapshot)
-            yield snapshot
+def _running(workers: Workers | None) -> AbstractContextManager[Any]:
+    if workers is not None and not hasattr(workers, "engine"):
+        raise TypeError(f"workers is {workers!r}, expected ts.RayWorkers(num_workers, ...) or None")
+    return nullcontext() if workers is None else workers
+
+
+def _drive(session: Session, callbacks: Sequence[Callback]) -> Iterator[Snapshot]:
+    for snapshot in session.waves():
+        for callback in callbacks:
+            callback(snapshot)
+        yield snapshot
+
+
+def _hold(snapshots: Iterator[Snapshot], running: AbstractContextManager[Any]) -> Iterator[Any]:
+    """The snapshots, with workers that end when the iterator does; a first step that yields nothing enters it."""
+    with running:
+        yield None
+        yield from snapshots
