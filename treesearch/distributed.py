@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import queue
 import threading
 import time
@@ -28,7 +29,6 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray import cloudpickle
 from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
@@ -243,7 +243,7 @@ def _portable(error: Exception) -> Exception:
     """An exception that can travel, with its traceback as a note."""
     error.add_note("on a worker:\n" + "".join(traceback.format_exception(error)[:-1]).rstrip())
     try:
-        cloudpickle.loads(cloudpickle.dumps(error))
+        pickle.loads(pickle.dumps(error))
     except Exception:
         return WorkerError(f"{type(error).__name__}: {error}")
     return error
@@ -627,8 +627,8 @@ class _Pool:
                 continue
             if time.monotonic() - min(a.started for a in actors) > of.start_seconds:
                 raise WorkerError(
-                    f"no {kind} was ready within {of.start_seconds:g} s: each asks for {cpus:g} CPUs and {gpus:g} GPUs, the "
-                    f"cluster has {ray.cluster_resources()}, of them free {ray.available_resources()}"
+                    f"no {kind} was up within {of.start_seconds:g} s: each asks for {cpus:g} CPUs and {gpus:g} GPUs, "
+                    f"the cluster has {ray.cluster_resources()}, of them free {ray.available_resources()}"
                 )
 
     def _greet(self, timeout: float) -> None:
