@@ -52,3 +52,9 @@ def test_bench_of_the_tree(tmp_path):
     script("bench", "--parts", "c", "--rounds", "1", "--nodes", "100000", "--out", str(tmp_path / "b.json"))
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["c"]["bytes_per_node"] <= 64
+
+
+def test_async_quality_runs(tmp_path):
+    out = tmp_path / "a.json"
+    script("async_quality", "--quick", "--parts", "exact", "--work", str(tmp_path), "--out", str(out))
+    assert json.loads(out.read_text())

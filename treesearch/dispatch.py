@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUNDLE_SECONDS = 1.0
-SMOOTH = 0.5  # weight of the latest measurement of a worker's speed
+SMOOTH = 0.25  # weight of the latest measurement of a worker's speed
+ALIKE = 0.1  # a row more or less can cost a whole pass: small differences of speed are noise
 
 F64 = NDArray[np.float64]
 
@@ -32,6 +33,12 @@ def water_fill(queued: float, backlog: F64, speed: F64) -> F64:
     k = int(np.searchsorted(fill, queued, side="right"))
     level = (queued + (s[:k] * b[:k]).sum()) / s[:k].sum()
     return np.maximum(0.0, level - backlog) * speed
+
+
+def level(speed: F64) -> F64:
+    """Speeds without their noise: those within `ALIKE` of the median are the median."""
+    middle = np.median(speed)
+    return np.where(np.abs(speed - middle) <= ALIKE * middle, middle, speed)
 
 
 def smooth(old: float | None, new: float) -> float:

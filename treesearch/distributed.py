@@ -36,7 +36,7 @@ from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, RewardError, as_reward
 from treesearch.budget import Cost
 from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
-from treesearch.dispatch import BUNDLE_SECONDS, deal, smooth, water_fill
+from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill
 from treesearch.engine import Arrival, Ids, Segments
 from treesearch.engine import encode as encode_prompts
 from treesearch.errors import KernelError, TreeSearchError, choose
@@ -136,8 +136,8 @@ class _Worker(_Process):
         def walk() -> NDArray[Any]:
             engine = self._station(setup, search).engine
             state = None if x is None else as_tensor(x, engine.spec.dtype)
-            for key, level, end in legs:
-                state = engine.retrace(task, np.array([key], np.uint64), level, end, state, repeated=True)
+            for key, top, end in legs:
+                state = engine.retrace(task, np.array([key], np.uint64), top, end, state, repeated=True)
             assert state is not None
             return as_numpy(state)
 
@@ -429,6 +429,8 @@ class RayWorkers:
         }.items():
             if not value > 0:
                 raise ValueError(f"{name} is {value!r}, expected a positive number")
+        if not 0 <= reward_window < math.inf:
+            raise ValueError(f"reward_window is {reward_window!r}, expected seconds >= 0")
         choose("on_interrupt", on_interrupt, ("drop", "drain"))
         self.num_workers, self.reward_workers = num_workers, reward_workers
         self.gpus_per_worker, self.gpus_per_reward_worker = gpus_per_worker, gpus_per_reward_worker
@@ -705,8 +707,6 @@ class _Pool:
             return
         try:
             reply, report = ray.get(lease.refs[0], timeout=FETCH_SECONDS)
-            if isinstance(reply, Reply):
-                reply.states = ray.get(lease.refs[1], timeout=FETCH_SECONDS)
         except RayActorError as error:
             self._lost(actor, error)
         except (RayError, GetTimeoutError) as error:  # the answer was lost with its node
@@ -848,6 +848,7 @@ class RayEngine:
         self._again: deque[tuple[list[tuple[_Job, Ids]], int]] = deque()  # bundles that failed, and how often
         self._arrived: list[tuple[_Job, Ids]] = []
         self._kept: dict[int, list[tuple[Ids, Ids]]] = {}  # by task: nodes, (worker, bundle, row)
+        self._landing: list[tuple[Any, Ids, Ids]] = []  # references to states, and the (task, node) of each
         self._forget: dict[int, list[int]] = {}  # by worker: bundles whose transitions are needed no more
         self._speed: dict[int, float] = {}
         self._seen: dict[int, Any] = {}  # by worker: its latest report
@@ -860,12 +861,7 @@ class RayEngine:
     @property
     def capacity(self) -> int:
         """Rows that give every worker a bundle."""
-        most = max(self.batch_size, BUNDLE_BYTES // max(1, self.spec.state_bytes))
-        rows = 0
-        for actor in self.pool.workers:
-            wanted = self._speed.get(actor.number, 0.0) * BUNDLE_SECONDS / self.spec.num_steps
-            rows += min(most, max(1, round(wanted / self.batch_size)) * self.batch_size)
-        return rows
+        return sum(self._bundle_rows(a, self.spec.num_steps) for a in self.pool.workers)
 
     @property
     def drains(self) -> bool:
@@ -985,10 +981,11 @@ class RayEngine:
         self._depth, self._samples = self._depth + len(cost), self._samples + 1
         ready = [a for a in self.pool.workers if a.ready is None and not a.alone]
         mean = sum(self._speed.values()) / len(self._speed) if self._speed else 1.0
-        speed = np.array([self._speed.get(a.number, mean) for a in ready])
+        speed = level(np.array([self._speed.get(a.number, mean) for a in ready]))
         backlog = np.array([self._busy(a) for a in ready])
         shares = dict(zip(ready, water_fill(cost.sum(), backlog, speed), strict=True))
-        most = np.array([self._most(a, float(cost.mean())) for a in free])
+        row = float(cost.mean())
+        most = np.array([self._bundle_rows(a, row) * row for a in free])
         given = deal(cost, home, [a.number for a in free], np.minimum([shares[a] for a in free], most))
         start = np.cumsum([0, *(len(rows) for _, rows in queued)])
         for actor in free:
@@ -1002,10 +999,12 @@ class RayEngine:
                     self._stolen += int(((job.kept[rows, 0] != NONE) & (job.kept[rows, 0] != actor.number)).sum())
                 self._lend(actor, mine, 0)
 
-    def _most(self, actor: _Actor, row: float) -> float:
-        """Evaluations that a bundle for this worker may have: a full batch, or what it does in `BUNDLE_SECONDS`."""
-        by_memory = max(self.batch_size, BUNDLE_BYTES // max(1, self.spec.state_bytes))
-        return min(by_memory * row, max(self.batch_size * row, self._speed.get(actor.number, 0.0) * BUNDLE_SECONDS))
+    def _bundle_rows(self, actor: _Actor, row: float) -> int:
+        """Rows of `row` evaluations each that a bundle for this worker may have: whole batches, at least one, no more
+        than what it does in `BUNDLE_SECONDS` and than fits."""
+        batches = int(self._speed.get(actor.number, 0.0) * BUNDLE_SECONDS / row / self.batch_size)
+        fits = BUNDLE_BYTES // max(1, self.spec.state_bytes) // self.batch_size
+        return max(1, min(batches, fits)) * self.batch_size
 
     def _busy(self, actor: _Actor) -> float:
         """Seconds until a worker has done what it was given."""
@@ -1048,10 +1047,12 @@ class RayEngine:
             key[mine] = tree.key[first[mine]]
             again[mine] = (source[mine] != ROOT) & ~np.isnan(tree.reward[source[mine]])
             levels[owner == i] = tree.t[nodes[owner == i]]
-            slot[mine] = np.where(source[mine] == ROOT, NONE, tree.slot[source[mine]])
-            for row in np.flatnonzero(mine & ~here & (source != ROOT) & (slot == NONE)):
+            wanted = mine & ~here & (source != ROOT)
+            if self._landing and (tree.slot[source[wanted]] == NONE).any():
+                self.settle()
+            slot[wanted] = tree.slot[source[wanted]]
+            for row in np.flatnonzero(wanted & (slot == NONE)):
                 slot[row], legs[int(row)] = self._detour(int(i), int(source[row]))
-        slot[here] = NONE
         from_state = slot != NONE
         states = None
         if from_state.any():
@@ -1104,13 +1105,11 @@ class RayEngine:
         )
         passed = last - first + 1
         nodes, owner = _ranges(first, passed), np.repeat(task, passed)
-        slots = np.full(len(nodes), NONE)
-        if reply.states is not None:
-            slots[reply.stored] = self.states.put(as_tensor(reply.states, self.spec.dtype))
+        if reply.stored.any():
+            self._landing.append((lease.refs[1], owner[reply.stored], nodes[reply.stored]))
         for i in np.unique(task):
             tree, mine = self.trees[i], owner == i
             tree.log_w[nodes[mine]] = reply.log_w[mine]
-            tree.slot[nodes[mine & reply.stored]] = slots[mine & reply.stored]
             if (stays := (task == i) & hold).any():
                 rows = np.flatnonzero(stays)
                 order = rows[np.argsort(last[rows])]
@@ -1124,6 +1123,29 @@ class RayEngine:
         for job, rows in lease.rows:
             self.arrive(job, rows, reply.reward[begin : begin + len(rows)])
             begin += len(rows)
+
+    def settle(self) -> None:
+        """Bring home the states of rows that have arrived: after the next wave is sent, so that workers do not wait."""
+        landing, self._landing = self._landing, []
+        for ref, owner, nodes in landing:
+            try:
+                states: Any = ray.get(ref, timeout=FETCH_SECONDS)
+            except (RayError, GetTimeoutError) as error:
+                log.warning("states of %d nodes were lost (%s): computed again", len(nodes), type(error).__name__)
+                self._compute_again(owner, nodes)
+                continue
+            self._bytes_in += states.nbytes
+            slots = self.states.put(as_tensor(states, self.spec.dtype))
+            for i in np.unique(owner):
+                self.trees[i].slot[nodes[owner == i]] = slots[owner == i]
+
+    def _compute_again(self, owner: Ids, nodes: Ids) -> None:
+        """States whose rewards are known and that were lost with a machine."""
+        for task, node in sorted(zip(owner.tolist(), nodes.tolist(), strict=True)):
+            tree, above = self.trees[task], int(self.trees[task].parent[node])
+            while above != ROOT and tree.slot[above] == NONE:
+                above = int(tree.parent[above])
+            tree.slot[node] = self.states.put(self.path(task, node, above, repeated=True)[None])[0]
 
     def arrive(self, job: _Job, rows: Ids, rewards: NDArray[np.float64]) -> None:
         """Rows of a wave have their rewards."""
@@ -1318,8 +1340,7 @@ class _Rewards:
     def send(self) -> None:
         """Give scorers what waits, once it fills a batch or has waited for the window."""
         self._waiting = [w for w in self._waiting if w.at]
-        busy = {call.scorer for engine in self.pool.engines if engine.rewards for call in engine.rewards.calls}
-        for scorer in [s for s in self.pool.scorers if s.ready is None and s not in busy]:
+        for scorer in self._free():
             now, parts, room = time.monotonic(), [], self.engine.batch_size
             able = [w for w in self._waiting if w.at and w.since <= now]
             rows = sum(len(w.at) for w in able)
@@ -1335,10 +1356,16 @@ class _Rewards:
             ref = scorer.handle.score.remote(self._setup, self.engine.search, sent, tasks, self.limits.reward_tries)
             self.calls.append(_Call(self, scorer, parts, ref, now))
 
+    def _free(self) -> list[_Actor]:
+        """Scorers that have nothing to do."""
+        busy = {call.scorer for engine in self.pool.engines if engine.rewards for call in engine.rewards.calls}
+        return [s for s in self.pool.scorers if s.ready is None and s not in busy]
+
     def due(self) -> float:
         """Seconds until there is something to send or to give up on."""
-        now = time.monotonic()
-        times = [max(w.since - now, w.since + self.limits.reward_window - now) for w in self._waiting if w.at]
+        now, times = time.monotonic(), []
+        if self._free():  # otherwise an answer comes first
+            times = [w.since + self.limits.reward_window - now for w in self._waiting if w.at]
         times += [call.sent + self.limits.reward_seconds - now for call in self.calls]
         return max(0.0, min(times, default=1.0))
 

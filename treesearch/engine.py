@@ -132,7 +132,7 @@ class Batch:
 
     def __init__(self, parts: list[tuple[Flight, int, Ids]]) -> None:
         self.parts = parts
-        self.x = _cat([f.x[torch.from_numpy(rows)] for f, _, rows in parts])
+        self.x = _cat([f.x[_rows(rows)] for f, _, rows in parts])
         self.t = np.concatenate([f.t[rows] for f, _, rows in parts])
         self.task = np.concatenate([f.task[rows] for f, _, rows in parts])
         self.key = np.concatenate([f.key[rows] for f, _, rows in parts])
@@ -310,7 +310,10 @@ class Engine:
                 continue
             inside = slice(*np.searchsorted(go, (place.start, place.stop)))
             rows = rows[~batch.ends[place]]
-            flight.x[torch.from_numpy(rows)] = x[inside]
+            if len(rows) == len(flight.t):
+                flight.x = x[inside]
+            else:
+                flight.x[_rows(rows)] = x[inside]
             flight.log_w[rows] += log_w[inside]
             flight.t[rows] -= 1
             if steps > 1:
@@ -327,7 +330,7 @@ class Engine:
             tree.log_w[nodes] = flight.log_w[mine]
             kept = (tree.t[nodes] == 0) | self.keep_inner
             if kept.any():
-                tree.slot[nodes[kept]] = self.states.put(flight.x[torch.from_numpy(mine[kept])])
+                tree.slot[nodes[kept]] = self.states.put(flight.x[_rows(mine[kept])])
             onward = mine[nodes < flight.last[mine]]
             flight.node[onward] += 1
             flight.stop[onward] = tree.t[flight.node[onward]]
@@ -469,6 +472,9 @@ class Engine:
         cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in self._encoded.items()}
         return cond | {"task": rows}
 
+    def settle(self) -> None:
+        """States are where they belong as soon as their rows are."""
+
     def backlog(self) -> float:
         """Seconds until it would begin new work."""
         return 0.0
@@ -602,6 +608,12 @@ def _missing(tree: Ledger, nodes: Ids) -> set[int]:
 
 def _pad(values: Ids, pad: int) -> Ids:
     return np.concatenate([values, np.repeat(values[:1], pad)])
+
+
+def _rows(rows: Ids) -> slice | Tensor:
+    """An index of sorted rows: a slice, which copies nothing, where they stand together."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else torch.from_numpy(rows)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -71,7 +71,7 @@ class Snapshot:
     Args:
         wave: its number.
         best_reward: best over all tasks so far; -inf before the first sample.
-        cost: spent so far.
+        cost: spent so far on what is recorded.
         record: the wave's history record.
         result: makes the result so far.
         total: NFE budget, None without one.
@@ -97,17 +97,20 @@ class Wave:
     known: list[NDArray[np.float64]] | None = None  # rewards of a wave that was read back from a run
     cost: Cost = field(default_factory=Cost)
     left: int = 0  # rows that have not arrived
-    told: int = 0  # rows told before it was selected
+    told: list[int] = field(default_factory=list)  # rows of each task told before it was selected
 
-    def tell(self, searches: Sequence[Search], rows: NDArray[np.int64]) -> None:
-        """Tell the searches of some of its rows, counted in order of its work."""
-        at = 0
+    def tell(self, searches: Sequence[Search], rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Tell the searches of some of its rows, counted in order of its work; (task, how many)."""
+        at, told = 0, []
         for task, segments in self.work:
             mine = rows[(rows >= at) & (rows < at + len(segments.first))] - at
             at += len(segments.first)
             if len(mine):
                 part = Segments(segments.source[mine], segments.first[mine], segments.last[mine], segments.hold)
                 searches[task].tell(part)
+                told.append((task, len(mine)))
+        self.left -= len(rows)
+        return told
 
 
 class Runner(Protocol):
@@ -123,6 +126,7 @@ class Runner(Protocol):
     def finish(self, wave: int) -> Cost: ...
     def collect(self) -> list[Arrival]: ...
     def path(self, task: int, node: int, above: int, *, repeated: bool) -> Tensor: ...
+    def settle(self) -> None: ...
     def backlog(self) -> float: ...
     def summary(self) -> dict[str, Any]: ...
     def stats(self) -> dict[str, Any]: ...
@@ -188,7 +192,8 @@ class Session:
         self.searches: list[Search] = []
         self._inflight: deque[Wave] = deque()
         self._next, self._best, self._ess = 0, -np.inf, (0, 0.0)
-        self._told, self._staleness = 0, Staleness()
+        self._told, self._staleness = [0] * self.num_tasks, Staleness()
+        self._told_wave: Wave | None = None  # told and not recorded
         self._encoded = encoded
         self.verified = 0  # NFE spent on checking a kernel without a fingerprint
         self._seconds = 0.0  # of earlier sessions
@@ -330,7 +335,9 @@ class Session:
             pass
 
     def _in_waves(self) -> Iterator[Snapshot]:
-        """Run a wave, tell it, record it; with a lag the next one is under way meanwhile."""
+        """Run a wave, tell it, send the next one, record it; with a lag the next one is under way already."""
+        if self._told_wave is not None:  # an interrupt came between
+            yield self._settle(self._told_wave)
         while self._advance():
             wave = self._inflight[0]
             if wave.known is None:
@@ -342,8 +349,16 @@ class Session:
             for task, segments in wave.work:
                 self.searches[task].tell(segments)
             if wave.known is None:
+                self._told_wave = wave
                 self._drop(wave)
-                yield self._record(wave)
+                self._advance()
+                yield self._settle(wave)
+
+    def _settle(self, wave: Wave) -> Snapshot:
+        """Record a wave that was told, once its states are there."""
+        self.engine.settle()
+        self._told_wave = None
+        return self._record(wave)
 
     def _flow(self) -> Iterator[Snapshot]:
         """Asynchronous: tell each row when it arrives and select another in its place.
@@ -361,10 +376,9 @@ class Session:
             known = {w.number: w for w in self._inflight}
             for number, rows, cost in self.engine.collect():
                 of = known[number]
-                of.tell(self.searches, rows)
-                of.left -= len(rows)
-                self._staleness.add(self._told - of.told, len(rows))
-                self._told += len(rows)
+                for task, count in of.tell(self.searches, rows):
+                    self._staleness.add(self._told[task] - of.told[task], count)
+                    self._told[task] += count
                 of.cost = cost or of.cost
             done = list(takewhile(lambda w: not w.left, self._inflight))
             rows = sum(len(segments.first) for w in done for _, segments in w.work)
@@ -373,7 +387,7 @@ class Session:
                     self._inflight.popleft()
                 wave = _merge(len(self.history), done)
                 self._drop(wave)
-                yield self._record(wave)
+                yield self._settle(wave)
 
     def close(self, status: str | None = None) -> None:
         """Let go of the run folder and the workers; without a status the run keeps its own."""
@@ -410,7 +424,9 @@ class Session:
         bounds = [(a, len(s.tree)) for a, s in zip(before, self.searches, strict=True)]
         rows = sum(len(segments.first) for _, segments in work)
         self._next += 1
-        return Wave(self._next - 1, work, bounds, hits, [s.state() for s in self.searches], left=rows, told=self._told)
+        return Wave(
+            self._next - 1, work, bounds, hits, [s.state() for s in self.searches], left=rows, told=list(self._told)
+        )
 
     def _watch_clock(self) -> None:
         """Stop asking once the time is up; a population on its way may arrive, for it has no samples before."""
@@ -450,7 +466,7 @@ class Session:
             "seconds": round(self.cost.seconds, 4),
             "best_reward": self._best if np.isfinite(self._best) else None,
             "ess": self._ess_now(),
-            "nodes": sum(len(s.tree) for s in self.searches),
+            "nodes": sum(after for _, after in wave.bounds),
         }
         if self.method.mode == "async":
             record["staleness"] = self._staleness.mean()
@@ -573,7 +589,7 @@ class Session:
 
 @dataclass
 class Staleness:
-    """How many rows were told between the selection of a row and its arrival: what its selection did not know."""
+    """How many rows of its task were told between the selection of a row and its arrival: what it did not know."""
 
     total: int = 0
     rows: int = 0

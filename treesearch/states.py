@@ -21,6 +21,7 @@ from torch import Tensor
 from treesearch.errors import StoreError, writing
 
 SHARD_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 _HEADER = 512  # bytes of JSON, padded with blanks so that it can be rewritten in place
 _NAMES = {
     torch.float64: "F64",
@@ -57,7 +58,7 @@ class StateStore(Protocol):
 
 
 class MemoryStates:
-    """States in one tensor that doubles when it is full; dropped slots are used again.
+    """States in chunks of memory, so that growing copies nothing; dropped slots are used again.
 
     Args:
         shape, dtype: of one state.
@@ -65,25 +66,36 @@ class MemoryStates:
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
-        self._rows = torch.empty((0, *shape), dtype=dtype, device=device)
+        self._empty = torch.empty((0, *shape), dtype=dtype, device=device)
+        self._size = max(1, CHUNK_BYTES // max(1, int(np.prod(shape)) * dtype.itemsize))  # rows of a chunk
+        self._chunks: list[Tensor] = []
         self._used = 0
         self._free: list[int] = []
 
     def put(self, x: Tensor) -> NDArray[np.int64]:
         n = len(x)
         reuse = [self._free.pop() for _ in range(min(n, len(self._free)))]
-        fresh = n - len(reuse)
-        if self._used + fresh > len(self._rows):
-            grown = self._rows.new_empty((max(self._used + fresh, 2 * len(self._rows)), *self._rows.shape[1:]))
-            grown[: self._used] = self._rows[: self._used]
-            self._rows = grown
-        slots = np.array(reuse + list(range(self._used, self._used + fresh)), np.int64)
-        self._used += fresh
-        self._rows[torch.from_numpy(slots)] = x.to(self._rows.device)
-        return slots
+        for row, slot in enumerate(reuse):
+            self._chunks[slot // self._size][slot % self._size] = x[row]
+        first, at = self._used, len(reuse)
+        while at < n:
+            chunk, row = divmod(self._used, self._size)
+            if chunk == len(self._chunks):
+                self._chunks.append(self._empty.new_empty((self._size, *self._empty.shape[1:])))
+            count = min(n - at, self._size - row)
+            self._chunks[chunk][row : row + count] = x[at : at + count]
+            self._used, at = self._used + count, at + count
+        return np.concatenate([np.array(reuse, np.int64), np.arange(first, self._used)])
 
     def get(self, slots: NDArray[Any]) -> Tensor:
-        return self._rows[torch.from_numpy(np.asarray(slots, np.int64))]
+        slots = np.asarray(slots, np.int64)
+        chunk, row = np.divmod(slots, self._size)
+        if len(slots) and (chunk == chunk[0]).all():
+            return self._chunks[chunk[0]][torch.from_numpy(row)]
+        out = self._empty.new_empty((len(slots), *self._empty.shape[1:]))
+        for c in np.unique(chunk):
+            out[torch.from_numpy(chunk == c)] = self._chunks[c][torch.from_numpy(row[chunk == c])]
+        return out
 
     def drop(self, slots: NDArray[Any]) -> None:
         self._free.extend(int(s) for s in slots)

@@ -55,7 +55,7 @@ from treesearch.tree import ROOT, Tree
 from treesearch.weights import F64, scaled
 
 MODES = ("wave", "async")
-FREE_LIMIT = 200_000  # consecutive iterations without an expansion after which a tree counts as exhausted
+FREE_LIMIT = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +179,14 @@ class TreeSearch:
     def ask(self, capacity: int) -> Segments:
         del capacity  # the result depends on the wave, never on the batch size
         left = self.share.less(self.nfe, self.rollouts, self.iterations)
-        self.hits, source, first, last = (NO_NODES,) * 4
+        source, first, last = (NO_NODES,) * 3
+        hits: list[NDArray[np.int64]] = []
         room = self.method.wave - (self.pending if self.method.mode == "async" else 0)
         while not len(source) and self.status == Status.RUNNING:
-            source, first, last = self._select(max(0, min(room, left.iterations)), left)
+            source, first, last, ended = self._select(max(0, min(room, left.iterations)), left)
+            hits.append(ended)
             left = self.share.less(self.nfe, self.rollouts, self.iterations)
+        self.hits = np.concatenate(hits) if hits else NO_NODES
         self.pending += len(source)
         return Segments(source, first, last)
 
@@ -201,12 +204,20 @@ class TreeSearch:
         self.rollouts += int(new.sum())
         self.nfe += int(np.minimum(tree.t[source[new]], self.problem.num_steps).sum())
         self.free = 0 if new.any() else self.free + done
-        self.hits = np.concatenate([self.hits, ends[~new]])
         if stopped or done == 0:
             self.status = Status.BUDGET
-        elif self.free >= FREE_LIMIT or (self.free and self.method.widening_alpha == 0):
+        elif self.free >= self._patience and not self.pending:
             self.status = Status.EXHAUSTED
-        return source[new], first[new], ends[new]
+        return source[new], first[new], ends[new], ends[~new]
+
+    @property
+    def _patience(self) -> int:
+        """Consecutive iterations without an expansion after which a tree counts as exhausted.
+
+        With α = 0 a node's children are numbered, and a tree that is full stays so; selection by value may take long to
+        come by its last open nodes.
+        """
+        return FREE_LIMIT if self.method.widening_alpha > 0 else min(FREE_LIMIT, 1_000 + 100 * self.rollouts)
 
     def tell(self, segments: Segments) -> None:
         self.pending -= len(segments.last)
@@ -229,15 +240,15 @@ class TreeSearch:
         tree, leaves = self.tree, self.tree.leaves
         leaves = leaves[~np.isnan(tree.value[leaves])]  # with a lag, some are scored ahead of their telling
         warnings = [GREEDY] if self.rules.greedy else []
+        extra = {"iterations": self.iterations, "rollouts": self.rollouts, "unobserved": self.pending}
         if not len(leaves):
-            return Readout(leaves, np.empty(0), warnings=warnings)
+            return Readout(leaves, np.empty(0), warnings=warnings, extra=extra)
         log_w = self._log_weights(leaves)
         log_z = None
         if not self.rules.greedy and not math.isinf(self.lam):
             log_z = float(self.lam * tree.value[ROOT]) if self.lam > 0 else 0.0
             if self.rules.selection != "round_robin":
                 warnings.append("soft value: biased low")
-        extra = {"iterations": self.iterations, "rollouts": self.rollouts, "unobserved": self.pending}
         return Readout(leaves, log_w, log_z, None, warnings, extra)
 
     def _log_weights(self, leaves: NDArray[np.int64]) -> F64:
