@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,12 @@ class Counters:
     passes: int = 0
     rows: int = 0  # evaluated in them, padding excluded
     room: int = 0  # passes times batch size
+    full_rows: int = 0  # those of passes without room to spare
+    full_seconds: float = 0.0
+
+    def less(self, other: Counters) -> Counters:
+        """What was added since."""
+        return Counters(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
 
 class _Ledger:
@@ -212,10 +218,14 @@ class Station:
         try:
             yield
         finally:
-            counters.seconds += time.perf_counter() - began
+            took, room = time.perf_counter() - began, (engine.passes - passes) * engine.batch_size
+            counters.seconds += took
             counters.passes += engine.passes - passes
-            counters.room += (engine.passes - passes) * engine.batch_size
+            counters.room += room
             counters.rows += engine.evaluated - rows
+            if room and engine.evaluated - rows == room:
+                counters.full_rows += room
+                counters.full_seconds += took
 
     def _begin(self, bundle: Bundle, lost: Cost) -> None:
         engine, ledger = self.engine, _Ledger(bundle, self.engine.spec.num_steps + 1)
@@ -226,6 +236,8 @@ class Station:
         engine.cost = lost
         for row, legs in bundle.legs.items():
             self._retrace(bundle, ledger, row, legs)
+        if gone := set(bundle.kept[bundle.kept[:, 0] != NONE, 0].tolist()) - self._kept.keys():
+            raise LookupError(f"transitions of bundles {sorted(gone)} are not here any more")
         for task in np.unique(bundle.task):
             engine.install(int(task), self._held_by(bundle, int(task)))
         groups = bundle.task * 2 + bundle.hold

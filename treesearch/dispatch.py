@@ -1,12 +1,17 @@
 """Which worker gets which rows.
 
-All workers should finish together. With Q evaluations queued and worker w, of speed s_w, busy for b_w seconds more, it
-gets the water-filling share s_w·max(0, τ - b_w), where τ is such that the shares add up to Q. A share is cut to what a
-worker does in `BUNDLE_SECONDS`, so that a long queue is dealt out as workers come back, but never below a full batch.
+All workers should finish together, and their batches should be full. A queue that gives no worker a full batch is split
+by water-filling: with Q evaluations queued and worker w, of speed s_w, busy for b_w seconds more, it gets
+s_w·max(0, τ - b_w), where τ is such that the shares add up to Q. A longer queue is cut into equal pieces, the fewest
+that are no larger than a batch and as many for each worker, and each piece in turn goes to the worker that would be
+done with it first (list scheduling): a row too many costs a pass as long as that of a full batch. No bundle is longer
+than `BUNDLE_SECONDS`, so that a long queue is dealt out as workers come back.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +38,30 @@ def water_fill(queued: float, backlog: F64, speed: F64) -> F64:
     k = int(np.searchsorted(fill, queued, side="right"))
     level = (queued + (s[:k] * b[:k]).sum()) / s[:k].sum()
     return np.maximum(0.0, level - backlog) * speed
+
+
+def pieces(queued: float, batch: float, backlog: F64, speed: F64, most: F64) -> F64:
+    """Shares (W,) of `queued` evaluations in pieces of nearly a batch each; a worker with `most` gets no further piece.
+
+    Args:
+        queued: evaluations to share out, at least a batch for each worker.
+        batch: evaluations of a batch of whole rows.
+        backlog, speed: as of `water_fill`.
+        most: limit of each share.
+    """
+    workers = len(backlog)
+    count = workers * math.ceil(queued / (workers * batch) - 1e-9)
+    size, shares = queued / count, np.zeros(workers)
+    ends = [(backlog[w] + size / speed[w], w) for w in range(workers)]
+    heapq.heapify(ends)
+    for _ in range(count):
+        end, w = heapq.heappop(ends)
+        shares[w] += size
+        if shares[w] + size <= most[w] * (1 + 1e-9):
+            heapq.heappush(ends, (end + size / speed[w], w))
+        if not ends:
+            break
+    return shares
 
 
 def level(speed: F64) -> F64:

@@ -15,12 +15,14 @@ import math
 import os
 import pickle
 import queue
+import signal
 import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -36,7 +38,7 @@ from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, RewardError, as_reward
 from treesearch.budget import Cost
 from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
-from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill
+from treesearch.dispatch import BUNDLE_SECONDS, deal, level, pieces, smooth, water_fill
 from treesearch.engine import Arrival, Ids, Segments
 from treesearch.engine import encode as encode_prompts
 from treesearch.errors import KernelError, TreeSearchError, choose
@@ -564,6 +566,8 @@ class _Pool:
         self.engines: list[RayEngine] = []
         self.restarts = 0
         self._shared: OrderedDict[tuple[str, int], tuple[Any, int, Any]] = OrderedDict()
+        # By kernel and batch size: each worker's evaluations a second in full batches and as they come; whose were full.
+        self.speeds: dict[tuple[int, int], tuple[dict[int, float], dict[int, float], set[int]]] = {}
         self.workers = [self._start_worker() for _ in range(workers.num_workers)]
         self.scorers = [self._start_scorer() for _ in range(workers.reward_workers)]
 
@@ -607,7 +611,7 @@ class _Pool:
                 raise _cause(error) from None
             except (RayError, GetTimeoutError) as error:
                 last = error
-                self.replace(actor)
+                self._lost(actor, error)
         raise WorkerError(f"{self.of.max_failures} workers died of the same question: {_brief(last)}")
 
     def _any_ready(self, actors: list[_Actor]) -> _Actor:
@@ -675,6 +679,10 @@ class _Pool:
 
     def pump(self) -> None:
         """Send what can be sent, wait for one answer or for something to be due, and take in all that is there."""
+        with _interrupts_deferred():
+            self._pump()
+
+    def _pump(self) -> None:
         for engine in self.engines:
             engine.dispatch()
         refs: dict[Any, Any] = {a.ready: a for a in (*self.workers, *self.scorers) if a.ready is not None}
@@ -734,9 +742,25 @@ class _Pool:
             if not actor.leases:
                 continue
             oldest = actor.leases[0]
-            expected = sum(oldest.engine.seconds_for(actor, lease.nfe) or 0.0 for lease in actor.leases)
+            expected = sum(oldest.engine.seconds_for(actor, lease.nfe) for lease in actor.leases)
             if now - actor.began > self.of.hang_seconds + 10 * expected:
                 self._lost(actor, WorkerError(f"no answer for {now - actor.began:.0f} s"))
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C takes effect at the end, where no lease is half entered."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _connect(workers: RayWorkers) -> None:
@@ -746,6 +770,7 @@ def _connect(workers: RayWorkers) -> None:
     if workers.address is not None:
         ray.init(address=workers.address, **quiet)
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves workers behind anything else that runs
     # Ray takes the machine's address, and then listens on all of them, wherever it could be part of a cluster.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -791,8 +816,8 @@ class _Job:
     kept: Ids  # (worker, bundle, row) of the transition it draws from, NONE for none, (n, 3)
     queued: NDArray[np.bool_]
     left: int
+    uses: set[tuple[int, int]]  # (worker, bundle) whose transitions are of no use after it
     cost: Cost = field(default_factory=Cost)
-    uses: set[tuple[int, int]] = field(default_factory=set)  # (worker, bundle) whose transitions it draws from
 
 
 class RayEngine:
@@ -850,7 +875,8 @@ class RayEngine:
         self._kept: dict[int, list[tuple[Ids, Ids]]] = {}  # by task: nodes, (worker, bundle, row)
         self._landing: list[tuple[Any, Ids, Ids]] = []  # references to states, and the (task, node) of each
         self._forget: dict[int, list[int]] = {}  # by worker: bundles whose transitions are needed no more
-        self._speed: dict[int, float] = {}
+        of = pool.speeds.setdefault((model[0], batch_size), ({}, {}, set()))
+        self._speeds, self._rates, self._full = of
         self._seen: dict[int, Any] = {}  # by worker: its latest report
         self._began = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -872,12 +898,13 @@ class RayEngine:
         """Queue a wave of (task, segments) and send what workers have room for."""
         if not work:
             return
+        # Also of transitions that nothing draws from: their lineages died out.
+        held = [where for task, _ in work for _, where in self._kept.get(task, [])]
+        uses = {(int(w), int(b)) for where in held for w, b in np.unique(where[:, :2], axis=0)}
         parts = [self._rows(task, segments) for task, segments in work]
         columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         n = len(columns["task"])
-        job = _Job(wave, queued=np.ones(n, np.bool_), left=n, **columns)
-        job.uses = {(int(w), int(b)) for w, b, _ in np.unique(job.kept[job.kept[:, 0] != NONE], axis=0)}
-        self._jobs.append(job)
+        self._jobs.append(_Job(wave, queued=np.ones(n, np.bool_), left=n, uses=uses, **columns))
         self.dispatch()
 
     def finish(self, wave: int) -> Cost:
@@ -980,13 +1007,16 @@ class RayEngine:
         home = np.concatenate([j.kept[rows, 0] for j, rows in queued])
         self._depth, self._samples = self._depth + len(cost), self._samples + 1
         ready = [a for a in self.pool.workers if a.ready is None and not a.alone]
-        mean = sum(self._speed.values()) / len(self._speed) if self._speed else 1.0
-        speed = level(np.array([self._speed.get(a.number, mean) for a in ready]))
-        backlog = np.array([self._busy(a) for a in ready])
-        shares = dict(zip(ready, water_fill(cost.sum(), backlog, speed), strict=True))
         row = float(cost.mean())
-        most = np.array([self._bundle_rows(a, row) * row for a in free])
-        given = deal(cost, home, [a.number for a in free], np.minimum([shares[a] for a in free], most))
+        speed = level(np.array([self._speed_of(a) for a in ready]))
+        backlog = np.array([self._busy(a) for a in ready])
+        most = np.array([self._bundle_rows(a, row) * row for a in ready])
+        if cost.sum() < len(ready) * self.batch_size * row:
+            shares = np.minimum(water_fill(cost.sum(), backlog, speed), most)
+        else:
+            shares = pieces(cost.sum(), self.batch_size * row, backlog, speed, most)
+        mine = dict(zip(ready, shares, strict=True))
+        given = deal(cost, home, [a.number for a in free], np.array([mine[a] for a in free]))
         start = np.cumsum([0, *(len(rows) for _, rows in queued)])
         for actor in free:
             mine = [
@@ -1002,20 +1032,22 @@ class RayEngine:
     def _bundle_rows(self, actor: _Actor, row: float) -> int:
         """Rows of `row` evaluations each that a bundle for this worker may have: whole batches, at least one, no more
         than what it does in `BUNDLE_SECONDS` and than fits."""
-        batches = int(self._speed.get(actor.number, 0.0) * BUNDLE_SECONDS / row / self.batch_size)
+        batches = int(self._speeds.get(actor.number, 0.0) * BUNDLE_SECONDS / row / self.batch_size)
         fits = BUNDLE_BYTES // max(1, self.spec.state_bytes) // self.batch_size
         return max(1, min(batches, fits)) * self.batch_size
 
     def _busy(self, actor: _Actor) -> float:
         """Seconds until a worker has done what it was given."""
-        expected = [self.seconds_for(actor, lease.nfe) for lease in actor.leases]
-        known = sum(e if e is not None else 1.0 for e in expected)
-        return max(0.0, known - (time.monotonic() - actor.began)) if actor.leases else 0.0
+        expected = sum(self.seconds_for(actor, lease.nfe) for lease in actor.leases)
+        return max(0.0, expected - (time.monotonic() - actor.began)) if actor.leases else 0.0
 
-    def seconds_for(self, actor: _Actor, nfe: float) -> float | None:
-        """What a worker takes for so many evaluations, None before it has been measured."""
-        speed = self._speed.get(actor.number)
-        return None if speed is None else nfe / speed
+    def seconds_for(self, actor: _Actor, nfe: float) -> float:
+        """What a worker takes for so many evaluations; a guess before any was measured."""
+        return nfe / self._rates.get(actor.number, _mean(self._rates.values(), nfe))
+
+    def _speed_of(self, actor: _Actor) -> float:
+        """Evaluations a second in full batches; like the others' before it was measured."""
+        return self._speeds.get(actor.number, _mean(self._speeds.values(), 1.0))
 
     def _lend(self, actor: _Actor, rows: list[tuple[_Job, Ids]], failures: int) -> None:
         """Send rows to a worker as one bundle."""
@@ -1159,11 +1191,17 @@ class RayEngine:
         """Take in what a worker reports of itself."""
         for text in report["said"]:
             log.warning("worker %d: %s", actor.number, text)
-        now, before = report["counters"], self._seen.get(actor.number)
-        nfe = now.rows - (before["counters"].rows if before else 0)
-        seconds = now.seconds - (before["counters"].seconds if before else 0.0)
-        if nfe > 0 and seconds > 0:
-            self._speed[actor.number] = smooth(self._speed.get(actor.number), nfe / seconds)
+        now, seen = report["counters"], self._seen.get(actor.number)
+        new = now.less(seen["counters"]) if seen else now
+        worker, known = actor.number, self._full
+        if new.seconds > 0 and new.rows > 0:
+            self._rates[worker] = smooth(self._rates.get(worker), new.rows / new.seconds)
+        if new.full_rows > 0:
+            old = self._speeds.get(worker) if worker in known else None
+            self._speeds[worker] = smooth(old, new.full_rows / new.full_seconds)
+            known.add(worker)
+        elif worker not in known and new.room > 0:  # a pass takes much the same time however many rows are in it
+            self._speeds[worker] = smooth(self._speeds.get(worker), new.room / new.seconds)
         self._seen[actor.number] = report | {"node": actor.info["node"], "device": actor.info["device"]}
 
     def failed(self, lease: _Lease, actor: _Actor, error: Exception) -> None:
@@ -1198,6 +1236,8 @@ class RayEngine:
     def _give_again(self, lease: _Lease) -> None:
         """Queue a bundle once more; one that failed in two halves, so that rows that kill end up alone."""
         self._lost_bundles += 1
+        for job, rows in lease.rows:
+            job.kept[rows] = NONE
         lease.rows[0][0].cost.repeated_nfe += int(lease.nfe)
         n = sum(len(rows) for _, rows in lease.rows)
         for part in _halves(lease.rows, n // 2) if lease.failures and n > 1 else [lease.rows]:
@@ -1229,7 +1269,7 @@ class RayEngine:
                 "busy": round(seen["counters"].seconds / wall, 4),
                 "fill": round(seen["counters"].rows / max(1, seen["counters"].room), 4),
                 "nfe": seen["counters"].rows,
-                "nfe_per_second": round(self._speed.get(number, 0.0), 1),
+                "nfe_per_second": round(self._rates.get(number, 0.0), 1),
                 "batch_size": seen["batch_size"],
                 "memory_mb": round(seen["memory"] / 2**20, 1),
             }
@@ -1467,6 +1507,12 @@ class _Rewards:
     def _wait(self, waiting: _Waiting) -> None:
         if waiting not in self._waiting:
             self._waiting.append(waiting)
+
+
+def _mean(values: Iterable[float], otherwise: float) -> float:
+    """Mean of numbers, of which there may be none."""
+    found = list(values)
+    return sum(found) / len(found) if found else otherwise
 
 
 def _halves(parts: list[tuple[_Job, Ids]], n: int) -> list[list[tuple[_Job, Ids]]]:
