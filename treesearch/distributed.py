@@ -566,7 +566,7 @@ class _Pool:
         self.engines: list[RayEngine] = []
         self.restarts = 0
         self._shared: OrderedDict[tuple[str, int], tuple[Any, int, Any]] = OrderedDict()
-        # By kernel and batch size: each worker's evaluations a second in full batches and as they come; whose were full.
+        # By kernel and batch size: each worker's evaluations a second in full batches, and in all; whose were full.
         self.speeds: dict[tuple[int, int], tuple[dict[int, float], dict[int, float], set[int]]] = {}
         self.workers = [self._start_worker() for _ in range(workers.num_workers)]
         self.scorers = [self._start_scorer() for _ in range(workers.reward_workers)]

@@ -70,7 +70,8 @@ class DiffusionTreeSampling:
         wave: iterations selected at once (asynchronous: in flight); the result depends on it.
         lag: 1 selects wave w after wave w - 2 is told, which leaves no bubble between waves.
         mode: "wave", or "async": no barrier, each iteration is told when its sample arrives and another one selected
-            in its place. Fuller batches, less stale values; the result depends on the order of arrival.
+            in its place. No worker waits; the result depends on the order of arrival. More in flight is a worse
+            search at equal NFE, as larger waves are: docs/workers.md has figures.
     """
 
     lam: float | str = 1.0
