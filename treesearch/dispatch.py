@@ -1,17 +1,14 @@
 """Which worker gets which rows.
 
-All workers should finish together, and their batches should be full. A queue that gives no worker a full batch is split
-by water-filling: with Q evaluations queued and worker w, of speed s_w, busy for b_w seconds more, it gets
-s_w·max(0, τ - b_w), where τ is such that the shares add up to Q. A longer queue is cut into equal pieces, the fewest
-that are no larger than a batch and as many for each worker, and each piece in turn goes to the worker that would be
-done with it first (list scheduling): a row too many costs a pass as long as that of a full batch. No bundle is longer
-than `BUNDLE_SECONDS`, so that a long queue is dealt out as workers come back.
+All workers should finish together, and their batches should be full. With Q evaluations queued and worker w, of speed
+s_w, busy for b_w seconds more, it gets the water-filling share s_w·max(0, τ - b_w), where τ is such that the shares add
+up to Q; a share of half a batch or more is cut to whole batches, one at least, and what is cut off goes out with the
+next bundle, which shares passes with this one. No bundle is longer than `BUNDLE_SECONDS`, so that a long queue is dealt
+out as workers come back.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,28 +37,14 @@ def water_fill(queued: float, backlog: F64, speed: F64) -> F64:
     return np.maximum(0.0, level - backlog) * speed
 
 
-def pieces(queued: float, batch: float, backlog: F64, speed: F64, most: F64) -> F64:
-    """Shares (W,) of `queued` evaluations in pieces of nearly a batch each; a worker with `most` gets no further piece.
+def whole_batches(shares: F64, batch: float) -> F64:
+    """Shares cut to whole batches; those below half a batch as they are.
 
     Args:
-        queued: evaluations to share out, at least a batch for each worker.
+        shares: evaluations, (W,).
         batch: evaluations of a batch of whole rows.
-        backlog, speed: as of `water_fill`.
-        most: limit of each share.
     """
-    workers = len(backlog)
-    count = workers * math.ceil(queued / (workers * batch) - 1e-9)
-    size, shares = queued / count, np.zeros(workers)
-    ends = [(backlog[w] + size / speed[w], w) for w in range(workers)]
-    heapq.heapify(ends)
-    for _ in range(count):
-        end, w = heapq.heappop(ends)
-        shares[w] += size
-        if shares[w] + size <= most[w] * (1 + 1e-9):
-            heapq.heappush(ends, (end + size / speed[w], w))
-        if not ends:
-            break
-    return shares
+    return np.where(shares >= 0.5 * batch, np.maximum(1, np.floor(shares / batch + 1e-6)) * batch, shares)
 
 
 def level(speed: F64) -> F64:

@@ -38,7 +38,7 @@ from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, RewardError, as_reward
 from treesearch.budget import Cost
 from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
-from treesearch.dispatch import BUNDLE_SECONDS, deal, level, pieces, smooth, water_fill
+from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
 from treesearch.engine import Arrival, Ids, Segments
 from treesearch.engine import encode as encode_prompts
 from treesearch.errors import KernelError, TreeSearchError, choose
@@ -1011,10 +1011,9 @@ class RayEngine:
         speed = level(np.array([self._speed_of(a) for a in ready]))
         backlog = np.array([self._busy(a) for a in ready])
         most = np.array([self._bundle_rows(a, row) * row for a in ready])
-        if cost.sum() < len(ready) * self.batch_size * row:
-            shares = np.minimum(water_fill(cost.sum(), backlog, speed), most)
-        else:
-            shares = pieces(cost.sum(), self.batch_size * row, backlog, speed, most)
+        shares = np.minimum(water_fill(cost.sum(), backlog, speed), most)
+        if cost.sum() >= self.batch_size * row:
+            shares = whole_batches(shares, self.batch_size * row)
         mine = dict(zip(ready, shares, strict=True))
         given = deal(cost, home, [a.number for a in free], np.array([mine[a] for a in free]))
         start = np.cumsum([0, *(len(rows) for _, rows in queued)])

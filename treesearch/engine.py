@@ -201,6 +201,8 @@ class Engine:
             return None
         trees = self.trees if trees is None else trees
         flight = _join([self._start(wave, task, segments, trees) for task, segments in work])
+        for task, _ in work:
+            self._held.pop(task, None)
         flight.unscored = len(flight.t)
         self._flights.append(flight)
         rows = np.arange(len(flight.t))
@@ -262,7 +264,7 @@ class Engine:
         rows = np.flatnonzero(source == ROOT)
         if len(rows):
             x[torch.from_numpy(rows)], log_w[rows] = self._prior(task, key[rows])
-        for held in self._held.pop(task, []):
+        for held in self._held.get(task, []):
             place = np.searchsorted(held.node, source).clip(max=len(held.node) - 1)
             rows = np.flatnonzero(held.node[place] == source)
             if len(rows):

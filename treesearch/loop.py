@@ -129,6 +129,7 @@ def open_session(
 ) -> Session:
     """A session that stands where a run folder's log ends; see `resume`. `look` is for reading only."""
     run, blocks = runs.Run.open(store)
+    session = None
     try:
         config = run.config
         options = Options(batch_size, config["options"]["keep_states"], config["options"]["batch_invariant"])
@@ -146,6 +147,8 @@ def open_session(
             run.save(status="running", budget=asdict(budget), verified=session.verified)
     except BaseException:
         run.close(run.config["status"])
+        if session is not None:
+            session.close()
         raise
     return session
 
