@@ -26,7 +26,7 @@ from rewards.base import Reward, RewardError
 from treesearch.budget import Cost
 from treesearch.errors import KernelError
 from treesearch.noise import normals
-from treesearch.states import StateStore
+from treesearch.states import StateStore, index
 from treesearch.tree import NONE, ROOT, Tree
 
 Ids = NDArray[np.int64]
@@ -132,7 +132,7 @@ class Batch:
 
     def __init__(self, parts: list[tuple[Flight, int, Ids]]) -> None:
         self.parts = parts
-        self.x = _cat([f.x[_rows(rows)] for f, _, rows in parts])
+        self.x = _cat([f.x[index(rows)] for f, _, rows in parts])
         self.t = np.concatenate([f.t[rows] for f, _, rows in parts])
         self.task = np.concatenate([f.task[rows] for f, _, rows in parts])
         self.key = np.concatenate([f.key[rows] for f, _, rows in parts])
@@ -315,7 +315,7 @@ class Engine:
             if len(rows) == len(flight.t):
                 flight.x = x[inside]
             else:
-                flight.x[_rows(rows)] = x[inside]
+                flight.x[index(rows)] = x[inside]
             flight.log_w[rows] += log_w[inside]
             flight.t[rows] -= 1
             if steps > 1:
@@ -332,7 +332,7 @@ class Engine:
             tree.log_w[nodes] = flight.log_w[mine]
             kept = (tree.t[nodes] == 0) | self.keep_inner
             if kept.any():
-                tree.slot[nodes[kept]] = self.states.put(flight.x[_rows(mine[kept])])
+                tree.slot[nodes[kept]] = self.states.put(flight.x[index(mine[kept])])
             onward = mine[nodes < flight.last[mine]]
             flight.node[onward] += 1
             flight.stop[onward] = tree.t[flight.node[onward]]
@@ -610,12 +610,6 @@ def _missing(tree: Ledger, nodes: Ids) -> set[int]:
 
 def _pad(values: Ids, pad: int) -> Ids:
     return np.concatenate([values, np.repeat(values[:1], pad)])
-
-
-def _rows(rows: Ids) -> slice | Tensor:
-    """An index of sorted rows: a slice, which copies nothing, where they stand together."""
-    first, last = int(rows[0]), int(rows[-1])
-    return slice(first, last + 1) if last - first + 1 == len(rows) else torch.from_numpy(rows)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -70,35 +70,44 @@ class MemoryStates:
         self._size = max(1, CHUNK_BYTES // max(1, int(np.prod(shape)) * dtype.itemsize))  # rows of a chunk
         self._chunks: list[Tensor] = []
         self._used = 0
-        self._free: list[int] = []
+        self._free = np.empty(0, np.int64)  # increasing
 
     def put(self, x: Tensor) -> NDArray[np.int64]:
         n = len(x)
-        reuse = [self._free.pop() for _ in range(min(n, len(self._free)))]
-        for row, slot in enumerate(reuse):
-            self._chunks[slot // self._size][slot % self._size] = x[row]
-        first, at = self._used, len(reuse)
-        while at < n:
-            chunk, row = divmod(self._used, self._size)
-            if chunk == len(self._chunks):
-                self._chunks.append(self._empty.new_empty((self._size, *self._empty.shape[1:])))
-            count = min(n - at, self._size - row)
-            self._chunks[chunk][row : row + count] = x[at : at + count]
-            self._used, at = self._used + count, at + count
-        return np.concatenate([np.array(reuse, np.int64), np.arange(first, self._used)])
+        reuse, self._free = self._free[:n], self._free[n:]
+        fresh = np.arange(self._used, self._used + n - len(reuse))
+        self._used += len(fresh)
+        while len(self._chunks) * self._size < self._used:
+            self._chunks.append(self._empty.new_empty((self._size, *self._empty.shape[1:])))
+        slots = np.concatenate([reuse, fresh])
+        for chunk, at, rows in self._places(slots):
+            self._chunks[chunk][rows] = x[at].to(self._empty.device)
+        return slots
 
     def get(self, slots: NDArray[Any]) -> Tensor:
         slots = np.asarray(slots, np.int64)
-        chunk, row = np.divmod(slots, self._size)
-        if len(slots) and (chunk == chunk[0]).all():
-            return self._chunks[chunk[0]][torch.from_numpy(row)]
+        places = self._places(slots)
+        if len(places) == 1:
+            found = self._chunks[places[0][0]][places[0][2]]
+            return found.clone() if isinstance(places[0][2], slice) else found
         out = self._empty.new_empty((len(slots), *self._empty.shape[1:]))
-        for c in np.unique(chunk):
-            out[torch.from_numpy(chunk == c)] = self._chunks[c][torch.from_numpy(row[chunk == c])]
+        for chunk, at, rows in places:
+            out[at] = self._chunks[chunk][rows]
         return out
 
     def drop(self, slots: NDArray[Any]) -> None:
-        self._free.extend(int(s) for s in slots)
+        self._free = np.sort(np.concatenate([self._free, np.asarray(slots, np.int64)]))
+
+    def _places(self, slots: NDArray[np.int64]) -> list[tuple[int, slice | Tensor, slice | Tensor]]:
+        """(chunk, which of the slots, its rows), slices where they stand together."""
+        chunk, row = np.divmod(slots, self._size)
+        if len(slots) == 0 or (chunk == chunk[0]).all():
+            return [(int(chunk[0]), slice(0, len(slots)), index(row))] if len(slots) else []
+        found = []
+        for c in np.unique(chunk):
+            at = np.flatnonzero(chunk == c)
+            found.append((int(c), index(at), index(row[at])))
+        return found
 
     def close(self) -> None:
         """Nothing is open."""
@@ -193,6 +202,13 @@ class ShardStates:
             raise StoreError(f"a state of {len(self.shape)} axes needs a longer header than {_HEADER} bytes")
         _write_all(descriptor, struct.pack("<Q", _HEADER) + header.ljust(_HEADER), 0)
         os.ftruncate(descriptor, 8 + _HEADER + rows * self._row)
+
+
+def index(rows: NDArray[np.int64]) -> slice | Tensor:
+    """Rows as an index: a slice, which copies nothing, where they stand together in order."""
+    first, n = int(rows[0]), len(rows)
+    together = rows[-1] - first + 1 == n and (n < 3 or (np.diff(rows) == 1).all())
+    return slice(first, first + n) if together else torch.from_numpy(rows)
 
 
 def _bytes(data: Tensor) -> bytes:
