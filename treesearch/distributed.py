@@ -37,7 +37,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, RewardError, as_reward
 from treesearch.budget import Cost
-from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
+from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
 from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
 from treesearch.engine import Arrival, Ids, Segments
 from treesearch.engine import encode as encode_prompts
@@ -692,9 +692,12 @@ class _Pool:
         due = min([1.0, *(service.due() for service in services)])
         if not refs:
             time.sleep(min(due, 0.05))
-        found, _ = ray.wait(list(refs), num_returns=1, timeout=due) if refs else ([], [])
-        if found:
-            found, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        found, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0) if refs else ([], [])
+        if not found and (landing := [engine for engine in self.engines if engine.landing]):
+            landing[0].land()
+            return
+        if not found and refs:
+            found, _ = ray.wait(list(refs), num_returns=1, timeout=due)
         for reference in found:
             of = refs[reference]
             if isinstance(of, _Actor):
@@ -873,7 +876,7 @@ class RayEngine:
         self._again: deque[tuple[list[tuple[_Job, Ids]], int]] = deque()  # bundles that failed, and how often
         self._arrived: list[tuple[_Job, Ids]] = []
         self._kept: dict[int, list[tuple[Ids, Ids]]] = {}  # by task: nodes, (worker, bundle, row)
-        self._landing: list[tuple[Any, Ids, Ids]] = []  # references to states, and the (task, node) of each
+        self.landing: deque[tuple[Any, Ids, Ids]] = deque()  # references to states, and the (task, node) of each
         self._forget: dict[int, list[int]] = {}  # by worker: bundles whose transitions are needed no more
         of = pool.speeds.setdefault((model[0], batch_size), ({}, {}, set()))
         self._speeds, self._rates, self._full = of
@@ -1079,7 +1082,7 @@ class RayEngine:
             again[mine] = (source[mine] != ROOT) & ~np.isnan(tree.reward[source[mine]])
             levels[owner == i] = tree.t[nodes[owner == i]]
             wanted = mine & ~here & (source != ROOT)
-            if self._landing and (tree.slot[source[wanted]] == NONE).any():
+            if self.landing and (tree.slot[source[wanted]] == NONE).any():
                 self.settle()
             slot[wanted] = tree.slot[source[wanted]]
             for row in np.flatnonzero(wanted & (slot == NONE)):
@@ -1137,7 +1140,7 @@ class RayEngine:
         passed = last - first + 1
         nodes, owner = _ranges(first, passed), np.repeat(task, passed)
         if reply.stored.any():
-            self._landing.append((lease.refs[1], owner[reply.stored], nodes[reply.stored]))
+            self.landing.append((lease.refs[1], owner[reply.stored], nodes[reply.stored]))
         for i in np.unique(task):
             tree, mine = self.trees[i], owner == i
             tree.log_w[nodes[mine]] = reply.log_w[mine]
@@ -1156,19 +1159,23 @@ class RayEngine:
             begin += len(rows)
 
     def settle(self) -> None:
-        """Bring home the states of rows that have arrived: after the next wave is sent, so that workers do not wait."""
-        landing, self._landing = self._landing, []
-        for ref, owner, nodes in landing:
-            try:
-                states: Any = ray.get(ref, timeout=FETCH_SECONDS)
-            except (RayError, GetTimeoutError) as error:
-                log.warning("states of %d nodes were lost (%s): computed again", len(nodes), type(error).__name__)
-                self._compute_again(owner, nodes)
-                continue
-            self._bytes_in += states.nbytes
-            slots = self.states.put(as_tensor(states, self.spec.dtype))
-            for i in np.unique(owner):
-                self.trees[i].slot[nodes[owner == i]] = slots[owner == i]
+        """Bring home the states of all rows that have arrived."""
+        while self.landing:
+            self.land()
+
+    def land(self) -> None:
+        """Bring home the states of a bundle; while there is nothing else to do, so that no worker waits for it."""
+        ref, owner, nodes = self.landing.popleft()
+        try:
+            states: Any = ray.get(ref, timeout=FETCH_SECONDS)
+        except (RayError, GetTimeoutError) as error:
+            log.warning("states of %d nodes were lost (%s): computed again", len(nodes), type(error).__name__)
+            self._compute_again(owner, nodes)
+            return
+        self._bytes_in += states.nbytes
+        slots = self.states.put(as_tensor(states, self.spec.dtype))
+        for i in np.unique(owner):
+            self.trees[i].slot[nodes[owner == i]] = slots[owner == i]
 
     def _compute_again(self, owner: Ids, nodes: Ids) -> None:
         """States whose rewards are known and that were lost with a machine."""
@@ -1193,6 +1200,8 @@ class RayEngine:
         now, seen = report["counters"], self._seen.get(actor.number)
         new = now.less(seen["counters"]) if seen else now
         worker, known = actor.number, self._full
+        if seen is None and worker not in self._rates:  # the first bundle pays for loading and warming up
+            new = Counters()
         if new.seconds > 0 and new.rows > 0:
             self._rates[worker] = smooth(self._rates.get(worker), new.rows / new.seconds)
         if new.full_rows > 0:
