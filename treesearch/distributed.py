@@ -58,6 +58,22 @@ class WorkerError(TreeSearchError):
     """Workers could not do the work: what failed, how often, and with which inputs."""
 
 
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C takes effect at the end, where no lease is half entered and Ray is in the middle of nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
 # ---------------------------------------------------------------------------------------------------------- processes
 
 
@@ -677,12 +693,9 @@ class _Pool:
         ).remote(threads)
         return _Actor(next(self._numbers), handle, handle.hello.remote(), time.monotonic())
 
+    @_interrupts_deferred()
     def pump(self) -> None:
         """Send what can be sent, wait for one answer or for something to be due, and take in all that is there."""
-        with _interrupts_deferred():
-            self._pump()
-
-    def _pump(self) -> None:
         for engine in self.engines:
             engine.dispatch()
         refs: dict[Any, Any] = {a.ready: a for a in (*self.workers, *self.scorers) if a.ready is not None}
@@ -748,22 +761,6 @@ class _Pool:
             expected = sum(oldest.engine.seconds_for(actor, lease.nfe) for lease in actor.leases)
             if now - actor.began > self.of.hang_seconds + 10 * expected:
                 self._lost(actor, WorkerError(f"no answer for {now - actor.began:.0f} s"))
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Ctrl-C takes effect at the end, where no lease is half entered."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if came:
-        signal.raise_signal(signal.SIGINT)
 
 
 def _connect(workers: RayWorkers) -> None:
@@ -897,6 +894,7 @@ class RayEngine:
         """Whether Ctrl-C lets the waves under way arrive."""
         return self.workers.on_interrupt == "drain"
 
+    @_interrupts_deferred()
     def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> None:
         """Queue a wave of (task, segments) and send what workers have room for."""
         if not work:
@@ -946,6 +944,7 @@ class RayEngine:
         waiting = [self._busy(a) for a in self.pool.workers if a.ready is None]
         return min(waiting, default=0.0)
 
+    @_interrupts_deferred()
     def close(self) -> None:
         """Let the workers forget this search."""
         if self not in self.pool.engines:
@@ -1158,6 +1157,7 @@ class RayEngine:
             self.arrive(job, rows, reply.reward[begin : begin + len(rows)])
             begin += len(rows)
 
+    @_interrupts_deferred()
     def settle(self) -> None:
         """Bring home the states of all rows that have arrived."""
         while self.landing:

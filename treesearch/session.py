@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Protocol
@@ -193,7 +196,6 @@ class Session:
         self._inflight: deque[Wave] = deque()
         self._next, self._best, self._ess = 0, -np.inf, (0, 0.0)
         self._told, self._staleness = [0] * self.num_tasks, Staleness()
-        self._told_wave: Wave | None = None  # told and not recorded
         self._encoded = encoded
         self.verified = 0  # NFE spent on checking a kernel without a fingerprint
         self._seconds = 0.0  # of earlier sessions
@@ -315,41 +317,35 @@ class Session:
         return int(price[i]), int(stored[i]), int(above[i])
 
     def waves(self) -> Iterator[Snapshot]:
-        """Run until the budget is spent, one snapshot a wave."""
+        """Run until the budget is spent, one snapshot a wave.
+
+        Where the engine drains, a first Ctrl-C stops the asking and takes effect once what is under way has arrived.
+        """
         status = "interrupted"
         try:
-            yield from self._flow() if self.method.mode == "async" else self._in_waves()
+            with _first_interrupt(self._stop) if self.engine.drains else nullcontext():
+                yield from self._flow() if self.method.mode == "async" else self._in_waves()
             status = "finished"
-        except KeyboardInterrupt:
-            if self.engine.drains:
-                self._drain()
-            raise
         finally:
             self.close(status)
 
-    def _drain(self) -> None:
-        """Let what is under way arrive, and record it; nothing new is asked."""
+    def _stop(self) -> None:
+        """Ask for nothing new."""
         for search in self.searches:
             search.status = Status.STOPPED
-        for _ in self._flow() if self.method.mode == "async" else self._in_waves():
-            pass
 
     def _in_waves(self) -> Iterator[Snapshot]:
         """Run a wave, tell it, send the next one, record it; with a lag the next one is under way already."""
-        if self._told_wave is not None:  # an interrupt came between
-            yield self._settle(self._told_wave)
         while self._advance():
-            wave = self._inflight[0]
+            wave = self._inflight.popleft()
             if wave.known is None:
                 wave.cost = self.engine.finish(wave.number)
             else:
                 for (task, segments), rewards in zip(wave.work, wave.known, strict=True):
                     self.searches[task].tree.reward[segments.last] = rewards
-            self._inflight.popleft()  # only now: an interrupt before leaves it to be drained
             for task, segments in wave.work:
                 self.searches[task].tell(segments)
             if wave.known is None:
-                self._told_wave = wave
                 self._drop(wave)
                 self._advance()
                 yield self._settle(wave)
@@ -357,7 +353,6 @@ class Session:
     def _settle(self, wave: Wave) -> Snapshot:
         """Record a wave that was told, once its states are there."""
         self.engine.settle()
-        self._told_wave = None
         return self._record(wave)
 
     def _flow(self) -> Iterator[Snapshot]:
@@ -602,6 +597,29 @@ class Staleness:
     def mean(self) -> float:
         """Mean over the rows so far."""
         return round(self.total / max(1, self.rows), 2)
+
+
+@contextmanager
+def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Has a first Ctrl-C call `stop` and raise KeyboardInterrupt at the end; a second one raises at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, came = signal.getsignal(signal.SIGINT), []
+
+    def handler(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        stop()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _merge(number: int, waves: Sequence[Wave]) -> Wave:

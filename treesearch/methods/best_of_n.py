@@ -92,5 +92,6 @@ class BestOfNSearch:
 
     def readout(self) -> Readout:
         leaves = self.tree.leaves
+        leaves = leaves[~np.isnan(self.tree.value[leaves])]  # those of later waves may have arrived
         log_w = scaled(self.lam, self.tree.reward[leaves]) + self.tree.log_w[leaves]
         return Readout(leaves, log_w, log_mean(log_w) if len(leaves) else None, log_mean_se(log_w))
