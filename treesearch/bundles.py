@@ -374,6 +374,8 @@ def _in_order(done: _Running) -> Any:
     parts = [part for _, part in done.samples]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)[torch.from_numpy(order)]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)[order]
     flat = [sample for part in parts for sample in part]
     return [flat[i] for i in order]
 

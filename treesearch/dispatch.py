@@ -54,8 +54,8 @@ def level(speed: F64) -> F64:
 
 
 def smooth(old: float | None, new: float) -> float:
-    """Running mean of a worker's speed."""
-    return new if old is None else (1 - SMOOTH) * old + SMOOTH * new
+    """Running mean of a worker's speed, over the seconds of an evaluation: a slow one is believed at once."""
+    return new if old is None else 1 / ((1 - SMOOTH) / old + SMOOTH / new)
 
 
 def deal(cost: F64, home: NDArray[np.int64], workers: Sequence[int], shares: F64) -> NDArray[np.int64]:

@@ -325,6 +325,8 @@ class _Scorer(_Process):
 
 def _gather(parts: list[tuple[Any, Any, list[int]]], device: str | None) -> Any:
     """Samples of several bundles as one batch."""
+    if isinstance(parts[0][0], np.ndarray) and parts[0][1] is None:
+        return np.concatenate([samples[rows] for samples, _, rows in parts])
     if parts[0][1] is None:
         return [samples[i] for samples, _, rows in parts for i in rows]
     batch = torch.cat([as_tensor(samples, dtype)[torch.tensor(rows)] for samples, dtype, rows in parts])

@@ -1,0 +1,234 @@
+"""Kernels and rewards that misbehave, in a module that workers can import.
+
+What happens once, or to one process only, is agreed on over files: `claim` is true for a single caller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import BEDS
+
+from backends.gaussian import LinearGaussian
+
+
+def claim(path: str | os.PathLike[str]) -> bool:
+    """Whether this is the first to claim the path, over all processes."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def note(path: str | os.PathLike[str], text: object) -> None:
+    """Append a line to a file that several processes write."""
+    with open(path, "a") as file:
+        file.write(f"{text}\n")
+
+
+def noted(path: str | os.PathLike[str]) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def total(x):
+    """The sum of a sample's entries: a reward for every bed."""
+    return torch.as_tensor(x).double().flatten(1).sum(1)
+
+
+def first(x):
+    """A reward of a batch or a list of samples."""
+    return torch.as_tensor([float(row.double().sum()) for row in x], dtype=torch.float64)
+
+
+class Wrapped:
+    """A bed with something that happens before each transition."""
+
+    def __init__(self, kernel: Any = None, folder: str | os.PathLike[str] = "") -> None:
+        self.kernel, self.folder = kernel or BEDS["gaussian"], str(folder)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("kernel", "folder"):
+            raise AttributeError(name)
+        return getattr(self.kernel, name)
+
+    def before(self, x, t, task) -> None:
+        pass
+
+    def transition(self, x, t, cond=None):
+        self.before(x, t, cond["task"])
+        return self.kernel.transition(x, t, cond)
+
+
+class Slow(Wrapped):
+    """Sleeps `seconds` a pass and `row` seconds a row; while a file `slow` exists in `folder`, if one is named."""
+
+    def __init__(self, kernel=None, seconds=0.002, row=0.0, folder=""):
+        super().__init__(kernel, folder)
+        self.seconds, self.row = seconds, row
+
+    def before(self, x, t, task):
+        if not self.folder or os.path.exists(f"{self.folder}/slow"):
+            time.sleep(self.seconds + self.row * len(x))
+
+
+class OneSlow(Wrapped):
+    """Sleeps for each row; the process that comes first eight times as long."""
+
+    slow = None
+
+    def before(self, x, t, task):
+        if OneSlow.slow is None or OneSlow.slow[0] != self.folder:
+            OneSlow.slow = self.folder, claim(f"{self.folder}/slow")
+            note(f"{self.folder}/pids", f"{os.getpid()} {OneSlow.slow[1]}")
+        time.sleep(len(x) * (0.004 if OneSlow.slow[1] else 0.0005))
+
+
+class RaisesOnce(Wrapped):
+    """Raises the first time that anyone calls it at t = 3."""
+
+    def before(self, x, t, task):
+        if (t == 3).any() and claim(f"{self.folder}/raised"):
+            raise RuntimeError("a cosmic ray")
+
+
+class RaisesOn(Wrapped):
+    """Raises on the rows of task 2 at t = 2."""
+
+    def before(self, x, t, task):
+        if ((t == 2) & (task == 2)).any():
+            note(f"{self.folder}/raised", len(x))
+            raise RuntimeError("no such weight")
+
+
+class Dies(Wrapped):
+    """Ends its process on the rows of task 2 at t = 2; with a folder, only the first time."""
+
+    def before(self, x, t, task):
+        if ((t == 2) & (task == 2)).any() and (not self.folder or claim(f"{self.folder}/died")):
+            os._exit(7)
+
+
+class HangsOnce(Wrapped):
+    """Never comes back, the first time that anyone calls it at t = 3."""
+
+    def before(self, x, t, task):
+        if (t == 3).any() and claim(f"{self.folder}/hung"):
+            time.sleep(1000)
+
+
+class Hungry(Wrapped):
+    """Has memory for `room` rows."""
+
+    room = 5
+
+    def before(self, x, t, task):
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {len(x)} rows")
+
+
+def built(folder: str) -> LinearGaussian:
+    """A factory that notes each time that it is called."""
+    note(f"{folder}/built", os.getpid())
+    return LinearGaussian(num_steps=5)
+
+
+def judge(folder: str) -> Any:
+    """A factory of a reward that notes each time that it is called."""
+    note(f"{folder}/judge", os.getpid())
+    return total
+
+
+def failing() -> Any:
+    """A factory of nothing."""
+    raise ZeroDivisionError("a factory that fails")
+
+
+class Nameless(Wrapped):
+    """Without a fingerprint."""
+
+    fingerprint = None
+
+
+class Misshapen(Wrapped):
+    """Its endpoints have an axis too many."""
+
+    def transition(self, x, t, cond=None):
+        note(f"{self.folder}/calls", len(x))
+        law = self.kernel.transition(x, t, cond)
+        return replace(law, endpoint=law.endpoint[..., None])
+
+
+class SlowReward:
+    """`total`, in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, x):
+        time.sleep(self.seconds)
+        return total(x)
+
+
+class PathReward:
+    """`total`; what else it does, it agrees on over a path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, x, prompts=None):
+        return total(x)
+
+
+class GatedReward(PathReward):
+    """Waits while a folder holds `closed` and not `open`."""
+
+    def __call__(self, x):
+        while os.path.exists(f"{self.path}/closed") and not os.path.exists(f"{self.path}/open"):
+            time.sleep(0.01)
+        return total(x)
+
+
+class NotingReward(PathReward):
+    """Notes the prompts of each call."""
+
+    def __call__(self, x, prompts=None):
+        note(self.path, json.dumps(list(prompts)))
+        return total(x)
+
+
+class FailingReward(PathReward):
+    """Raises so many times; notes when it was called."""
+
+    def __init__(self, path: str, times: int) -> None:
+        super().__init__(path)
+        self.times = times
+
+    def __call__(self, x):
+        note(self.path, time.time())
+        if len(noted(self.path)) <= self.times:
+            raise ConnectionError("service unavailable")
+        return total(x)
+
+
+class NanReward(PathReward):
+    """NaN for prompt b."""
+
+    def __call__(self, x, prompts=None):
+        note(self.path, len(x))
+        return torch.where(torch.tensor([p == "b" for p in prompts]), torch.nan, total(x))
+
+
+class HangingReward(PathReward):
+    """Never comes back the first time."""
+
+    def __call__(self, x):
+        if claim(self.path):
+            time.sleep(1000)
+        return total(x)
