@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 BUNDLE_SECONDS = 1.0
 SMOOTH = 0.25  # weight of the latest measurement of a worker's speed
+NEARLY = 0.15  # of a batch that a share may lack
 ALIKE = 0.1  # a row more or less can cost a whole pass: small differences of speed are noise
 
 F64 = NDArray[np.float64]
@@ -38,13 +39,13 @@ def water_fill(queued: float, backlog: F64, speed: F64) -> F64:
 
 
 def whole_batches(shares: F64, batch: float) -> F64:
-    """Shares cut to whole batches; those below half a batch as they are.
+    """Shares cut to whole batches, up to a little above them; those below half a batch as they are.
 
     Args:
         shares: evaluations, (W,).
         batch: evaluations of a batch of whole rows.
     """
-    return np.where(shares >= 0.5 * batch, np.maximum(1, np.floor(shares / batch + 1e-6)) * batch, shares)
+    return np.where(shares >= 0.5 * batch, np.maximum(1, np.floor(shares / batch + NEARLY)) * batch, shares)
 
 
 def level(speed: F64) -> F64:

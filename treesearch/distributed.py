@@ -37,7 +37,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, RewardError, as_reward
 from treesearch.budget import Cost
-from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
+from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
 from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
 from treesearch.engine import Arrival, Ids, Segments
 from treesearch.engine import encode as encode_prompts
@@ -380,6 +380,7 @@ class _Lease:
     number: int
     rows: list[tuple[_Job, Ids]]
     nfe: float
+    steps: float  # of its longest row
     refs: tuple[Any, Any, Any]  # reply, states, samples
     failures: int = 0
 
@@ -584,8 +585,8 @@ class _Pool:
         self.engines: list[RayEngine] = []
         self.restarts = 0
         self._shared: OrderedDict[tuple[str, int], tuple[Any, int, Any]] = OrderedDict()
-        # By kernel and batch size: each worker's evaluations a second in full batches, and in all; whose were full.
-        self.speeds: dict[tuple[int, int], tuple[dict[int, float], dict[int, float], set[int]]] = {}
+        # By kernel and batch size: each worker's evaluations a second in full batches, and whose batches were full.
+        self.speeds: dict[tuple[int, int], tuple[dict[int, float], set[int]]] = {}
         self.workers = [self._start_worker() for _ in range(workers.num_workers)]
         self.scorers = [self._start_scorer() for _ in range(workers.reward_workers)]
 
@@ -760,8 +761,7 @@ class _Pool:
             if not actor.leases:
                 continue
             oldest = actor.leases[0]
-            expected = sum(oldest.engine.seconds_for(actor, lease.nfe) for lease in actor.leases)
-            if now - actor.began > self.of.hang_seconds + 10 * expected:
+            if now - actor.began > self.of.hang_seconds + 10 * oldest.engine.expected(actor):
                 self._lost(actor, WorkerError(f"no answer for {now - actor.began:.0f} s"))
 
 
@@ -877,8 +877,9 @@ class RayEngine:
         self._kept: dict[int, list[tuple[Ids, Ids]]] = {}  # by task: nodes, (worker, bundle, row)
         self.landing: deque[tuple[Any, Ids, Ids]] = deque()  # references to states, and the (task, node) of each
         self._forget: dict[int, list[int]] = {}  # by worker: bundles whose transitions are needed no more
-        of = pool.speeds.setdefault((model[0], batch_size), ({}, {}, set()))
-        self._speeds, self._rates, self._full = of
+        self._speeds, self._full = pool.speeds.setdefault((model[0], batch_size), ({}, set()))
+        self._even: dict[int, float] = {}  # the same without noise
+        self._level()
         self._seen: dict[int, Any] = {}  # by worker: its latest report
         self._began = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -944,7 +945,11 @@ class RayEngine:
     def backlog(self) -> float:
         """Seconds until a worker would begin new work."""
         waiting = [self._busy(a) for a in self.pool.workers if a.ready is None]
-        return min(waiting, default=0.0)
+        return min(waiting, default=0.0) if self._even else 0.0
+
+    def expected(self, actor: _Actor) -> float:
+        """Seconds that a worker's leases should take; 0 before anything was measured."""
+        return self._seconds(actor) if self._even else 0.0
 
     @_interrupts_deferred()
     def close(self) -> None:
@@ -1012,7 +1017,7 @@ class RayEngine:
         self._depth, self._samples = self._depth + len(cost), self._samples + 1
         ready = [a for a in self.pool.workers if a.ready is None and not a.alone]
         row = float(cost.mean())
-        speed = level(np.array([self._speed_of(a) for a in ready]))
+        speed = np.array([self._speed(a) for a in ready])
         backlog = np.array([self._busy(a) for a in ready])
         most = np.array([self._bundle_rows(a, row) * row for a in ready])
         shares = np.minimum(water_fill(cost.sum(), backlog, speed), most)
@@ -1035,32 +1040,33 @@ class RayEngine:
     def _bundle_rows(self, actor: _Actor, row: float) -> int:
         """Rows of `row` evaluations each that a bundle for this worker may have: whole batches, at least one, no more
         than what it does in `BUNDLE_SECONDS` and than fits."""
-        batches = int(self._speeds.get(actor.number, 0.0) * BUNDLE_SECONDS / row / self.batch_size)
+        batches = int(self._even.get(actor.number, 0.0) * BUNDLE_SECONDS / row / self.batch_size)
         fits = BUNDLE_BYTES // max(1, self.spec.state_bytes) // self.batch_size
         return max(1, min(batches, fits)) * self.batch_size
 
     def _busy(self, actor: _Actor) -> float:
         """Seconds until a worker has done what it was given."""
-        expected = sum(self.seconds_for(actor, lease.nfe) for lease in actor.leases)
-        return max(0.0, expected - (time.monotonic() - actor.began)) if actor.leases else 0.0
+        return max(0.0, self._seconds(actor) - (time.monotonic() - actor.began)) if actor.leases else 0.0
 
-    def seconds_for(self, actor: _Actor, nfe: float) -> float:
-        """What a worker takes for so many evaluations; a guess before any was measured."""
-        return nfe / self._rates.get(actor.number, _mean(self._rates.values(), nfe))
+    def _seconds(self, actor: _Actor) -> float:
+        """What a worker takes for its leases: they share passes, and no row is faster than a pass a step."""
+        nfe = sum(lease.nfe for lease in actor.leases)
+        return max(nfe, max(lease.steps for lease in actor.leases) * self.batch_size) / self._speed(actor)
 
-    def _speed_of(self, actor: _Actor) -> float:
-        """Evaluations a second in full batches; like the others' before it was measured."""
-        return self._speeds.get(actor.number, _mean(self._speeds.values(), 1.0))
+    def _speed(self, actor: _Actor) -> float:
+        """Evaluations a second in full batches, without noise; like the others' before it was measured."""
+        return self._even.get(actor.number, _mean(self._even.values(), 1.0))
 
     def _lend(self, actor: _Actor, rows: list[tuple[_Job, Ids]], failures: int) -> None:
         """Send rows to a worker as one bundle."""
         bundle = self._bundle(actor, rows)
         refs = actor.handle.run.options(num_returns=3).remote(self._setup, self.search, bundle)
         nfe = float(sum(j.nfe[r].sum() for j, r in rows))
+        steps = float(max(j.nfe[r].max() for j, r in rows))
         actor.searches.add(self.search)
         actor.alone = failures > 0
         actor.began = actor.began if actor.leases else time.monotonic()
-        actor.leases.append(_Lease(self, bundle.number, rows, nfe, tuple(refs), failures))
+        actor.leases.append(_Lease(self, bundle.number, rows, nfe, steps, tuple(refs), failures))
         self._bytes_out += _size(bundle)
 
     def _bundle(self, actor: _Actor, parts: list[tuple[_Job, Ids]]) -> Bundle:
@@ -1201,18 +1207,21 @@ class RayEngine:
             log.warning("worker %d: %s", actor.number, text)
         now, seen = report["counters"], self._seen.get(actor.number)
         new = now.less(seen["counters"]) if seen else now
-        worker, known = actor.number, self._full
-        if seen is None and worker not in self._rates:  # the first bundle pays for loading and warming up
-            new = Counters()
-        if new.seconds > 0 and new.rows > 0:
-            self._rates[worker] = smooth(self._rates.get(worker), new.rows / new.seconds)
-        if new.full_rows > 0:
-            old = self._speeds.get(worker) if worker in known else None
+        worker = actor.number
+        if new.full_rows > 0 and (seen is not None or worker in self._full):  # the first bundle pays for warming up
+            old = self._speeds.get(worker) if worker in self._full else None
             self._speeds[worker] = smooth(old, new.full_rows / new.full_seconds)
-            known.add(worker)
-        elif worker not in known and new.room > 0:  # a pass takes much the same time however many rows are in it
+            self._full.add(worker)
+        elif worker not in self._full and new.room > 0:  # a pass takes much the same time however many rows are in it
             self._speeds[worker] = smooth(self._speeds.get(worker), new.room / new.seconds)
+        self._level()
         self._seen[actor.number] = report | {"node": actor.info["node"], "device": actor.info["device"]}
+
+    def _level(self) -> None:
+        """Speeds of the workers there are, without their noise."""
+        there = [a.number for a in self.pool.workers if a.number in self._speeds]
+        speeds = level(np.array([self._speeds[number] for number in there])) if there else []
+        self._even = dict(zip(there, map(float, speeds), strict=True))
 
     def failed(self, lease: _Lease, actor: _Actor, error: Exception) -> None:
         """A bundle raised: broken contracts end the search, anything else is tried again.
@@ -1279,7 +1288,7 @@ class RayEngine:
                 "busy": round(seen["counters"].seconds / wall, 4),
                 "fill": round(seen["counters"].rows / max(1, seen["counters"].room), 4),
                 "nfe": seen["counters"].rows,
-                "nfe_per_second": round(self._rates.get(number, 0.0), 1),
+                "nfe_per_second": round(seen["counters"].rows / max(1e-9, seen["counters"].seconds), 1),
                 "batch_size": seen["batch_size"],
                 "memory_mb": round(seen["memory"] / 2**20, 1),
             }
