@@ -37,7 +37,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, RewardError, as_reward
 from treesearch.budget import Cost
-from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
+from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
 from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
 from treesearch.engine import Arrival, Ids, Segments
 from treesearch.engine import encode as encode_prompts
@@ -1208,7 +1208,9 @@ class RayEngine:
         now, seen = report["counters"], self._seen.get(actor.number)
         new = now.less(seen["counters"]) if seen else now
         worker = actor.number
-        if new.full_rows > 0 and (seen is not None or worker in self._full):  # the first bundle pays for warming up
+        if seen is None and worker not in self._speeds:  # the first bundle pays for loading and warming up
+            new = Counters()
+        if new.full_rows > 0:
             old = self._speeds.get(worker) if worker in self._full else None
             self._speeds[worker] = smooth(old, new.full_rows / new.full_seconds)
             self._full.add(worker)
