@@ -115,6 +115,8 @@ def describe(kernel: Kernel) -> Spec:
         ValueError: an attribute has a wrong value.
         TypeError: a required method or attribute is missing.
     """
+    if isinstance(kernel, type):
+        raise TypeError(f"kernel is the class {kernel.__name__}, expected an object of it: {kernel.__name__}(...)")
     for name in ("num_steps", "state_shape", "prior", "transition", "decode"):
         if not hasattr(kernel, name):
             raise TypeError(f"{type(kernel).__name__} is not a kernel: it has no `{name}`; see backends.base.Kernel")

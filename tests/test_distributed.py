@@ -678,7 +678,7 @@ def test_workers_that_are_not_running():
 def test_a_kernel_that_cannot_travel(three):
     kernel = kernels.Wrapped()
     kernel.lock = threading.Lock()
-    with pytest.raises(ts.WorkerError, match="give a recipe"):
+    with pytest.raises(ts.WorkerError, match=r"give a ts.Recipe\(factory, ...\) that builds it there: cannot pickle"):
         ts.search(kernel, kernels.total, ts.BestOfN(n=4), workers=three)
 
 

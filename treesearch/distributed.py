@@ -16,11 +16,12 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -455,8 +456,10 @@ class RayWorkers:
         choose("on_interrupt", on_interrupt, ("drop", "drain"))
         self.num_workers, self.reward_workers = num_workers, reward_workers
         self.gpus_per_worker, self.gpus_per_reward_worker = gpus_per_worker, gpus_per_reward_worker
-        self.cpus_per_worker = _cpus(cpus_per_worker, gpus_per_worker)
-        self.cpus_per_reward_worker = _cpus(cpus_per_reward_worker, gpus_per_reward_worker)
+        if gpus_per_reward_worker and not reward_workers:
+            raise ValueError("gpus_per_reward_worker is for reward_workers, of which there are none")
+        self.cpus_per_worker = _cpus("cpus_per_worker", cpus_per_worker, gpus_per_worker)
+        self.cpus_per_reward_worker = _cpus("cpus_per_reward_worker", cpus_per_reward_worker, gpus_per_reward_worker)
         self.address, self.on_interrupt, self.dashboard = address, on_interrupt, dashboard
         self.max_failures, self.hang_seconds, self.start_seconds = max_failures, hang_seconds, start_seconds
         self.reward_seconds, self.reward_tries = reward_seconds, reward_tries
@@ -519,10 +522,10 @@ class RayWorkers:
         return RayEngine(self, kernel, spec, reward, trees, states, cost, **how)
 
 
-def _cpus(asked: float | None, gpus: float) -> float:
+def _cpus(name: str, asked: float | None, gpus: float) -> float:
     cpus = (0 if gpus else 1) if asked is None else asked
     if not cpus >= 0:
-        raise ValueError(f"cpus is {asked!r}, expected a number >= 0")
+        raise ValueError(f"{name} is {asked!r}, expected a number >= 0")
     return cpus
 
 
@@ -609,8 +612,8 @@ class _Pool:
                 reference = ray.put(made)
             except Exception as error:
                 raise WorkerError(
-                    f"this {what} cannot travel to workers ({type(error).__name__}: {error}): "
-                    f"give a recipe, ts.Recipe(factory, ...), that builds it there"
+                    f"this {what} cannot travel to workers, give a ts.Recipe(factory, ...) that builds it there: "
+                    f"{_pickling(error)}"
                 ) from error
             self._shared[key] = made, next(self._numbers), reference
             while len(self._shared) > 4:
@@ -653,7 +656,8 @@ class _Pool:
             if time.monotonic() - min(a.started for a in actors) > of.start_seconds:
                 raise WorkerError(
                     f"no {kind} was up within {of.start_seconds:g} s: each asks for {cpus:g} CPUs and {gpus:g} GPUs, "
-                    f"the cluster has {ray.cluster_resources()}, of them free {ray.available_resources()}"
+                    f"and the cluster has {_devices(ray.cluster_resources())}, of them free "
+                    f"{_devices(ray.available_resources())}: ask for less, or give more start_seconds"
                 )
 
     def _greet(self, timeout: float) -> None:
@@ -770,6 +774,7 @@ def _connect(workers: RayWorkers) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if workers.address is not None:
+        _knock(workers.address)
         ray.init(address=workers.address, **quiet)
         return
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves workers behind anything else that runs
@@ -785,6 +790,35 @@ def _connect(workers: RayWorkers) -> None:
         _node_ip_address="127.0.0.1",
         **quiet,
     )
+
+
+def _devices(resources: Mapping[str, float]) -> str:
+    """CPUs and GPUs of a cluster, for messages."""
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+def _pickling(error: Exception) -> str:
+    """What cannot be pickled, without Ray's inspection of it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [
+        line[line.lower().index("can") :] for line in lines if "can't pickle" in line.lower().replace("cannot", "can't")
+    ]
+    return (said or lines or [type(error).__name__])[0]
+
+
+def _knock(address: str) -> None:
+    """Raises:
+    WorkerError: nothing listens at host:port, where Ray itself would try for minutes.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise WorkerError(
+            f"no Ray at {address} ({error}): start one with `ray start --head`, or give no address to use this machine"
+        ) from error
 
 
 def _brief(error: Exception | None) -> str:
@@ -883,6 +917,7 @@ class RayEngine:
         self._seen: dict[int, Any] = {}  # by worker: its latest report
         self._began = time.monotonic()
         self._final: dict[str, Any] | None = None
+        self._warned: set[str] = set()  # what kernels raised
         self._depth, self._samples = 0.0, 0
         self._bytes_in = self._bytes_out = self._stolen = self._lost_bundles = 0
         pool.engines.append(self)
@@ -1238,7 +1273,9 @@ class RayEngine:
             error.add_note(f"{lease.failures} attempts at {self._inputs(lease)}")
             raise error
         name = type(error).__name__
-        log.warning("worker %d: %s: %s; the bundle is tried again", actor.number, name, _brief(error))
+        if (text := f"{name}: {_brief(error)}") not in self._warned:
+            log.warning("worker %d: %s; the bundle is tried again", actor.number, text)
+        self._warned.add(text)
         self._give_again(lease)
 
     def lost(self, lease: _Lease, error: Exception, *, blame: bool) -> None:
