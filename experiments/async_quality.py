@@ -74,7 +74,7 @@ class Args:
     """NFE of a task on MNIST"""
     seed: int = 0
     """of all noise"""
-    work: Path = Path("/tmp/async_quality")
+    work: Path = Path("runs/async_quality")
     """finished cells, per task"""
     out: Path = Path("experiments/results/async_quality.json")
     """figures as JSON"""
