@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ class Reward:
         Raises:
             RewardError: the function raised, or returned a wrong shape, complex values, NaN or +inf.
         """
+        return self.attached(samples, prompts).detach()
+
+    def attached(self, samples: Any, prompts: Sequence[Any] | None = None) -> Tensor:
+        """The same with its graph: a differentiable reward has a gradient to samples that require one."""
         try:
             values = self.fn(samples, prompts)
         except RewardError:
@@ -94,6 +98,42 @@ class Reward:
         return _combine(self, condition, apply, f"gate[>={above:g}]")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What to know before choosing a reward; `treesearch list rewards` prints it.
+
+    Args:
+        range: values to expect.
+        differentiable: whether gradients reach the samples.
+        prompts: whether it needs them.
+        checkpoint: default weights, a hub id or a file.
+        licence: of those weights.
+        memory: of the model, in float32.
+        source: the paper.
+    """
+
+    range: str
+    differentiable: bool
+    prompts: bool = False
+    checkpoint: str = ""
+    licence: str = ""
+    memory: str = ""
+    source: str = ""
+
+
+Factory = TypeVar("Factory", bound=Callable[..., Reward])
+
+
+def facts(**known: Any) -> Callable[[Factory], Factory]:
+    """Attach `Facts` to a factory of rewards, as its attribute `facts`."""
+
+    def attach(factory: Factory) -> Factory:
+        factory.facts = Facts(**known)  # type: ignore[attr-defined]
+        return factory
+
+    return attach
+
+
 def as_reward(function: Reward | Callable[..., Any], name: str | None = None, input: Input = "sample") -> Reward:
     """Wrap a plain callable `f(samples)` or `f(samples, prompts=None)`; a Reward passes through.
 
@@ -125,7 +165,7 @@ def check_rewards(values: Any, n: int, name: str) -> Tensor:
     if values.shape != (n,):
         hint = ": squeeze the last axis" if values.shape == (n, 1) else ": return one number per sample"
         raise RewardError(f"reward {name!r} returned shape {tuple(values.shape)}, expected ({n},){hint}")
-    values = values.detach().double().cpu()
+    values = values.double().cpu()
     for bad, what in ((values.isnan(), "nan"), (values == math.inf, "+inf")):
         if bad.any():
             rows = bad.nonzero().flatten().tolist()
@@ -146,7 +186,7 @@ def _takes_prompts(function: Callable[..., Any]) -> bool:
 
 
 def _wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str) -> Reward:
-    return Reward(lambda samples, prompts: apply(reward(samples, prompts)), name, reward.input, reward.calls)
+    return Reward(lambda samples, prompts: apply(reward.attached(samples, prompts)), name, reward.input, reward.calls)
 
 
 def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor], Tensor], symbol: str) -> Reward:
@@ -159,13 +199,13 @@ def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor],
         raise ValueError(f"{left.name} reads the {left.input}, {right.name} the {right.input}: give both one input")
     name = f"({left.name} {symbol} {right.name})"
     if left.calls is None or right.calls is None:  # one part scores every sample, and so does the pair
-        return Reward(lambda samples, prompts: op(left(samples, prompts), right(samples, prompts)), name, left.input)
+        return Reward(lambda x, prompts: op(left.attached(x, prompts), right.attached(x, prompts)), name, left.input)
     counts, total = (left.calls, right.calls), 0
 
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         nonlocal total
         before = [count() for count in counts]
-        values = op(left(samples, prompts), right(samples, prompts))
+        values = op(left.attached(samples, prompts), right.attached(samples, prompts))
         total += max(count() - b for count, b in zip(counts, before, strict=True))
         return values
 

@@ -90,7 +90,6 @@ def _reward(digits: Sequence[int], name: str) -> Reward:
     """max over `digits` of log p(c | x) as a Reward."""
     classes = _checked(digits)
 
-    @torch.no_grad()
     def fn(samples: Tensor, prompts: Sequence[object] | None = None) -> Tensor:
         images = _images(samples)
         logits = load_classifier(str(images.device))(images)

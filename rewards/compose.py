@@ -53,8 +53,9 @@ class _Cache:
 
     def score(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         """Rewards (n,): known ones from memory, the first of each new kind in one batch."""
-        if isinstance(samples, Tensor):
-            samples = samples.detach()
+        if isinstance(samples, Tensor) and samples.requires_grad:  # remembered values have no gradient
+            self.misses += len(samples)
+            return self.reward.attached(samples, prompts)
         names = [self._name(samples[i], None if prompts is None else prompts[i]) for i in range(len(samples))]
         fresh = {name: i for i, name in enumerate(names) if name not in self.values}
         rows = sorted(fresh.values())
@@ -95,7 +96,9 @@ def normalise(reward: Reward, mean: float, std: float) -> Reward:
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"std is {std}, expected a positive finite number")
     name = f"normalise({reward.name}, {mean:.6g}, {std:.6g})"
-    return Reward(lambda samples, prompts: (reward(samples, prompts) - mean) / std, name, reward.input, reward.calls)
+    return Reward(
+        lambda samples, prompts: (reward.attached(samples, prompts) - mean) / std, name, reward.input, reward.calls
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

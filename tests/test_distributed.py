@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -335,7 +336,7 @@ def test_a_kernel_that_keeps_raising(three, tmp_path, monkeypatch):
         ts.search(kernel, kernels.total, ts.BestOfN(), prompts=prompts, budget=ts.Budget(nfe=300), workers=three)
     notes = "\n".join(caught.value.__notes__)
     assert "3 attempts at" in notes
-    assert "prompts ['bad']" in notes
+    assert re.search(r"prompts \[.*'bad'\]", notes)  # which rows share its bundle depends on the workers' speeds
     assert "noise key" in notes
     same(run("gaussian", "fk", three), alone("gaussian", "fk"))  # the workers are of use to other searches
 
