@@ -15,7 +15,6 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 
-import torch
 from torch import Tensor, nn
 
 from rewards.base import Reward
