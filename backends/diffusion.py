@@ -1,10 +1,13 @@
-"""DDPM and DDIM(η) over any torch module that predicts ε, v or x_0; every row of a batch has its own t.
+"""The reverse chain of diffusion and flow models: DDIM(η), DDPM and full renoising, every row at its own t.
 
-    x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t,   x_s = √ᾱ_s x̂_0 + √(1 - ᾱ_s - σ²) ε + σ z        (DDIM eq. 12)
-    σ = η √((1-ᾱ_s)/(1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_s)                                             (DDIM eq. 16)
+    x_t = α_t x_0 + σ_t ε                        `Schedule`
+    x_s = α_s x̂_0 + √(σ_s² - s̃²) ε̂ + s̃ z        s the next entry of the grid after t
+    s̃²  = η² (σ_s²/σ_t²) (σ_t² - (α_t/α_s)² σ_s²)
 
-ᾱ is `alphas_cumprod` on the training grid of N steps, s the next entry of the respaced grid (ᾱ_s = `final_alpha` at
-its end). DDPM is the same law at η = 1, with ε recomputed from a clipped x̂_0.
+With α² + σ² = 1 this is DDIM (eqs. 12 and 16). With α = 1 - σ and the velocity v = ε - x_0 it is a stochastic flow
+chain, finite at σ_T = 1, and Euler's method at η = 0. DDPM is the same law at η = 1, with ε̂ recomputed from a clipped
+x̂_0. Full renoising is s̃ = σ_s, what few-step models (LCM, Turbo, Lightning, Schnell) are distilled for.
+The law that a search leaves invariant is this discrete chain's, at its number of steps.
 
 Equal to diffusers' DDPMScheduler (fixed_small), and to its DDIMScheduler where that one lands on its own grid: it takes
 s = t - N // T, which is the next entry only for leading spacing, and for trailing spacing where T divides N.
@@ -12,7 +15,9 @@ s = t - N // T, which is the next entry only for leading spacing, and for traili
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eqs. 6-7.
     Denoising Diffusion Implicit Models (Song et al., 2021), eqs. 12 and 16.
-    Progressive Distillation (Salimans and Ho, 2022), v = √ᾱ ε - √(1-ᾱ) x_0.
+    Progressive Distillation (Salimans and Ho, 2022), v = α ε - σ x_0.
+    Flow Matching for Generative Modeling (Lipman et al., 2023), straight paths.
+    Latent Consistency Models (Luo et al., 2023), algorithm 3, renoising.
 """
 
 from __future__ import annotations
@@ -26,61 +31,104 @@ import torch
 from torch import Tensor, nn
 
 from backends.base import Cond, Gaussian, expand
+from backends.schedules import Prediction, Schedule
 
-Prediction = Literal["epsilon", "v", "sample"]
-Spacing = Literal["leading", "trailing", "linspace"]
-
-
-def respace(train_steps: int, num_steps: int, spacing: Spacing = "trailing", offset: int = 0) -> Tensor:
-    """The network timesteps of a chain of `num_steps`, ascending: entry t - 1 belongs to x_t.
-
-    Raises:
-        ValueError: more steps than the model was trained with, or an unknown spacing.
-    """
-    if not 1 <= num_steps <= train_steps:
-        raise ValueError(f"num_steps is {num_steps}, expected 1..{train_steps} (the steps of the training grid)")
-    index = torch.arange(num_steps, dtype=torch.float64)
-    if spacing == "leading":
-        steps = index * (train_steps // num_steps) + offset
-    elif spacing == "trailing":
-        # The arithmetic of numpy.arange, so that ties round as they do in diffusers.
-        steps = (train_steps + index * ((train_steps - train_steps / num_steps) - train_steps)).round().flip(0) - 1
-    elif spacing == "linspace":
-        steps = (index * ((train_steps - 1) / max(1, num_steps - 1))).round()
-    else:
-        raise ValueError(f"unknown spacing {spacing!r}: choose leading, trailing or linspace")
-    if not (steps[0] >= 0 and steps[-1] < train_steps):
-        ends = f"{steps[0]:g}..{steps[-1]:g}"
-        raise ValueError(f"offset {offset} gives timesteps {ends}, expected them within 0..{train_steps - 1}")
-    return steps.long()
+Step = Literal["ddim", "ddpm", "renoise"]
 
 
 def to_endpoint(
     prediction: Prediction, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(x̂_0, ε̂) from a network output; alpha = √ᾱ_t and sigma = √(1-ᾱ_t) broadcast against x."""
+    """(x̂_0, ε̂) from a network output; alpha = α_t and sigma = σ_t broadcast against x."""
     if prediction == "epsilon":
         return (x - sigma * output) / alpha, output
     if prediction == "v":
         return alpha * x - sigma * output, sigma * x + alpha * output
+    if prediction == "flow":
+        return x - sigma * output, x + alpha * output
     return output, (x - alpha * output) / sigma
 
 
 @final
-class DiffusionKernel:
-    """The chain that DDPM or DDIM(η) makes of a network.
+class Chain:
+    """The law of x_s given x_t and a network output, as tables over t.
 
     Args:
-        model: called as model(x, timestep) with timestep (n,) int64; returns a tensor like x, or has it as `.sample`.
-        state_shape: shape of one state.
-        alphas_cumprod: ᾱ on the training grid, (N,).
-        num_steps: T, the steps of the chain.
-        eta: DDIM's η in [0, 1]; 0 is deterministic after the prior, 1 is ancestral sampling.
-        step: "ddim", or "ddpm" (η = 1, ε recomputed from the clipped x̂_0).
-        prediction: what the network returns.
-        spacing, offset: the respaced grid, see `respace`.
-        final_alpha: ᾱ after the last step; 1 makes it deterministic, None takes ᾱ of the first training step.
+        schedule: the grid.
+        eta: η in [0, 1]; 0 is deterministic after the prior, 1 is ancestral sampling.
+        step: "ddim", "ddpm" (η = 1, ε̂ recomputed from the clipped x̂_0) or "renoise" (s̃ = σ_s, whatever η).
         clip_sample: limit of |x̂_0|, None for none.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self, schedule: Schedule, *, eta: float = 1.0, step: Step = "ddim", clip_sample: float | None = None
+    ) -> None:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta is {eta}, expected 0..1")
+        if step not in ("ddim", "ddpm", "renoise"):
+            raise ValueError(
+                f"unknown step {step!r}: choose ddim, ddpm or renoise; solvers with memory (DPM-Solver++, UniPC, PNDM, "
+                "Heun, ...) have no law of x_s given x_t alone"
+            )
+        if step != "ddim" and eta != 1:
+            raise ValueError(f"step={step!r} has eta = 1, got {eta}: use step='ddim' for other values")
+        self.schedule, self.eta, self.step, self.clip_sample = schedule, eta, step, clip_sample
+        alpha_t, sigma_t = schedule.alpha[1:], schedule.sigma[1:]
+        alpha_s, sigma_s = schedule.alpha[:-1], schedule.sigma[:-1]
+        if step == "renoise":
+            variance = sigma_s**2
+        else:
+            variance = (eta * sigma_s / sigma_t) ** 2 * (sigma_t**2 - (alpha_t * sigma_s / alpha_s) ** 2)
+        variance = variance.clamp_min(0)  # rounding, where two grid points coincide
+        self.timestep = _table(schedule.timestep)
+        self.alpha, self.sigma = _table(alpha_t.float()), _table(sigma_t.float())
+        self.alpha_s, self.std = _table(alpha_s.float()), _table(variance.sqrt().float())
+        self.direction = _table((sigma_s**2 - variance).clamp_min(0).sqrt().float())
+        self.stochastic = torch.cat([torch.ones(1, dtype=torch.bool), self.std[1:] > 0])
+
+    def to(self, device: str | torch.device) -> Chain:
+        """The same chain, its tables moved to a device."""
+        for name in ("timestep", "alpha", "sigma", "alpha_s", "std", "direction"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def law(self, x: Tensor, t: Tensor, output: Tensor) -> Gaussian:
+        """Law of x_s for states x (n, *state) at levels t (n,), from the network's output (n, *state)."""
+        alpha, sigma = expand(self.alpha[t], x), expand(self.sigma[t], x)
+        endpoint, eps = to_endpoint(self.schedule.prediction, output, x, alpha, sigma)
+        if self.clip_sample is not None:
+            endpoint = endpoint.clamp(-self.clip_sample, self.clip_sample)
+            if self.step == "ddpm":
+                eps = (x - alpha * endpoint) / sigma
+        mean = expand(self.alpha_s[t], x) * endpoint + expand(self.direction[t], x) * eps
+        return Gaussian(mean, expand(self.std[t], x), endpoint)
+
+    def settings(self) -> tuple[Any, ...]:
+        """What tells chains apart, beside their tables."""
+        return (self.step, self.eta, self.schedule.prediction, self.clip_sample, self.schedule.num_steps)
+
+    def tables(self) -> dict[str, Tensor]:
+        """The tables that define the chain."""
+        return {"timestep": self.timestep, "alpha": self.alpha, "sigma": self.sigma, "alpha_s": self.alpha_s}
+
+
+def _table(values: Tensor) -> Tensor:
+    """Values indexed by t in 1..T; entry 0 is unused."""
+    return torch.cat([torch.zeros_like(values[:1]), values])
+
+
+@final
+class DiffusionKernel:
+    """The chain that a network defines.
+
+    Args:
+        model: called as model(x, timestep) with timestep (n,); returns a tensor like x, or has it as `.sample`.
+        state_shape: shape of one state.
+        schedule: the grid, and what the network returns.
+        eta, step, clip_sample: as for `Chain`.
         decode: x_0 (n, *state) -> samples; the identity by default.
         name: enters the fingerprint.
 
@@ -93,65 +141,26 @@ class DiffusionKernel:
         model: nn.Module | Callable[..., Any],
         *,
         state_shape: Sequence[int],
-        alphas_cumprod: Tensor,
-        num_steps: int,
+        schedule: Schedule,
         eta: float = 1.0,
-        step: Literal["ddim", "ddpm"] = "ddim",
-        prediction: Prediction = "epsilon",
-        spacing: Spacing = "trailing",
-        offset: int = 0,
-        final_alpha: float | None = 1.0,
+        step: Step = "ddim",
         clip_sample: float | None = None,
         decode: Callable[[Tensor], Any] | None = None,
         device: str | torch.device = "cpu",
         name: str = "diffusion",
     ) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}, expected 0..1")
-        if step not in ("ddim", "ddpm"):
-            raise ValueError(f"unknown step {step!r}: choose ddim or ddpm")
-        if step == "ddpm" and eta != 1:
-            raise ValueError(f"step='ddpm' has eta = 1, got {eta}: use step='ddim' for other values")
-        if prediction not in ("epsilon", "v", "sample"):
-            raise ValueError(f"unknown prediction {prediction!r}: choose epsilon, v or sample")
-        self.model, self.num_steps, self.state_shape = model, num_steps, tuple(state_shape)
+        self.model, self.num_steps, self.state_shape = model, schedule.num_steps, tuple(state_shape)
         self.device, self.dtype, self.name = torch.device(device), torch.float32, name
-        self.eta, self.step, self.clip_sample = eta, step, clip_sample
-        self.prediction: Prediction = prediction
+        self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
+        self.stochastic = self.chain.stochastic
         self._decode = decode
-        bars = alphas_cumprod.double().cpu()
-        if bars.ndim != 1 or not ((bars >= 0) & (bars < 1)).all() or (bars.diff() > 0).any():
-            raise ValueError("alphas_cumprod must be one axis of numbers in [0, 1) that never increase")
-        steps = respace(len(bars), num_steps, spacing, offset)
-        bar_t = bars[steps]
-        if prediction == "epsilon" and bar_t[-1] == 0:
-            raise ValueError(
-                "alphas_cumprod ends at 0, where ε does not give x_0: the network must predict v or sample"
-            )
-        last = float(bars[0]) if final_alpha is None else final_alpha
-        if not float(bar_t[0]) <= last <= 1:
-            raise ValueError(f"final_alpha is {last}, expected {float(bar_t[0]):.4g} (ᾱ of the last step) to 1")
-        bar_s = torch.cat([torch.tensor([last], dtype=torch.float64), bar_t[:-1]])
-        variance = eta**2 * (1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)
-        variance = variance.clamp_min(0)  # bar_t > bar_s by rounding where two grid points coincide
-        self._timestep = self._table(steps)
-        self._alpha, self._sigma = self._table(bar_t.sqrt().float()), self._table((1 - bar_t).sqrt().float())
-        self._alpha_s = self._table(bar_s.sqrt().float())
-        self._direction = self._table((1 - bar_s - variance).clamp_min(0).sqrt().float())
-        self._std = self._table(variance.sqrt().float())
-        self.stochastic = torch.cat([torch.ones(1, dtype=torch.bool), (self._std[1:] > 0).cpu()])
         if isinstance(model, nn.Module):
             model.to(self.device).eval().requires_grad_(False)
-
-    def _table(self, values: Tensor) -> Tensor:
-        """Values indexed by t in 1..T; entry 0 is unused."""
-        return torch.cat([torch.zeros_like(values[:1]), values]).to(self.device)
 
     def to(self, device: str | torch.device) -> DiffusionKernel:
         """The same kernel, moved to a device."""
         self.device = torch.device(device)
-        for name in ("_timestep", "_alpha", "_sigma", "_alpha_s", "_direction", "_std"):
-            setattr(self, name, getattr(self, name).to(self.device))
+        self.chain.to(self.device)
         if isinstance(self.model, nn.Module):
             self.model.to(self.device)
         return self
@@ -159,23 +168,16 @@ class DiffusionKernel:
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         return noise.to(self.device, self.dtype)
 
-    @torch.no_grad()
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        alpha, sigma = expand(self._alpha[t], x), expand(self._sigma[t], x)
-        output = self.model(x, self._timestep[t])
-        output = getattr(output, "sample", output)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"the network returned {got}, expected {tuple(x.shape)}, like x: wrap it to return that alone"
-            )
-        endpoint, eps = to_endpoint(self.prediction, output, x, alpha, sigma)
-        if self.clip_sample is not None:
-            endpoint = endpoint.clamp(-self.clip_sample, self.clip_sample)
-            if self.step == "ddpm":
-                eps = (x - alpha * endpoint) / sigma
-        mean = expand(self._alpha_s[t], x) * endpoint + expand(self._direction[t], x) * eps
-        return Gaussian(mean, expand(self._std[t], x), endpoint)
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+            output = self.model(x, self.chain.timestep[t])
+            output = getattr(output, "sample", output)
+            if not isinstance(output, Tensor) or output.shape != x.shape:
+                got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(
+                    f"the network returned {got}, expected {tuple(x.shape)}, like x: wrap it to return that alone"
+                )
+            return self.chain.law(x, t, output)
 
     def encode(self, prompts: Sequence[Any]) -> None:
         """Unconditional: prompts reach the reward only."""
@@ -190,10 +192,8 @@ class DiffusionKernel:
         if not isinstance(self.model, nn.Module):
             return None
         digest = hashlib.blake2b(digest_size=12)
-        settings = (self.name, self.step, self.eta, self.prediction, self.clip_sample, self.num_steps)
-        digest.update(repr(settings).encode())
-        tables = {"timestep": self._timestep, "alpha": self._alpha, "alpha_s": self._alpha_s}
-        for key, value in (tables | self.model.state_dict()).items():
+        digest.update(repr((self.name, *self.chain.settings())).encode())
+        for key, value in (self.chain.tables() | self.model.state_dict()).items():
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return f"{self.name}:{digest.hexdigest()}"

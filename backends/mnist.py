@@ -118,15 +118,13 @@ def mnist_kernel(num_steps: int = 25, eta: float = 1.0, device: str | torch.devi
         A `DiffusionKernel` with states (1, 28, 28) in [-1, 1]; `decode` gives images in [0, 1].
     """
     from backends.diffusion import DiffusionKernel
+    from backends.schedules import Schedule
 
     return DiffusionKernel(
         load_network(),
         state_shape=STATE_SHAPE,
-        alphas_cumprod=cosine_alphas_cumprod(),
-        num_steps=num_steps,
+        schedule=Schedule.variance_preserving(cosine_alphas_cumprod(), num_steps, prediction="v"),
         eta=eta,
-        prediction="v",
-        spacing="trailing",
         clip_sample=1.0,
         decode=to_images,
         device=device,

@@ -16,7 +16,8 @@ from torch import nn
 
 import treesearch as ts
 from backends.base import describe
-from backends.diffusion import DiffusionKernel, respace, to_endpoint
+from backends.diffusion import DiffusionKernel, to_endpoint
+from backends.schedules import Schedule, respace
 from treesearch.noise import normals
 from treesearch.tree import ROOT
 
@@ -46,12 +47,14 @@ def kernel_of(scheduler, model=None, num_steps: int = T, shape=SHAPE, **options)
     return DiffusionKernel(
         model or Toy(),
         state_shape=shape,
-        alphas_cumprod=scheduler.alphas_cumprod,
-        num_steps=num_steps,
-        prediction=NAMES[config.prediction_type],
-        spacing=config.timestep_spacing,
-        offset=config.steps_offset if config.timestep_spacing == "leading" else 0,
-        final_alpha=final,
+        schedule=Schedule.variance_preserving(
+            scheduler.alphas_cumprod,
+            num_steps,
+            prediction=NAMES[config.prediction_type],
+            spacing=config.timestep_spacing,
+            offset=config.steps_offset if config.timestep_spacing == "leading" else 0,
+            final_alpha=final,
+        ),
         clip_sample=config.clip_sample_range if config.clip_sample else None,
         **options,
     )
@@ -175,10 +178,8 @@ def test_mixed_levels_equal_one_by_one() -> None:
 )
 def test_stochastic_tells_which_steps_have_variance(eta: float, final_alpha: float | None, offset: int) -> None:
     bars = DDIMScheduler().alphas_cumprod
-    kernel = DiffusionKernel(
-        Toy(), state_shape=SHAPE, alphas_cumprod=bars, num_steps=T, eta=eta, final_alpha=final_alpha, spacing="leading",
-        offset=offset,
-    )  # fmt: skip
+    schedule = Schedule.variance_preserving(bars, T, final_alpha=final_alpha, spacing="leading", offset=offset)
+    kernel = DiffusionKernel(Toy(), state_shape=SHAPE, schedule=schedule, eta=eta)
     x = torch.zeros(1, *SHAPE)
     moved = [
         bool(
@@ -205,6 +206,14 @@ def test_predictions_convert_into_each_other() -> None:
         torch.testing.assert_close(noise, eps)
 
 
+def build(model: nn.Module | None = None, alphas_cumprod=None, num_steps: int = T, **change) -> DiffusionKernel:
+    """A kernel from settings of the chain and of its schedule."""
+    bars = DDIMScheduler().alphas_cumprod if alphas_cumprod is None else alphas_cumprod
+    chain = {name: change.pop(name) for name in ("eta", "step", "clip_sample") if name in change}
+    schedule = Schedule.variance_preserving(bars, num_steps, **change)
+    return DiffusionKernel(model or Toy(), state_shape=SHAPE, schedule=schedule, **chain)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -215,19 +224,19 @@ def test_predictions_convert_into_each_other() -> None:
             r"offset 1 gives timesteps 1\.\.1000, expected .* 0\.\.999",
         ),
         ({"spacing": "karras"}, "unknown spacing 'karras': choose leading"),
-        ({"eta": 1.5}, r"eta is 1.5, expected 0\.\.1"),
-        ({"step": "ddpm", "eta": 0.5}, "step='ddpm' has eta = 1, got 0.5"),
-        ({"step": "euler"}, "unknown step 'euler': choose ddim or ddpm"),
-        ({"prediction": "v_prediction"}, "unknown prediction 'v_prediction': choose epsilon, v or sample"),
+        ({"prediction": "v_prediction"}, "unknown prediction 'v_prediction': choose epsilon, v, sample, flow"),
         ({"final_alpha": 1.5}, "final_alpha is 1.5, expected .* to 1"),
         ({"alphas_cumprod": torch.linspace(0.1, 0.9, N)}, "never increase"),
         ({"alphas_cumprod": torch.linspace(0.9, 0.0, N)}, "the network must predict v or sample"),
+        ({"eta": 1.5}, r"eta is 1.5, expected 0\.\.1"),
+        ({"step": "ddpm", "eta": 0.5}, "step='ddpm' has eta = 1, got 0.5"),
+        ({"step": "renoise", "eta": 0.5}, "step='renoise' has eta = 1, got 0.5"),
+        ({"step": "dpmsolver++"}, r"unknown step 'dpmsolver\+\+': choose ddim, ddpm or renoise; solvers with memory"),
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict, message: str) -> None:
-    settings = {"state_shape": SHAPE, "alphas_cumprod": DDIMScheduler().alphas_cumprod, "num_steps": T} | change
     with pytest.raises(ValueError, match=message):
-        DiffusionKernel(Toy(), **settings)
+        build(**change)
 
 
 @pytest.mark.parametrize(
@@ -255,24 +264,25 @@ def test_zero_terminal_snr_runs_with_v() -> None:
 
 def test_fingerprint_changes_with_weights_and_settings() -> None:
     bars = DDIMScheduler().alphas_cumprod
-    base = {"state_shape": SHAPE, "alphas_cumprod": bars, "num_steps": T}
     changes = [
-        {}, {"num_steps": 20}, {"eta": 0.5}, {"step": "ddpm"}, {"prediction": "v"}, {"spacing": "leading"},
-        {"spacing": "leading", "offset": 1}, {"final_alpha": None}, {"clip_sample": 1.0}, {"alphas_cumprod": bars**1.1},
+        {}, {"num_steps": 20}, {"eta": 0.5}, {"step": "ddpm"}, {"step": "renoise"}, {"prediction": "v"},
+        {"spacing": "leading"}, {"spacing": "leading", "offset": 1}, {"final_alpha": None}, {"clip_sample": 1.0}, {"alphas_cumprod": bars**1.1},
     ]  # fmt: skip
-    prints = [DiffusionKernel(Toy(), **base | change).fingerprint for change in changes]
-    prints.append(DiffusionKernel(Toy(seed=1), **base).fingerprint)
+    prints = [build(**change).fingerprint for change in changes]
+    prints.append(build(Toy(seed=1)).fingerprint)
     assert len(set(prints)) == len(prints)
-    assert prints[0] == DiffusionKernel(Toy(), **base).fingerprint
-    assert DiffusionKernel(Toy().forward, **base).fingerprint is None
+    assert prints[0] == build().fingerprint
+    assert build(Toy().forward).fingerprint is None
 
 
 BUILD = """
 import torch
 from backends.diffusion import DiffusionKernel
+from backends.schedules import Schedule
 model = torch.nn.Linear(3, 3)
 model.weight.data, model.bias.data = torch.arange(9.0).reshape(3, 3), torch.zeros(3)
-kernel = DiffusionKernel(model, state_shape=(3,), alphas_cumprod=torch.linspace(0.99, 0.01, 50), num_steps=5)
+schedule = Schedule.variance_preserving(torch.linspace(0.99, 0.01, 50), 5)
+kernel = DiffusionKernel(model, state_shape=(3,), schedule=schedule)
 """
 
 

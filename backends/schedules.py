@@ -1,0 +1,188 @@
+"""Noise schedules on a grid of T steps: what the network is told at x_t, and x_t = α_t x_0 + σ_t ε.
+
+    variance preserving   α_t = √ᾱ_t, σ_t = √(1 - ᾱ_t)      DDPM and every solver of its family
+    flow                  α_t = 1 - σ_t                     rectified flow, network time 1000 σ_t
+
+Entry 0 is the end of the chain: α_0 = 1, σ_0 = 0, unless the schedule stops at the first training step.
+Solvers in the coordinates x / α_t (Euler, DPM-Solver, LMS, ...) share the grids of the first kind.
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 4.
+    Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2024), spacing and zero terminal SNR.
+    Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), eq. 23, the shift.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v", "sample", "flow"]
+Spacing = Literal["leading", "trailing", "linspace"]
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "sample": "sample",
+    "flow_prediction": "flow",
+}
+# Schedulers of diffusers whose own grid has one entry a step; the others of the family take DDIM's.
+_FIRST_ORDER = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "LCM", "TCD")
+_SAME_FAMILY = (
+    "PNDM", "LMSDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE", "DEISMultistep",
+    "UniPCMultistep", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "SASolver", "DDIMParallel",
+    "DDPMParallel",
+)  # fmt: skip
+_FLOW = ("FlowMatchEulerDiscrete", "FlowMatchLCM")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A grid of T steps.
+
+    Args:
+        timestep: what the network is told at x_1..x_T, (T,).
+        alpha, sigma: α and σ of x_0..x_T, (T + 1,) float64.
+        prediction: what the network returns.
+
+    Raises:
+        ValueError: lengths that do not fit, noise that does not grow with t, or ε predicted where α_T = 0.
+    """
+
+    timestep: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self) -> None:
+        steps = len(self.timestep)
+        if len(self.alpha) != steps + 1 or len(self.sigma) != steps + 1:
+            raise ValueError(f"{steps} timesteps need {steps + 1} values of alpha and sigma, one more for x_0")
+        if self.prediction not in PREDICTIONS.values():
+            raise ValueError(f"unknown prediction {self.prediction!r}: choose {', '.join(PREDICTIONS.values())}")
+        if (self.alpha.diff() > 0).any() or (self.sigma.diff() < 0).any() or not (self.alpha[:-1] > 0).all():
+            raise ValueError("noise must grow with t: alpha falls from 1 and stays above 0 before x_T, sigma rises")
+        if self.alpha[-1] == 0 and self.prediction == "epsilon":
+            raise ValueError(
+                "alphas_cumprod ends at 0, where ε does not give x_0: the network must predict v or sample"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timestep)
+
+    def last(self, steps: int) -> Schedule:
+        """The last `steps` steps alone: a chain that begins at a noised image."""
+        return Schedule(self.timestep[:steps], self.alpha[: steps + 1], self.sigma[: steps + 1], self.prediction)
+
+    @staticmethod
+    def variance_preserving(
+        alphas_cumprod: Tensor,
+        num_steps: int,
+        *,
+        spacing: Spacing = "trailing",
+        offset: int = 0,
+        final_alpha: float | None = 1.0,
+        prediction: Prediction = "epsilon",
+    ) -> Schedule:
+        """From ᾱ on the training grid.
+
+        Args:
+            alphas_cumprod: ᾱ of the N training steps, (N,).
+            num_steps: T.
+            spacing, offset: which of them the chain visits, see `respace`.
+            final_alpha: ᾱ of x_0; 1 makes the last step deterministic, None takes ᾱ of the first training step.
+            prediction: what the network returns.
+        """
+        bars = alphas_cumprod.double().cpu()
+        if bars.ndim != 1 or not ((bars >= 0) & (bars < 1)).all() or (bars.diff() > 0).any():
+            raise ValueError("alphas_cumprod must be one axis of numbers in [0, 1) that never increase")
+        return _on_grid(bars, respace(len(bars), num_steps, spacing, offset), final_alpha, prediction)
+
+    @staticmethod
+    def flow(sigmas: Tensor, timestep: Tensor | None = None) -> Schedule:
+        """From the noise levels of x_0..x_T, (T + 1,) rising from 0; the network is told 1000 σ by default."""
+        sigmas = sigmas.double().cpu()
+        timestep = 1000 * sigmas[1:] if timestep is None else timestep.cpu()
+        return Schedule(timestep, 1 - sigmas, sigmas, "flow")
+
+    @staticmethod
+    def of(scheduler: Any, num_steps: int, **grid: Any) -> Schedule:
+        """The grid of a diffusers scheduler: β schedule, prediction type, spacing, zero terminal SNR, shift.
+
+        Only the configuration counts: the solver itself is not used. Solvers with memory of the same family (PNDM,
+        DPM-Solver++, UniPC, ...) give their schedule, on DDIM's grid.
+
+        Args:
+            scheduler: of a pipeline; it is not changed.
+            num_steps: T.
+            grid: what the pipeline hands to `set_timesteps` (`sigmas`, `mu`).
+
+        Raises:
+            ValueError: a scheduler that holds no such schedule; the message names it.
+        """
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        name, config = type(scheduler).__name__.removesuffix("Scheduler"), scheduler.config
+        if config.get("thresholding"):
+            raise ValueError(f"{name} with dynamic thresholding is not supported: set thresholding=False")
+        if name in _FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+            return _of_flow(copy.deepcopy(scheduler), name, num_steps, grid)
+        if name in _FIRST_ORDER:
+            source: Any = copy.deepcopy(scheduler)
+        elif name in _SAME_FAMILY:
+            source = DDIMScheduler.from_config(config)
+        else:
+            known = ", ".join(_FIRST_ORDER + _FLOW + _SAME_FAMILY)
+            raise ValueError(f"cannot read a schedule from {name}Scheduler: expected one of {known}")
+        source.set_timesteps(num_steps)
+        steps = source.timesteps.flip(0)
+        if len(steps) != num_steps or (steps != steps.round()).any():
+            raise ValueError(f"{name} visits {steps.tolist()}, expected {num_steps} steps of its training grid")
+        final = float(getattr(source, "final_alpha_cumprod", 1.0))
+        bars = source.alphas_cumprod.double()
+        return _on_grid(bars, steps.long(), final, PREDICTIONS[config.get("prediction_type", "epsilon")])
+
+
+def _on_grid(bars: Tensor, steps: Tensor, final_alpha: float | None, prediction: Prediction) -> Schedule:
+    last = float(bars[0]) if final_alpha is None else final_alpha
+    if not float(bars[steps[0]]) <= last <= 1:
+        raise ValueError(f"final_alpha is {last}, expected {float(bars[steps[0]]):.4g} (ᾱ of the last step) to 1")
+    bar = torch.cat([torch.tensor([last], dtype=torch.float64), bars[steps]])
+    return Schedule(steps, bar.sqrt(), (1 - bar).sqrt(), prediction)
+
+
+def _of_flow(scheduler: Any, name: str, num_steps: int, grid: dict[str, Any]) -> Schedule:
+    if scheduler.config.get("invert_sigmas"):
+        raise ValueError(f"{name} with invert_sigmas=True is not supported: noise must grow with t")
+    scheduler.set_timesteps(num_steps, **grid)
+    if len(scheduler.timesteps) != num_steps or len(scheduler.sigmas) != num_steps + 1:
+        raise ValueError(f"{name} is a multi-step solver of {len(scheduler.timesteps)} evaluations: use FlowMatchEuler")
+    return Schedule.flow(scheduler.sigmas.flip(0), scheduler.timesteps.flip(0))
+
+
+def respace(train_steps: int, num_steps: int, spacing: Spacing = "trailing", offset: int = 0) -> Tensor:
+    """The network timesteps of a chain of `num_steps`, ascending: entry t - 1 belongs to x_t.
+
+    Raises:
+        ValueError: more steps than the model was trained with, or an unknown spacing.
+    """
+    if not 1 <= num_steps <= train_steps:
+        raise ValueError(f"num_steps is {num_steps}, expected 1..{train_steps} (the steps of the training grid)")
+    index = torch.arange(num_steps, dtype=torch.float64)
+    if spacing == "leading":
+        steps = index * (train_steps // num_steps) + offset
+    elif spacing == "trailing":
+        # The arithmetic of numpy.arange, so that ties round as they do in diffusers.
+        steps = (train_steps + index * ((train_steps - train_steps / num_steps) - train_steps)).round().flip(0) - 1
+    elif spacing == "linspace":
+        steps = (index * ((train_steps - 1) / max(1, num_steps - 1))).round()
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}: choose leading, trailing or linspace")
+    if not (steps[0] >= 0 and steps[-1] < train_steps):
+        ends = f"{steps[0]:g}..{steps[-1]:g}"
+        raise ValueError(f"offset {offset} gives timesteps {ends}, expected them within 0..{train_steps - 1}")
+    return steps.long()
