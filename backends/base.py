@@ -50,9 +50,10 @@ class Kernel(Protocol):
 
     Optional attributes, read by `describe`: `noise_shape` (default `state_shape`), `stochastic` (bool (T + 1,),
     [t] for the step t -> t-1 and [0] for the prior draw; default all True), `device` (cpu), `dtype` (float32),
-    `fingerprint` (str; default None), `rows_per_nfe` (2 under classifier-free guidance), `backward_per_nfe`
-    (backward passes a transition costs). Optional methods: `prior_log_weight(x, cond) -> (n,)`, log p/q of the
-    prior draw, and `renoise(x, t_from, t_to, noise)` for moves up the chain.
+    `fingerprint` (str; default None), `rows_per_nfe` (2 under classifier-free guidance), `backward_per_nfe` and
+    `rewards_per_nfe` (backward passes and reward calls that a transition costs: a number, or one for each t in 0..T),
+    `scores` (the Reward that those calls are of). Optional methods: `prior_log_weight(x, cond) -> (n,)`, log p/q of
+    the prior draw, and `renoise(x, t_from, t_to, noise)` for moves up the chain.
     """
 
     @property
@@ -96,7 +97,8 @@ class Spec(NamedTuple):
     dtype: torch.dtype
     fingerprint: str | None
     rows_per_nfe: int
-    backward_per_nfe: int
+    backward_per_nfe: tuple[int, ...] = ()  # (T + 1,), [t] for the evaluation of x_t
+    rewards_per_nfe: tuple[int, ...] = ()  # (T + 1,)
 
     @property
     def state_bytes(self) -> int:
@@ -136,8 +138,18 @@ def describe(kernel: Kernel) -> Spec:
         dtype=getattr(kernel, "dtype", torch.float32),
         fingerprint=getattr(kernel, "fingerprint", None),
         rows_per_nfe=int(getattr(kernel, "rows_per_nfe", 1)),
-        backward_per_nfe=int(getattr(kernel, "backward_per_nfe", 0)),
+        backward_per_nfe=_by_level(kernel, "backward_per_nfe", steps),
+        rewards_per_nfe=_by_level(kernel, "rewards_per_nfe", steps),
     )
+
+
+def _by_level(kernel: Kernel, name: str, steps: int) -> tuple[int, ...]:
+    """A number for each t in 0..T."""
+    given = getattr(kernel, name, 0)
+    each = (given,) * (steps + 1) if isinstance(given, int) else tuple(map(int, given))
+    if len(each) != steps + 1:
+        raise ValueError(f"kernel.{name} has {len(each)} entries, expected num_steps + 1 = {steps + 1}")
+    return each
 
 
 def uniform(noise: Tensor) -> Tensor:
@@ -167,12 +179,14 @@ class Gaussian:
         std: broadcastable to mean with its row axis kept, zero where the step is deterministic.
         endpoint: predicted x_0 (n, *state).
         base_mean: mean of p (n, *state); None where q = p.
+        rewards: r of the endpoints (n,) float64 where a guide computed it, NaN in the rows where it did not.
     """
 
     mean: Tensor
     std: Tensor
     endpoint: Tensor
     base_mean: Tensor | None = None
+    rewards: Tensor | None = None
 
     def sample(self, noise: Tensor) -> Tensor:
         return self.mean + self.std * noise.to(self.mean.dtype)
@@ -196,18 +210,21 @@ class Gaussian:
 
     def take(self, rows: Tensor) -> Gaussian:
         base = None if self.base_mean is None else self.base_mean[rows]
-        return Gaussian(self.mean[rows], self.std[rows], self.endpoint[rows], base)
+        known = None if self.rewards is None else self.rewards[rows]
+        return Gaussian(self.mean[rows], self.std[rows], self.endpoint[rows], base, known)
 
     @staticmethod
     def cat(parts: Sequence[Gaussian]) -> Gaussian:
-        """The rows of several Gaussians in one; either all or none carry a base mean."""
+        """The rows of several Gaussians in one; either all or none carry a base mean, and likewise rewards."""
         bases = [p.base_mean for p in parts if p.base_mean is not None]
+        known = [p.rewards for p in parts if p.rewards is not None]
         std = torch.cat([p.std.expand(p.mean.shape) for p in parts])
         return Gaussian(
             torch.cat([p.mean for p in parts]),
             std,
             torch.cat([p.endpoint for p in parts]),
             torch.cat(bases) if bases else None,
+            torch.cat(known) if known else None,
         )
 
 
@@ -343,6 +360,6 @@ def shift_mean(shift: Callable[[Tensor, Tensor, Gaussian, Cond], Tensor]) -> Gui
             raise TypeError(f"shift_mean guides Gaussian transitions, got {type(base).__name__}")
         move = torch.where(base.std > 0, shift(x, t, base, cond), 0.0)
         p_mean = base.mean if base.base_mean is None else base.base_mean
-        return Gaussian(base.mean + move, base.std, base.endpoint, p_mean)
+        return replace(base, mean=base.mean + move, base_mean=p_mean)
 
     return guide

@@ -75,7 +75,8 @@ class Chain:
             )
         if step != "ddim" and eta != 1:
             raise ValueError(f"step={step!r} has eta = 1, got {eta}: use step='ddim' for other values")
-        self.schedule, self.eta, self.step, self.clip_sample = schedule, eta, step, clip_sample
+        self.schedule, self.eta, self.clip_sample = schedule, eta, clip_sample
+        self.step: Step = step
         alpha_t, sigma_t = schedule.alpha[1:], schedule.sigma[1:]
         alpha_s, sigma_s = schedule.alpha[:-1], schedule.sigma[:-1]
         if step == "renoise":

@@ -26,6 +26,7 @@ from treesearch.methods import METHODS
 
 KERNELS = {
     "mnist": "backends.mnist:mnist_kernel",
+    "diffusers": "backends.pipelines:DiffusersKernel.from_pretrained",
     "gaussian": "backends.gaussian:LinearGaussian",
     "ring": "backends.gaussian:GaussianMixture.ring",
     "discrete": "backends.enumerable:DiscreteChain.random",

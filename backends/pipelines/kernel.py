@@ -1,0 +1,479 @@
+"""`DiffusersKernel`: a stock diffusers pipeline as a denoising kernel.
+
+    kernel = DiffusersKernel.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5", num_steps=50)
+
+The pipeline supplies weights, prompt encoding and the decoder; the reverse step is `Chain`'s, every row at its own t,
+on the grid of the checkpoint's scheduler. States are float32 latents, the network runs in the pipeline's dtype. Under
+classifier-free guidance the base law of a search is the guided chain itself; nothing is claimed of its marginals.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import hashlib
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from backends.base import Cond, Gaussian, Shared
+from backends.diffusion import Chain, Step
+from backends.pipelines import vae
+from backends.pipelines.family import Family, Settings
+from backends.schedules import Schedule
+
+FAMILIES = {
+    "DDPMPipeline": "unconditional:Unconditional",
+    "DDIMPipeline": "unconditional:Unconditional",
+    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionControlNetPipeline": "stable_diffusion:StableDiffusion",
+    "LatentConsistencyModelPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "sdxl:StableDiffusionXL",
+    "StableDiffusionXLControlNetPipeline": "sdxl:StableDiffusionXL",
+    "DiTPipeline": "dit:DiT",
+    "StableDiffusion3Pipeline": "sd3:StableDiffusion3",
+    "FluxPipeline": "flux:Flux",
+    "WanPipeline": "wan:Wan",
+    "LTXPipeline": "ltx:LTX",
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
+_ENCODE = 16  # prompts encoded at a time
+_log = logging.getLogger("treesearch.backends")
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be loaded, or lacks a component."""
+
+
+@final
+class DiffusersKernel:
+    """The chain of a diffusers pipeline.
+
+    Args:
+        pipe: a pipeline of one of the known families, with whatever LoRA or adapters it has loaded. Its modules are
+            frozen, and moved to `device`.
+        num_steps: T.
+        eta: η in [0, 1]; 0 is deterministic after the prior (and cannot branch), 1 is ancestral sampling.
+        step: "ddim", "ddpm" or "renoise", see `backends.diffusion`; None takes what the scheduler stands for: renoising
+            for LCM, DDPM's step for DDPM at η = 1, DDIM(η) for everything else.
+        device: None takes the GPU if there is one.
+        text_encoders: after `encode`, "keep" them, "offload" them to the host or "free" them.
+        decode_batch: latents decoded at a time.
+        tiling, slicing: of the VAE, for large images.
+        preview: a tiny decoder (a folder, a hub id or a module) that draws endpoint predictions above t = 0 instead
+            of the VAE; rewards at x_0 never see it, and results say that it was used.
+        compile: `torch.compile` the network.
+        channels_last: memory format of a convolutional network.
+        height, ..., network_inputs: see `Settings`.
+
+    Raises:
+        ValueError: a pipeline, scheduler, size or setting that does not fit; the message says which.
+        CheckpointError: a component is missing.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        num_steps: int,
+        eta: float = 1.0,
+        step: Step | None = None,
+        device: str | torch.device | None = None,
+        text_encoders: Literal["keep", "offload", "free"] = "keep",
+        decode_batch: int = 4,
+        tiling: bool = False,
+        slicing: bool = False,
+        preview: Any = None,
+        compile: bool = False,
+        channels_last: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        negative_prompt: str | None = None,
+        max_sequence_length: int | None = None,
+        clip_skip: int | None = None,
+        control_image: Any = None,
+        control_scale: float = 1.0,
+        network_inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if text_encoders not in ("keep", "offload", "free"):
+            raise ValueError(f"unknown text_encoders {text_encoders!r}: choose keep, offload or free")
+        if decode_batch < 1:
+            raise ValueError(f"decode_batch is {decode_batch}, expected at least 1")
+        settings = Settings(
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            negative_prompt=negative_prompt,
+            max_sequence_length=max_sequence_length,
+            clip_skip=clip_skip,
+            control_image=control_image,
+            control_scale=control_scale,
+            network_inputs=network_inputs or {},
+        )
+        self.pipe = pipe
+        self.family = _family(pipe, settings)
+        self.text_encoders, self.decode_batch = text_encoders, decode_batch
+        self.state_shape, self.dtype = self.family.state_shape, torch.float32
+        schedule = Schedule.of(pipe.scheduler, num_steps, **self.family.grid(num_steps))
+        self.chain = _chain(pipe.scheduler, schedule, eta, step, self.family.clip_sample)
+        self._root: Tensor | None = None
+        self._root_is_prior = False
+        self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._tiny = _tiny_decoder(preview, _dtype_of(pipe))
+        self.preview = None if self._tiny is None else self._preview
+        for module in self._modules().values():
+            module.eval().requires_grad_(False)
+        _upcast(pipe)
+        if getattr(pipe, "vae", None) is not None:
+            pipe.vae.enable_tiling() if tiling else None
+            pipe.vae.enable_slicing() if slicing else None
+        self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network = self.family.network
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        if compile:
+            network.compile()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str,
+        *,
+        num_steps: int,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        lora: str | None = None,
+        components: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> DiffusersKernel:
+        """Load a pipeline and wrap it.
+
+        Args:
+            checkpoint: a hub id or a local folder.
+            num_steps: T.
+            dtype: of the weights: "float32", "bfloat16" or "float16".
+            device: None takes the GPU if there is one.
+            variant, revision: which files of the checkpoint.
+            lora: LoRA weights to load into the pipeline, a hub id or a local folder.
+            components: to use instead of the checkpoint's own, such as {"controlnet": ...} or {"text_encoder_3": None}.
+            settings: of `DiffusersKernel`.
+
+        Raises:
+            CheckpointError: it is absent, gated or incomplete.
+            TypeError: a setting that does not exist.
+        """
+        inspect.signature(cls).bind(None, num_steps=num_steps, device=device, **settings)  # before a long download
+        pipe = load_pipeline(checkpoint, as_dtype(dtype, device), variant, revision, components)
+        if lora is not None:
+            pipe.load_lora_weights(lora)
+        return cls(pipe, num_steps=num_steps, device=device, **settings)
+
+    @property
+    def num_steps(self) -> int:
+        return self.chain.schedule.num_steps
+
+    @property
+    def stochastic(self) -> Tensor:
+        """Which steps draw noise; [0] is the prior, which a given x_T fixes."""
+        fixed = self.chain.stochastic.clone()
+        fixed[0] &= not self._root_is_prior
+        return fixed
+
+    @property
+    def rows_per_nfe(self) -> int:
+        return 2 if self.family.guided else 1
+
+    def to(self, device: str | torch.device) -> DiffusersKernel:
+        """The same kernel, moved to a device."""
+        self.device = torch.device(device)
+        for name, module in self._modules().items():
+            if self.text_encoders == "keep" or not name.startswith("text_encoder") or self._encoded is None:
+                module.to(self.device)
+        self.chain.to(self.device)
+        if self._tiny is not None:
+            self._tiny.to(self.device)
+        if self._root is not None:
+            self._root = self._root.to(self.device)
+        return self
+
+    def from_noise(self, x_T: Tensor) -> DiffusersKernel:
+        """The same chain from a given x_T (*state) instead of the prior.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if tuple(x_T.shape) != self.state_shape:
+            raise ValueError(f"x_T has shape {tuple(x_T.shape)}, expected {self.state_shape}")
+        return self._rooted(x_T, self.num_steps, is_prior=True)
+
+    def from_image(self, image: Any, strength: float = 0.8) -> DiffusersKernel:
+        """The last steps of the chain, from an image that is noised as far as they begin (img2img).
+
+        Args:
+            image: (3, h, w) in [0, 1] or a PIL image, of the kernel's size.
+            strength: share of the T steps that are taken, in (0, 1].
+
+        Raises:
+            ValueError: another size, or a strength that leaves no step.
+        """
+        steps = int(self.num_steps * strength)
+        if not 0 < strength <= 1 or steps < 1:
+            raise ValueError(f"strength is {strength}, expected {1 / self.num_steps:.3g}..1")
+        if not isinstance(image, Tensor):
+            image = self.pipe.image_processor.pil_to_numpy(image)[0]
+            image = torch.from_numpy(image).permute(2, 0, 1)
+        pixels = image[None].float().to(self.device)
+        if getattr(self.pipe, "vae", None) is None:
+            latents = 2 * pixels - 1
+        else:
+            with torch.no_grad():
+                latents = vae.encode(self.pipe.vae, pixels)
+        packed = self.family.pack(latents)
+        if tuple(packed.shape[1:]) != self.state_shape:
+            raise ValueError(f"an image of {tuple(image.shape)} gives states {tuple(packed.shape[1:])}, expected "
+                             f"{self.state_shape}: resize it")  # fmt: skip
+        return self._rooted(packed[0], steps, is_prior=False)
+
+    def _rooted(self, root: Tensor, steps: int, *, is_prior: bool) -> DiffusersKernel:
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.chain = Chain(
+            self.chain.schedule.last(steps),
+            eta=self.chain.eta,
+            step=self.chain.step,
+            clip_sample=self.chain.clip_sample,
+        ).to(self.device)
+        other._root, other._root_is_prior = root.detach().to(self.device, self.dtype), is_prior
+        if other._tiny is not None:
+            other.preview = other._preview
+        return other
+
+    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        noise = noise.to(self.device, self.dtype)
+        if self._root is None:
+            return noise
+        if self._root_is_prior:
+            return self._root.expand(len(noise), *self.state_shape).clone()
+        schedule = self.chain.schedule
+        return float(schedule.alpha[-1]) * self._root + float(schedule.sigma[-1]) * noise
+
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+            network = self.family.network
+            output = self.family.predict(x.to(network.dtype), self.chain.timestep[t], cond).float()
+            if not torch.isfinite(output).all():
+                raise ValueError(self._not_finite(output, t))
+            return self.chain.law(x, t, output)
+
+    def _not_finite(self, output: Tensor, t: Tensor) -> str:
+        bad = ~torch.isfinite(output).flatten(1).all(1)
+        dtype = str(self.family.network.dtype).removeprefix("torch.")
+        cure = {"float16": ": float16 overflows where bfloat16 and float32 do not, load with dtype='bfloat16'"}
+        return (
+            f"the network returned NaN or infinity for {int(bad.sum())} of {len(bad)} rows, at t = "
+            f"{sorted(set(t[bad].tolist()))} (timesteps {sorted(set(self.chain.timestep[t[bad]].tolist()))}) in "
+            f"{dtype}{cure.get(dtype, '')}"
+        )
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        """Conditioning, through the pipeline's own text encoders, which run once for each list of prompts.
+
+        Raises:
+            ValueError: other prompts after the encoders were freed.
+        """
+        asked = tuple(prompts)
+        if self._encoded is None or self._encoded[0] != asked:
+            if self._encoded is not None and self.text_encoders == "free":
+                raise ValueError("the text encoders were freed after the first prompts: use text_encoders='offload'")
+            self._place_encoders(self.device)
+            with torch.no_grad():
+                parts = [self.family.encode(asked[i : i + _ENCODE]) for i in range(0, len(asked), _ENCODE)]
+            self._encoded = (asked, _join(parts))
+            if self.text_encoders != "keep":
+                self._place_encoders("cpu" if self.text_encoders == "offload" else None)
+        return dict(self._encoded[1])
+
+    def _place_encoders(self, device: str | torch.device | None) -> None:
+        """Move the text encoders, or (None) let go of them."""
+        names = [name for name in self._modules() if name.startswith("text_encoder")]
+        for name in names:
+            if device is None:
+                setattr(self.pipe, name, None)
+            else:
+                getattr(self.pipe, name).to(device)
+        if device is None and names:
+            gc.collect()
+            torch.cuda.empty_cache() if torch.cuda.is_available() else None
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images (n, c, h, w) or videos (n, f, c, h, w) in [0, 1], float32.
+
+        Raises:
+            ValueError: the decoder overflowed.
+        """
+        images = self._draw(getattr(self.pipe, "vae", None), x0)
+        if not torch.isfinite(images).all():
+            raise ValueError("the decoder returned NaN or infinity: load with dtype='bfloat16', or use another VAE")
+        return images
+
+    def _preview(self, endpoint: Tensor) -> Tensor:
+        """What `decode` would return, nearly: drawn by the tiny decoder."""
+        return self._draw(self._tiny, endpoint)
+
+    def _draw(self, decoder: Any, x0: Tensor) -> Tensor:
+        with torch.set_grad_enabled(x0.requires_grad and torch.is_grad_enabled()):
+            latents = self.family.unpack(x0.to(self.device))
+            return vae.to_unit(latents) if decoder is None else vae.decode(decoder, latents, self.decode_batch)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {name: m for name, m in self.pipe.components.items() if isinstance(m, nn.Module) and name not in _UNREAD}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of settings, grid, root and a sample of every weight (whole models are gigabytes)."""
+        digest = hashlib.blake2b(digest_size=12)
+        settings = {k: v for k, v in vars(self.family.settings).items() if k != "control_image"}
+        digest.update(repr((type(self.pipe).__name__, self.chain.settings(), self.state_shape, settings)).encode())
+        tensors = dict(self.chain.tables())
+        if self._root is not None:
+            tensors |= {"root": self._root}
+        for name, module in self._modules().items():
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        for key, value in sorted(tensors.items()):
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(_sample(value))
+        return f"{type(self.pipe).__name__}:{digest.hexdigest()}"
+
+
+def load_pipeline(
+    checkpoint: str,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    revision: str | None = None,
+    components: Mapping[str, Any] | None = None,
+) -> Any:
+    """A diffusers pipeline, without its safety checker; see `DiffusersKernel.from_pretrained`."""
+    try:
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError(f"pipelines need transformers: pip install 'treesearch[images]' ({error})") from error
+    try:
+        config: Any = DiffusionPipeline.load_config(checkpoint, revision=revision)
+        given: dict[str, Any] = dict(components or {})
+        if config.get("safety_checker", [None])[0] is not None and "safety_checker" not in given:
+            given |= {"safety_checker": None, "requires_safety_checker": False}
+            _log.info("%s: its safety checker is not loaded, rewards see every image", checkpoint)
+        return DiffusionPipeline.from_pretrained(
+            checkpoint, dtype=dtype, variant=variant, revision=revision, use_safetensors=True, **given
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(_why(checkpoint, error)) from error
+
+
+def _why(checkpoint: str, error: Exception) -> str:
+    """What to do about a checkpoint that does not load."""
+    kinds, said = {cls.__name__ for cls in type(error).__mro__}, " ".join(str(error).split())
+    if "GatedRepoError" in kinds or "gated" in said.lower() or "401" in said:
+        cure = "accept its licence on its page and log in with `hf auth login`, or name a local folder"
+    elif "RepositoryNotFoundError" in kinds or "not a valid model identifier" in said:
+        cure = "there is no such repository: check the name, or name a local folder"
+    elif "LocalEntryNotFoundError" in kinds or "onnect" in said or "offline" in said.lower():
+        cure = "it is not on this machine, and the hub cannot be reached"
+    elif "safetensors" in said:
+        cure = "it has no safetensors weights, and pickles are not loaded: convert it first"
+    else:
+        cure = "is the folder complete?"
+    return f"cannot load {checkpoint!r}: {cure} ({type(error).__name__}: {said[:300]})"
+
+
+def as_dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> torch.dtype:
+    """A dtype by name.
+
+    Raises:
+        ValueError: an unknown one, or one that the device cannot compute in.
+    """
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise ValueError(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    if found == torch.bfloat16 and kind == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("this GPU does not compute in bfloat16: use dtype='float16' or 'float32'")
+    if found == torch.float16 and kind == "cpu":
+        _log.warning("float16 is slow on a CPU: float32 or bfloat16 is faster")
+    return found
+
+
+def _family(pipe: Any, settings: Settings) -> Family:
+    name = type(pipe).__name__
+    if name not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"{name} is no pipeline that can be searched, expected one of {known}")
+    module, _, attribute = FAMILIES[name].partition(":")
+    kind: type[Family] = getattr(import_module(f"backends.pipelines.{module}"), attribute)
+    for part in (kind.network_name, *kind.needs):
+        if getattr(pipe, part, None) is None:
+            raise CheckpointError(f"{name} has no {part}: load it with all of {(kind.network_name, *kind.needs)}")
+    return kind(pipe, settings)
+
+
+def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None, clip: float | None) -> Chain:
+    name = type(scheduler).__name__
+    renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or scheduler.config.get("stochastic_sampling")
+    if step is None:
+        step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and eta == 1 else "ddim"
+    return Chain(schedule, eta=eta, step=step, clip_sample=clip)
+
+
+def _tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:
+    if preview is None:
+        return None
+    if isinstance(preview, str):
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+        try:
+            preview = AutoencoderTiny.from_pretrained(preview, dtype=dtype, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(_why(str(preview), error)) from error
+    return preview.eval().requires_grad_(False)
+
+
+def _dtype_of(pipe: Any) -> torch.dtype:
+    network = getattr(pipe, "unet", None) or pipe.transformer
+    return network.dtype
+
+
+def _upcast(pipe: Any) -> None:
+    """Some decoders overflow in float16, and say so."""
+    decoder = getattr(pipe, "vae", None)
+    if decoder is not None and decoder.dtype == torch.float16 and decoder.config.get("force_upcast"):
+        decoder.to(torch.float32)
+
+
+def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of several encodings in one; what is shared is the same in all."""
+    first = parts[0]
+    return {
+        name: value if isinstance(value, Shared) else torch.cat([part[name] for part in parts])
+        for name, value in first.items()
+    }
+
+
+def _sample(value: Tensor, count: int = 64) -> bytes:
+    """Up to `count` evenly spread entries of a tensor, as bytes."""
+    flat = value.detach().reshape(-1)
+    picked = flat[:: max(1, len(flat) // count)] if len(flat) else flat
+    return picked.float().cpu().contiguous().view(torch.uint8).numpy().tobytes()

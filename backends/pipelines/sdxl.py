@@ -1,0 +1,44 @@
+"""Stable Diffusion XL: a second text encoder, and conditioning on size and crop; also its students Turbo and Lightning.
+
+References:
+    SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis (Podell et al., 2023), sec. 2.2.
+    Adversarial Diffusion Distillation (Sauer et al., 2023). SDXL-Lightning (Lin et al., 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from backends.base import Cond
+from backends.pipelines.family import check_prompts, separate, warn_of_long_prompts
+from backends.pipelines.stable_diffusion import TextUNet
+
+
+class StableDiffusionXL(TextUNet):
+    """SDXL; images are conditioned on being uncropped and of the size asked for."""
+
+    needs: ClassVar[tuple[str, ...]] = ("vae", "tokenizer_2", "text_encoder_2")
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        texts = check_prompts(prompts)
+        warn_of_long_prompts(texts, self.pipe.tokenizer_2)
+        negative = None if self.settings.negative_prompt is None else [self.settings.negative_prompt] * len(texts)
+        text, no_text, pooled, no_pooled = self.pipe.encode_prompt(
+            texts,
+            device=self.pipe.device,
+            do_classifier_free_guidance=self.guided,
+            negative_prompt=negative,
+            clip_skip=self.settings.clip_skip,
+        )
+        absent = (no_text, no_pooled) if self.guided else (None, None)
+        return separate(["prompt_embeds", "pooled_embeds"], [text, pooled], absent)
+
+    def added(self, cond: Cond, rows: Tensor) -> dict[str, Tensor]:
+        pooled = self.rows(cond, "pooled_embeds")
+        height, width = self.size
+        times = torch.tensor([[height, width, 0, 0, height, width]], dtype=rows.dtype, device=rows.device)
+        return {"text_embeds": pooled, "time_ids": times.expand(len(rows), -1)}

@@ -1,0 +1,65 @@
+"""Latents to images and back: micro-batches, with gradients recomputed instead of kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
+    """Images in [0, 1], (n, 3, h, w) or videos (n, f, 3, h, w), float32, from latents (n, ...).
+
+    Args:
+        vae: of a pipeline, or a tiny decoder.
+        latents: as the chain leaves them.
+        batch: latents decoded at a time; memory is that of one such batch, also under autograd.
+    """
+    parts = []
+    for part in latents.split(batch):
+        if part.requires_grad and torch.is_grad_enabled():
+            parts.append(checkpoint(_decode, vae, part, use_reentrant=False))
+        else:
+            parts.append(_decode(vae, part))
+    return torch.cat(parts)
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    images = vae.decode(unscale(vae, latents).to(vae.dtype), return_dict=False)[0].float()
+    return to_unit(images.transpose(1, 2) if images.ndim == 5 else images)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1], clamped."""
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """Latents of images (n, 3, h, w) in [0, 1]: the mode of the encoder's law."""
+    found = vae.encode((2 * images - 1).to(vae.device, vae.dtype)).latent_dist.mode()
+    return scale(vae, found.float())
+
+
+def unscale(vae: Any, latents: Tensor) -> Tensor:
+    """From the chain's units to the decoder's."""
+    factor, shift, spread = _units(vae, latents)
+    return latents * spread / factor + shift
+
+
+def scale(vae: Any, latents: Tensor) -> Tensor:
+    """From the encoder's units to the chain's."""
+    factor, shift, spread = _units(vae, latents)
+    return (latents - shift) * factor / spread
+
+
+def _units(vae: Any, latents: Tensor) -> tuple[float, Tensor | float, Tensor | float]:
+    config = vae.config
+    factor = config.get("scaling_factor") or 1.0
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return factor, config.get("shift_factor") or 0.0, 1.0
+    shape = (1, -1, *(1,) * (latents.ndim - 2))
+    mean, std = (torch.as_tensor(v, dtype=latents.dtype, device=latents.device).reshape(shape) for v in (mean, std))
+    return factor, mean, std
