@@ -53,7 +53,8 @@ class Kernel(Protocol):
     `fingerprint` (str; default None), `rows_per_nfe` (2 under classifier-free guidance), `backward_per_nfe` and
     `rewards_per_nfe` (backward passes and reward calls that a transition costs: a number, or one for each t in 0..T),
     `scores` (the Reward that those calls are of). Optional methods: `prior_log_weight(x, cond) -> (n,)`, log p/q of
-    the prior draw, and `renoise(x, t_from, t_to, noise)` for moves up the chain.
+    the prior draw, `renoise(x, t_from, t_to, noise)` for moves up the chain, and `preview(endpoint)`, an approximate
+    `decode` for endpoints that are scored above t = 0.
     """
 
     @property
@@ -99,6 +100,7 @@ class Spec(NamedTuple):
     rows_per_nfe: int
     backward_per_nfe: tuple[int, ...] = ()  # (T + 1,), [t] for the evaluation of x_t
     rewards_per_nfe: tuple[int, ...] = ()  # (T + 1,)
+    previews: bool = False  # endpoints are drawn by `preview`
 
     @property
     def state_bytes(self) -> int:
@@ -140,6 +142,7 @@ def describe(kernel: Kernel) -> Spec:
         rows_per_nfe=int(getattr(kernel, "rows_per_nfe", 1)),
         backward_per_nfe=_by_level(kernel, "backward_per_nfe", steps),
         rewards_per_nfe=_by_level(kernel, "rewards_per_nfe", steps),
+        previews=getattr(kernel, "preview", None) is not None,
     )
 
 

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,7 @@ class Schedule:
         timestep: what the network is told at x_1..x_T, (T,).
         alpha, sigma: α and σ of x_0..x_T, (T + 1,) float64.
         prediction: what the network returns.
+        prior_std: standard deviation of x_T: 1, or σ_T where a solver in the coordinates x / α_t begins there.
 
     Raises:
         ValueError: lengths that do not fit, noise that does not grow with t, or ε predicted where α_T = 0.
@@ -56,6 +57,7 @@ class Schedule:
     alpha: Tensor
     sigma: Tensor
     prediction: Prediction = "epsilon"
+    prior_std: float = 1.0
 
     def __post_init__(self) -> None:
         steps = len(self.timestep)
@@ -127,6 +129,8 @@ class Schedule:
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         name, config = type(scheduler).__name__.removesuffix("Scheduler"), scheduler.config
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}, expected at least 1")
         if config.get("thresholding"):
             raise ValueError(f"{name} with dynamic thresholding is not supported: set thresholding=False")
         if name in _FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
@@ -144,7 +148,10 @@ class Schedule:
             raise ValueError(f"{name} visits {steps.tolist()}, expected {num_steps} steps of its training grid")
         final = float(getattr(source, "final_alpha_cumprod", 1.0))
         bars = source.alphas_cumprod.double()
-        return _on_grid(bars, steps.long(), final, PREDICTIONS[config.get("prediction_type", "epsilon")])
+        schedule = _on_grid(bars, steps.long(), final, PREDICTIONS[config.get("prediction_type", "epsilon")])
+        if name.startswith("Euler"):
+            return replace(schedule, prior_std=float(source.init_noise_sigma) * float(schedule.alpha[-1]))
+        return schedule
 
 
 def _on_grid(bars: Tensor, steps: Tensor, final_alpha: float | None, prediction: Prediction) -> Schedule:

@@ -1,5 +1,9 @@
 """Shared set-up: one thread, and the beds that most tests use."""
 
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub
+
 import pytest
 import torch
 
@@ -28,6 +32,15 @@ BEDS = {
 @pytest.fixture(params=BEDS)
 def bed(request):
     return BEDS[request.param]
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    """Where tiny checkpoints are built, once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    root.mkdir(exist_ok=True)
+    return root
 
 
 @pytest.fixture(scope="session")

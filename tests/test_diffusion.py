@@ -16,7 +16,7 @@ from torch import nn
 
 import treesearch as ts
 from backends.base import describe
-from backends.diffusion import DiffusionKernel, to_endpoint
+from backends.diffusion import Chain, DiffusionKernel, to_endpoint
 from backends.schedules import Schedule, respace
 from treesearch.noise import normals
 from treesearch.tree import ROOT
@@ -293,6 +293,50 @@ def test_fingerprint_is_the_same_in_another_process() -> None:
         [sys.executable, "-c", BUILD + "print(kernel.fingerprint)"], capture_output=True, text=True, check=True
     )
     assert there.stdout.strip() == here["kernel"].fingerprint
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["flow", "variance preserving"])
+def test_covariance_error_halves_when_the_steps_double(kind: str, eta: float) -> None:
+    """Exact scores of N(0, Λ): every step is linear, so the chain's covariance is known without drawing."""
+    spread = torch.tensor([0.3, 0.7, 2.0], dtype=torch.float64)  # standard deviations
+
+    def error(steps: int) -> torch.Tensor:
+        if kind == "flow":
+            schedule = Schedule.flow(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        else:
+            bars = torch.cos(torch.linspace(0, 1.55, 20001, dtype=torch.float64)[1:]) ** 2
+            schedule = Schedule.variance_preserving(bars, steps, prediction="v")
+        chain = Chain(schedule, eta=eta)
+        variance = torch.ones(3, dtype=torch.float64)
+        for t in range(steps, 0, -1):
+            alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+            gain = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2)  # x̂_0 = gain x
+            eps = (1 - alpha * gain) / sigma
+            output = eps - gain if kind == "flow" else alpha * eps - sigma * gain
+            law = chain.law(torch.ones(1, 3), torch.tensor([t]), output.float()[None])
+            variance = law.mean[0].double() ** 2 * variance + law.std.double().flatten() ** 2
+        return (variance - spread**2).abs().max()
+
+    coarse, fine = error(100), error(200)
+    assert 1.7 < coarse / fine < 2.3
+    assert fine < 0.05
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.4])
+def test_flow_steps(sigma: float) -> None:
+    """η = 0 is Euler's step, full renoising is x_s = α_s x̂_0 + σ_s z, and both are finite at σ = 1."""
+    draw = torch.Generator().manual_seed(0)
+    x, v, z = torch.randn(3, 2, 4, generator=draw)
+    schedule = Schedule.flow(torch.tensor([0.0, 0.25, sigma], dtype=torch.float64))
+    t = torch.tensor([2, 2])
+    euler = Chain(schedule, eta=0.0).law(x, t, v)
+    torch.testing.assert_close(euler.sample(z), x + (0.25 - sigma) * v, atol=1e-6, rtol=0)
+    renoised = Chain(schedule, step="renoise").law(x, t, v).sample(z)
+    torch.testing.assert_close(renoised, 0.75 * (x - sigma * v) + 0.25 * z, atol=1e-6, rtol=0)
+    ancestral = Chain(schedule, eta=1.0).law(x, t, v)
+    want = 0.25 / sigma * (sigma**2 - ((1 - sigma) / 0.75) ** 2 * 0.25**2) ** 0.5
+    torch.testing.assert_close(ancestral.std.flatten(), torch.full((2,), want))
 
 
 def brightness(samples: torch.Tensor) -> torch.Tensor:

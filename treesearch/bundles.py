@@ -345,9 +345,9 @@ class _StationEngine(Engine):
         self._flights.remove(flight)
         return flight.cost
 
-    def _count(self, cost: Cost, n: int, repeated: int, padding: int = 0) -> None:
-        self.evaluated += n
-        super()._count(cost, n, repeated, padding)
+    def _count(self, cost: Cost, t: Ids, again: NDArray[np.bool_], padding: int = 0) -> None:
+        self.evaluated += len(t)
+        super()._count(cost, t, again, padding)
 
     def _names(self, flight: Flight, rows: Ids) -> list[str]:
         of = self.running[flight.wave]

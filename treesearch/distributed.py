@@ -549,6 +549,7 @@ class _RemoteKernel:
         self.num_steps, self.state_shape, self.noise_shape = spec.num_steps, spec.state_shape, spec.noise_shape
         self.stochastic, self.dtype, self.fingerprint = spec.stochastic, spec.dtype, spec.fingerprint
         self.rows_per_nfe, self.backward_per_nfe = spec.rows_per_nfe, spec.backward_per_nfe
+        self.rewards_per_nfe, self.preview = spec.rewards_per_nfe, spec.previews or None
         self._here: Any = None
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
@@ -970,11 +971,12 @@ class RayEngine:
         x = None if above == ROOT else as_numpy(self.states.get(tree.slot[[above]])[0])
         pool = self.pool
         state = pool.ask(pool.workers, lambda a: a.retrace.remote(self._setup, self.search, task, legs, x))
-        steps = min(int(tree.t[above]), self.spec.num_steps) - int(tree.t[node])
+        levels = slice(int(tree.t[node]) + 1, min(int(tree.t[above]), self.spec.num_steps) + 1)
+        steps = levels.stop - levels.start
         self.cost.nfe += 0 if repeated else steps
         self.cost.repeated_nfe += steps if repeated else 0
         self.cost.rows += steps * self.spec.rows_per_nfe
-        self.cost.backward_nfe += steps * self.spec.backward_per_nfe
+        self.cost.backward_nfe += sum(self.spec.backward_per_nfe[levels])
         return as_tensor(state, self.spec.dtype)
 
     def backlog(self) -> float:

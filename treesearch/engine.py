@@ -184,10 +184,16 @@ class Engine:
         self.cost, self.prompts, self.batch_size = cost, prompts, batch_size
         self.keep_inner, self.batch_invariant = keep_inner, batch_invariant
         self.passes = 0
+        guide = getattr(kernel, "scores", None)
+        self._guide_decodes = guide is not None and guide.input == "sample"
+        self._guide_is_reward = guide is not None and guide == reward  # of one name is not enough: functions must agree
+        self._backward, self._guiding = np.array(spec.backward_per_nfe), np.array(spec.rewards_per_nfe)
         self._encoded = encoded or {}
+        self._gathered: tuple[Ids, dict[str, Any]] | None = None
         self._flights: list[Flight] = []
         self._held: dict[int, list[Held]] = {}  # by task
         self._unscored: list[tuple[Flight, Ids, Tensor]] = []
+        self._given: list[tuple[Flight, Ids, NDArray[np.float64]]] = []  # held rows whose reward came with their law
         self._arrived: list[tuple[Flight, Ids]] = []  # scored, and not collected yet
 
     @property
@@ -245,7 +251,7 @@ class Engine:
 
     def abandon(self) -> list[Flight]:
         """Forget everything under way."""
-        lost, self._flights, self._unscored, self._arrived = self._flights, [], [], []
+        lost, self._flights, self._unscored, self._given, self._arrived = self._flights, [], [], [], []
         return lost
 
     def _land(self, flight: Flight) -> Cost:
@@ -299,7 +305,7 @@ class Engine:
         batch = Batch(batch)
         law, padding = self._evaluate(batch.x, batch.t, batch.task)
         for flight, _, rows in batch.parts:
-            self._count(flight.cost, len(rows), int(flight.again[rows].sum()), padding)
+            self._count(flight.cost, flight.t[rows], flight.again[rows], padding)
             flight.again[rows] = False
             padding = 0
         if batch.ends.any():
@@ -352,13 +358,27 @@ class Engine:
                 order = mine[np.argsort(flight.last[rows[mine]])]
                 part = law.take(torch.from_numpy(at[order]))
                 flight.held.setdefault(task, []).append(Held(part, flight.last[rows[order]]))
-            self._unscored.append((flight, rows, law.endpoint[torch.from_numpy(at)]))
+            known = self._known(law, at)
+            new = np.isnan(known)
+            if not new.all():
+                self._given.append((flight, rows[~new], known[~new]))
+            if new.any():
+                self._unscored.append((flight, rows[new], law.endpoint[torch.from_numpy(at[new])]))
+
+    def _known(self, law: Transition, at: Ids) -> NDArray[np.float64]:
+        """Rewards of endpoints that a guide by the search's own reward has computed, NaN where there are none."""
+        rewards: Tensor | None = getattr(law, "rewards", None)
+        if rewards is None or not self._guide_is_reward:
+            return np.full(len(at), np.nan)
+        return rewards[torch.from_numpy(at)].double().cpu().numpy()
 
     def _score(self, at_least: int, *, mixed: bool = False) -> None:
         """Score what waits once it fills a batch, of one wave or (mixed) of several."""
+        while self._given:
+            self._record(*self._given.pop(0), mixed)
         while self._unscored and sum(len(rows) for _, rows, _ in self._unscored) >= at_least:
             parts, states, room = [], [], self.batch_size
-            while self._unscored and room > 0 and (mixed or not parts or self._unscored[0][0] is parts[0][0]):
+            while self._unscored and room > 0 and self._belongs(self._unscored[0], parts, mixed):
                 flight, rows, x = self._unscored.pop(0)
                 if len(rows) > room:
                     self._unscored.insert(0, (flight, rows[room:], x[room:]))
@@ -369,11 +389,22 @@ class Engine:
             rewards = self._reward(_cat(states), parts)
             for flight, rows in parts:
                 reward, rewards = rewards[: len(rows)], rewards[len(rows) :]
-                for i, mine in _by_task(flight.task[rows]):
-                    flight.trees[i].reward[flight.last[rows[mine]]] = reward[mine]
-                flight.unscored -= len(rows)
-                if mixed:
-                    self._arrived.append((flight, rows))
+                self._record(flight, rows, reward, mixed)
+
+    def _belongs(self, next_: tuple[Flight, Ids, Tensor], parts: list[tuple[Flight, Ids]], mixed: bool) -> bool:
+        """Whether rows may be scored with those before them: of one wave unless mixed, and drawn by one decoder."""
+        if not parts:
+            return True
+        alike = not self.spec.previews or next_[0].hold[next_[1][0]] == parts[0][0].hold[parts[0][1][0]]
+        return alike and (mixed or next_[0] is parts[0][0])
+
+    def _record(self, flight: Flight, rows: Ids, reward: NDArray[np.float64], mixed: bool) -> None:
+        """Enter the rewards of rows."""
+        for i, mine in _by_task(flight.task[rows]):
+            flight.trees[i].reward[flight.last[rows[mine]]] = reward[mine]
+        flight.unscored -= len(rows)
+        if mixed:
+            self._arrived.append((flight, rows))
 
     def _reward(self, x: Tensor, parts: list[tuple[Flight, Ids]]) -> NDArray[np.float64]:
         """Rewards (n,) of states (n, *state), counted; errors name the node.
@@ -401,7 +432,8 @@ class Engine:
         """What the reward sees of states (n, *state)."""
         if self.reward.input == "state":
             return x
-        samples = self.kernel.decode(x)
+        endpoints = self.spec.previews and parts[0][0].hold[parts[0][1][0]]
+        samples = self.kernel.preview(x) if endpoints else self.kernel.decode(x)  # type: ignore[attr-defined]
         if not hasattr(samples, "__len__") or len(samples) != len(x):
             got = f"{len(samples)} samples" if hasattr(samples, "__len__") else type(samples).__name__
             raise KernelError(f"kernel.decode returned {got} for {len(x)} states, expected one sample each")
@@ -436,12 +468,15 @@ class Engine:
         self.passes += 1
         return (law.take(torch.arange(n)) if pad else law), pad
 
-    def _count(self, cost: Cost, n: int, repeated: int, padding: int = 0) -> None:
-        """Enter n evaluated rows into a cost, `repeated` of them paid for before."""
-        cost.nfe += n - repeated
+    def _count(self, cost: Cost, t: Ids, again: NDArray[np.bool_], padding: int = 0) -> None:
+        """Enter the rows of an evaluation into a cost; those done `again` were paid for before."""
+        repeated, guided = int(again.sum()), int(self._guiding[t[~again]].sum())
+        cost.nfe += len(t) - repeated
         cost.repeated_nfe += repeated
-        cost.rows += (n + padding) * self.spec.rows_per_nfe
-        cost.backward_nfe += n * self.spec.backward_per_nfe
+        cost.rows += (len(t) + padding) * self.spec.rows_per_nfe
+        cost.backward_nfe += int(self._backward[t].sum())
+        cost.reward_calls += guided
+        cost.decodes += guided * self._guide_decodes
 
     def _draw(self, law: Transition, key: NDArray[np.uint64], t: Ids) -> tuple[Tensor, NDArray[np.float64]]:
         """x_{t-1} and the log p/q of the step, from each row's own noise."""
@@ -469,10 +504,15 @@ class Engine:
         return torch.from_numpy(normals(key, counter, size)).reshape(len(key), *shape).to(self.spec.device)
 
     def _cond(self, task: Ids) -> dict[str, Any]:
-        """Conditioning of rows: encoded rows gathered by task, shared values as they are."""
-        rows = torch.from_numpy(task).to(self.spec.device)
-        cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in self._encoded.items()}
-        return cond | {"task": rows}
+        """Conditioning of rows: encoded rows gathered by task, shared values as they are.
+
+        Rows of large models weigh megabytes: the last batch's are handed in again as long as its tasks stay the same.
+        """
+        if self._gathered is None or not np.array_equal(self._gathered[0], task):
+            rows = torch.from_numpy(task).to(self.spec.device)
+            cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in self._encoded.items()}
+            self._gathered = task.copy(), cond | {"task": rows}
+        return dict(self._gathered[1])
 
     def settle(self) -> None:
         """States are where they belong as soon as their rows are."""
@@ -535,7 +575,7 @@ class Engine:
         for t in range(level, end, -1):
             at = np.array([t])
             law, padding = self._evaluate(row, at, np.array([task]))
-            self._count(self.cost, 1, int(repeated), padding)
+            self._count(self.cost, at, np.array([repeated]), padding)
             row, _ = self._draw(law, key, at)
         return row[0]
 

@@ -43,6 +43,7 @@ from treesearch.weights import ess
 
 Callback = Callable[["Snapshot"], Any]
 KEEP = ("all", "frontier", "none")
+PREVIEWED = "rewards above t = 0 are of approximate previews, those of the samples are not"
 GROWTH = 1.1  # the ESS of the history is computed again when the trees have grown by this factor
 
 
@@ -500,6 +501,8 @@ class Session:
                 readout.extra["staleness"] = {"mean": self._staleness.mean(), "max": self._staleness.most}
             if workers := self.engine.stats():
                 readout.extra["workers"] = workers
+            if self.spec.previews and (~np.isnan(search.tree.reward[search.tree.t > 0])).any():
+                readout.warnings.append(PREVIEWED)
             fetch = self._fetcher(search)
             tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch))
         store = None if self.run is None else str(self.run.path)

@@ -71,7 +71,6 @@ class Family(ABC):
     network_name: ClassVar[str] = "unet"
     needs: ClassVar[tuple[str, ...]] = ()  # components without which it cannot run, beside the network
     takes: ClassVar[tuple[str, ...]] = ()  # settings that it reads beside sizes
-    clip_sample: float | None = None
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings = pipe, settings

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from backends.base import Cond, Gaussian, Shared
 from backends.diffusion import Chain, Step
-from backends.pipelines import vae
+from backends.pipelines import memory, vae
 from backends.pipelines.family import Family, Settings
 from backends.schedules import Schedule
 
@@ -127,7 +128,7 @@ class DiffusersKernel:
         self.text_encoders, self.decode_batch = text_encoders, decode_batch
         self.state_shape, self.dtype = self.family.state_shape, torch.float32
         schedule = Schedule.of(pipe.scheduler, num_steps, **self.family.grid(num_steps))
-        self.chain = _chain(pipe.scheduler, schedule, eta, step, self.family.clip_sample)
+        self.chain = _chain(pipe.scheduler, schedule, eta, step)
         self._root: Tensor | None = None
         self._root_is_prior = False
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -210,6 +211,35 @@ class DiffusersKernel:
             self._root = self._root.to(self.device)
         return self
 
+    def memory_plan(
+        self, batch_size: int, *, prompts: Sequence[Any] = ("",), backward: bool = False
+    ) -> memory.MemoryPlan:
+        """What a search takes on this kernel's device, in bytes, by shapes alone.
+
+        Args:
+            batch_size: rows of a step.
+            prompts: of the search; an unconditional pipeline reads none.
+            backward: whether a gradient guide is used.
+        """
+        return memory.plan(self, batch_size, prompts, backward=backward)
+
+    def shadow(self) -> DiffusersKernel:
+        """The same kernel on the meta device: it computes shapes, and takes no memory."""
+        other = copy.copy(self)
+        other.pipe, other.device = copy.copy(self.pipe), torch.device("meta")
+        vars(other.pipe).update({name: memory.shadow(module) for name, module in self._modules().items()})
+        other.family = type(self.family)(other.pipe, self.family.settings)
+        other.chain = copy.copy(self.chain).to("meta")
+        other.text_encoders = "free" if self.text_encoders == "free" else "keep"
+        if self._encoded is not None:
+            other._encoded = (self._encoded[0], memory.to_meta(self._encoded[1]))
+        if self._root is not None:
+            other._root = self._root.to("meta")
+        if self._tiny is not None:
+            other._tiny = memory.shadow(self._tiny)
+            other.preview = other._preview
+        return other
+
     def from_noise(self, x_T: Tensor) -> DiffusersKernel:
         """The same chain from a given x_T (*state) instead of the prior.
 
@@ -265,7 +295,7 @@ class DiffusersKernel:
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         noise = noise.to(self.device, self.dtype)
         if self._root is None:
-            return noise
+            return self.chain.schedule.prior_std * noise
         if self._root_is_prior:
             return self._root.expand(len(noise), *self.state_shape).clone()
         schedule = self.chain.schedule
@@ -391,12 +421,12 @@ def _why(checkpoint: str, error: Exception) -> str:
         cure = "accept its licence on its page and log in with `hf auth login`, or name a local folder"
     elif "RepositoryNotFoundError" in kinds or "not a valid model identifier" in said:
         cure = "there is no such repository: check the name, or name a local folder"
-    elif "LocalEntryNotFoundError" in kinds or "onnect" in said or "offline" in said.lower():
-        cure = "it is not on this machine, and the hub cannot be reached"
     elif "safetensors" in said:
         cure = "it has no safetensors weights, and pickles are not loaded: convert it first"
-    else:
+    elif Path(checkpoint).is_dir():
         cure = "is the folder complete?"
+    else:
+        cure = "there is no such folder here, and the hub gave nothing: check the name, the connection and the login"
     return f"cannot load {checkpoint!r}: {cure} ({type(error).__name__}: {said[:300]})"
 
 
@@ -430,9 +460,10 @@ def _family(pipe: Any, settings: Settings) -> Family:
     return kind(pipe, settings)
 
 
-def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None, clip: float | None) -> Chain:
-    name = type(scheduler).__name__
-    renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or scheduler.config.get("stochastic_sampling")
+def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) -> Chain:
+    name, config = type(scheduler).__name__, scheduler.config
+    renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or config.get("stochastic_sampling")
+    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
     if step is None:
         step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and eta == 1 else "ddim"
     return Chain(schedule, eta=eta, step=step, clip_sample=clip)

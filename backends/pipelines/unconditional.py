@@ -23,8 +23,6 @@ class Unconditional(Family):
         if settings.guidance_scale not in (None, 1):
             raise ValueError(f"{type(pipe).__name__} has nothing to guide by: leave guidance_scale out")
         self.guidance_scale = 1.0
-        config = pipe.scheduler.config
-        self.clip_sample = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
 
     @property
     def state_shape(self) -> tuple[int, ...]:

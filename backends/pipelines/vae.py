@@ -27,7 +27,10 @@ def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
 
 
 def _decode(vae: Any, latents: Tensor) -> Tensor:
-    images = vae.decode(unscale(vae, latents).to(vae.dtype), return_dict=False)[0].float()
+    scaled = unscale(vae, latents).to(vae.dtype)
+    # Decoders that are told a time finish the denoising: at x_0 there is none left.
+    time = {"temb": scaled.new_zeros(len(scaled))} if vae.config.get("timestep_conditioning") else {}
+    images = vae.decode(scaled, **time, return_dict=False)[0].float()
     return to_unit(images.transpose(1, 2) if images.ndim == 5 else images)
 
 
@@ -55,11 +58,11 @@ def scale(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _units(vae: Any, latents: Tensor) -> tuple[float, Tensor | float, Tensor | float]:
-    config = vae.config
-    factor = config.get("scaling_factor") or 1.0
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    kept = dict(vae.named_buffers(recurse=False))  # where LTX has what others have in their configuration
+    factor = vae.config.get("scaling_factor") or 1.0
+    mean, std = (vae.config.get(name, kept.get(name)) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:
-        return factor, config.get("shift_factor") or 0.0, 1.0
+        return factor, vae.config.get("shift_factor") or 0.0, 1.0
     shape = (1, -1, *(1,) * (latents.ndim - 2))
     mean, std = (torch.as_tensor(v, dtype=latents.dtype, device=latents.device).reshape(shape) for v in (mean, std))
     return factor, mean, std

@@ -1,0 +1,89 @@
+"""Wan 2.1 and 2.2, text to video: a flow transformer on latents (16, f/4, h/8, w/8), and one T5 (UMT5).
+
+Wan 2.2 A14B has two experts: `transformer` where the timestep is at least boundary_ratio · N, `transformer_2` below.
+Rows of both kinds share a batch, and each meets its own expert once; one scale guides both. Wan 2.2 TI2V tells the time
+of every token, which is one and the same without an input image, and so is told once. The pipeline's UniPC gives its
+grid of flow sigmas; the solver itself, which has memory, is not used.
+
+References:
+    Wan: Open and Advanced Large-Scale Video Generative Models (Wan Team, 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from backends.base import Cond
+from backends.pipelines.family import (
+    Family,
+    Settings,
+    call_default,
+    check_prompts,
+    separate,
+    warn_of_long_prompts,
+)
+from backends.pipelines.video import extent
+
+
+class Wan(Family):
+    """`WanTransformer3DModel`, guided by two rows of the network.
+
+    Raises:
+        ValueError: a boundary without a second expert.
+    """
+
+    network_name: ClassVar[str] = "transformer"
+    needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
+    takes: ClassVar[tuple[str, ...]] = ("num_frames", "negative_prompt", "max_sequence_length")
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        super().__init__(pipe, settings)
+        ratio = pipe.config.get("boundary_ratio")
+        if ratio is not None and pipe.transformer_2 is None:
+            raise ValueError(f"boundary_ratio is {ratio}, but there is no transformer_2 below it: load it, or set None")
+        self.boundary = None if ratio is None else ratio * pipe.scheduler.config.num_train_timesteps
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        config = self.network.config
+        stride, factor = self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
+        frames, height, width = extent(self.pipe, self.settings, stride, factor * config.patch_size[1])
+        return (config.in_channels, (frames - 1) // stride + 1, height // factor, width // factor)
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        texts = check_prompts(prompts)
+        length = self.settings.max_sequence_length or call_default(self.pipe, "max_sequence_length", 512)
+        warn_of_long_prompts(texts, self.pipe.tokenizer, length)
+        text, absent = self.pipe.encode_prompt(
+            prompt=texts,
+            negative_prompt=self.settings.negative_prompt or "",
+            do_classifier_free_guidance=self.guided,
+            max_sequence_length=length,
+            device=self.pipe.device,
+            dtype=self.network.dtype,
+        )
+        return separate(["prompt_embeds"], [text], [absent])
+
+    def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        text = self.rows(cond, "prompt_embeds")
+        if self.boundary is None:
+            return self._evaluate(self.network, x, timestep, text)
+        output, early = torch.empty_like(x), timestep >= self.boundary
+        for expert, rows in ((self.network, early), (self.pipe.transformer_2, ~early)):
+            if rows.any():
+                output[rows] = self._evaluate(expert, x[rows], timestep[rows], text[self.twice(rows)])
+        return output
+
+    def _evaluate(self, expert: Any, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        output = expert(
+            hidden_states=self.twice(x),
+            timestep=self.twice(timestep),
+            encoder_hidden_states=text,
+            **self.settings.network_inputs,
+            return_dict=False,
+        )[0]
+        return self.guide(output)

@@ -1,0 +1,438 @@
+"""`DiffusersKernel` walks the chain that the pipeline's own `__call__` walks, for rows at any mix of levels."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+
+import pytest
+import tiny
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionImg2ImgPipeline
+
+import treesearch as ts
+from backends.pipelines import DiffusersKernel
+from rewards.base import as_reward
+from rewards.image import brightness
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+]
+T, N = 5, 2
+PROMPTS = ["a cat", "two red dogs"]
+SIZE = {"flux": {"height": 16, "width": 16}, "schnell": {"height": 16, "width": 16}}
+LABELS = {"dit": [1, 3]}
+TEXT = ("sd", "sd_v", "sdxl", "turbo", "lightning", "sd3", "flux", "schnell", "lcm")
+
+
+@functools.cache
+def folder(name, root):
+    return str(tiny.checkpoint(name, root))
+
+
+def load(name, root, num_steps=T, **settings):
+    return DiffusersKernel.from_pretrained(
+        folder(name, root), num_steps=num_steps, device="cpu", **SIZE.get(name, {}) | settings
+    )
+
+
+def pipeline(name, root, ddim=False):
+    pipe = DiffusionPipeline.from_pretrained(folder(name, root))
+    pipe.set_progress_bar_config(disable=True)
+    if ddim:
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return pipe
+
+
+def noises(shape, n=N, steps=T):
+    """z[0] makes x_T, z[i] belongs to the i-th step."""
+    return torch.randn(steps + 1, n, *shape, generator=torch.Generator().manual_seed(3))
+
+
+def cond_of(kernel, prompts):
+    encoded = kernel.encode(prompts)
+    return {k: getattr(v, "value", v) for k, v in encoded.items()} | {"task": torch.arange(len(prompts))}
+
+
+def walk(kernel, z, cond=None):
+    x = kernel.prior(z[0], cond)
+    for i, t in enumerate(range(kernel.num_steps, 0, -1)):
+        x = kernel.transition(x, torch.full((len(x),), t), cond).sample(z[i + 1])
+    return x
+
+
+@contextlib.contextmanager
+def drawing(pipe, queue, monkeypatch):
+    """The pipeline and its scheduler draw from the queue instead of torch."""
+    queue = list(queue)
+    with monkeypatch.context() as patch:
+        for module in (type(pipe).__module__, type(pipe.scheduler).__module__):
+            patch.setattr(
+                importlib.import_module(module),
+                "randn_tensor",
+                lambda *a, **k: queue.pop(0).to(k.get("dtype")),
+                raising=False,
+            )
+        yield
+
+
+def assert_same_chain(kernel, pipe, z, monkeypatch, prompts=PROMPTS, takes_latents=True, **call):
+    """Latents to 1e-4 of their scale, images to 1e-4."""
+    x = walk(kernel, z, None if prompts is None else cond_of(kernel, prompts))
+    texts = {} if prompts is None else {"prompt": prompts}
+    images = []
+    for output in ("latent", "pt"):
+        given = {"latents": z[0].clone(), "output_type": output} if takes_latents else {"output_type": "pt"}
+        with drawing(pipe, z[1:] if takes_latents else z, monkeypatch):
+            images.append(pipe(num_inference_steps=T, **texts, **given, **call)[0])
+    if takes_latents:
+        assert (x - images[0]).abs().max() < 1e-4 * max(1.0, float(images[0].abs().max()))
+    assert (kernel.decode(x) - images[1]).abs().max() < 1e-4
+    assert float(images[1].std()) > 0.02
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl"])
+def test_ddim_is_the_pipeline_s_own(name, eta, tiny_root, monkeypatch):
+    kernel = load(name, tiny_root, eta=eta)
+    assert_same_chain(kernel, pipeline(name, tiny_root, ddim=name != "sdxl" or eta > 0), noises(kernel.state_shape),
+                      monkeypatch, eta=eta)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sdxl", "lightning"])
+def test_euler_in_other_coordinates_is_ddim_without_noise(name, tiny_root, monkeypatch):
+    kernel = load(name, tiny_root, eta=0.0, guidance_scale=3.0)
+    z = noises(kernel.state_shape)
+    assert_same_chain(kernel, pipeline(name, tiny_root), z, monkeypatch, guidance_scale=3.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_turbo_is_euler_ancestral(scale, tiny_root, monkeypatch):
+    kernel = load("turbo", tiny_root, guidance_scale=scale)
+    assert kernel.rows_per_nfe == (2 if scale > 1 else 1)
+    assert_same_chain(
+        kernel, pipeline("turbo", tiny_root), noises(kernel.state_shape), monkeypatch, guidance_scale=scale
+    )
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "schnell"])
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_flow_without_noise_is_euler(name, scale, tiny_root, monkeypatch):
+    kernel = load(name, tiny_root, eta=0.0, guidance_scale=scale)
+    z = noises(kernel.state_shape)
+    assert_same_chain(kernel, pipeline(name, tiny_root), z, monkeypatch, guidance_scale=scale, **SIZE.get(name, {}))
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "schnell"])
+def test_renoising_is_stochastic_flow_sampling(name, tiny_root, monkeypatch):
+    pipe = pipeline(name, tiny_root)
+    pipe.scheduler.register_to_config(stochastic_sampling=True)
+    kernel = load(name, tiny_root, step="renoise")
+    z = noises(kernel.state_shape)
+    queue = list(z[1:]) * 2
+    monkeypatch.setattr(torch, "randn_like", lambda x: queue.pop(0))
+    assert_same_chain(kernel, pipe, z, monkeypatch, **SIZE.get(name, {}))
+    assert DiffusersKernel(pipe, num_steps=T, device="cpu", **SIZE.get(name, {})).chain.step == "renoise"
+
+
+def test_lcm_renoises(tiny_root, monkeypatch):
+    kernel = load("lcm", tiny_root, guidance_scale=6.0)
+    assert kernel.chain.step == "renoise"
+    assert kernel.rows_per_nfe == 1  # the scale is an input of the network
+    assert_same_chain(kernel, pipeline("lcm", tiny_root), noises(kernel.state_shape), monkeypatch, guidance_scale=6.0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_unconditional_pixels(eta, tiny_root, monkeypatch):
+    kernel = load("ddim", tiny_root, eta=eta)
+    assert kernel.chain.clip_sample == 1.0
+    z = noises(kernel.state_shape)
+    assert_same_chain(kernel, pipeline("ddim", tiny_root), z, monkeypatch, None, False, eta=eta, batch_size=N)
+
+
+def test_ddpm(tiny_root, monkeypatch):
+    kernel = load("unconditional", tiny_root)
+    assert kernel.chain.step == "ddpm"
+    pipe = pipeline("unconditional", tiny_root)
+    assert_same_chain(kernel, pipe, noises(kernel.state_shape), monkeypatch, None, False, batch_size=N)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_dit_by_class(scale, tiny_root, monkeypatch):
+    pipe, kernel = pipeline("dit", tiny_root, ddim=True), load("dit", tiny_root, eta=0.0, guidance_scale=scale)
+    z, x = noises(kernel.state_shape), None
+    x = walk(kernel, z, cond_of(kernel, [1, 3]))
+    with drawing(pipe, z, monkeypatch):
+        theirs = pipe(class_labels=[1, 3], guidance_scale=scale, num_inference_steps=T, output_type="pt").images
+    assert (kernel.decode(x) - theirs).abs().max() < 1e-4
+    name = next(iter(pipe.labels))
+    assert kernel.encode([name])["class_labels"].tolist() == [pipe.labels[name]]
+
+
+def test_what_a_user_passes_through(tiny_root, monkeypatch, tmp_path):
+    """Negative prompts, guidance rescale, CLIP skip, attention arguments and LoRA."""
+    lora = str(tiny.lora(tmp_path / "lora"))
+    call = {"negative_prompt": "blur", "guidance_rescale": 0.7, "guidance_scale": 5.0}
+    kernel = load(
+        "sd", tiny_root, eta=0.0, lora=lora, network_inputs={"cross_attention_kwargs": {"scale": 0.5}}, **call
+    )
+    pipe = pipeline("sd", tiny_root, ddim=True)
+    pipe.load_lora_weights(lora)
+    call = call | {"negative_prompt": ["blur"] * N, "cross_attention_kwargs": {"scale": 0.5}}
+    assert_same_chain(kernel, pipe, noises(kernel.state_shape), monkeypatch, **call)
+    plain = load("sd", tiny_root, eta=0.0)
+    z = noises(kernel.state_shape)
+    assert (walk(plain, z, cond_of(plain, PROMPTS)) - walk(kernel, z, cond_of(kernel, PROMPTS))).abs().max() > 0.1
+
+
+def test_controlnet(tiny_root, monkeypatch):
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    kernel = load("sd_controlnet", tiny_root, eta=0.0, control_image=image, control_scale=0.8)
+    pipe = pipeline("sd_controlnet", tiny_root, ddim=True)
+    z = noises(kernel.state_shape)
+    call = {"image": image, "controlnet_conditioning_scale": 0.8}
+    assert_same_chain(kernel, pipe, z, monkeypatch, **call)
+
+
+def test_an_image_is_a_root(tiny_root, monkeypatch):
+    """img2img: the last steps of the chain, from the noised image."""
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    kernel = load("sd", tiny_root, eta=0.0).from_image(image, strength=0.6)
+    assert kernel.num_steps == 3
+    z = noises(kernel.state_shape, steps=3)
+    x = walk(kernel, z, cond_of(kernel, PROMPTS))
+    pipe = StableDiffusionImg2ImgPipeline(**pipeline("sd", tiny_root, ddim=True).components)
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(
+        "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution.sample", lambda self, g: self.mode()
+    )
+    with drawing(pipe, z, monkeypatch):
+        theirs = pipe(
+            prompt=PROMPTS, image=torch.stack([image] * N), strength=0.6, num_inference_steps=T, output_type="pt"
+        ).images
+    assert (kernel.decode(x) - theirs).abs().max() < 1e-4
+
+
+def test_a_given_x_T_is_a_root(tiny_root):
+    kernel = load("ddim", tiny_root)
+    x_T = torch.randn(kernel.state_shape, generator=torch.Generator().manual_seed(5))
+    rooted = kernel.from_noise(x_T)
+    assert not rooted.stochastic[0]
+    assert rooted.stochastic[1:-1].any()
+    assert (rooted.prior(torch.randn(3, *kernel.state_shape)) == x_T).all()
+    found = ts.search(rooted, brightness(), ts.BestOfN(), budget=ts.Budget(nfe=4 * T))
+    assert len(found.samples.flatten(1).unique(dim=0)) == 4  # they part below the root
+    assert rooted.fingerprint != kernel.fingerprint
+
+
+@pytest.mark.parametrize("name", ["ddim", "sd", "sdxl", "lcm", "dit", "sd3", "flux"])
+def test_rows_do_not_depend_on_their_batch(name, tiny_root):
+    """Mixed levels and mixed prompts in one batch, and each row alone."""
+    kernel = load(name, tiny_root)
+    prompts = [1, 3, 1, 0] if name == "dit" else ["a cat", "two red dogs", "a cat", ""]
+    cond = cond_of(kernel, prompts)
+    rows = {k for k, v in kernel.encode(prompts).items() if not hasattr(v, "value")} | {"task"}
+    x = torch.randn(4, *kernel.state_shape, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([5, 1, 3, 3])
+    law = kernel.transition(x, t, cond)
+    for i in range(4):
+        alone = {k: v[i : i + 1] if k in rows else v for k, v in cond.items()}
+        one = kernel.transition(x[i : i + 1], t[i : i + 1], alone)
+        for part in ("mean", "endpoint"):
+            a, b = getattr(law, part)[i], getattr(one, part)[0]
+            gain = 1 / max(float(kernel.chain.alpha[t[i]]), 0.01)  # of x̂_0 over the network's output
+            assert (a - b).abs().max() < 1e-5 * max(gain, float(b.abs().max()))
+    if name in TEXT:  # the prompt matters
+        other = kernel.transition(x[:1], t[:1], {k: v[1:2] if k in rows else v for k, v in cond.items()})
+        assert (other.mean - law.mean[:1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_nothing_leaks_between_calls(name, tiny_root):
+    """Searches and other prompts in between change neither the chain nor the pipeline."""
+    pipe = pipeline(name, tiny_root)
+    call = {"prompt": PROMPTS, "num_inference_steps": 2, "output_type": "pt", **SIZE.get(name, {})}
+    theirs = pipe(generator=torch.Generator().manual_seed(0), **call).images
+    kernel = DiffusersKernel(pipe, num_steps=T, device="cpu", **SIZE.get(name, {}))
+    z = noises(kernel.state_shape)
+    first = walk(kernel, z, cond_of(kernel, PROMPTS))
+    walk(kernel, z[:, :1], cond_of(kernel, ["something else"]))
+    ts.search(kernel, brightness(), ts.FeynmanKac(num_particles=2), prompts=["a", "b"], budget=ts.Budget(nfe=4 * T))
+    assert torch.equal(walk(kernel, z, cond_of(kernel, PROMPTS)), first)
+    assert torch.equal(pipe(generator=torch.Generator().manual_seed(0), **call).images, theirs)
+
+
+@pytest.mark.parametrize("method", [ts.FeynmanKac(num_particles=4), ts.DiffusionTreeSampling(wave=3), ts.BestOfN()])
+def test_searches(method, tiny_root):
+    """Best-of-N's samples are those of the bare chain with the same noise; every task keeps to its prompt."""
+    kernel = load("sd", tiny_root)
+    seen = []
+
+    def red(samples, prompts=None):
+        seen.extend(prompts)
+        return samples[:, 0].flatten(1).mean(1)
+
+    found = ts.search(kernel, as_reward(red), method, prompts=PROMPTS, budget=ts.Budget(nfe=2 * 8 * T), batch_size=3)
+    assert found.cost.rows == 2 * found.cost.nfe
+    assert set(seen) == set(PROMPTS)
+    for task in found.tasks:
+        assert task.samples.shape[1:] == (3, 16, 16)
+        torch.testing.assert_close(task.rewards, task.samples[:, 0].double().flatten(1).mean(1), atol=1e-4, rtol=0)
+
+
+def test_text_encoders_run_once_and_go(tiny_root, monkeypatch):
+    pipe = pipeline("sd", tiny_root)
+    calls = []
+    forward = pipe.text_encoder.forward
+    monkeypatch.setattr(pipe.text_encoder, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    kernel = DiffusersKernel(pipe, num_steps=T, device="cpu", text_encoders="free")
+    first = kernel.encode(PROMPTS)
+    assert pipe.text_encoder is None
+    again = kernel.encode(PROMPTS)
+    assert len(calls) == 2  # the prompts, and what they are guided away from
+    assert torch.equal(first["prompt_embeds"], again["prompt_embeds"])
+    with pytest.raises(ValueError, match="freed after the first prompts: use text_encoders='offload'"):
+        kernel.encode(["new"])
+    offloaded = load("sd", tiny_root, text_encoders="offload")
+    assert not torch.equal(offloaded.encode(["x"])["prompt_embeds"], offloaded.encode(["new"])["prompt_embeds"])
+
+
+def test_many_prompts_are_encoded_in_parts(tiny_root):
+    kernel = load("sdxl", tiny_root)
+    prompts = [f"number {i}" for i in range(37)]
+    encoded = kernel.encode(prompts)
+    assert len(encoded["prompt_embeds"]) == 37
+    alone = kernel.encode(prompts[20:21])
+    torch.testing.assert_close(encoded["pooled_embeds"][20:21], alone["pooled_embeds"], atol=1e-5, rtol=1e-5)
+
+
+def test_decoding_in_parts_with_gradients(tiny_root):
+    kernel = load("sd", tiny_root, decode_batch=2)
+    x = torch.randn(5, *kernel.state_shape, requires_grad=True)
+    images = kernel.decode(x)
+    torch.testing.assert_close(images, kernel.pipe.vae.decode(x / 0.18215).sample.div(2).add(0.5).clamp(0, 1))
+    (slope,) = torch.autograd.grad(images.sum(), x)
+    (whole,) = torch.autograd.grad((kernel.pipe.vae.decode(x / 0.18215).sample / 2 + 0.5).clamp(0, 1).sum(), x)
+    torch.testing.assert_close(slope, whole, atol=1e-5, rtol=1e-4)
+    assert not kernel.decode(x.detach()).requires_grad
+    t, cond = torch.full((2,), 3), cond_of(kernel, PROMPTS)
+    assert kernel.transition(x[:2], t, cond).mean.requires_grad
+    assert not kernel.transition(x[:2].detach(), t, cond).mean.requires_grad
+
+
+def test_previews_draw_endpoints_only(tiny_root, tmp_path):
+    """FK's endpoints above t = 0 go through the tiny decoder, samples through the VAE; the result says so."""
+    decoder = str(tiny.tiny_decoder(tmp_path / "taesd"))
+    kernel, plain = load("sd", tiny_root, preview=decoder), load("sd", tiny_root)
+    x = torch.randn(2, *kernel.state_shape)
+    assert (kernel.preview(x) - kernel.decode(x)).abs().max() > 0.01
+    assert plain.preview is None
+    options = {"prompts": ["a"], "budget": ts.Budget(nfe=4 * T), "seed": 1}
+    method = ts.FeynmanKac(num_particles=4, lam=1e-6)
+    found, exact = (ts.search(k, brightness(), method, **options) for k in (kernel, plain))
+    assert any("preview" in w for w in found.diagnostics["warnings"])
+    assert not any("preview" in w for w in exact.diagnostics["warnings"])
+    torch.testing.assert_close(found.rewards, brightness()(found.samples), atol=1e-5, rtol=0)
+    rewards = [torch.from_numpy(f.tree.reward[f.tree.t > 0]) for f in (found, exact)]
+    known = ~rewards[0].isnan()
+    assert known.any()
+    assert (rewards[0][known] - rewards[1][known]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision(dtype, tiny_root):
+    kernel = load("sd", tiny_root, dtype=dtype)
+    assert kernel.family.network.dtype == getattr(torch, dtype)
+    z = noises(kernel.state_shape)
+    x = walk(kernel, z, cond_of(kernel, PROMPTS))
+    assert x.dtype == torch.float32
+    assert kernel.decode(x).dtype == torch.float32
+
+
+def test_fingerprints(tiny_root):
+    base = load("sd", tiny_root)
+    assert base.fingerprint == load("sd", tiny_root).fingerprint
+    others = [
+        load("sd_v", tiny_root), load("sd", tiny_root, eta=0.5), load("sd", tiny_root, num_steps=4),
+        load("sd", tiny_root, guidance_scale=3.0), load("sd", tiny_root, negative_prompt="x"),
+        load("sd", tiny_root, height=32),
+    ]  # fmt: skip
+    other = load("sd", tiny_root)
+    other.pipe.unet.conv_in.weight.data += 1e-3
+    prints = {k.fingerprint for k in [base, *others, other]}
+    assert len(prints) == len(others) + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error", "message"),
+    [
+        ("sd", {"height": 18}, ValueError, "height is 18, expected a multiple of 4 for .*: 16 or 20"),
+        ("sd", {"num_steps": 0}, ValueError, "num_steps is 0, expected at least 1"),
+        ("sd", {"eta": 2.0}, ValueError, r"eta is 2.0, expected 0\.\.1"),
+        ("sd", {"step": "dpmsolver++"}, ValueError, "solvers with memory .* have no law"),
+        ("sd", {"dtype": "int8"}, ValueError, "unknown dtype 'int8': choose float32"),
+        ("sd", {"guidance_rescale": 2.0}, ValueError, r"guidance_rescale is 2.0, expected 0\.\.1"),
+        ("sd", {"control_image": 1}, ValueError, "has no ControlNet for a control_image"),
+        ("sd_controlnet", {}, ValueError, "needs a control_image"),
+        ("flux", {"negative_prompt": "x"}, ValueError, "FluxPipeline takes no negative_prompt"),
+        ("ddim", {"guidance_scale": 3.0}, ValueError, "nothing to guide by"),
+        ("dit", {"height": 24, "width": 24}, ValueError, "this DiT draws 16 x 16 pixels, got 24 x 24"),
+        ("sd", {"guidance": 3.0}, TypeError, "guidance"),
+        ("sd", {"decode_batch": 0}, ValueError, "decode_batch is 0"),
+        ("sd", {"text_encoders": "drop"}, ValueError, "choose keep, offload or free"),
+    ],
+)
+def test_bad_settings(name, settings, error, message, tiny_root):
+    with pytest.raises(error, match=message):
+        load(name, tiny_root, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")
+def test_bad_checkpoints(tiny_root, tmp_path):
+    with pytest.raises(OSError, match=r"cannot load 'no-such/model': there is no such folder"):
+        DiffusersKernel.from_pretrained("no-such/model", num_steps=T)
+    with pytest.raises(OSError, match="cannot load"):
+        DiffusersKernel.from_pretrained(str(tmp_path / "nothing"), num_steps=T)
+    pipe = pipeline("sd", tiny_root)
+    pipe.text_encoder = None
+    with pytest.raises(OSError, match="StableDiffusionPipeline has no text_encoder"):
+        DiffusersKernel(pipe, num_steps=T)
+    mochi = pipeline("mochi", tiny_root)
+    with pytest.raises(ValueError, match="MochiPipeline is no pipeline that can be searched, expected one of DDPM"):
+        DiffusersKernel(mochi, num_steps=T)
+    pipe = pipeline("sd", tiny_root)
+    pipe.scheduler = __import__("diffusers").EDMEulerScheduler()
+    with pytest.raises(ValueError, match="cannot read a schedule from EDMEulerScheduler: expected one of DDIM"):
+        DiffusersKernel(pipe, num_steps=T)
+
+
+def test_bad_prompts(tiny_root):
+    kernel = load("sd", tiny_root)
+    with pytest.raises(TypeError, match="prompt 3 is int, expected text"):
+        kernel.encode([3])
+    with pytest.warns(UserWarning, match=r"has 92 tokens, the text encoder reads 77: .* is lost"):
+        kernel.encode(["x" * 90])
+    with pytest.raises(ValueError, match=r"needs prompts: prompts=\[...\], or prompts=\[''\] for no text"):
+        ts.search(kernel, brightness(), ts.BestOfN(), budget=ts.Budget(nfe=T))
+    with pytest.raises(ValueError, match=r"'cta' is no class of this model, expected a name or 0\.\.999"):
+        load("dit", tiny_root).encode(["cta"])
+
+
+def test_a_safety_checker_is_left_out(tiny_root):
+    kernel = load("sd_safe", tiny_root)
+    assert kernel.pipe.safety_checker is None
+
+
+def test_nan_names_the_step(tiny_root, monkeypatch):
+    kernel = load("sd", tiny_root, dtype="float16", num_steps=T)
+    cond = cond_of(kernel, PROMPTS)
+    x = torch.randn(2, *kernel.state_shape)
+    x[1] = 1e6  # beyond float16
+    with pytest.raises(
+        ValueError, match=r"NaN or infinity for 1 of 2 rows, at t = \[2\] \(timesteps \[\d+\]\) in float16: .*bfloat16"
+    ):
+        kernel.transition(x, torch.tensor([4, 2]), cond)
+    with pytest.raises(ValueError, match="the decoder returned NaN or infinity"):
+        kernel.decode(torch.full((1, *kernel.state_shape), torch.nan))
