@@ -65,6 +65,8 @@ class Schedule:
             raise ValueError(f"{steps} timesteps need {steps + 1} values of alpha and sigma, one more for x_0")
         if self.prediction not in PREDICTIONS.values():
             raise ValueError(f"unknown prediction {self.prediction!r}: choose {', '.join(PREDICTIONS.values())}")
+        if not (self.alpha.isfinite().all() and self.sigma.isfinite().all()):
+            raise ValueError(f"the grid of {steps} steps is not finite: use more steps")
         if (self.alpha.diff() > 0).any() or (self.sigma.diff() < 0).any() or not (self.alpha[:-1] > 0).all():
             raise ValueError("noise must grow with t: alpha falls from 1 and stays above 0 before x_T, sigma rises")
         if self.alpha[-1] == 0 and self.prediction == "epsilon":

@@ -431,22 +431,32 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """Kernels, rewards, methods and their choices."""
+    """Kernels, rewards, methods and their choices; `list rewards` tells what each reward needs."""
+
+    what: Positional[str | None] = None
+    """kernels, rewards, methods, potentials, resampling, selection or backups; all of them by default"""
 
     def run(self) -> int:
         from rewards.potentials import POTENTIALS
         from treesearch import backup, resampling, selection
 
-        for what, names in (
-            ("kernels", specs.KERNELS),
-            ("rewards", specs.REWARDS),
-            ("methods", specs.METHOD_NAMES),
-            ("potentials", POTENTIALS),
-            ("resampling", resampling.SCHEMES),
-            ("selection", selection.RULES),
-            ("backups", backup.RULES),
-        ):
-            print(f"{what:<12}{', '.join(names)}")
+        names = {
+            "kernels": specs.KERNELS,
+            "rewards": specs.REWARDS,
+            "methods": specs.METHOD_NAMES,
+            "potentials": POTENTIALS,
+            "resampling": resampling.SCHEMES,
+            "selection": selection.RULES,
+            "backups": backup.RULES,
+        }
+        if self.what is not None:
+            choose("list", self.what, tuple(names))
+        if self.what == "rewards":
+            _print_rewards()
+        elif self.what is not None:
+            print("\n".join(names[self.what]))
+        else:
+            print("\n".join(f"{what:<12}{', '.join(found)}" for what, found in names.items()))
         return 0
 
 
@@ -581,6 +591,24 @@ def _if_plots(draw: Any, caption: str, prefix: str = "") -> list[tuple[str, str]
         return [(prefix + draw().name, caption)]
     except ImportError:
         return []
+
+
+def _print_rewards() -> None:
+    """Two lines a reward: its values, then what it needs and where it comes from."""
+    for name, path in specs.REWARDS.items():
+        factory = specs.load(path)
+        known = getattr(factory, "facts", None)
+        if known is None:
+            print(f"{name:<18}{(factory.__doc__ or '').strip().splitlines()[0]}")
+            continue
+        parts = [
+            "differentiable" if known.differentiable else "no gradient",
+            "needs prompts" if known.prompts else "",
+            known.memory,
+            f"{known.checkpoint} ({known.licence})" if known.checkpoint else "",
+            known.source,
+        ]
+        print(f"{name:<18}{known.range}\n{'':<18}{'; '.join(part for part in parts if part)}")
 
 
 def _print_estimate(found: dict[str, Any], *, as_json: bool) -> int:

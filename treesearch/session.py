@@ -209,6 +209,7 @@ class Session:
     def start(self, store: str | os.PathLike[str] | None) -> None:
         """Check the budget, resolve λ, open the run folder, start the searches."""
         self.check_budget()
+        self._conditioning()  # refuses prompts before a folder is made
         if self.method.lam == AUTO:
             if store is not None and (runs.Path(store) / "run.json").exists():
                 runs.Run.create(store, {})  # refuses before the pilot is paid for
@@ -659,7 +660,7 @@ def read_trees(config: dict[str, Any], blocks: list[runs.Block]) -> tuple[list[T
     """Trees and history of a recorded run, without its kernel."""
     tasks, shape = 1 if config["prompts"] is None else len(config["prompts"]), tuple(config["state_shape"])
     free = (True,) * (config["num_steps"] + 1)
-    spec = Spec(config["num_steps"], shape, shape, free, torch.device("cpu"), torch.float32, None, 1, 0)
+    spec = Spec(config["num_steps"], shape, shape, free, torch.device("cpu"), torch.float32, None, 1)
     method = build_method(config["method"])
     searches = [method.start(Problem(i, spec, root_key(config["seed"], i), Share())) for i in range(tasks)]
     if blocks:

@@ -1,6 +1,6 @@
 """What gradient guides share: the gradient of r(x̂_0(x_t)), and a Gaussian step that it moves.
 
-    g = ∇_{x_t} r(decode(x̂_0(x_t)))
+    g = ∇_{x_t} r(decode(x̂_0(x_t)))                                  or preview, where the kernel has one
     q(x_s | x_t) = N(mean + shift(g), std²),   log p/q = -Σ(zδ + δ²/2),   δ = shift / std
 
 Every method weighs its samples by Σ log p/q, so whatever the shift (its rule, window, limit) the target p(x_0)
@@ -111,8 +111,8 @@ class GradientGuided(ABC):
             if not self.through_network:
                 endpoint = leaf = endpoint.detach().requires_grad_()
             _attached(endpoint, "kernel.transition keeps no graph: use through_network=False or another kernel")
-            samples = endpoint if self.reward.input == "state" else self.kernel.decode(endpoint)
-            _attached(samples, "kernel.decode keeps no graph: guide by a reward of states (input='state')")
+            samples = endpoint if self.reward.input == "state" else self._draw(endpoint)
+            _attached(samples, "the decoder keeps no graph: guide by a reward of states (input='state')")
             rewards = self.reward.attached(samples, prompts)
             gradient = _gradient(rewards, leaf, self.reward.name)
         rewards = rewards.detach().to(x.device)
@@ -121,6 +121,11 @@ class GradientGuided(ABC):
         self._check_finite(gradient, t[rows])
         law = replace(law, mean=law.mean.detach(), std=law.std.detach(), endpoint=law.endpoint.detach())
         return law, rewards, gradient
+
+    def _draw(self, endpoint: Tensor) -> Any:
+        """What a search would show the reward: a preview, where the kernel has one."""
+        preview = getattr(self.kernel, "preview", None)
+        return self.kernel.decode(endpoint) if preview is None else preview(endpoint)
 
     def _move(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
         move = torch.where(std > 0, self.shift(std, gradient, rewards), 0.0)

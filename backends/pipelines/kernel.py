@@ -491,7 +491,7 @@ def _upcast(pipe: Any) -> None:
     """Some decoders overflow in float16, and say so."""
     decoder = getattr(pipe, "vae", None)
     if decoder is not None and decoder.dtype == torch.float16 and decoder.config.get("force_upcast"):
-        decoder.to(torch.float32)
+        decoder.float()
 
 
 def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:

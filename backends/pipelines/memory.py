@@ -13,6 +13,7 @@ the reward, and what a method keeps between batches (some states a row).
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def plan(kernel: DiffusersKernel, batch_size: int, prompts: Sequence[Any], *, ba
 
 def peak(work: Callable[[], Any]) -> int:
     """Most bytes that `work`, on the meta device, has alive at once."""
-    with LiveBytes("meta") as live, _Yes(), _Fused():
+    with LiveBytes("meta") as live, _Yes():
         work()
     return live.peak
 
@@ -225,9 +226,7 @@ def gradient(kernel: DiffusersKernel, encoded: Encoded, n: int) -> Tensor:
     x, t, cond = _inputs(kernel, encoded, n)
     with torch.enable_grad():
         samples = kernel.decode(kernel.transition(x.requires_grad_(), t, cond).endpoint)
-        torch.autograd.backward(samples.sum())  # `grad` would leave _Fused, and recompute without it
-    assert x.grad is not None
-    return x.grad
+        return torch.autograd.grad(samples.sum(), x)[0]
 
 
 def _inputs(kernel: DiffusersKernel, encoded: Encoded, n: int) -> tuple[Tensor, Tensor, Encoded]:
@@ -247,7 +246,22 @@ def shadow(module: nn.Module) -> nn.Module:
                 memo[id(value)] = nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
             elif isinstance(value, Tensor):
                 memo[id(value)] = value.to("meta")
-    return copy.deepcopy(module, memo)
+    other = copy.deepcopy(module, memo)
+    for name in ("forward", "decode"):
+        if hasattr(other, name):
+            setattr(other, name, _fused(getattr(other, name)))
+    return other
+
+
+def _fused(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose attention is one operation, also where checkpointing calls it again."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _Fused():
+            return method(*args, **kwargs)
+
+    return call
 
 
 def to_meta(encoded: Encoded) -> Encoded:

@@ -70,9 +70,10 @@ class Wan(Family):
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         text = self.rows(cond, "prompt_embeds")
-        if self.boundary is None:
+        early = None if self.boundary is None else timestep >= self.boundary
+        if early is None or early.all():
             return self._evaluate(self.network, x, timestep, text)
-        output, early = torch.empty_like(x), timestep >= self.boundary
+        output = torch.empty_like(x)
         for expert, rows in ((self.network, early), (self.pipe.transformer_2, ~early)):
             if rows.any():
                 output[rows] = self._evaluate(expert, x[rows], timestep[rows], text[self.twice(rows)])
