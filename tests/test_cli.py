@@ -142,11 +142,17 @@ def test_every_command_has_help(capsys):
 
 
 def test_names_load(capsys):
-    for name in specs.KERNELS:
+    for name in set(specs.KERNELS) - {"diffusers", "tds", "dps"}:  # which need to be told of what
         specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
-    for words in (["list"], ["env"], ["cite"]):
+    guided = specs.kernel("tds(mnist(num_steps=4), 2*digit(8) + brightness(), lam=0.5)")
+    assert guided.num_steps == 4
+    for words in (["list"], ["list", "rewards"], ["list", "methods"], ["env"], ["cite"]):
         assert main(words) == 0
-    assert "resampling" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "resampling" in out
+    assert all(name in out for name in specs.REWARDS)
+    assert "zai-org/ImageReward/ImageReward.pt (Apache-2.0)" in out
+    assert main(["list", "reward"]) == 1
 
 
 def test_counts():

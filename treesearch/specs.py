@@ -27,6 +27,8 @@ from treesearch.methods import METHODS
 KERNELS = {
     "mnist": "backends.mnist:mnist_kernel",
     "diffusers": "backends.pipelines:DiffusersKernel.from_pretrained",
+    "tds": "backends.guidance:TDS",
+    "dps": "backends.guidance:DPS",
     "gaussian": "backends.gaussian:LinearGaussian",
     "ring": "backends.gaussian:GaussianMixture.ring",
     "discrete": "backends.enumerable:DiscreteChain.random",
@@ -120,7 +122,7 @@ class SpecError(TreeSearchError, ValueError):
 
 def kernel(spec: str) -> Any:
     """The kernel that an expression names."""
-    return _build(spec, "kernel", {name: _lazy(path) for name, path in KERNELS.items()})
+    return _build(spec, "kernel", {name: _lazy(path) for name, path in (REWARDS | KERNELS).items()})  # guides take both
 
 
 def reward(spec: str) -> Any:
