@@ -211,9 +211,9 @@ def check_prompts(prompts: Sequence[Any]) -> list[str]:
     return list(prompts)
 
 
-def warn_of_long_prompts(prompts: Sequence[str], tokenizer: Any, limit: int | None = None) -> None:
+def warn_of_long_prompts(prompts: Sequence[str], tokenizer: Any, limit: int = 0) -> None:
     """Say which end of a prompt the text encoder does not read."""
-    limit = limit or tokenizer.model_max_length
+    limit = limit or int(tokenizer.model_max_length)
     for prompt in prompts:
         tokens = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
         if len(tokens) > limit:

@@ -263,6 +263,8 @@ class DiffusersKernel:
         steps = int(self.num_steps * strength)
         if not 0 < strength <= 1 or steps < 1:
             raise ValueError(f"strength is {strength}, expected {1 / self.num_steps:.3g}..1")
+        if not hasattr(self.pipe, "image_processor") and getattr(self.pipe, "vae", None) is not None:
+            raise ValueError(f"{type(self.pipe).__name__} draws videos: begin from latents with from_noise")
         if not isinstance(image, Tensor):
             image = self.pipe.image_processor.pil_to_numpy(image)[0]
             image = torch.from_numpy(image).permute(2, 0, 1)
@@ -377,6 +379,7 @@ class DiffusersKernel:
         """Hash of settings, grid, root and a sample of every weight (whole models are gigabytes)."""
         digest = hashlib.blake2b(digest_size=12)
         settings = {k: v for k, v in vars(self.family.settings).items() if k != "control_image"}
+        settings |= {k: v for k, v in self.pipe.config.items() if isinstance(v, (bool, int, float)) and k[0] != "_"}
         digest.update(repr((type(self.pipe).__name__, self.chain.settings(), self.state_shape, settings)).encode())
         tensors = dict(self.chain.tables())
         if self._root is not None:
