@@ -17,9 +17,17 @@ from importlib import resources
 
 from torch import Tensor, nn
 
-from rewards.base import Reward
+from rewards.base import Reward, facts
 
 WEIGHTS = "mnist_classifier.safetensors"
+_FACTS = {
+    "range": "-inf to 0",
+    "differentiable": True,
+    "checkpoint": WEIGHTS,
+    "licence": "Apache-2.0",
+    "memory": "0.8 MB",
+    "source": "Jain et al. 2025, Diffusion Tree Sampling",
+}
 
 
 class DigitClassifier(nn.Module):
@@ -44,6 +52,7 @@ class DigitClassifier(nn.Module):
         return self.head(self.features(2 * images - 1))
 
 
+@facts(**_FACTS)
 def log_prob(digit: int) -> Reward:
     """The reward log p(digit | x) of images (n, 1, 28, 28) in [0, 1].
 
@@ -53,6 +62,7 @@ def log_prob(digit: int) -> Reward:
     return _reward([digit], f"log_prob({digit})")
 
 
+@facts(**_FACTS)
 def log_prob_any(digits: Sequence[int]) -> Reward:
     """The reward max over `digits` of log p(c | x): any of them will do, none is preferred.
 
@@ -62,11 +72,13 @@ def log_prob_any(digits: Sequence[int]) -> Reward:
     return _reward(digits, f"log_prob_any({', '.join(map(str, digits))})")
 
 
+@facts(**_FACTS)
 def even() -> Reward:
     """The reward max over 0, 2, 4, 6, 8 of log p(c | x)."""
     return _reward([0, 2, 4, 6, 8], "even")
 
 
+@facts(**_FACTS)
 def odd() -> Reward:
     """The reward max over 1, 3, 5, 7, 9 of log p(c | x)."""
     return _reward([1, 3, 5, 7, 9], "odd")

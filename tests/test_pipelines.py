@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionImg2ImgPipeline
+from PIL import Image
 
 import treesearch as ts
 from backends.pipelines import DiffusersKernel
@@ -213,6 +214,21 @@ def test_an_image_is_a_root(tiny_root, monkeypatch):
             prompt=PROMPTS, image=torch.stack([image] * N), strength=0.6, num_inference_steps=T, output_type="pt"
         ).images
     assert (kernel.decode(x) - theirs).abs().max() < 1e-4
+    levels = (255 * image).round().byte()
+    pil = load("sd", tiny_root).from_image(Image.fromarray(levels.permute(1, 2, 0).numpy()), strength=0.6)
+    same = load("sd", tiny_root).from_image(levels / 255, strength=0.6)
+    torch.testing.assert_close(pil.prior(z[0]), same.prior(z[0]))
+    with pytest.raises(ValueError, match=r"strength is 0.1, expected 0.2\.\.1"):
+        load("sd", tiny_root).from_image(image, strength=0.1)
+    with pytest.raises(ValueError, match="resize it"):
+        load("sd", tiny_root).from_image(torch.rand(3, 32, 32))
+
+
+def test_pixels_are_a_root(tiny_root):
+    kernel = load("unconditional", tiny_root, eta=0.0).from_image(Image.new("RGB", (16, 16), (255, 0, 0)), strength=0.2)
+    x = kernel.prior(torch.zeros(1, *kernel.state_shape))
+    grey = kernel.decode(x / kernel.chain.schedule.alpha[-1].float()).mean()
+    torch.testing.assert_close(grey, torch.tensor(76 / 255), atol=2e-3, rtol=0)
 
 
 def test_a_given_x_T_is_a_root(tiny_root):

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -266,8 +267,9 @@ class DiffusersKernel:
         if not hasattr(self.pipe, "image_processor") and getattr(self.pipe, "vae", None) is not None:
             raise ValueError(f"{type(self.pipe).__name__} draws videos: begin from latents with from_noise")
         if not isinstance(image, Tensor):
-            image = self.pipe.image_processor.pil_to_numpy(image)[0]
-            image = torch.from_numpy(image).permute(2, 0, 1)
+            grey = getattr(self.pipe, "vae", None) is None and self.state_shape[0] == 1
+            rows = np.atleast_3d(np.asarray(image.convert("L" if grey else "RGB"), dtype=np.float32)) / 255
+            image = torch.from_numpy(rows).permute(2, 0, 1)
         pixels = image[None].float().to(self.device)
         if getattr(self.pipe, "vae", None) is None:
             latents = 2 * pixels - 1

@@ -182,9 +182,9 @@ def plan(kernel: DiffusersKernel, batch_size: int, prompts: Sequence[Any], *, ba
     encoded: Encoded = {}
     encoding = peak(lambda: encoded.update(other.encode(prompts)))
     rows, shared = _conditioning(encoded)
-    decode = peak(lambda: decoding(other, batch_size))
-    if tiles := hasattr(vae, "enable_tiling") and not getattr(vae, "use_tiling", False):
-        vae.enable_tiling()
+    network, decode = peak(lambda: step(other, encoded, batch_size)), peak(lambda: decoding(other, batch_size))
+    guided = peak(lambda: gradient(other, encoded, batch_size)) if backward else None
+    untiled = hasattr(vae, "enable_tiling") and not getattr(vae, "use_tiling", False)
     return MemoryPlan(
         batch_size=batch_size,
         decode_batch=kernel.decode_batch,
@@ -195,10 +195,10 @@ def plan(kernel: DiffusersKernel, batch_size: int, prompts: Sequence[Any], *, ba
         num_prompts=len(prompts),
         state=_size(torch.empty(kernel.state_shape, dtype=kernel.dtype, device="meta")),
         encode=encoding,
-        network=peak(lambda: step(other, encoded, batch_size)),
+        network=network,
         decode=decode,
-        decode_tiled=peak(lambda: decoding(other, batch_size)) if tiles else decode,
-        backward=peak(lambda: gradient(other, encoded, batch_size)) if backward else None,
+        decode_tiled=_tiled(other, batch_size) if untiled else decode,
+        backward=guided,
         capacity=_capacity(kernel.device),
     )
 
@@ -219,6 +219,18 @@ def step(kernel: DiffusersKernel, encoded: Encoded, n: int) -> Tensor:
 def decoding(kernel: DiffusersKernel, n: int) -> Tensor:
     """What a search does to score n latents, before the reward."""
     return kernel.decode(torch.zeros(n, *kernel.state_shape, dtype=kernel.dtype, device=kernel.device))
+
+
+def _tiled(kernel: DiffusersKernel, n: int) -> int:
+    """Peak of decoding n latents in tiles: of one micro-batch, beside the images that are done."""
+    kernel.pipe.vae.enable_tiling()
+    few, images = min(n, kernel.decode_batch), torch.empty(0)
+
+    def work() -> None:
+        nonlocal images
+        images = decoding(kernel, few)
+
+    return peak(work) + (n - few) * _size(images) // few
 
 
 def gradient(kernel: DiffusersKernel, encoded: Encoded, n: int) -> Tensor:
