@@ -59,31 +59,32 @@ def HPSv2(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     batch_size: int = 16,
-    allow_pickle: bool = False,
+    allow_pickle: bool | None = None,
 ) -> Reward:
     """r = scale × cos of images (n, 1 or 3, h, w) in [0, 1] with their prompts.
 
     Args:
         checkpoint: an open_clip state dict of ViT-H-14: a file, a hub id or folder with model.safetensors, or a file
-            on the hub. The authors publish a pickle, so that the default needs `allow_pickle=True`.
+            on the hub.
         scale: 100 as in published tables, 1 as in the hpsv2 package.
         processor: hub id or folder of the tokenizer.
         device: to score on; None is where the samples are, or the CPU.
         dtype: of the network; None is float32.
         batch_size: images in one forward pass.
-        allow_pickle: read .pt files, as tensors only.
+        allow_pickle: read a .pt file, as tensors only; None reads the one that the authors publish and no other.
 
     Raises:
         CheckpointError: the checkpoint is a pickle that was not allowed, or a file that is not there.
         ImportError: transformers is not installed.
     """
-    vision.check_file(checkpoint, allow_pickle=allow_pickle)
+    allowed = checkpoint == CHECKPOINT if allow_pickle is None else allow_pickle
+    vision.check_file(checkpoint, allow_pickle=allowed)
     vision.load_part("AutoTokenizer", processor)
     clip = Clip(
         checkpoint=checkpoint,
         processor=processor,
         dtype=vision.as_dtype(dtype),
-        allow_pickle=allow_pickle,
+        allow_pickle=allowed,
         recipe=vision.Recipe(size=(224, 224), mean=vision.CLIP_MEAN, std=vision.CLIP_STD, fit="pad"),
         load=load_open_clip,
     )

@@ -1,0 +1,198 @@
+"""A vision-language model as judge, behind any endpoint that speaks the chat format of OpenAI.
+
+    r(x, c) = the number in the judge's answer to a rubric about image x and prompt c, from low to high
+    r(x, c) = Σ_k p(k) k / Σ_k p(k)  over the digits k = low..high as first token          (expected=True)
+
+One request a sample; the image travels as a data URL. The first form asks once more when the answer holds no number.
+The second is finer than whole numbers and steadier, where the endpoint tells log-probabilities.
+
+Source of the second: G-Eval: NLG Evaluation using GPT-4 with Better Human Alignment (Liu et al., 2023), eq. 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import torch
+from torch import Tensor
+
+from rewards.base import Reward, facts
+from rewards.endpoint import Ask, Endpoint
+from rewards.remote import base64_pngs, check_pairs
+
+RUBRIC = """You grade images that were made from a prompt.
+Prompt: {prompt}
+How well does the image show what the prompt asks for, and how good is it as a picture? Objects, their number, \
+colours, places and readable text count, and so do flaws such as extra limbs or blur.
+Answer with one number from {low} (unusable) to {high} (flawless) on the last line, and nothing else on that line."""
+
+_DIGIT_MASS = 0.5  # a judge that puts less on digits is not answering with one
+_NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:\.\d+)?(?![\w,]|\.\d|-\d)")
+_OUT_OF = re.compile(r"\s*(?:/|out of)\s*\d+(?:\.\d+)?")
+_FIELD = re.compile(r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)"?')
+
+
+@facts(
+    range="low..high, 0..10 unless told otherwise",
+    differentiable=False,
+    prompts=True,
+    checkpoint="behind the endpoint",
+    licence="the judge's",
+    memory="none here",
+    source="G-Eval (Liu et al., 2023) for expected=True",
+)
+def VLMJudge(
+    url: str,
+    model: str,
+    *,
+    rubric: str = RUBRIC,
+    low: float = 0,
+    high: float = 10,
+    expected: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    token_env: str | None = None,
+    token_header: str = "Authorization",
+    timeout: float = 120.0,
+    retries: int = 4,
+    backoff: float = 0.5,
+    max_pause: float = 60.0,
+    concurrency: int = 8,
+) -> Reward:
+    """r = the mark that a vision-language model gives an image; not the same twice on most endpoints, so wrap it
+    in `cached()` and a search sees one mark a sample.
+
+    Args:
+        url: base of the API, such as http://localhost:8000/v1; requests go to /chat/completions below it.
+        model: name of the model there.
+        rubric: what the judge is told; {prompt}, {low} and {high} are filled in.
+        low, high: ends of the scale; an answer outside counts as none. With `expected`, whole numbers within 0..9.
+        expected: score by the mean over the digits of the first token instead of reading the text.
+        options: more fields of the request; they replace `temperature` (0) and `max_tokens`, None leaves a field out.
+        token_env, token_header, timeout, retries, backoff, max_pause, concurrency: see `Endpoint`.
+
+    Raises:
+        ValueError: an argument out of range, or credentials in the URL.
+    """
+    if not low < high:
+        raise ValueError(f"expected low < high, got {low} and {high}")
+    if expected and (low not in range(10) or high not in range(10)):
+        raise ValueError(f"expected=True reads one digit: give low and high within 0..9, got {low} and {high}")
+    defaults = {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+    fields = (defaults if expected else {"temperature": 0, "max_tokens": 512}) | dict(options)
+    endpoint = Endpoint(
+        url=_completions(url),
+        token_env=token_env,
+        token_header=token_header,
+        timeout=timeout,
+        retries=retries,
+        backoff=backoff,
+        max_pause=max_pause,
+        concurrency=concurrency,
+    )
+    request = {"model": model} | {name: value for name, value in fields.items() if value is not None}
+    return Reward(_Judge(endpoint, request, rubric, low, high, expected), f"judge({model})")
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """One conversation a sample."""
+
+    endpoint: Endpoint
+    request: dict[str, Any]
+    rubric: str
+    low: float
+    high: float
+    expected: bool
+
+    def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
+        check_pairs(samples, prompts)
+        if prompts is None and "{prompt}" in self.rubric:
+            raise ValueError("the rubric names {prompt}, got no prompts: give prompts, or a rubric without it")
+
+        def score(ask: Ask, rows: Sequence[int]) -> float:
+            (row,) = rows
+            messages = [self._question(samples[row : row + 1], "" if prompts is None else str(prompts[row]))]
+            return self._digits(ask, messages) if self.expected else self._number(ask, messages)
+
+        return torch.tensor(self.endpoint.map(score, [[i] for i in range(len(samples))]), dtype=torch.float64)
+
+    def _question(self, sample: Any, prompt: str) -> dict[str, Any]:
+        text = self.rubric.replace("{low}", f"{self.low:g}").replace("{high}", f"{self.high:g}")
+        (image,) = base64_pngs(sample)
+        url = f"data:image/png;base64,{image}"
+        parts = [{"type": "text", "text": text.replace("{prompt}", prompt)}]
+        return {"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": url}}]}
+
+    def _number(self, ask: Ask, messages: list[dict[str, Any]]) -> float:
+        """The number in the answer, or in a second answer where the first has none.
+
+        Raises:
+            RewardError: neither has one on the scale.
+        """
+        answer = ""
+        for _ in range(2):
+            answer = self._choice(ask, messages)["message"].get("content") or ""
+            found = read_number(answer)
+            if found is not None and self.low <= found <= self.high:
+                return found
+            reminder = f"Answer with one number from {self.low:g} to {self.high:g} and nothing else."
+            said = {"role": "assistant", "content": answer}
+            messages = [*messages, said, {"role": "user", "content": reminder}]
+        scale = f"one number from {self.low:g} to {self.high:g}"
+        raise self.endpoint.error(f"was asked twice for {scale}, answered {self.endpoint.quote(answer)}")
+
+    def _digits(self, ask: Ask, messages: list[dict[str, Any]]) -> float:
+        """Mean of the digits of the scale under the probabilities of the first token.
+
+        Raises:
+            RewardError: no log-probabilities came, or the judge does not answer with a digit.
+        """
+        choice = self._choice(ask, messages)
+        try:
+            tokens = choice["logprobs"]["content"][0]["top_logprobs"]
+            found = [(t["token"].strip(), math.exp(t["logprob"])) for t in tokens]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            what = f"answered no log-probabilities, got {self.endpoint.quote(choice)}: use expected=False"
+            raise self.endpoint.error(what) from None
+        scale = {str(k): k for k in range(int(self.low), int(self.high) + 1)}
+        marks = [(scale[token], p) for token, p in found if token in scale]
+        mass = sum(p for _, p in marks)
+        if mass < _DIGIT_MASS:
+            text = f"puts probability {mass:.2g} on the digits {self.low:g}..{self.high:g}, expected {_DIGIT_MASS}"
+            hint = "ask for one digit alone in the rubric, or use expected=False"
+            raise self.endpoint.error(f"{text} or more: {hint}; got {self.endpoint.quote(choice)}")
+        return sum(mark * p for mark, p in marks) / mass
+
+    def _choice(self, ask: Ask, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        answer = ask(self.request | {"messages": messages})
+        try:
+            choice = answer["choices"][0]
+            choice["message"].get("content")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            what = f"answered no chat completion, got {self.endpoint.quote(answer)}: check the url"
+            raise self.endpoint.error(what) from None
+        return choice
+
+
+def _completions(url: str) -> str:
+    """The address of chat completions below the base of an API; a query stays at its end."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
+
+
+def read_number(answer: str) -> float | None:
+    """The mark in an answer: the last "score" of a JSON object, else the one number on the last line, else None.
+
+    "7/10", "7 out of 10" and "7 (scale 0-10)" are 7; a line with two numbers is none, since guessing would be silent.
+    """
+    if fields := _FIELD.findall(answer):
+        return float(fields[-1])
+    lines = answer.strip().splitlines()
+    numbers = _NUMBER.findall(_OUT_OF.sub("", lines[-1])) if lines else []
+    return float(numbers[0]) if len(numbers) == 1 else None
