@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from pathlib import Path
 
 import pytest
+import tiny
+import tiny_clip
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
-from rewards import image_reward, vision
+import treesearch as ts
+from backends.pipelines import DiffusersKernel
+from rewards import CLIPScore, image_reward, vision
 from rewards.base import RewardError
 from rewards.image_reward import ImageReward
+from treesearch.cli import main
 
 pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -335,3 +341,24 @@ def test_facts() -> None:
     known = ImageReward.facts
     assert (known.differentiable, known.prompts, known.licence) == (True, True, "Apache-2.0")
     assert known.checkpoint == image_reward.PUBLISHED
+
+
+def test_a_stock_pipeline_is_searched_for_it(files: Path, tiny_root: Path, tmp_path: Path, capsys) -> None:
+    """The README's lines at tiny size, in Python and on the command line."""
+    model, clip = str(tiny.checkpoint("sd", tiny_root)), str(tiny_clip.clip(tmp_path / "clip"))
+    weights, words, prompts = str(files / "model.safetensors"), str(files / "bert"), ["a red cube", "two spheres"]
+    kernel = DiffusersKernel.from_pretrained(model, num_steps=5, eta=1.0, guidance_scale=7.5)
+    reward = ImageReward(weights, tokenizer=words) + 0.1 * CLIPScore(clip)
+    found = ts.search(kernel, reward, ts.DiffusionTreeSearch(), prompts=prompts, budget=ts.Budget(nfe=100))
+    for task in found.tasks:
+        samples, rewards = task.best(3)
+        torch.testing.assert_close(reward(samples, [task.prompt] * 3), rewards, atol=1e-4, rtol=0)
+        assert rewards.std() > 0
+    line = f'run dts-star --kernel diffusers("{model}",num_steps=5,eta=1.0,guidance_scale=7.5)'
+    words_ = f'image_reward("{weights}",tokenizer="{words}")+0.1*clip_score("{clip}")'
+    command = [*line.split(), "--reward", words_, "--prompts", *prompts, "--nfe", "100", "--json"]
+    assert main([*command, "--store", str(tmp_path / "run")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [t["best"] for t in told["tasks"]] == pytest.approx([float(t.best(1)[1]) for t in found.tasks], abs=1e-4)
+    assert main([*command, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["nfe"] == 100

@@ -1,0 +1,145 @@
+"""The memory plan of a pipeline against what the same work has alive when it runs."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import treesearch as ts
+from backends.pipelines import memory
+from backends.pipelines.kernel import DiffusersKernel
+from rewards.base import as_reward
+from tests import tiny
+from treesearch import commands, loop, probe
+
+FAMILIES = ("sd", "sdxl", "sd3", "flux")
+PROMPTS = ["a red cube", "a blue sphere"]
+
+
+@pytest.fixture(scope="module")
+def load(tiny_root):
+    kernels = {}
+
+    def get(name, **settings):
+        key = (name, *sorted(settings.items()))
+        if key not in kernels:
+            size = {"height": 32, "width": 32} if name == "flux" else {}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                folder = str(tiny.checkpoint(name, tiny_root))
+                kernels[key] = DiffusersKernel.from_pretrained(folder, num_steps=3, **size | settings)
+        return kernels[key]
+
+    return get
+
+
+def measured(work):
+    with torch.no_grad(), memory.LiveBytes("cpu") as live:
+        work()
+    return live.peak
+
+
+def test_storages_count_once_and_as_long_as_they_live():
+    weight = torch.zeros(1000)
+    with memory.LiveBytes("cpu") as live:
+        a = weight + 1
+        b = a.view(10, 100).t() * 2
+        del a
+        c = weight.view(10, 100)
+        c += 1
+    assert (live.now, live.peak) == (4000, 8000)
+    del b
+    assert live.now == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plan_is_what_the_run_has_alive(load, family):
+    kernel = load(family)
+    plan = kernel.memory_plan(6, prompts=PROMPTS)
+    encoded = kernel.encode(PROMPTS)
+    assert plan.network == pytest.approx(measured(lambda: memory.step(kernel, encoded, 6)), rel=0.01)
+    assert plan.decode == pytest.approx(measured(lambda: memory.decoding(kernel, 6)), rel=0.01)
+    assert plan.conditioning == sum(v[0].nbytes for v in encoded.values() if isinstance(v, torch.Tensor))
+    assert plan.state == torch.zeros(kernel.state_shape).nbytes
+    parts = {name: part for name, part in kernel.pipe.components.items() if isinstance(part, torch.nn.Module)}
+    assert plan.weights == {
+        name: sum(t.nbytes for t in (*part.parameters(), *part.buffers())) for name, part in parts.items()
+    }
+
+
+def test_gradient_is_planned_with_its_checkpoints(load):
+    kernel = load("sd")
+    plan = kernel.memory_plan(6, prompts=PROMPTS, backward=True)
+    encoded = kernel.encode(PROMPTS)
+    assert plan.backward == pytest.approx(measured(lambda: memory.gradient(kernel, encoded, 6)), rel=0.02)
+    assert plan.backward > plan.network + plan.decode
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plan_grows_with_the_batch(load, family):
+    kernel = load(family)
+    plans = [kernel.memory_plan(n) for n in (1, 2, 8)]
+    for name in ("network", "decode"):
+        few, twice, many = (getattr(plan, name) for plan in plans)
+        assert few < twice < many <= 8.1 * few, name
+    totals = [plan.total for plan in plans]
+    assert totals == sorted(totals)
+
+
+def test_tiles_take_less(load):
+    kernel = load("sd", height=64, width=64)
+    plan = kernel.memory_plan(2)
+    assert plan.decode_tiled < plan.decode / 2
+    tiled = load("sd", height=64, width=64, tiling=True, decode_batch=2)
+    assert plan.decode_tiled == pytest.approx(measured(lambda: memory.decoding(tiled, 2)), rel=0.01)
+
+
+def test_planning_leaves_the_kernel_as_it_was(load):
+    kernel = load("sd")
+    encoded = kernel.encode(PROMPTS)
+    before = memory.step(kernel, encoded, 1)
+    kernel.memory_plan(2, backward=True)
+    assert not any(p.is_meta for part in kernel.pipe.components.values() if isinstance(part, torch.nn.Module)
+                   for p in part.parameters())  # fmt: skip
+    assert torch.equal(before, memory.step(kernel, encoded, 1))
+
+
+def test_encoders_that_leave_make_room(load):
+    kernel = load("sd", text_encoders="free")
+    plan = kernel.memory_plan(1, prompts=PROMPTS)
+    assert plan.leaving == plan.weights["text_encoder"] > 0
+    assert replace(plan, leaving=0).total >= plan.total
+    kernel.encode(PROMPTS)
+    after = kernel.memory_plan(1, prompts=PROMPTS)
+    assert "text_encoder" not in after.weights
+    assert (after.encode, after.network, after.conditioning) == (0, plan.network, plan.conditioning)
+
+
+def session(kernel, batch_size=4):
+    reward = as_reward(lambda images, prompts=None: images.mean((1, 2, 3)), name="mean")
+    options = loop.Options(batch_size, "all")
+    return loop.make_session(kernel, reward, ts.BestOfN(), PROMPTS, ts.Budget(nfe=100), 0, options, None)
+
+
+def test_dry_run_prints_the_plan(load, capsys):
+    kernel = load("sd")
+    found = probe.estimate(session(kernel))
+    assert found["memory"] == kernel.memory_plan(4, prompts=PROMPTS).lines()
+    assert "fits" not in found
+    commands._print_estimate(found, as_json=False)
+    printed = capsys.readouterr().out
+    assert "weights of unet" in printed
+    assert "KiB" in printed
+
+
+def test_dry_run_runs_nothing_that_does_not_fit(load, monkeypatch):
+    kernel = load("sd")
+    need = kernel.memory_plan(4, prompts=PROMPTS).total
+    monkeypatch.setattr(memory, "_capacity", lambda device: need)
+    assert probe.estimate(session(kernel))["fits"] is True
+    monkeypatch.setattr(memory, "_capacity", lambda device: need - 1)
+    monkeypatch.setattr(kernel, "transition", None)
+    found = probe.estimate(session(load("sd")))
+    assert found["fits"] is False
+    assert found["memory"]["device has"] == need - 1
