@@ -27,6 +27,8 @@ from kernels import noted
 import treesearch as ts
 from backends.base import Guided, shift_mean
 from backends.gaussian import LinearGaussian
+from backends.guidance import TDS
+from rewards.analytic import linear
 from rewards.base import RewardError
 from treesearch import runs
 
@@ -339,6 +341,15 @@ def test_a_kernel_that_keeps_raising(three, tmp_path, monkeypatch):
     assert re.search(r"prompts \[.*'bad'\]", notes)  # which rows share its bundle depends on the workers' speeds
     assert "noise key" in notes
     same(run("gaussian", "fk", three), alone("gaussian", "fk"))  # the workers are of use to other searches
+
+
+def test_rewards_of_a_guide_are_handed_on(three):
+    """Kernel and reward travel apart; that they share the reward is told."""
+    reward = linear(0.8)
+    arguments = TDS(BEDS["gaussian"], reward), reward, ts.FeynmanKac(num_particles=8)
+    found, here = (ts.search(*arguments, budget=ts.Budget(nfe=120), workers=w) for w in (three, None))
+    same(found, here)
+    assert found.cost.reward_calls == here.cost.reward_calls > 120
 
 
 def test_a_kernel_that_ends_its_process_once(three, tmp_path):

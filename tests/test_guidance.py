@@ -490,3 +490,8 @@ def test_costs_by_level_need_one_number_a_level():
     kernel.rewards_per_nfe = (0, 1, 1, 0, 1)
     spec = describe(kernel)
     assert (spec.backward_per_nfe, spec.rewards_per_nfe) == ((2,) * 5, (0, 1, 1, 0, 1))
+
+
+def test_a_budget_of_reward_calls_is_refused():
+    with pytest.raises(ts.BudgetError, match=r"a guide calls the reward in its steps.*limit nfe instead"):
+        ts.search(TDS(BED, LINEAR), LINEAR, BON, budget=ts.Budget(reward_calls=100))

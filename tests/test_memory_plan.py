@@ -116,8 +116,16 @@ def test_encoders_that_leave_make_room(load):
     assert (after.encode, after.network, after.conditioning) == (0, plan.network, plan.conditioning)
 
 
-def session(kernel, batch_size=4):
-    reward = as_reward(lambda images, prompts=None: images.mean((1, 2, 3)), name="mean")
+def mean(images, prompts=None):
+    return images.mean((1, 2, 3))
+
+
+def never(images, prompts=None):
+    raise AssertionError("nothing should have run")
+
+
+def session(kernel, score=mean, batch_size=4):
+    reward = as_reward(score, name="score")
     options = loop.Options(batch_size, "all")
     return loop.make_session(kernel, reward, ts.BestOfN(), PROMPTS, ts.Budget(nfe=100), 0, options, None)
 
@@ -139,7 +147,6 @@ def test_dry_run_runs_nothing_that_does_not_fit(load, monkeypatch):
     monkeypatch.setattr(memory, "_capacity", lambda device: need)
     assert probe.estimate(session(kernel))["fits"] is True
     monkeypatch.setattr(memory, "_capacity", lambda device: need - 1)
-    monkeypatch.setattr(kernel, "transition", None)
-    found = probe.estimate(session(load("sd")))
+    found = probe.estimate(session(kernel, never))
     assert found["fits"] is False
     assert found["memory"]["device has"] == need - 1

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -13,8 +14,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionImg2ImgPi
 from PIL import Image
 
 import treesearch as ts
+from backends.guidance import TDS
 from backends.pipelines import DiffusersKernel
-from rewards.base import as_reward
+from rewards.base import Reward, as_reward
 from rewards.image import brightness
 
 pytestmark = [
@@ -336,6 +338,36 @@ def test_decoding_in_parts_with_gradients(tiny_root):
     t, cond = torch.full((2,), 3), cond_of(kernel, PROMPTS)
     assert kernel.transition(x[:2], t, cond).mean.requires_grad
     assert not kernel.transition(x[:2].detach(), t, cond).mean.requires_grad
+
+
+def test_gradients_go_through_network_and_decoder(tiny_root):
+    """TDS on latents: the shift is the slope of the reward for the row's own prompt; backward passes are counted."""
+    kernel = load("sd", tiny_root, decode_batch=1)
+    reward = Reward(lambda images, prompts: [10.0, 1.0][prompts[0] == "b"] * images[:, 0].flatten(1).mean(1), "red")
+    guided = TDS(kernel, reward, lam=2.0)
+    encoded = guided.encode(["a", "b"])
+    x, t = torch.randn(2, *kernel.state_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 2])
+
+    def cond(i):
+        rows = {k: getattr(v, "value", v[i : i + 1] if not hasattr(v, "value") else v) for k, v in encoded.items()}
+        return rows | {"task": torch.tensor([i])}
+
+    for i, prompt in enumerate("ab"):
+        law, base = guided.transition(x[[i]], t[[i]], cond(i)), kernel.transition(x[[i]], t[[i]], cond(i))
+        along = torch.randn(kernel.state_shape, generator=torch.Generator().manual_seed(1))
+
+        def value(step, i=i, along=along, prompt=prompt):
+            endpoint = kernel.transition(x[[i]] + step * along, t[[i]], cond(i)).endpoint
+            return float(reward(kernel.decode(endpoint), [prompt]))
+
+        slope = (value(1e-2) - value(-1e-2)) / 2e-2
+        moved = float(((law.mean - base.mean) / (2.0 * base.std**2) * along).sum())
+        assert moved == pytest.approx(slope, rel=0.05, abs=1e-3)
+        torch.testing.assert_close(law.rewards, reward(kernel.decode(base.endpoint), [prompt]), atol=1e-5, rtol=0)
+    method, budget = ts.FeynmanKac(num_particles=2, lam=2.0), ts.Budget(nfe=4 * T)
+    found = ts.search(guided, reward, method, prompts=["a", "b"], budget=budget, batch_size=3)
+    assert found.cost.backward_nfe == found.cost.nfe
+    assert all(np.isfinite(task.log_z) for task in found.tasks)
 
 
 def test_previews_draw_endpoints_only(tiny_root, tmp_path):

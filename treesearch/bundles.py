@@ -149,6 +149,7 @@ class Station:
         reward: scores what it makes, or None: samples are sent away to be scored.
         sample: whether rewards see samples, as against states; for reward = None.
         prompts, encoded, batch_size, batch_invariant: as of an `Engine`.
+        guide_scores: whether the rewards that a guide computes are the search's; kernel and reward came apart.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Station:
         encoded: dict[str, Any] | None = None,
         batch_size: int = 64,
         batch_invariant: bool = False,
+        guide_scores: bool = False,
     ) -> None:
         spec = describe(kernel)
         if encoded:
@@ -179,7 +181,7 @@ class Station:
             batch_invariant=batch_invariant,
         )
         self.engine.running = self._running = {}
-        self.engine.away = reward is None
+        self.engine.away, self.engine.guide_scores = reward is None, guide_scores
         self.counters = Counters()
         self._kept: dict[int, list[tuple[Ids, Held]]] = {}  # by bundle: rows and transitions
 

@@ -616,8 +616,19 @@ def _print_estimate(found: dict[str, Any], *, as_json: bool) -> int:
         print(json.dumps(found, indent=2))
     else:
         for key, value in found.items():
-            print(f"{key:<22}{value}")
+            if isinstance(value, dict):
+                print(key)
+                for name, size in value.items():
+                    print(f"  {name:<30}{_size(size):>12}")
+            else:
+                print(f"{key:<22}{value}")
     return 0
+
+
+def _size(count: int) -> str:
+    """Bytes, to read."""
+    power = min(3, max(0, (count.bit_length() - 1) // 10))
+    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}" if power else f"{count} B"
 
 
 def _print_asked(asked: dict[str, Any], methods: dict[str, Method]) -> None:

@@ -90,6 +90,7 @@ class _Setup:
     encoded: dict[str, Any] | None = None
     batch_size: int = 64
     batch_invariant: bool = False
+    guide_scores: bool = False  # a guide's rewards are the search's
 
 
 class _Process:
@@ -254,6 +255,7 @@ class _Worker(_Process):
                 encoded=of.encoded,
                 batch_size=of.batch_size,
                 batch_invariant=of.batch_invariant,
+                guide_scores=of.guide_scores,
             )
         return self._stations[search]
 
@@ -901,6 +903,7 @@ class RayEngine:
             _on_cpu(encoded or {}),
             batch_size,
             batch_invariant,
+            guide_scores=not away and getattr(kernel, "scores", None) == reward,
         )
         self._setup = [ray.put(setup)]
         scoring = replace(setup, kernel=None, encoded=None, reward=judge)
@@ -977,6 +980,7 @@ class RayEngine:
         self.cost.repeated_nfe += steps if repeated else 0
         self.cost.rows += steps * self.spec.rows_per_nfe
         self.cost.backward_nfe += sum(self.spec.backward_per_nfe[levels])
+        self.cost.reward_calls += 0 if repeated else sum(self.spec.rewards_per_nfe[levels])
         return as_tensor(state, self.spec.dtype)
 
     def backlog(self) -> float:

@@ -186,7 +186,7 @@ class Engine:
         self.passes = 0
         guide = getattr(kernel, "scores", None)
         self._guide_decodes = guide is not None and guide.input == "sample"
-        self._guide_is_reward = guide is not None and guide == reward  # of one name is not enough: functions must agree
+        self.guide_scores = guide is not None and guide == reward  # of one name is not enough: functions must agree
         self._backward, self._guiding = np.array(spec.backward_per_nfe), np.array(spec.rewards_per_nfe)
         self._encoded = encoded or {}
         self._gathered: tuple[Ids, dict[str, Any]] | None = None
@@ -368,7 +368,7 @@ class Engine:
     def _known(self, law: Transition, at: Ids) -> NDArray[np.float64]:
         """Rewards of endpoints that a guide by the search's own reward has computed, NaN where there are none."""
         rewards: Tensor | None = getattr(law, "rewards", None)
-        if rewards is None or not self._guide_is_reward:
+        if rewards is None or not self.guide_scores:
             return np.full(len(at), np.nan)
         return rewards[torch.from_numpy(at)].double().cpu().numpy()
 

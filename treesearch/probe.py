@@ -22,7 +22,10 @@ ROUNDS = 3
 
 
 def estimate(session: Session) -> dict[str, Any]:
-    """NFE, memory and seconds of a search, from two batches of network calls and one of rewards (never counted)."""
+    """NFE, memory and seconds of a search, from two batches of network calls and one of rewards (never counted).
+
+    Of a kernel whose plan does not fit the device only the plan: nothing else could be measured.
+    """
     session.check_budget()
     spec, kernel, size = session.spec, session.kernel, session.options.batch_size
     budget, tasks = session.budget, session.num_tasks
@@ -31,6 +34,9 @@ def estimate(session: Session) -> dict[str, Any]:
     noise = noise.reshape(size, *spec.noise_shape).to(spec.device)
     prompts = None if session.prompts is None else list(session.prompts)
     encoded = kernel.encode(prompts) if prompts else None
+    plan = _memory(session)
+    if plan.get("fits") is False:
+        return plan
     rows = torch.zeros(size, dtype=torch.int64, device=spec.device)
     cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in (encoded or {}).items()} | {"task": rows}
     x = kernel.prior(noise, cond)
@@ -60,7 +66,17 @@ def estimate(session: Session) -> dict[str, Any]:
         "seconds": round(nfe * per_nfe + rewards * per_reward, 1),
         "nodes_at_most": nodes,
         "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
-    }
+    } | plan
+
+
+def _memory(session: Session) -> dict[str, Any]:
+    """Bytes on the device and whether it has them, for kernels that can plan them."""
+    plan = getattr(session.kernel, "memory_plan", None)
+    if plan is None:
+        return {}
+    backward = any(session.spec.backward_per_nfe)
+    found = plan(session.options.batch_size, prompts=session.prompts or [""], backward=backward)
+    return {"memory": found.lines()} | ({} if found.fits is None else {"fits": found.fits})
 
 
 def bare_loop(kernel: Any, batch_size: int, batches: int, reward: Reward | None = None, seed: int = 0) -> int:

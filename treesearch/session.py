@@ -223,6 +223,10 @@ class Session:
         BudgetError: no budget, or one below a unit of the method for each task.
         """
         unit, share = self.method.unit(self.spec), self.budget.share(self.num_tasks)
+        if self.budget.reward_calls is not None and any(self.spec.rewards_per_nfe):
+            raise BudgetError(
+                "a guide calls the reward in its steps, which Budget(reward_calls=...) cannot plan: limit nfe instead"
+            )
         sized = getattr(self.method, "n", None) or getattr(self.method, "num_particles", None)
         if self.budget.empty and not sized:
             raise BudgetError("no budget: give budget=ts.Budget(nfe=...), seconds, reward_calls or iterations")

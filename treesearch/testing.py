@@ -167,7 +167,8 @@ def _check_mixed_levels(
 def _check_search_keeps_p(kernel: Kernel, spec: Spec, prompts: Sequence[Any] | None, atol: float) -> None:
     methods: list[Method] = [BestOfN(lam=0.0)]
     if all(spec.branchable(t) for t in range(1, spec.num_steps + 1)):
-        methods += [FeynmanKac(num_particles=4, lam=0.0), DiffusionTreeSampling(lam=0.0, wave=5)]
+        # Without resampling: proposals rightly resample on their p/q.
+        methods += [FeynmanKac(num_particles=4, lam=0.0, ess_threshold=0.0), DiffusionTreeSampling(lam=0.0, wave=5)]
     tasks = 1 if prompts is None else len(prompts)
     for method in methods:
         budget = Budget(nfe=12 * spec.num_steps * tasks)
