@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
 DATA ?= mnist.npz
 
-.PHONY: help setup demo test test-slow lint bench bench-ray bench-async soak train-mnist clean
+.PHONY: help setup demo test test-slow lint bench bench-ray bench-async bench-pipelines soak train-mnist clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## build the environment in .venv; an installed torch >= 2.6 is kept
 
@@ -47,6 +47,9 @@ bench-ray: $(STAMP)  ## how much of their speed workers keep: ratios within one 
 
 bench-async: $(STAMP)  ## quality of asynchronous search against serial, 30 seeds
 	@$(PY) -m experiments.async_quality
+
+bench-pipelines: $(STAMP)  ## cost of a search beside a diffusers pipeline's own loop, memory against its plan
+	@$(PY) -m experiments.bench_pipelines
 
 soak: $(STAMP)  ## 200 workers killed during a long search: nothing lost, memory flat
 	@$(PY) -m experiments.soak --kills 200

@@ -109,7 +109,8 @@ class Chain:
 
     def settings(self) -> tuple[Any, ...]:
         """What tells chains apart, beside their tables."""
-        return (self.step, self.eta, self.schedule.prediction, self.clip_sample, self.schedule.num_steps)
+        of = self.schedule
+        return (self.step, self.eta, of.prediction, self.clip_sample, of.num_steps, of.prior_std)
 
     def tables(self) -> dict[str, Tensor]:
         """The tables that define the chain."""

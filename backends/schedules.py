@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,14 +29,16 @@ PREDICTIONS: dict[str, Prediction] = {
     "sample": "sample",
     "flow_prediction": "flow",
 }
-# Schedulers of diffusers whose own grid has one entry a step; the others of the family take DDIM's.
-_FIRST_ORDER = ("DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "LCM", "TCD")
-_SAME_FAMILY = (
+# Schedulers of diffusers: those whose own grid is taken, those in the coordinates x / α, and solvers with memory.
+_OWN_GRID = ("DDIM", "DDPM", "LCM", "TCD")
+_EULER = ("EulerDiscrete", "EulerAncestralDiscrete")
+_WITH_MEMORY = (
     "PNDM", "LMSDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE", "DEISMultistep",
     "UniPCMultistep", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "SASolver", "DDIMParallel",
     "DDPMParallel",
 )  # fmt: skip
 _FLOW = ("FlowMatchEulerDiscrete", "FlowMatchLCM")
+_OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Schedule:
         """The grid of a diffusers scheduler: β schedule, prediction type, spacing, zero terminal SNR, shift.
 
         Only the configuration counts: the solver itself is not used. Solvers with memory of the same family (PNDM,
-        DPM-Solver++, UniPC, ...) give their schedule, on DDIM's grid.
+        DPM-Solver++, UniPC, ...) give their β schedule and spacing, on DDIM's grid.
 
         Args:
             scheduler: of a pipeline; it is not changed.
@@ -128,8 +130,6 @@ class Schedule:
         Raises:
             ValueError: a scheduler that holds no such schedule; the message names it.
         """
-        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
         name, config = type(scheduler).__name__.removesuffix("Scheduler"), scheduler.config
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}, expected at least 1")
@@ -137,23 +137,49 @@ class Schedule:
             raise ValueError(f"{name} with dynamic thresholding is not supported: set thresholding=False")
         if name in _FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
             return _of_flow(copy.deepcopy(scheduler), name, num_steps, grid)
-        if name in _FIRST_ORDER:
-            source: Any = copy.deepcopy(scheduler)
-        elif name in _SAME_FAMILY:
-            source = DDIMScheduler.from_config(config)
-        else:
-            known = ", ".join(_FIRST_ORDER + _FLOW + _SAME_FAMILY)
-            raise ValueError(f"cannot read a schedule from {name}Scheduler: expected one of {known}")
-        source.set_timesteps(num_steps)
-        steps = source.timesteps.flip(0)
-        if len(steps) != num_steps or (steps != steps.round()).any():
-            raise ValueError(f"{name} visits {steps.tolist()}, expected {num_steps} steps of its training grid")
-        final = float(getattr(source, "final_alpha_cumprod", 1.0))
-        bars = source.alphas_cumprod.double()
-        schedule = _on_grid(bars, steps.long(), final, PREDICTIONS[config.get("prediction_type", "epsilon")])
-        if name.startswith("Euler"):
-            return replace(schedule, prior_std=float(source.init_noise_sigma) * float(schedule.alpha[-1]))
-        return schedule
+        prediction = PREDICTIONS.get(config.get("prediction_type", "epsilon"))
+        if prediction is None:
+            raise ValueError(f"{name} predicts {config['prediction_type']!r}: choose {', '.join(PREDICTIONS)}")
+        if name in _EULER:
+            return _of_euler(copy.deepcopy(scheduler), num_steps, prediction)
+        if name in _OWN_GRID:
+            return _of_own_grid(copy.deepcopy(scheduler), num_steps, prediction)
+        if name in _WITH_MEMORY:
+            return _of_memory(scheduler, name, num_steps, prediction)
+        known = ", ".join(_OWN_GRID + _EULER + _FLOW + _WITH_MEMORY)
+        raise ValueError(f"cannot read a schedule from {name}Scheduler: expected one of {known}")
+
+
+def _of_own_grid(scheduler: Any, num_steps: int, prediction: Prediction) -> Schedule:
+    scheduler.set_timesteps(num_steps)
+    bars, final = scheduler.alphas_cumprod.double(), float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    if type(scheduler).__name__.startswith("LCM"):
+        final = 1.0  # its last step returns the endpoint, whatever set_alpha_to_one says
+    return _on_grid(bars, scheduler.timesteps.flip(0), final, prediction)
+
+
+def _of_euler(scheduler: Any, num_steps: int, prediction: Prediction) -> Schedule:
+    """The grid in σ/α, whatever its spacing; x_T is drawn as the solver does."""
+    scheduler.set_timesteps(num_steps)
+    ratio = scheduler.sigmas.double().cpu().flip(0)
+    alpha = (1 + ratio**2).rsqrt()
+    prior_std = float(scheduler.init_noise_sigma) * float(alpha[-1])
+    return Schedule(scheduler.timesteps.flip(0).float(), alpha, ratio * alpha, prediction, prior_std)
+
+
+def _of_memory(scheduler: Any, name: str, num_steps: int, prediction: Prediction) -> Schedule:
+    config = scheduler.config
+    if odd := [key for key in _OTHER_GRIDS if config.get(key)]:
+        raise ValueError(f"{name} with {odd[0]}=True has a grid of its own: set it to False, or use EulerDiscrete")
+    spacing = config.get("timestep_spacing", "linspace")
+    return Schedule.variance_preserving(
+        scheduler.alphas_cumprod,
+        num_steps,
+        spacing=spacing,
+        offset=config.get("steps_offset", 0) if spacing == "leading" else 0,
+        final_alpha=1.0 if config.get("set_alpha_to_one", True) else None,
+        prediction=prediction,
+    )
 
 
 def _on_grid(bars: Tensor, steps: Tensor, final_alpha: float | None, prediction: Prediction) -> Schedule:

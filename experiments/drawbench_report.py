@@ -139,6 +139,7 @@ def interval(values: F64, picks: NDArray[np.int64]) -> Interval:
 
 def needed(nfe: F64, mean: F64, target: float) -> float:
     """NFE at which a rising curve reaches `target`, linear in log NFE; ±inf outside its levels."""
+    mean, target = mean.round(6), round(target, 6)  # rewards that differ by rounding are equal
     if target < mean[0]:
         return -np.inf
     if target > mean[-1]:

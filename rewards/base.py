@@ -6,10 +6,11 @@ r(samples) -> (n,) float64, higher is better
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, final
 
 import torch
@@ -36,12 +37,14 @@ class Reward:
         name: shown in errors, run cards and tables.
         input: "sample" for what `kernel.decode` returns, "state" for x_0 itself.
         calls: reports how many samples were really scored so far, where that is not every one (a cache).
+        settings: what tells it from rewards of the same name; a resumed search must find the same.
     """
 
     fn: Callable[[Any, Sequence[Any] | None], Any]
     name: str = "reward"
     input: Input = "sample"
     calls: Callable[[], int] | None = None
+    settings: tuple[str, ...] = ()
 
     def __call__(self, samples: Any, prompts: Sequence[Any] | None = None) -> Tensor:
         """Score n samples.
@@ -121,17 +124,37 @@ class Facts:
     source: str = ""
 
 
+HOW = {"device", "batch_size", "allow_pickle", "concurrency", "timeout", "retries", "backoff", "max_pause"}
+HOW |= {"token_env", "token_header"}
+"""Settings of factories that say how to score, not what."""
+
 Factory = TypeVar("Factory", bound=Callable[..., Reward])
 
 
 def facts(**known: Any) -> Callable[[Factory], Factory]:
-    """Attach `Facts` to a factory of rewards, as its attribute `facts`."""
+    """Attach `Facts` to a factory of rewards, as its attribute `facts`; its rewards keep what they were made with."""
 
     def attach(factory: Factory) -> Factory:
-        factory.facts = Facts(**known)  # type: ignore[attr-defined]
-        return factory
+        signature = inspect.signature(factory)
+
+        @functools.wraps(factory)
+        def made(*args: Any, **kwargs: Any) -> Reward:
+            reward = factory(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments.items()
+            chosen = [_told(k, v) for k, v in given if k not in HOW and v != signature.parameters[k].default]
+            return replace(reward, settings=(f"{factory.__name__}({', '.join(chosen)})",))
+
+        made.facts = Facts(**known)  # type: ignore[attr-defined]
+        return made  # type: ignore[return-value]
 
     return attach
+
+
+def _told(name: str, value: Any) -> str:
+    """A setting in words that are the same in another process; what follows the path of a URL may be secret."""
+    if name == "url":
+        value = str(value).partition("?")[0]
+    return f"{name}={getattr(value, '__qualname__', None) or repr(value)}"
 
 
 def as_reward(function: Reward | Callable[..., Any], name: str | None = None, input: Input = "sample") -> Reward:
@@ -186,7 +209,10 @@ def _takes_prompts(function: Callable[..., Any]) -> bool:
 
 
 def _wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str) -> Reward:
-    return Reward(lambda samples, prompts: apply(reward.attached(samples, prompts)), name, reward.input, reward.calls)
+    def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
+        return apply(reward.attached(samples, prompts))
+
+    return Reward(fn, name, reward.input, reward.calls, reward.settings)
 
 
 def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor], Tensor], symbol: str) -> Reward:
@@ -199,7 +225,11 @@ def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor],
         raise ValueError(f"{left.name} reads the {left.input}, {right.name} the {right.input}: give both one input")
     name = f"({left.name} {symbol} {right.name})"
     if left.calls is None or right.calls is None:  # one part scores every sample, and so does the pair
-        return Reward(lambda x, prompts: op(left.attached(x, prompts), right.attached(x, prompts)), name, left.input)
+
+        def both(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
+            return op(left.attached(samples, prompts), right.attached(samples, prompts))
+
+        return Reward(both, name, left.input, settings=left.settings + right.settings)
     counts, total = (left.calls, right.calls), 0
 
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
@@ -209,7 +239,7 @@ def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor],
         total += max(count() - b for count, b in zip(counts, before, strict=True))
         return values
 
-    return Reward(fn, name, left.input, lambda: total)
+    return Reward(fn, name, left.input, lambda: total, left.settings + right.settings)
 
 
 def content(value: Any) -> list[bytes]:

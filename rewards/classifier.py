@@ -124,5 +124,7 @@ def _checked(digits: Sequence[int]) -> list[int]:
 def _images(samples: Tensor) -> Tensor:
     if not isinstance(samples, Tensor) or samples.shape[1:] != (1, 28, 28):
         got = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-        raise ValueError(f"expected images (n, 1, 28, 28) in [0, 1], got {got}: decode states first")
+        raise ValueError(
+            f"expected images (n, 1, 28, 28) in [0, 1], got {got}: decode states first; digits are the MNIST kernel's"
+        )
     return samples.float()

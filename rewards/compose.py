@@ -40,7 +40,7 @@ def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | Non
     if size < 1:
         raise ValueError(f"size is {size}, expected at least 1")
     cache = _Cache(reward, size, key or (lambda sample: b"".join(content(sample))))
-    return Reward(cache.score, reward.name, reward.input, reward.calls or (lambda: cache.misses))
+    return Reward(cache.score, reward.name, reward.input, reward.calls or (lambda: cache.misses), reward.settings)
 
 
 class _Cache:
@@ -96,9 +96,11 @@ def normalise(reward: Reward, mean: float, std: float) -> Reward:
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"std is {std}, expected a positive finite number")
     name = f"normalise({reward.name}, {mean:.6g}, {std:.6g})"
-    return Reward(
-        lambda samples, prompts: (reward.attached(samples, prompts) - mean) / std, name, reward.input, reward.calls
-    )
+
+    def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
+        return (reward.attached(samples, prompts) - mean) / std
+
+    return Reward(fn, name, reward.input, reward.calls, reward.settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 def PickScore(
     checkpoint: str = CHECKPOINT,
     *,
-    processor: str = PROCESSOR,
+    processor: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     batch_size: int = 16,
@@ -41,7 +41,8 @@ def PickScore(
 
     Args:
         checkpoint: a CLIP of transformers, a hub id or a local folder.
-        processor: hub id or folder of its tokenizer and image processor.
+        processor: hub id or folder of its tokenizer and image processor; None is its base model's for the published
+            checkpoint, which has none, and the checkpoint's own for any other.
         device: to score on; None is where the samples are, or the CPU.
         dtype: of the network; None is float32. The scale stays float32.
         batch_size: images in one forward pass.
@@ -52,6 +53,8 @@ def PickScore(
         ImportError: transformers is not installed.
     """
     check_clip(checkpoint)
+    if processor is None:
+        processor = PROCESSOR if checkpoint == CHECKPOINT else checkpoint
     clip = Clip(checkpoint=checkpoint, processor=processor, dtype=vision.as_dtype(dtype), allow_pickle=allow_pickle)
     name = "PickScore" if checkpoint == CHECKPOINT else f"PickScore({checkpoint})"
     return prompt_reward(clip, name, lambda cos, network: network.logit_scale.exp() * cos, device, batch_size)

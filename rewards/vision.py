@@ -194,7 +194,7 @@ def frames(reward: Reward, which: Literal["all", "first", "middle", "last"] = "a
         repeated = None if prompts is None else [p for p in prompts for _ in range(chosen.shape[1])]
         return reward.attached(chosen.flatten(0, 1), repeated).view(chosen.shape[:2]).mean(1)
 
-    return Reward(fn, f"frames({reward.name}, {which})", reward.input)
+    return Reward(fn, f"frames({reward.name}, {which})", reward.input, settings=reward.settings)
 
 
 def once(build: Callable[P, T], maxsize: int | None = None) -> Callable[P, T]:

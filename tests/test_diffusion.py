@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 
+import diffusers
 import diffusers.schedulers.scheduling_ddpm as ddpm_module
 import numpy as np
 import pytest
@@ -294,6 +295,66 @@ def test_fingerprint_is_the_same_in_another_process() -> None:
         [sys.executable, "-c", BUILD + "print(kernel.fingerprint)"], capture_output=True, text=True, check=True
     )
     assert there.stdout.strip() == here["kernel"].fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {}, {"timestep_spacing": "leading", "steps_offset": 1}, {"timestep_spacing": "trailing"},
+        {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"final_sigmas_type": "sigma_min"},
+        {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    ],
+)  # fmt: skip
+def test_euler_on_any_grid(config: dict, prediction: str) -> None:
+    """Euler's chain in σ/α, from its own prior, is ours without noise; also where T does not divide N."""
+    if config.get("rescale_betas_zero_snr") and prediction == "epsilon":
+        return
+    scheduler = diffusers.EulerDiscreteScheduler(prediction_type=prediction, beta_schedule="scaled_linear", **config)
+    schedule, model, z = Schedule.of(scheduler, 7), Toy(), noises(num_steps=7)
+    kernel = DiffusionKernel(model, state_shape=SHAPE, schedule=schedule, eta=0.0)
+    ours = run(kernel, torch.cat([schedule.prior_std * z[:1], z[1:]]))[-1]
+    scheduler.set_timesteps(7)
+    x = z[0] * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        with torch.no_grad():
+            output = model(scheduler.scale_model_input(x, timestep), timestep.expand(len(x)))
+        x = scheduler.step(output, timestep, x).prev_sample
+    assert_chains_equal([ours], [x * schedule.alpha[0]], tolerance=2e-4)
+
+
+MEMORY = [
+    "PNDM",
+    "LMSDiscrete",
+    "DPMSolverMultistep",
+    "DEISMultistep",
+    "UniPCMultistep",
+    "HeunDiscrete",
+    "KDPM2Discrete",
+]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("spacing", [None, "leading", "trailing"])
+def test_solvers_with_memory_give_their_schedule(name: str, spacing: str | None) -> None:
+    """On DDIM's grid of their spacing, whether settings were given or are defaults; other grids are refused."""
+    kind = getattr(diffusers, f"{name}Scheduler")
+    scheduler = kind(**({} if spacing is None else {"timestep_spacing": spacing}))
+    saved = {k: v for k, v in scheduler.config.items() if k[0] != "_"}
+    schedule, again = Schedule.of(scheduler, 9), Schedule.of(kind.from_config(saved), 9)
+    there = {"set_alpha_to_one": True, "timestep_spacing": "linspace", "steps_offset": 0} | saved
+    ddim = DDIMScheduler.from_config(there)
+    ddim.set_timesteps(9)
+    for found in (schedule, again):
+        assert found.timestep.tolist() == ddim.timesteps.flip(0).tolist()
+        torch.testing.assert_close(found.alpha[1:] ** 2, ddim.alphas_cumprod[ddim.timesteps.flip(0)].double())
+        assert float(found.alpha[0] ** 2) == pytest.approx(float(ddim.final_alpha_cumprod))
+    if "use_karras_sigmas" in scheduler.config:
+        with pytest.raises(ValueError, match="use_karras_sigmas=True has a grid of its own"):
+            Schedule.of(kind(use_karras_sigmas=True), 9)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

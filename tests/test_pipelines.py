@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import shutil
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import ControlNetModel, DDIMScheduler, DiffusionPipeline, LCMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import treesearch as ts
 from backends.guidance import TDS
@@ -120,8 +122,9 @@ def test_turbo_is_euler_ancestral(scale, tiny_root, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "schnell"])
-@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("sd3", 1.0), ("sd3", 4.0), ("flux", 1.0), ("flux", 4.0), ("schnell", 0.0)]
+)
 def test_flow_without_noise_is_euler(name, scale, tiny_root, monkeypatch):
     kernel = load(name, tiny_root, eta=0.0, guidance_scale=scale)
     z = noises(kernel.state_shape)
@@ -190,6 +193,46 @@ def test_what_a_user_passes_through(tiny_root, monkeypatch, tmp_path):
     assert (walk(plain, z, cond_of(plain, PROMPTS)) - walk(kernel, z, cond_of(kernel, PROMPTS))).abs().max() > 0.1
 
 
+CALLS = {
+    "sd": {"height": 16, "width": 32, "negative_prompt": "blur"},
+    "sdxl": {"height": 32, "width": 16, "negative_prompt": "blur", "clip_skip": 1},
+    "sd3": {"height": 16, "width": 32, "negative_prompt": "blur", "max_sequence_length": 15},
+    "flux": {"height": 16, "width": 32, "max_sequence_length": 15},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_sizes_negative_prompts_and_lengths(name, tiny_root, monkeypatch):
+    kernel = load(name, tiny_root, eta=0.0, **CALLS[name])
+    call = {k: [v] * N if k == "negative_prompt" else v for k, v in CALLS[name].items()}
+    assert_same_chain(
+        kernel, pipeline(name, tiny_root, ddim=name == "sd"), noises(kernel.state_shape), monkeypatch, **call
+    )
+
+
+def test_resolutions_shift_the_grid(tiny_root, monkeypatch):
+    """Dynamic shifting of SD3.5, and what else the network is handed."""
+    pipe = pipeline("sd3", tiny_root)
+    settings = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **settings)
+    inputs = {"joint_attention_kwargs": {"scale": 1.0}}
+    kernel = DiffusersKernel(pipe, num_steps=T, eta=0.0, device="cpu", network_inputs=inputs)
+    assert (kernel.chain.schedule.sigma - load("sd3", tiny_root).chain.schedule.sigma).abs().max() > 0.01
+    seen, forward = [], pipe.transformer.forward
+    monkeypatch.setattr(pipe.transformer, "forward", lambda *a, **k: seen.append(k) or forward(*a, **k))
+    assert_same_chain(kernel, pipe, noises(kernel.state_shape), monkeypatch)
+    assert seen[0]["joint_attention_kwargs"] == {"scale": 1.0}
+
+
+def test_lcm_on_another_checkpoint_s_settings(tiny_root, monkeypatch):
+    """LCM's last step returns the endpoint, also with set_alpha_to_one=False (LoRA students on SD 1.5)."""
+    pipe = pipeline("sd", tiny_root)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=False)
+    kernel = DiffusersKernel(pipe, num_steps=T, device="cpu")
+    assert not kernel.stochastic[1]
+    assert_same_chain(kernel, pipe, noises(kernel.state_shape), monkeypatch)
+
+
 def test_controlnet(tiny_root, monkeypatch):
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     kernel = load("sd_controlnet", tiny_root, eta=0.0, control_image=image, control_scale=0.8)
@@ -197,6 +240,47 @@ def test_controlnet(tiny_root, monkeypatch):
     z = noises(kernel.state_shape)
     call = {"image": image, "controlnet_conditioning_scale": 0.8}
     assert_same_chain(kernel, pipe, z, monkeypatch, **call)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_controlnet_is_a_component(name, tiny_root, monkeypatch):
+    """Beside a checkpoint that has none; two of them are a list."""
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    unet = pipeline(name, tiny_root).unet
+    nets = [tiny.stirred(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8))) for _ in "ab"]
+    both = {"sd": (nets[0], image, 0.8), "sdxl": (nets, [image, 1 - image], [0.8, 0.8])}[name]
+    settings = {"control_image": both[1], "control_scale": 0.8, "components": {"controlnet": both[0]}}
+    kernel = load(name, tiny_root, eta=0.0, **settings)
+    pipe = kernel.pipe
+    pipe.set_progress_bar_config(disable=True)
+    config = pipe.scheduler.config | {"clip_sample": False, "set_alpha_to_one": name == "sdxl"}
+    pipe.scheduler = DDIMScheduler.from_config(config)
+    call = {"image": both[1], "controlnet_conditioning_scale": both[2]}
+    assert_same_chain(kernel, pipe, noises(kernel.state_shape), monkeypatch, **call)
+
+
+def test_packing_is_the_pipeline_s(tiny_root):
+    kernel = load("flux", tiny_root, width=32)
+    x = torch.randn(2, *kernel.state_shape)
+    assert torch.equal(kernel.family.pack(kernel.family.unpack(x)), x)
+    theirs = kernel.pipe._unpack_latents(x, 16, 32, kernel.pipe.vae_scale_factor)
+    assert torch.equal(kernel.family.unpack(x), theirs)
+
+
+def test_formats_and_precision_of_parts(tiny_root):
+    kernel = load("sd", tiny_root, dtype="float16", channels_last=True)
+    assert kernel.pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert kernel.pipe.vae.dtype == torch.float32  # it says that it overflows in float16
+    assert kernel.pipe.unet.dtype == torch.float16
+
+
+def test_roots_keep_the_chain(tiny_root, tmp_path):
+    kernel = load("lcm", tiny_root, preview=str(tiny.tiny_decoder(tmp_path / "taesd")))
+    rooted = kernel.from_noise(torch.zeros(kernel.state_shape))
+    assert (rooted.chain.step, rooted.num_steps) == ("renoise", T)
+    assert rooted.preview is not None
+    clipped = load("ddim", tiny_root).from_noise(torch.zeros(3, 16, 16))
+    assert clipped.chain.clip_sample == 1.0
 
 
 def test_an_image_is_a_root(tiny_root, monkeypatch):
@@ -224,6 +308,9 @@ def test_an_image_is_a_root(tiny_root, monkeypatch):
         load("sd", tiny_root).from_image(image, strength=0.1)
     with pytest.raises(ValueError, match="resize it"):
         load("sd", tiny_root).from_image(torch.rand(3, 32, 32))
+    for wrong in (levels, 255 * image, 2 * image - 1):
+        with pytest.raises(ValueError, match=r"the image is torch.* expected floats in 0\.\.1: divide bytes by 255"):
+            load("sd", tiny_root).from_image(wrong)
 
 
 def test_pixels_are_a_root(tiny_root):
@@ -311,8 +398,12 @@ def test_text_encoders_run_once_and_go(tiny_root, monkeypatch):
     again = kernel.encode(PROMPTS)
     assert len(calls) == 2  # the prompts, and what they are guided away from
     assert torch.equal(first["prompt_embeds"], again["prompt_embeds"])
-    with pytest.raises(ValueError, match="freed after the first prompts: use text_encoders='offload'"):
-        kernel.encode(["new"])
+    for other in (kernel, DiffusersKernel.from_noise(kernel, torch.zeros(kernel.state_shape))):
+        with pytest.raises(
+            ValueError, match=r"text_encoder was freed after the first prompts: use text_enc.*'offload'"
+        ):
+            other.encode(["new"])
+    assert kernel.fingerprint == load("sd", tiny_root).fingerprint  # whether they are there or not
     offloaded = load("sd", tiny_root, text_encoders="offload")
     assert not torch.equal(offloaded.encode(["x"])["prompt_embeds"], offloaded.encode(["new"])["prompt_embeds"])
 
@@ -399,14 +490,22 @@ def test_lower_precision(dtype, tiny_root):
     assert kernel.decode(x).dtype == torch.float32
 
 
-def test_fingerprints(tiny_root):
+def test_fingerprints(tiny_root, tmp_path):
     base = load("sd", tiny_root)
     assert base.fingerprint == load("sd", tiny_root).fingerprint
     others = [
         load("sd_v", tiny_root), load("sd", tiny_root, eta=0.5), load("sd", tiny_root, num_steps=4),
         load("sd", tiny_root, guidance_scale=3.0), load("sd", tiny_root, negative_prompt="x"),
-        load("sd", tiny_root, height=32),
+        load("sd", tiny_root, height=32), load("sd", tiny_root, tiling=True),
+        load("sd", tiny_root, network_inputs={"cross_attention_kwargs": {"x": torch.zeros(9999)}}),
+        load("sd", tiny_root, network_inputs={"cross_attention_kwargs": {"x": torch.arange(9999)}}),
     ]  # fmt: skip
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    others += [load("sd_controlnet", tiny_root, control_image=i) for i in (image, 1 - image)]
+    adapted = load("sd", tiny_root, lora=str(tiny.lora(tmp_path / "lora")))
+    full = adapted.fingerprint
+    adapted.pipe.set_adapters(adapted.pipe.get_active_adapters(), 0.5)
+    assert len({full, adapted.fingerprint, base.fingerprint}) == 3
     other = load("sd", tiny_root)
     other.pipe.unet.conv_in.weight.data += 1e-3
     prints = {k.fingerprint for k in [base, *others, other]}
@@ -428,6 +527,16 @@ def test_fingerprints(tiny_root):
         ("ddim", {"guidance_scale": 3.0}, ValueError, "nothing to guide by"),
         ("dit", {"height": 24, "width": 24}, ValueError, "this DiT draws 16 x 16 pixels, got 24 x 24"),
         ("sd", {"guidance": 3.0}, TypeError, "guidance"),
+        ("sd", {"guidance_scale": -1}, ValueError, "guidance_scale is -1, expected a number >= 0"),
+        ("sd", {"guidance_scale": "7"}, ValueError, "guidance_scale is '7', expected a number"),
+        ("sd", {"guidance_scale": 1, "negative_prompt": "x"}, ValueError, "negative_prompt has no effect"),
+        ("sd", {"control_scale": 0.5}, ValueError, "has no ControlNet for a control_scale"),
+        ("schnell", {"guidance_scale": 3.0}, ValueError, "guidance distilled away"),
+        ("flux", {"max_sequence_length": 600}, ValueError, r"max_sequence_length is 600, expected 1\.\.512"),
+        ("lcm", {"negative_prompt": "x"}, ValueError, "negative_prompt has no effect"),
+        ("sd", {"height": 0}, ValueError, "height is 0, expected a multiple of 4"),
+        ("sd", {"components": {"vea": None}}, ValueError, "StableDiffusionPipeline has no component 'vea': choose"),
+        ("sd", {"preview": 3}, TypeError, "preview is int, expected a tiny decoder"),
         ("sd", {"decode_batch": 0}, ValueError, "decode_batch is 0"),
         ("sd", {"text_encoders": "drop"}, ValueError, "choose keep, offload or free"),
     ],
@@ -435,6 +544,22 @@ def test_fingerprints(tiny_root):
 def test_bad_settings(name, settings, error, message, tiny_root):
     with pytest.raises(error, match=message):
         load(name, tiny_root, **settings)
+
+
+def damaged(whole, copy):
+    """A copy of a checkpoint with something wrong."""
+    shutil.copytree(whole, copy)
+    part = copy / ("unet" if "U-Net" in copy.name else "text_encoder")
+    weights = next(part.glob("*.safetensors"))
+    if copy.name.startswith("drop"):
+        shutil.rmtree(part)
+    elif copy.name.startswith("cut"):
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        kept = load_file(weights)
+        kept.pop(sorted(kept)[0])
+        save_file(kept, weights)
+    return copy
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")
@@ -447,6 +572,16 @@ def test_bad_checkpoints(tiny_root, tmp_path):
     pipe.text_encoder = None
     with pytest.raises(OSError, match="StableDiffusionPipeline has no text_encoder"):
         DiffusersKernel(pipe, num_steps=T)
+    with pytest.raises(OSError, match="holds no LoRA weights for FluxPipeline: is it for another model"):
+        load("flux", tiny_root, lora=str(tiny.lora(tmp_path / "lora")))
+    for damage, message in (
+        ("drop the U-Net", "a file is missing or broken"),
+        ("cut the text encoder", "a file is missing or broken"),
+        ("empty the U-Net", "weights are missing|lacks"),
+        ("empty the text encoder", "weights are missing|lacks"),
+    ):
+        with pytest.raises(OSError, match=message):
+            DiffusersKernel.from_pretrained(str(damaged(folder("sd", tiny_root), tmp_path / damage)), num_steps=T)
     mochi = pipeline("mochi", tiny_root)
     with pytest.raises(ValueError, match="MochiPipeline is no pipeline that can be searched, expected one of DDPM"):
         DiffusersKernel(mochi, num_steps=T)

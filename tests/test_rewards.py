@@ -15,7 +15,7 @@ import treesearch as ts
 from backends.enumerable import DiscreteChain
 from backends.gaussian import LinearGaussian
 from rewards import analytic, classifier, image
-from rewards.base import Reward, RewardError, as_reward
+from rewards.base import Reward, RewardError, as_reward, facts
 from rewards.compose import Normalisation, cached, normalise
 
 INF = math.inf
@@ -322,3 +322,21 @@ def test_digit_rewards() -> None:
             classifier.log_prob_any(digits)
     with pytest.raises(RewardError, match=r"expected images \(n, 1, 28, 28\) in \[0, 1\], got \(4, 784\): decode"):
         classifier.even()(images.flatten(1))
+
+
+def test_settings_tell_rewards_of_one_name_apart(tmp_path) -> None:
+    """A resumed search must find the reward that it began with, not only its name."""
+    kernel, budget = LinearGaussian(), ts.Budget(nfe=50)
+
+    @facts(range="any", differentiable=True)
+    def Scaled(by: float = 1.0, *, device: str | None = None) -> Reward:
+        return Reward(lambda x, _: by * x[:, 0], "Scaled")
+
+    assert Scaled().settings == Scaled(1.0, device="cpu").settings == ("Scaled()",)
+    both = cached(normalise(Scaled(by=2.0), 0.0, 1.0) + 0.5 * Scaled().clip(0, 1))
+    assert both.settings == ("Scaled(by=2.0)", "Scaled()")
+    ts.search(kernel, Scaled(2.0), ts.BestOfN(), budget=budget, store=tmp_path / "run")
+    ts.resume(tmp_path / "run", kernel, Scaled(by=2.0, device="cpu"), budget=ts.Budget(nfe=100))
+    with pytest.raises(ts.StoreError, match=r"reward_settings differs.*by=2\.0"):
+        ts.resume(tmp_path / "run", kernel, Scaled(3.0))
+    assert Scaled.facts.differentiable

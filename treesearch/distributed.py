@@ -164,11 +164,11 @@ class _Worker(_Process):
         return self._do(walk)
 
     def describe(self, what: str, found: tuple[int, list[Any]]) -> Any:
-        """Specification of a kernel with its class name, or name and input of a reward."""
+        """Specification of a kernel with its class name, or what a stand-in for a reward must know."""
 
         def look() -> Any:
             made = self._load(what, found)
-            return (made.name, made.input) if what == "reward" else (describe(made), type(made).__name__)
+            return _of_reward(made) if what == "reward" else (describe(made), type(made).__name__)
 
         return self._do(look)
 
@@ -296,10 +296,9 @@ class _Scorer(_Process):
         super().__init__(threads)
         self._setups: dict[int, _Setup] = {}
 
-    def describe(self, found: tuple[int, list[Any]]) -> tuple[str, str]:
-        """Name and input of a reward."""
-        made = self._load("reward", found)
-        return made.name, made.input
+    def describe(self, found: tuple[int, list[Any]]) -> Any:
+        """What a stand-in for a reward must know."""
+        return _of_reward(self._load("reward", found))
 
     def score(
         self, setup: list[Any], search: int, parts: list[tuple[list[Any], Any, list[int]]], tasks: list[int], tries: int
@@ -505,10 +504,10 @@ class RayWorkers:
         """A stand-in for a reward that only workers build."""
         found = self.pool.share("reward", recipe)
         if self.reward_workers:
-            name, sees = self.pool.ask(self.pool.scorers, lambda a: a.describe.remote(found))
+            name, sees, settings = self.pool.ask(self.pool.scorers, lambda a: a.describe.remote(found))
         else:
-            name, sees = self.pool.ask(self.pool.workers, lambda a: a.describe.remote("reward", found))
-        return Reward(_Elsewhere(recipe), name, sees)
+            name, sees, settings = self.pool.ask(self.pool.workers, lambda a: a.describe.remote("reward", found))
+        return Reward(_Elsewhere(recipe), name, sees, settings=settings)
 
     def engine(
         self,
@@ -1571,6 +1570,11 @@ class _Rewards:
     def _wait(self, waiting: _Waiting) -> None:
         if waiting not in self._waiting:
             self._waiting.append(waiting)
+
+
+def _of_reward(reward: Reward) -> tuple[str, Any, tuple[str, ...]]:
+    """Name, input and settings."""
+    return reward.name, reward.input, reward.settings
 
 
 def _mean(values: Iterable[float], otherwise: float) -> float:

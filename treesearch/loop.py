@@ -155,7 +155,17 @@ def open_session(
 
 def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     now = json.loads(json.dumps(now))  # as a run keeps it: tuples are lists there
-    for key in ("method", "seed", "prompts", "num_steps", "state_shape", "dtype", "fingerprint", "reward"):
+    for key in (
+        "method",
+        "seed",
+        "prompts",
+        "num_steps",
+        "state_shape",
+        "dtype",
+        "fingerprint",
+        "reward",
+        "reward_settings",
+    ):
         if saved[key] != now[key]:
             raise StoreError(
                 f"{key} differs: the run has {saved[key]}, this search {now[key]}; resume with the run's own"

@@ -132,7 +132,8 @@ def print_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    Console(width=max(100, Console().width)).print(table)
+    needed = sum(max(len(line[i]) for line in [columns, *lines]) + 2 for i in range(len(columns)))
+    Console(width=max(needed, Console().width)).print(table)
 
 
 def markdown(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:

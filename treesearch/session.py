@@ -250,6 +250,7 @@ class Session:
             "dtype": str(self.spec.dtype),
             "fingerprint": self.spec.fingerprint,
             "reward": self.reward.name,
+            "reward_settings": self.reward.settings,
             "kernel": getattr(self.kernel, "class_name", type(self.kernel).__name__),
             "budget": asdict(self.budget),
             "pilot": asdict(self.pilot),

@@ -186,7 +186,8 @@ class GradientGuided(ABC):
         if self._spec.fingerprint is None:
             return None
         settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[2:]]
-        return f"{type(self).__name__}({self._spec.fingerprint}, {self.reward.name!r}, {', '.join(settings)})"
+        reward = f"{self.reward.name!r} {self.reward.settings}"
+        return f"{type(self).__name__}({self._spec.fingerprint}, {reward}, {', '.join(settings)})"
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__") or attribute == "kernel":

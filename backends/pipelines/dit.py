@@ -35,15 +35,16 @@ class DiT(Family):
         return (config.in_channels, config.sample_size, config.sample_size)
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        classes = torch.tensor([self._class(p) for p in prompts], device=self.pipe.device)
+        classes = torch.tensor([self._class(p) for p in prompts], device=self.device)
         # The table of embeddings ends with that of "no class".
-        absent = torch.tensor([self.network.config.num_embeds_ada_norm], device=self.pipe.device)
+        absent = torch.tensor([self.network.config.num_embeds_ada_norm], device=self.device)
         return {"class_labels": classes, "negative_class_labels": Shared(absent)}
 
     def _class(self, prompt: Any) -> int:
         count, names = self.network.config.num_embeds_ada_norm, getattr(self.pipe, "labels", None) or {}
-        if isinstance(prompt, int) and 0 <= prompt < count:
-            return prompt
+        number = int(prompt) if isinstance(prompt, str) and prompt.isdecimal() else prompt
+        if isinstance(number, int) and 0 <= number < count:
+            return number
         if prompt in names:
             return names[prompt]
         near = get_close_matches(str(prompt), list(names), n=1)

@@ -58,6 +58,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale is {self.guidance_rescale}, expected 0..1")
+        if self.max_sequence_length is not None and not 1 <= self.max_sequence_length <= 512:
+            raise ValueError(f"max_sequence_length is {self.max_sequence_length}, expected 1..512")
 
 
 class Family(ABC):
@@ -86,14 +88,25 @@ class Family(ABC):
         for name in optional:
             if name not in self.takes and getattr(settings, name) != getattr(default, name):
                 raise ValueError(f"{type(pipe).__name__} takes no {name}")
+        if settings.control_scale != 1 and getattr(pipe, "controlnet", None) is None:
+            raise ValueError(f"{type(pipe).__name__} has no ControlNet for a control_scale")
         scale = settings.guidance_scale
+        if scale is not None and not (isinstance(scale, (int, float)) and scale >= 0):
+            raise ValueError(f"guidance_scale is {scale!r}, expected a number >= 0; 1 or less is unguided")
         self.guidance_scale = float(call_default(pipe, "guidance_scale", 1.0) if scale is None else scale)
+        if settings.negative_prompt is not None and not self.guided:
+            raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
         self._kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def network(self) -> Any:
         """The denoiser, a module of diffusers."""
         return getattr(self.pipe, self.network_name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; other parts of the pipeline may be elsewhere."""
+        return self.network.device
 
     @property
     def guided(self) -> bool:
@@ -188,7 +201,7 @@ def sides(pipe: Any, settings: Settings, default: int, multiple: int) -> tuple[i
     """
     found = []
     for name in ("height", "width"):
-        size = getattr(settings, name) or default
+        size = default if getattr(settings, name) is None else getattr(settings, name)
         if size < multiple or size % multiple:
             near = sorted({max(multiple, size // multiple * multiple), (size // multiple + 1) * multiple})
             raise ValueError(

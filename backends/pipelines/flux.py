@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Cond, Shared
-from backends.pipelines.family import Family, call_default, check_prompts, sides, warn_of_long_prompts
+from backends.pipelines.family import Family, Settings, call_default, check_prompts, sides, warn_of_long_prompts
 from backends.pipelines.flow import even_grid
 
 
@@ -26,6 +26,11 @@ class Flux(Family):
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
     takes: ClassVar[tuple[str, ...]] = ("max_sequence_length",)
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        super().__init__(pipe, settings)
+        if settings.guidance_scale not in (None, 0, 1) and not self.network.config.guidance_embeds:
+            raise ValueError("this model has its guidance distilled away: leave guidance_scale out")
 
     @property
     def guided(self) -> bool:
@@ -52,7 +57,7 @@ class Flux(Family):
         length = self.settings.max_sequence_length or call_default(self.pipe, "max_sequence_length", 512)
         warn_of_long_prompts(texts, self.pipe.tokenizer_2, length)
         text, pooled, text_ids = self.pipe.encode_prompt(
-            prompt=texts, prompt_2=None, device=self.pipe.device, max_sequence_length=length
+            prompt=texts, prompt_2=None, device=self.device, max_sequence_length=length
         )
         return {"prompt_embeds": text, "pooled_embeds": pooled, "text_ids": Shared(text_ids)}
 

@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import inspect
-import logging
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
@@ -26,8 +22,9 @@ from torch import Tensor, nn
 
 from backends.base import Cond, Gaussian, Shared
 from backends.diffusion import Chain, Step
-from backends.pipelines import memory, vae
+from backends.pipelines import fingerprint, memory, vae
 from backends.pipelines.family import Family, Settings
+from backends.pipelines.loading import CheckpointError, as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
 from backends.schedules import Schedule
 
 FAMILIES = {
@@ -44,14 +41,8 @@ FAMILIES = {
     "WanPipeline": "wan:Wan",
     "LTXPipeline": "ltx:LTX",
 }
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 _ENCODE = 16  # prompts encoded at a time
-_log = logging.getLogger("treesearch.backends")
-
-
-class CheckpointError(OSError):
-    """A checkpoint that cannot be loaded, or lacks a component."""
 
 
 @final
@@ -133,15 +124,16 @@ class DiffusersKernel:
         self._root: Tensor | None = None
         self._root_is_prior = False
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._tiny = _tiny_decoder(preview, _dtype_of(pipe))
-        self.preview = None if self._tiny is None else self._preview
+        self._network_dtype = _dtype_of(pipe)  # kept: the module walks through all of its parts to find it
+        self._tiny = tiny_decoder(preview, self._network_dtype)
+        self._freed: dict[str, bytes] = {}  # digests of text encoders that are gone
         for module in self._modules().values():
             module.eval().requires_grad_(False)
         _upcast(pipe)
         if getattr(pipe, "vae", None) is not None:
             pipe.vae.enable_tiling() if tiling else None
             pipe.vae.enable_slicing() if slicing else None
-        self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.to(as_device(device))
         network = self.family.network
         if channels_last:
             network.to(memory_format=torch.channels_last)
@@ -181,7 +173,7 @@ class DiffusersKernel:
         inspect.signature(cls).bind(None, num_steps=num_steps, device=device, **settings)  # before a long download
         pipe = load_pipeline(checkpoint, as_dtype(dtype, device), variant, revision, components)
         if lora is not None:
-            pipe.load_lora_weights(lora)
+            load_lora(pipe, lora)
         return cls(pipe, num_steps=num_steps, device=device, **settings)
 
     @property
@@ -198,6 +190,11 @@ class DiffusersKernel:
     @property
     def rows_per_nfe(self) -> int:
         return 2 if self.family.guided else 1
+
+    @property
+    def preview(self) -> Callable[[Tensor], Tensor] | None:
+        """What `decode` would return, nearly: drawn by the tiny decoder, if there is one."""
+        return None if self._tiny is None else self._preview
 
     def to(self, device: str | torch.device) -> DiffusersKernel:
         """The same kernel, moved to a device."""
@@ -238,7 +235,6 @@ class DiffusersKernel:
             other._root = self._root.to("meta")
         if self._tiny is not None:
             other._tiny = memory.shadow(self._tiny)
-            other.preview = other._preview
         return other
 
     def from_noise(self, x_T: Tensor) -> DiffusersKernel:
@@ -270,6 +266,9 @@ class DiffusersKernel:
             grey = getattr(self.pipe, "vae", None) is None and self.state_shape[0] == 1
             rows = np.atleast_3d(np.asarray(image.convert("L" if grey else "RGB"), dtype=np.float32)) / 255
             image = torch.from_numpy(rows).permute(2, 0, 1)
+        if not (image.is_floating_point() and image.min() >= 0 and image.max() <= 1 + 1e-3):
+            ends = f"{image.dtype} in {float(image.min()):g}..{float(image.max()):g}"
+            raise ValueError(f"the image is {ends}, expected floats in 0..1: divide bytes by 255")
         pixels = image[None].float().to(self.device)
         if getattr(self.pipe, "vae", None) is None:
             latents = 2 * pixels - 1
@@ -284,7 +283,6 @@ class DiffusersKernel:
 
     def _rooted(self, root: Tensor, steps: int, *, is_prior: bool) -> DiffusersKernel:
         other = copy.copy(self)
-        other.__dict__.pop("fingerprint", None)
         other.chain = Chain(
             self.chain.schedule.last(steps),
             eta=self.chain.eta,
@@ -292,8 +290,6 @@ class DiffusersKernel:
             clip_sample=self.chain.clip_sample,
         ).to(self.device)
         other._root, other._root_is_prior = root.detach().to(self.device, self.dtype), is_prior
-        if other._tiny is not None:
-            other.preview = other._preview
         return other
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
@@ -307,8 +303,7 @@ class DiffusersKernel:
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
-            network = self.family.network
-            output = self.family.predict(x.to(network.dtype), self.chain.timestep[t], cond).float()
+            output = self.family.predict(x.to(self._network_dtype), self.chain.timestep[t], cond).float()
             if not torch.isfinite(output).all():
                 raise ValueError(self._not_finite(output, t))
             return self.chain.law(x, t, output)
@@ -316,11 +311,13 @@ class DiffusersKernel:
     def _not_finite(self, output: Tensor, t: Tensor) -> str:
         bad = ~torch.isfinite(output).flatten(1).all(1)
         dtype = str(self.family.network.dtype).removeprefix("torch.")
-        cure = {"float16": ": float16 overflows where bfloat16 and float32 do not, load with dtype='bfloat16'"}
+        cure = "are the weights whole, and the guidance scale sane?"
+        if dtype == "float16":
+            cure = "float16 overflows where bfloat16 and float32 do not, load with dtype='bfloat16'"
         return (
             f"the network returned NaN or infinity for {int(bad.sum())} of {len(bad)} rows, at t = "
             f"{sorted(set(t[bad].tolist()))} (timesteps {sorted(set(self.chain.timestep[t[bad]].tolist()))}) in "
-            f"{dtype}{cure.get(dtype, '')}"
+            f"{dtype}: {cure}"
         )
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
@@ -331,8 +328,10 @@ class DiffusersKernel:
         """
         asked = tuple(prompts)
         if self._encoded is None or self._encoded[0] != asked:
-            if self._encoded is not None and self.text_encoders == "free":
-                raise ValueError("the text encoders were freed after the first prompts: use text_encoders='offload'")
+            if not asked:
+                raise ValueError("no prompts to encode: give at least one")
+            if gone := [n for n in self.family.needs if "encoder" in n and getattr(self.pipe, n) is None]:
+                raise ValueError(f"{gone[0]} was freed after the first prompts: use text_encoders='offload'")
             self._place_encoders(self.device)
             with torch.no_grad():
                 parts = [self.family.encode(asked[i : i + _ENCODE]) for i in range(0, len(asked), _ENCODE)]
@@ -346,6 +345,8 @@ class DiffusersKernel:
         names = [name for name in self._modules() if name.startswith("text_encoder")]
         for name in names:
             if device is None:
+                if self.device.type != "meta":
+                    self._freed[name] = fingerprint.of_module(getattr(self.pipe, name))
                 setattr(self.pipe, name, None)
             else:
                 getattr(self.pipe, name).to(device)
@@ -361,12 +362,19 @@ class DiffusersKernel:
         """
         images = self._draw(getattr(self.pipe, "vae", None), x0)
         if not torch.isfinite(images).all():
-            raise ValueError("the decoder returned NaN or infinity: load with dtype='bfloat16', or use another VAE")
+            dtype = str(getattr(self.pipe, "vae", self.family.network).dtype).removeprefix("torch.")
+            cure = (
+                "load with dtype='bfloat16'" if dtype == "float16" else "are the weights whole, and the latents finite?"
+            )
+            raise ValueError(f"the decoder returned NaN or infinity in {dtype}: {cure}")
         return images
 
     def _preview(self, endpoint: Tensor) -> Tensor:
-        """What `decode` would return, nearly: drawn by the tiny decoder."""
-        return self._draw(self._tiny, endpoint)
+        images, side = self._draw(self._tiny, endpoint), self.family.unpack(endpoint[:1]).shape[-1]
+        if images.shape[-1] != side * self.pipe.vae_scale_factor:
+            raise ValueError(f"the preview decoder draws {images.shape[-1]} pixels for {side} latents, expected "
+                             f"{side * self.pipe.vae_scale_factor}: is it for another model?")  # fmt: skip
+        return images
 
     def _draw(self, decoder: Any, x0: Tensor) -> Tensor:
         with torch.set_grad_enabled(x0.requires_grad and torch.is_grad_enabled()):
@@ -376,80 +384,19 @@ class DiffusersKernel:
     def _modules(self) -> dict[str, nn.Module]:
         return {name: m for name, m in self.pipe.components.items() if isinstance(m, nn.Module) and name not in _UNREAD}
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hash of settings, grid, root and a sample of every weight (whole models are gigabytes)."""
-        digest = hashlib.blake2b(digest_size=12)
-        settings = {k: v for k, v in vars(self.family.settings).items() if k != "control_image"}
-        settings |= {k: v for k, v in self.pipe.config.items() if isinstance(v, (bool, int, float)) and k[0] != "_"}
-        digest.update(repr((type(self.pipe).__name__, self.chain.settings(), self.state_shape, settings)).encode())
-        tensors = dict(self.chain.tables())
-        if self._root is not None:
-            tensors |= {"root": self._root}
-        for name, module in self._modules().items():
-            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        for key, value in sorted(tensors.items()):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(_sample(value))
-        return f"{type(self.pipe).__name__}:{digest.hexdigest()}"
-
-
-def load_pipeline(
-    checkpoint: str,
-    dtype: torch.dtype,
-    variant: str | None = None,
-    revision: str | None = None,
-    components: Mapping[str, Any] | None = None,
-) -> Any:
-    """A diffusers pipeline, without its safety checker; see `DiffusersKernel.from_pretrained`."""
-    try:
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    except ImportError as error:
-        raise ImportError(f"pipelines need transformers: pip install 'treesearch[images]' ({error})") from error
-    try:
-        config: Any = DiffusionPipeline.load_config(checkpoint, revision=revision)
-        given: dict[str, Any] = dict(components or {})
-        if config.get("safety_checker", [None])[0] is not None and "safety_checker" not in given:
-            given |= {"safety_checker": None, "requires_safety_checker": False}
-            _log.info("%s: its safety checker is not loaded, rewards see every image", checkpoint)
-        return DiffusionPipeline.from_pretrained(
-            checkpoint, dtype=dtype, variant=variant, revision=revision, use_safetensors=True, **given
-        )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(_why(checkpoint, error)) from error
-
-
-def _why(checkpoint: str, error: Exception) -> str:
-    """What to do about a checkpoint that does not load."""
-    kinds, said = {cls.__name__ for cls in type(error).__mro__}, " ".join(str(error).split())
-    if "GatedRepoError" in kinds or "gated" in said.lower() or "401" in said:
-        cure = "accept its licence on its page and log in with `hf auth login`, or name a local folder"
-    elif "RepositoryNotFoundError" in kinds or "not a valid model identifier" in said:
-        cure = "there is no such repository: check the name, or name a local folder"
-    elif "safetensors" in said:
-        cure = "it has no safetensors weights, and pickles are not loaded: convert it first"
-    elif Path(checkpoint).is_dir():
-        cure = "is the folder complete?"
-    else:
-        cure = "there is no such folder here, and the hub gave nothing: check the name, the connection and the login"
-    return f"cannot load {checkpoint!r}: {cure} ({type(error).__name__}: {said[:300]})"
-
-
-def as_dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> torch.dtype:
-    """A dtype by name.
-
-    Raises:
-        ValueError: an unknown one, or one that the device cannot compute in.
-    """
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or found not in DTYPES.values():
-        raise ValueError(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
-    if found == torch.bfloat16 and kind == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("this GPU does not compute in bfloat16: use dtype='float16' or 'float32'")
-    if found == torch.float16 and kind == "cpu":
-        _log.warning("float16 is slow on a CPU: float32 or bfloat16 is faster")
-    return found
+        """Hash of settings, grid, root and a sample of every weight; asked once a search."""
+        root = {} if self._root is None else {"root": self._root}
+        config = {k: v for k, v in self.pipe.config.items() if isinstance(v, (bool, int, float)) and k[0] != "_"}
+        chain = {"chain": self.chain.settings(), "shape": self.state_shape, "dtype": str(self._network_dtype)}
+        tiled = {"tiled": bool(getattr(getattr(self.pipe, "vae", None), "use_tiling", False))}
+        parts = self._freed | {name: fingerprint.of_module(module) for name, module in self._modules().items()}
+        if self._tiny is not None:
+            parts["preview"] = fingerprint.of_module(self._tiny)
+        known = [vars(self.family.settings), config, chain, tiled, self.chain.tables(), root, parts]
+        digest = fingerprint.of_settings({str(i): fingerprint.of_settings(k) for i, k in enumerate(known)})
+        return f"{type(self.pipe).__name__}:{digest.hex()}"
 
 
 def _family(pipe: Any, settings: Settings) -> Family:
@@ -469,22 +416,11 @@ def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) ->
     name, config = type(scheduler).__name__, scheduler.config
     renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or config.get("stochastic_sampling")
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
+    if config.get("variance_type", "fixed_small") != "fixed_small":
+        log.warning("%s: %s is not used, steps have DDIM's variance", name, config["variance_type"])
     if step is None:
         step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and eta == 1 else "ddim"
     return Chain(schedule, eta=eta, step=step, clip_sample=clip)
-
-
-def _tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:
-    if preview is None:
-        return None
-    if isinstance(preview, str):
-        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-
-        try:
-            preview = AutoencoderTiny.from_pretrained(preview, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(_why(str(preview), error)) from error
-    return preview.eval().requires_grad_(False)
 
 
 def _dtype_of(pipe: Any) -> torch.dtype:
@@ -506,10 +442,3 @@ def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
         name: value if isinstance(value, Shared) else torch.cat([part[name] for part in parts])
         for name, value in first.items()
     }
-
-
-def _sample(value: Tensor, count: int = 64) -> bytes:
-    """Up to `count` evenly spread entries of a tensor, as bytes."""
-    flat = value.detach().reshape(-1)
-    picked = flat[:: max(1, len(flat) // count)] if len(flat) else flat
-    return picked.float().cpu().contiguous().view(torch.uint8).numpy().tobytes()

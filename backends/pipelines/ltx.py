@@ -80,7 +80,7 @@ class LTX(Family):
             negative_prompt=self.settings.negative_prompt or "",
             do_classifier_free_guidance=self.guided,
             max_sequence_length=length,
-            device=self.pipe.device,
+            device=self.device,
             dtype=self.network.dtype,
         )
         return separate(["prompt_embeds", "prompt_mask"], [text, mask], [no_text, no_mask])

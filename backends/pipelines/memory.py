@@ -126,7 +126,7 @@ class MemoryPlan:
         encode: most that encoding the prompts has alive at once; 0 where they are encoded.
         network: most that one step of the batch has alive at once, its states included.
         decode, decode_tiled: most that decoding the batch, `decode_batch` at a time, has alive at once, as the VAE is
-            set and with tiling; the same where it has none, or where the image is one tile.
+            set and with tiling; nearly the same where it has none, or where the image is one tile.
         backward: most that a gradient guide has alive at once, the reward apart; None without one.
         capacity: what the device has for this process; None for a CPU.
     """
@@ -167,7 +167,7 @@ class MemoryPlan:
             parts["encoding prompts"] = self.encode
         parts[f"step of {self.batch_size} rows"] = self.network
         parts[f"decoding, {self.decode_batch} at a time"] = self.decode
-        if self.decode_tiled != self.decode:
+        if self.decode_tiled < 0.95 * self.decode:
             parts["decoding, tiled"] = self.decode_tiled
         if self.backward is not None:
             parts["step, decoding and gradient"] = self.backward

@@ -55,7 +55,7 @@ class StableDiffusion3(Family):
             prompt=texts,
             prompt_2=None,
             prompt_3=None,
-            device=self.pipe.device,
+            device=self.device,
             do_classifier_free_guidance=self.guided,
             negative_prompt=self.settings.negative_prompt or "",
             clip_skip=self.settings.clip_skip,

@@ -25,11 +25,11 @@ class StableDiffusionXL(TextUNet):
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
-        warn_of_long_prompts(texts, self.pipe.tokenizer_2)
+        warn_of_long_prompts([*texts, self.settings.negative_prompt or ""], self.pipe.tokenizer_2)
         negative = None if self.settings.negative_prompt is None else [self.settings.negative_prompt] * len(texts)
         text, no_text, pooled, no_pooled = self.pipe.encode_prompt(
             texts,
-            device=self.pipe.device,
+            device=self.device,
             do_classifier_free_guidance=self.guided,
             negative_prompt=negative,
             clip_skip=self.settings.clip_skip,

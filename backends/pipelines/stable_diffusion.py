@@ -81,7 +81,7 @@ class TextUNet(Family):
         if self._control is None:
             height, width = self.size
             image = self.settings.control_image
-            images = image if isinstance(image, (list, tuple)) else [image]
+            images = [_opened(i) for i in (image if isinstance(image, (list, tuple)) else [image])]
             ready = [
                 self.pipe.prepare_image(i, width, height, 1, 1, rows.device, self.controlnet.dtype) for i in images
             ]
@@ -102,14 +102,27 @@ class TextUNet(Family):
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
 
+def _opened(image: Any) -> Any:
+    """An image, from its file if need be."""
+    if not isinstance(image, str):
+        return image
+    from PIL import Image
+
+    return Image.open(image).convert("RGB")
+
+
 class StableDiffusion(TextUNet):
     """Stable Diffusion 1.x and 2.x."""
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
-        warn_of_long_prompts(texts, self.pipe.tokenizer)
+        warn_of_long_prompts([*texts, self.settings.negative_prompt or ""], self.pipe.tokenizer)
+        if self.settings.clip_skip is not None and not hasattr(self.pipe.text_encoder, "text_model"):
+            raise ValueError(
+                "clip_skip needs a text encoder with a `text_model`, which transformers 5 does not give it"
+            )
         negative = None if self.settings.negative_prompt is None else [self.settings.negative_prompt] * len(texts)
         embeds = self.pipe.encode_prompt(
-            texts, self.pipe.device, 1, self.guided, negative, clip_skip=self.settings.clip_skip
+            texts, self.device, 1, self.guided, negative, clip_skip=self.settings.clip_skip
         )
         return separate(["prompt_embeds"], embeds[:1], embeds[1:])

@@ -35,4 +35,5 @@ class Unconditional(Family):
         return {}
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
-        return self.network(x, timestep, **self.settings.network_inputs, return_dict=False)[0]
+        output = self.network(x, timestep, **self.settings.network_inputs, return_dict=False)[0]
+        return output[:, : x.shape[1]]  # a learned variance is not used

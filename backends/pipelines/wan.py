@@ -63,7 +63,7 @@ class Wan(Family):
             negative_prompt=self.settings.negative_prompt or "",
             do_classifier_free_guidance=self.guided,
             max_sequence_length=length,
-            device=self.pipe.device,
+            device=self.device,
             dtype=self.network.dtype,
         )
         return separate(["prompt_embeds"], [text], [absent])
