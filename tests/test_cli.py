@@ -142,7 +142,7 @@ def test_every_command_has_help(capsys):
 
 
 def test_names_load(capsys):
-    for name in set(specs.KERNELS) - {"diffusers", "tds", "dps"}:  # which need to be told of what
+    for name in set(specs.KERNELS) - {"diffusers", "tds", "dps", "das"}:  # which need to be told of what
         specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
     guided = specs.kernel("tds(mnist(num_steps=4), 2*digit(8) + brightness(), lam=0.5)")
     assert guided.num_steps == 4

@@ -14,7 +14,19 @@ from treesearch import _names  # noqa: F401 - checks that `backends` and `reward
 from treesearch.budget import Budget, Cost
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError
 from treesearch.loop import resume, search, stream
-from treesearch.methods import BeamSearch, BestOfN, DiffusionTreeSampling, DiffusionTreeSearch, FeynmanKac
+from treesearch.methods import (
+    MCTS,
+    SVDD,
+    BeamSearch,
+    BestOfN,
+    DepthFirst,
+    DiffusionTreeSampling,
+    DiffusionTreeSearch,
+    FeynmanKac,
+    LookaheadBeam,
+    Rejection,
+    RolloverBudget,
+)
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Snapshot
 from treesearch.specs import Recipe
@@ -25,17 +37,23 @@ if TYPE_CHECKING:
     from treesearch.distributed import RayWorkers, WorkerError
 
 __all__ = [
+    "MCTS",
+    "SVDD",
     "BeamSearch",
     "BestOfN",
     "Budget",
     "BudgetError",
     "Cost",
+    "DepthFirst",
     "DiffusionTreeSampling",
     "DiffusionTreeSearch",
     "FeynmanKac",
     "KernelError",
+    "LookaheadBeam",
     "RayWorkers",
     "Recipe",
+    "Rejection",
+    "RolloverBudget",
     "SearchResult",
     "Snapshot",
     "StoreError",

@@ -41,13 +41,78 @@ _PAPERS = {
         "arXiv preprint arXiv:2501.19252",
         2025,
     ),
+    "rejection": (
+        "incollection{vonneumann1951various",
+        "Various techniques used in connection with random digits",
+        "von Neumann, John",
+        "Monte Carlo Method, National Bureau of Standards Applied Mathematics Series 12",
+        1951,
+    ),
+    "svdd": (
+        "article{li2024derivative",
+        "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft Value-Based Decoding",
+        "Li, Xiner and Zhao, Yulai and Wang, Chenyu and Scalia, Gabriele and Eraslan, Gokcen and Nair, Surag and "
+        "Biancalani, Tommaso and Ji, Shuiwang and Regev, Aviv and Levine, Sergey and Uehara, Masatoshi",
+        "arXiv preprint arXiv:2408.08252",
+        2024,
+    ),
+    "uct": (
+        "inproceedings{kocsis2006bandit",
+        "Bandit based Monte-Carlo Planning",
+        "Kocsis, Levente and Szepesv{\\'a}ri, Csaba",
+        "European Conference on Machine Learning",
+        2006,
+    ),
+    "widening": (
+        "inproceedings{couetoux2011continuous",
+        "Continuous Upper Confidence Trees",
+        'Cou{\\"e}toux, Adrien and Hoock, Jean-Baptiste and Sokolovska, Nataliya and Teytaud, Olivier and '
+        "Bonnard, Nicolas",
+        "Learning and Intelligent Optimization",
+        2011,
+    ),
+    "mctd": (
+        "inproceedings{yoon2025monte",
+        "Monte Carlo Tree Diffusion for System 2 Planning",
+        "Yoon, Jaesik and Cho, Hyeonseo and Baek, Doojin and Bengio, Yoshua and Ahn, Sungjin",
+        "International Conference on Machine Learning",
+        2025,
+    ),
+    "noise": (
+        "article{ramesh2025test",
+        "Test-Time Scaling of Diffusion Models via Noise Trajectory Search",
+        "Ramesh, Vignav and Mardani, Morteza",
+        "arXiv preprint arXiv:2506.03164",
+        2025,
+    ),
+    "classical": (
+        "article{zhang2025inference",
+        "Inference-time Scaling of Diffusion Models through Classical Search",
+        "Zhang, Xiangcheng and Lin, Haowei and Ye, Haotian and Zou, James and Ma, Jianzhu and Liang, Yitao and "
+        "Du, Yilun",
+        "arXiv preprint arXiv:2505.23614",
+        2025,
+    ),
+    "rbf": (
+        "inproceedings{kim2025inference",
+        "Inference-Time Scaling for Flow Models via Stochastic Generation and Rollover Budget Forcing",
+        "Kim, Jaihoon and Yoon, Taehoon and Hwang, Jisung and Sung, Minhyuk",
+        "Advances in Neural Information Processing Systems",
+        2025,
+    ),
 }
 _USED = {
     "BestOfN": (),
+    "Rejection": ("rejection",),
     "FeynmanKac": ("fk", "smc", "variance"),
     "DiffusionTreeSampling": ("dts",),
     "DiffusionTreeSearch": ("dts",),
     "BeamSearch": ("beam",),
+    "SVDD": ("svdd",),
+    "LookaheadBeam": ("beam",),
+    "MCTS": ("uct", "widening", "mctd", "noise"),
+    "DepthFirst": ("classical",),
+    "RolloverBudget": ("rbf",),
 }
 
 
@@ -61,6 +126,6 @@ def bibtex(methods: Sequence[str]) -> str:
 
 
 def _entry(head: str, title: str, authors: str, where: str, year: int) -> str:
-    venue = "booktitle" if head.startswith("inproceedings") else "journal"
+    venue = "booktitle" if head.startswith("in") else "journal"
     fields = {"title": title, "author": authors, venue: where, "year": year}
     return f"@{head},\n" + ",\n".join(f"  {key} = {{{value}}}" for key, value in fields.items()) + "\n}"

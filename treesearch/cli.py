@@ -21,14 +21,32 @@ from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPref
 from rewards.base import RewardError
 from treesearch import commands
 from treesearch.errors import TreeSearchError, unknown
-from treesearch.methods import BeamSearch, BestOfN, DiffusionTreeSampling, DiffusionTreeSearch, FeynmanKac
+from treesearch.methods import (
+    MCTS,
+    SVDD,
+    BeamSearch,
+    BestOfN,
+    DepthFirst,
+    DiffusionTreeSampling,
+    DiffusionTreeSearch,
+    FeynmanKac,
+    LookaheadBeam,
+    Rejection,
+    RolloverBudget,
+)
 
 METHODS = {
     "best-of-n": BestOfN,
+    "rejection": Rejection,
     "fk": FeynmanKac,
     "dts": DiffusionTreeSampling,
     "dts-star": DiffusionTreeSearch,
     "beam": BeamSearch,
+    "svdd": SVDD,
+    "lookahead-beam": LookaheadBeam,
+    "mcts": MCTS,
+    "depth-first": DepthFirst,
+    "rollover": RolloverBudget,
 }
 _Method: Any = Union[tuple(Annotated[m, subcommand(name)] for name, m in METHODS.items())]  # noqa: UP007 - from the table
 Run = make_dataclass(

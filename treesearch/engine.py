@@ -56,12 +56,14 @@ class Segments:
     Args:
         source, first, last: node numbers, (n,).
         hold: score the endpoint of `last` and keep its transition, instead of scoring a sample.
+        keep: nodes whose transitions, held since earlier waves, are kept for later ones; all others are let go.
     """
 
     source: Ids
     first: Ids
     last: Ids
     hold: bool = False
+    keep: Ids = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Arrival(NamedTuple):
@@ -84,6 +86,11 @@ class Held:
 
     transition: Transition
     node: Ids  # increasing
+
+    def only(self, nodes: Ids) -> Held | None:
+        """Those of the given nodes; None where there are none."""
+        rows = np.flatnonzero(np.isin(self.node, nodes))
+        return Held(self.transition.take(torch.from_numpy(rows)), self.node[rows]) if len(rows) else None
 
 
 @dataclass
@@ -207,8 +214,9 @@ class Engine:
             return None
         trees = self.trees if trees is None else trees
         flight = _join([self._start(wave, task, segments, trees) for task, segments in work])
-        for task, _ in work:
-            self._held.pop(task, None)
+        for task, segments in work:
+            held = self._held.pop(task, [])
+            self._held[task] = [part for h in held if (part := h.only(segments.keep))] if len(segments.keep) else []
         flight.unscored = len(flight.t)
         self._flights.append(flight)
         rows = np.arange(len(flight.t))
@@ -257,7 +265,8 @@ class Engine:
     def _land(self, flight: Flight) -> Cost:
         """Settle a wave that is scored."""
         self._flights.remove(flight)
-        self._held |= flight.held
+        for task, held in flight.held.items():
+            self._held.setdefault(task, []).extend(held)
         return flight.cost
 
     def _start(self, wave: int, task: int, segments: Segments, trees: Nodes) -> Flight:

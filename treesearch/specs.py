@@ -28,6 +28,7 @@ KERNELS = {
     "mnist": "backends.mnist:mnist_kernel",
     "diffusers": "backends.pipelines:DiffusersKernel.from_pretrained",
     "tds": "backends.guidance:TDS",
+    "das": "backends.guidance:DAS",
     "dps": "backends.guidance:DPS",
     "gaussian": "backends.gaussian:LinearGaussian",
     "ring": "backends.gaussian:GaussianMixture.ring",
@@ -59,10 +60,16 @@ REWARDS = {
 }
 METHOD_NAMES = {
     "best_of_n": "BestOfN",
+    "rejection": "Rejection",
     "fk": "FeynmanKac",
     "dts": "DiffusionTreeSampling",
     "dts_star": "DiffusionTreeSearch",
     "beam": "BeamSearch",
+    "svdd": "SVDD",
+    "lookahead_beam": "LookaheadBeam",
+    "mcts": "MCTS",
+    "depth_first": "DepthFirst",
+    "rollover": "RolloverBudget",
 }
 _REWARD_METHODS = ("min", "clip", "gate")
 _PLUGIN = re.compile(r"^\s*([^()\s]+\.py|[A-Za-z_][\w.]*):([A-Za-z_][\w.]*)\s*(\(.*\))?\s*$", re.DOTALL)
@@ -120,9 +127,22 @@ class SpecError(TreeSearchError, ValueError):
     """A name or an expression that cannot be read."""
 
 
+class UnknownName(SpecError):
+    """A name that is not registered."""
+
+    def __init__(self, what: str, name: str, names: Mapping[str, Any]) -> None:
+        super().__init__(unknown(what, name, names))
+        self.name = name
+
+
 def kernel(spec: str) -> Any:
     """The kernel that an expression names."""
-    return _build(spec, "kernel", {name: _lazy(path) for name, path in (REWARDS | KERNELS).items()})  # guides take both
+    try:
+        return _build(
+            spec, "kernel", {name: _lazy(path) for name, path in (REWARDS | KERNELS).items()}
+        )  # guides take both
+    except UnknownName as error:
+        raise SpecError(unknown("kernel", error.name, KERNELS)) from None
 
 
 def reward(spec: str) -> Any:
@@ -181,7 +201,10 @@ def _build(spec: str, what: str, names: Mapping[str, Callable[..., Any]]) -> Any
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError as error:
-        raise SpecError(f"cannot read the {what} {spec!r}: {error.msg}") from error
+        hint = (
+            f': write diffusers("{spec}", num_steps=50)' if what == "kernel" and "/" in spec and "(" not in spec else ""
+        )
+        raise SpecError(f"cannot read the {what} {spec!r}: {error.msg}{hint}") from error
     value = _evaluate(tree, what, names)
     return value() if isinstance(tree, ast.Name) and callable(value) and tree.id in names else value
 
@@ -196,7 +219,7 @@ def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]
         return _call(node, what, names)
     if isinstance(node, ast.Name):
         if node.id not in names:
-            raise SpecError(unknown(what, node.id, names))
+            raise UnknownName(what, node.id, names)
         return names[node.id]
     try:
         return ast.literal_eval(node)

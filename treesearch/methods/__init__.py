@@ -6,11 +6,43 @@ from typing import Any
 
 from treesearch.methods.beam import BeamSearch
 from treesearch.methods.best_of_n import BestOfN
+from treesearch.methods.depth_first import DepthFirst
 from treesearch.methods.feynman_kac import FeynmanKac
+from treesearch.methods.lookahead_beam import LookaheadBeam
+from treesearch.methods.mcts import MCTS
+from treesearch.methods.rejection import Rejection
+from treesearch.methods.rollover import RolloverBudget
+from treesearch.methods.svdd import SVDD
 from treesearch.methods.tree_sampling import DiffusionTreeSampling, DiffusionTreeSearch
 
 METHODS: dict[str, Any] = {
-    method.__name__: method for method in (BestOfN, FeynmanKac, DiffusionTreeSampling, DiffusionTreeSearch, BeamSearch)
+    method.__name__: method
+    for method in (
+        BestOfN,
+        Rejection,
+        FeynmanKac,
+        DiffusionTreeSampling,
+        DiffusionTreeSearch,
+        BeamSearch,
+        SVDD,
+        LookaheadBeam,
+        MCTS,
+        DepthFirst,
+        RolloverBudget,
+    )
 }
 
-__all__ = ["METHODS", "BeamSearch", "BestOfN", "DiffusionTreeSampling", "DiffusionTreeSearch", "FeynmanKac"]
+__all__ = [
+    "MCTS",
+    "METHODS",
+    "SVDD",
+    "BeamSearch",
+    "BestOfN",
+    "DepthFirst",
+    "DiffusionTreeSampling",
+    "DiffusionTreeSearch",
+    "FeynmanKac",
+    "LookaheadBeam",
+    "Rejection",
+    "RolloverBudget",
+]

@@ -8,9 +8,13 @@ At each scheduled level t, for K particles:
 
 and at x_0: log G_0 = λ r(x_0) - Σ log G, so that each surviving lineage's potentials telescope to λ r(x_0).
 
-Ẑ = Π mean(w) is unbiased for Z for every potential, scheme, fixed schedule and for ESS-adaptive resampling, because
-weights are carried over the levels that do not resample. Temperatures chosen from the particles (`tempering="ess"`)
-keep consistency only. Populations merge with weights K·Ẑ.
+With `value="rollout"` a level is scored by the reward of one full rollout from x_t, in place of its endpoint's:
+exp(λ r) of a rollout is unbiased for exp(λ V_t), the soft value, where an endpoint's is not. It is noisy and dear: a
+particle costs T + Σ t over the levels above 0 in place of T (150 for 50 at five levels). Offspring draw afresh.
+
+Ẑ = Π mean(w) is unbiased for Z for every value, potential, scheme, fixed schedule and for ESS-adaptive resampling,
+because weights are carried over the levels that do not resample. Temperatures chosen from the particles
+(`tempering="ess"`) keep consistency only. Populations merge with weights K·Ẑ.
 
 References:
     A General Framework for Inference-time Scaling and Steering of Diffusion Models (Singhal et al., 2025).
@@ -35,6 +39,8 @@ from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_le
 from treesearch.resampling import SCHEMES
 from treesearch.weights import F64, ess, log_mean, normalise, scaled, temper
 
+VALUES = ("endpoint", "rollout")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeynmanKac:
@@ -47,6 +53,7 @@ class FeynmanKac:
         schedule: levels t at which endpoints are scored, 0 (x_0 itself) among them; None for five equally spaced.
         resampling: multinomial, residual, stratified, systematic or ssp (`treesearch.resampling`).
         ess_threshold: resample where ESS < threshold·K; 0 never, 1 always.
+        value: endpoint, or rollout for one full rollout a particle and level.
         tempering: None for λ at every level, a sequence with one factor in (0, 1] a level that ends in 1, or "ess":
             the largest λ_t whose weights keep an ESS of ess_target·K, the last one where none does, resampling until λ
             is reached (difference potential; consistent only).
@@ -59,6 +66,7 @@ class FeynmanKac:
     schedule: tuple[int, ...] | None = None
     resampling: str = "systematic"
     ess_threshold: float = 0.5
+    value: str = "endpoint"
     tempering: tuple[float, ...] | str | None = None
     ess_target: float = 0.5
 
@@ -71,6 +79,7 @@ class FeynmanKac:
         check_lam(self.lam)
         choose("potential", self.potential, POTENTIALS)
         choose("resampling scheme", self.resampling, SCHEMES)
+        choose("value", self.value, VALUES)
         if not 0 <= self.ess_threshold <= 1:
             raise ValueError(f"ess_threshold is {self.ess_threshold}, expected 0 (never) to 1 (always)")
         if not 0 < self.ess_target < 1:
@@ -96,7 +105,7 @@ class FeynmanKac:
         return levels
 
     def unit(self, spec: Spec) -> Unit:
-        return population.unit(spec, self.num_particles, self.levels(spec))
+        return population.unit(spec, self.num_particles, self.levels(spec), rollouts=self.value == "rollout")
 
     def start(self, problem: Problem) -> FeynmanKacSearch:
         return FeynmanKacSearch(self, problem)
@@ -183,7 +192,7 @@ class FeynmanKacSearch(population.PopulationSearch):
             running = Running(np.full(k, -math.inf), zeros)
             return Particles(method, self.lam, len(levels), zeros, zeros, running, zeros, np.arange(k))
 
-        super().__init__(problem, method.num_particles, levels, particles)
+        super().__init__(problem, method.num_particles, levels, particles, rollouts=method.value == "rollout")
 
     def readout(self) -> Readout:
         done = self.finished
@@ -193,9 +202,10 @@ class FeynmanKacSearch(population.PopulationSearch):
         log_z, warnings = log_mean(log_w), []
         if self.method.tempering == "ess":
             warnings.append("temperatures chosen from the particles: consistent, not unbiased")
+        leaves, log_weights = self._beside_rollouts(np.concatenate([p.nodes for p in done]), log_w)
         return Readout(
-            leaves=np.concatenate([p.nodes for p in done]),
-            log_weights=log_w,
+            leaves=leaves,
+            log_weights=log_weights,
             log_z=log_z,
             log_z_se=_standard_error([p.steer for p in done]) if log_z > -math.inf else None,
             warnings=warnings,
@@ -205,6 +215,15 @@ class FeynmanKacSearch(population.PopulationSearch):
                 "resamplings": [p.steer.resamplings for p in done],
             },
         )
+
+    def _beside_rollouts(self, leaves: NDArray[np.int64], log_w: F64) -> tuple[NDArray[np.int64], F64]:
+        """All scored samples: those that only gave a level its value carry no weight, and the mean weight stays."""
+        if not self.rollouts:
+            return leaves, log_w
+        every = self.tree.leaves
+        out = np.full(len(every), -math.inf)
+        out[np.searchsorted(every, leaves)] = log_w + math.log(len(every) / len(leaves))
+        return every, out
 
 
 def _standard_error(populations: Sequence[Particles]) -> float | None:

@@ -3,7 +3,9 @@
     evaluate the transition at a level -> score its endpoint -> `steer` decides the ancestors -> offspring draw apart
 
 A population of K particles costs exactly K·T NFE: the evaluation that scores a level is the one its offspring draw
-from. The terminal level scores x_0 itself and never resamples. Several populations run side by side in groups whose
+from. The terminal level scores x_0 itself and never resamples. With `rollouts` a level scores a sample instead: each
+particle is rolled out to x_0 with the noise of its own key, the rollout hangs below it in the tree, and its offspring
+draw afresh; a particle then costs T + Σ t over the levels above 0. Several populations run side by side in groups whose
 size is fixed, so that no result depends on the batch size; what is left of a budget makes a last, smaller one.
 """
 
@@ -43,7 +45,7 @@ class Steer(Protocol):
 
         Args:
             level: position in the schedule; the last one is terminal and its answer is not used.
-            reward: r of the endpoints, of x_0 at the terminal level, (K,).
+            reward: r of the endpoints or rollouts, of x_0 at the terminal level, (K,).
             log_w: log p/q since the last level, (K,).
             uniforms: K + 1 uniforms of this population and level.
         """
@@ -67,6 +69,7 @@ class PopulationSearch(ABC):
         size: K; None for one population as large as budget and memory allow.
         levels: the schedule, descending and ending in 0.
         steer: makes the decisions of a population from its size.
+        rollouts: score a level by a rollout of each particle, in place of its endpoint.
     """
 
     hits = NO_NODES
@@ -74,9 +77,15 @@ class PopulationSearch(ABC):
     lam: float
 
     def __init__(
-        self, problem: Problem, size: int | None, levels: tuple[int, ...], steer: Callable[[int], Any]
+        self,
+        problem: Problem,
+        size: int | None,
+        levels: tuple[int, ...],
+        steer: Callable[[int], Any],
+        *,
+        rollouts: bool = False,
     ) -> None:
-        self.problem, self.size, self.levels, self.make = problem, size, levels, steer
+        self.problem, self.size, self.levels, self.make, self.rollouts = problem, size, levels, steer, rollouts
         self.tree = Tree(problem.num_steps, problem.key)
         self.status, self.share = Status.RUNNING, problem.share
         self.finished: list[Population] = []
@@ -102,9 +111,12 @@ class PopulationSearch(ABC):
             self.status = Status.FINISHED if self._unlimited else Status.BUDGET
             return Segments(NO_NODES, NO_NODES, NO_NODES)
         parents, keys = self._offspring()
-        new = self.tree.append(parents, np.full(len(parents), self.levels[self.level]), keys)
+        each, level = self._nodes_each, self.levels[self.level]
+        new = len(self.tree) + each * np.arange(len(parents))
+        above = np.stack([parents, new], 1)[:, :each]  # a rollout's sample is the first child of its particle
+        self.tree.append(above.ravel(), np.tile([level, 0][:each], len(parents)), np.repeat(keys, each))
         self._place(new)
-        return Segments(parents, new, new, hold=self.levels[self.level] > 0)
+        return Segments(parents, new, new + each - 1, hold=each == 1 and level > 0)
 
     def tell(self, segments: Segments) -> None:
         last = self.level == len(self.levels) - 1
@@ -116,12 +128,13 @@ class PopulationSearch(ABC):
             def draw(k: int = len(nodes), a: int = counter) -> F64:
                 return uniforms(self.problem.key, k + 1, a, Stream.RESAMPLE)
 
-            reward, edge = self.tree.reward[nodes], self.tree.log_w[nodes]
+            scored = nodes + self._nodes_each - 1
+            reward, edge = self.tree.reward[scored], self.tree.log_w[nodes]
+            if self.rollouts or last:
+                self.tree.value[scored] = reward
             population.ancestors = population.steer.step(self.level, reward, edge, draw)
         self.level += 1
         if last:
-            for population in self.group:
-                self.tree.value[population.nodes] = self.tree.reward[population.nodes]
             self.finished += self.group
             self.group = []
 
@@ -139,12 +152,12 @@ class PopulationSearch(ABC):
             self._begin([k for k, count in sizes for _ in range(count)])
             while self.group and at < len(self.tree):
                 parents, _ = self._offspring()
-                new = np.arange(at, at + len(parents))
+                new = np.arange(at, at + self._nodes_each * len(parents), self._nodes_each)
                 if not np.array_equal(self.tree.parent[new], parents):
                     raise StoreError(
                         "the recorded ancestors are not the ones the recorded rewards lead to: damaged run"
                     )
-                at += len(new)
+                at = int(new[-1]) + self._nodes_each
                 self._place(new)
                 self.tell(Segments(parents, new, new))
 
@@ -166,6 +179,7 @@ class PopulationSearch(ABC):
         parents = np.concatenate([p.nodes if p.ancestors is None else p.nodes[p.ancestors] for p in self.group])
         starts = np.concatenate([[True], parents[1:] != parents[:-1]])
         rank = np.arange(len(parents)) - np.maximum.accumulate(np.where(starts, np.arange(len(parents)), 0))
+        rank += self.rollouts  # a particle's rollout has taken its first child's noise
         return parents, child_keys(self.tree.key[parents], self.levels[self.level - 1], rank)
 
     def _place(self, new: Ids) -> None:
@@ -176,7 +190,7 @@ class PopulationSearch(ABC):
 
     def _sizes(self) -> list[int]:
         """Sizes of the next group of populations that fit."""
-        steps, calls = self.problem.num_steps, len(self.levels)
+        steps, calls = price(self.problem.spec, self.levels, rollouts=self.rollouts), len(self.levels)
         done = [k for g in self.groups for k in g]
         if self._unlimited:
             return [] if done or self.size is None else [self.size]
@@ -189,6 +203,11 @@ class PopulationSearch(ABC):
         sizes = [size] * min(beside, fits // size)
         rest = fits - sum(sizes)
         return [*sizes, rest] if len(sizes) < beside and 0 < rest < size else sizes
+
+    @property
+    def _nodes_each(self) -> int:
+        """Nodes that a particle of this level adds: itself and, above x_0, its rollout's sample."""
+        return 2 if self.rollouts and self.levels[self.level] > 0 else 1
 
     @property
     def _unlimited(self) -> bool:
@@ -209,7 +228,12 @@ def memory_cap(spec: Spec) -> int:
     return max(1, int(MEMORY_SHARE * free / (8 * max(8, spec.state_bytes))))
 
 
-def unit(spec: Spec, size: int | None, levels: tuple[int, ...]) -> Unit:
+def price(spec: Spec, levels: tuple[int, ...], *, rollouts: bool = False) -> int:
+    """NFE of one particle: the walk, and rollouts from every level above 0."""
+    return spec.num_steps + rollouts * sum(levels)
+
+
+def unit(spec: Spec, size: int | None, levels: tuple[int, ...], *, rollouts: bool = False) -> Unit:
     """The least that populations cost: one of the given size, or a single particle."""
     k = size or 1
-    return Unit(f"one population of {k}", k * spec.num_steps, k * len(levels))
+    return Unit(f"one population of {k}", k * price(spec, levels, rollouts=rollouts), k * len(levels))
