@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,33 @@ def test_guided_rows_and_backwards_are_counted():
 def test_nfe_do_not_depend_on_the_batch_size():
     costs = {run(ts.DiffusionTreeSampling(wave=8), 777, batch_size=b)[1].cost.nfe for b in (1, 5, 64)}
     assert len(costs) == 1
+
+
+def test_conditioning_is_gathered_when_the_tasks_of_a_batch_change():
+    """Rows of large models weigh megabytes."""
+    seen = []
+
+    class Heavy(Recorder):
+        def encode(self, prompts):
+            return {"text": torch.arange(len(prompts))[:, None], "shared": Shared(7)}
+
+        def transition(self, x, t, cond=None):
+            seen.append((cond["text"], cond["task"]))
+            assert torch.equal(cond["text"][:, 0], cond["task"])
+            assert cond["shared"] == 7
+            return super().transition(x, t, cond)
+
+    ts.search(Heavy(), reward_of_nothing, ts.BestOfN(n=8), prompts=["a", "b"], batch_size=16)
+    assert len(seen) > 1
+    assert len({id(text) for text, _ in seen}) == 1
+    seen.clear()
+    ts.search(Heavy(), reward_of_nothing, ts.BestOfN(n=8), prompts=["a", "b"], batch_size=5)
+    for (text, task), (next_text, next_task) in itertools.pairwise(seen):
+        assert (text is next_text) == torch.equal(task, next_task)
+
+
+def reward_of_nothing(samples):
+    return torch.zeros(len(samples))
 
 
 def test_tasks_are_told_apart_by_reward_and_conditioning():

@@ -21,33 +21,10 @@ from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPref
 from rewards.base import RewardError
 from treesearch import commands
 from treesearch.errors import TreeSearchError, unknown
-from treesearch.methods import (
-    MCTS,
-    SVDD,
-    BeamSearch,
-    BestOfN,
-    DepthFirst,
-    DiffusionTreeSampling,
-    DiffusionTreeSearch,
-    FeynmanKac,
-    LookaheadBeam,
-    Rejection,
-    RolloverBudget,
-)
+from treesearch.methods import METHODS as CLASSES
+from treesearch.specs import METHOD_NAMES
 
-METHODS = {
-    "best-of-n": BestOfN,
-    "rejection": Rejection,
-    "fk": FeynmanKac,
-    "dts": DiffusionTreeSampling,
-    "dts-star": DiffusionTreeSearch,
-    "beam": BeamSearch,
-    "svdd": SVDD,
-    "lookahead-beam": LookaheadBeam,
-    "mcts": MCTS,
-    "depth-first": DepthFirst,
-    "rollover": RolloverBudget,
-}
+METHODS = {name.replace("_", "-"): CLASSES[path] for name, path in METHOD_NAMES.items()}
 _Method: Any = Union[tuple(Annotated[m, subcommand(name)] for name, m in METHODS.items())]  # noqa: UP007 - from the table
 Run = make_dataclass(
     "Run",
