@@ -54,7 +54,7 @@ class Kernel(Protocol):
     `rewards_per_nfe` (backward passes and reward calls that a transition costs: a number, or one for each t in 0..T),
     `scores` (the Reward that those calls are of). Optional methods: `prior_log_weight(x, cond) -> (n,)`, log p/q of
     the prior draw, `renoise(x, t_from, t_to, noise)` for moves up the chain, and `preview(endpoint)`, an approximate
-    `decode` for endpoints that are scored above t = 0.
+    `decode` for endpoints that are scored above t = 0, and `diagnose(t) -> str`, said when the steps from t end in NaN.
     """
 
     @property

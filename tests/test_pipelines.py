@@ -608,14 +608,20 @@ def test_a_safety_checker_is_left_out(tiny_root):
     assert kernel.pipe.safety_checker is None
 
 
-def test_nan_names_the_step(tiny_root, monkeypatch):
-    kernel = load("sd", tiny_root, dtype="float16", num_steps=T)
-    cond = cond_of(kernel, PROMPTS)
-    x = torch.randn(2, *kernel.state_shape)
-    x[1] = 1e6  # beyond float16
+def test_nan_names_the_step(tiny_root):
+    kernel = load("sd", tiny_root, dtype="float16")
+    options = {"prompts": PROMPTS, "budget": ts.Budget(nfe=4 * T)}
+    kernel.pipe.unet.conv_out.bias.data *= 1e9  # beyond float16
+    message = (
+        r"4 of 4 states are NaN or infinite after the step from t = \[5\]: timesteps \[801\] in float16; .*bfloat16"
+    )
+    with pytest.raises(ts.KernelError, match=message):
+        ts.search(kernel, brightness(), ts.BestOfN(), **options)
+    whole = load("sd", tiny_root)
+    whole.pipe.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(ts.KernelError, match=r"in float32; are the weights.* whole"):
+        ts.search(whole, brightness(), ts.BestOfN(), **options)
     with pytest.raises(
-        ValueError, match=r"NaN or infinity for 1 of 2 rows, at t = \[2\] \(timesteps \[\d+\]\) in float16: .*bfloat16"
+        ValueError, match="the decoder returned NaN or infinity in float32: are the weights whole"
     ):
-        kernel.transition(x, torch.tensor([4, 2]), cond)
-    with pytest.raises(ValueError, match="the decoder returned NaN or infinity"):
-        kernel.decode(torch.full((1, *kernel.state_shape), torch.nan))
+        whole.decode(torch.full((1, *kernel.state_shape), torch.nan))

@@ -497,6 +497,13 @@ class Engine:
                 "the shape of the states, and std one that broadcasts against it, such as (n, 1, ...)"
             ) from error
         _check_states(x, len(t), self.spec, "transition.sample")
+        # Asked last: a GPU computes while the noise is made here, and is waited for once.
+        if not (finite := torch.isfinite(x).flatten(1).all(1)).all():
+            bad = torch.from_numpy(t)[~finite.cpu()]
+            at, hint = sorted(set(bad.tolist())), getattr(self.kernel, "diagnose", lambda t: "")(bad)
+            raise KernelError(
+                f"{len(bad)} of {len(t)} states are NaN or infinite after the step from t = {at}{hint and ': '}{hint}"
+            )
         return x, _weights(law.log_weight(x), len(t), "transition.log_weight")
 
     def _prior(self, task: int, key: NDArray[np.uint64]) -> tuple[Tensor, NDArray[np.float64] | float]:
