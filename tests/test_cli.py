@@ -59,6 +59,26 @@ def test_compare_writes_a_card_and_pictures(tmp_path, capsys):
     assert main(["compare", *TOY, *words]) == 1
 
 
+def test_compare_every_method_beside_a_reward_that_is_not_optimised(tmp_path, capsys):
+    folder = tmp_path / "c"
+    words = ["--methods", "all", "--also", "quadratic(1,0)", "--nfe", "600", "--store", str(folder)]
+    assert main(["compare", *TOY, *words]) == 0
+    records = [json.loads(line) for line in (folder / "comparison.jsonl").read_text().splitlines()]
+    card = (folder / "README.md").read_text()
+    ran = {record["method"] for record in records}
+    for name in specs.METHOD_NAMES:
+        assert f"| {name} |" in card
+        assert name in ran or f"- {name}: not run: " in card
+    assert "rejection" not in ran  # the reward exceeds its bound
+    for record in records:
+        assert record["nfe"] <= 600
+        assert record["also_best"] < 0
+    assert "| quadratic(1, 0), best | draws |" in card
+    printed = capsys.readouterr().out
+    assert "not optimised" in printed
+    assert "rejection: not run" in printed
+
+
 def test_dry_run_predicts_and_leaves_nothing(tmp_path, capsys):
     assert run("dts", *TOY, "--nfe", "10k", "--dry-run", "--json", "--store", str(tmp_path / "r")) == 0
     assert json.loads(capsys.readouterr().out)["nfe"] == 10_000

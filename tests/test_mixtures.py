@@ -234,13 +234,17 @@ def test_settings_reach_the_methods(beds):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """A run, tiny; the sizes stay small as long as it is used."""
     out = tmp_path_factory.mktemp("mixtures")
-    assert command(out) == 0
-    return out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixtures, "REFERENCE", 400)
+        patch.setattr(mixtures, "DRAWS", 300)
+        assert command(out) == 0
+        yield out
 
 
 def command(out, *words):
-    words = ["--nfe", "1k", "3k", "--seeds", "100", "101", "--tuning-nfe", "1k", "--pool-scale", "0.02", *words]
+    words = ["--nfe", "1k", "3k", "--seeds", "100", "101", "--tuning-nfe", "1k", "--pool-scale", "0.004", *words]
     words = ["--beds", "checkerboard", "mix16_mild", "--methods", "importance", "rejection", "dps", "dts", *words]
     return mixtures.main(["run", *words, "--out", str(out / "cells.jsonl"), "--work", str(out / "work")])
 

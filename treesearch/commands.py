@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from rewards.base import Reward, RewardError
 from treesearch import __version__, loop, plots, probe, report, runs, specs
 from treesearch.budget import Budget, Cost
 from treesearch.citations import bibtex
-from treesearch.errors import TreeSearchError, choose
+from treesearch.errors import BudgetError, KernelError, TreeSearchError, choose
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult, TaskResult
@@ -193,7 +194,9 @@ class Compare:
         "dts(widening_c=1, widening_alpha=0.5)",
         "dts_star(widening_c=1, widening_alpha=0.5)",
     )
-    """names with settings, such as "fk(num_particles=16)" """
+    """names with settings, such as "fk(num_particles=16)", or all: every method by its defaults"""
+    also: str | None = None
+    """a reward that is not optimised, such as "brightness()": reported beside the one that is"""
     what: OmitArgPrefixes[What] = field(default_factory=What)
     where: OmitArgPrefixes[Where] = field(default_factory=Where)
     nfe: Annotated[str, arg(metavar="N|10k|2M")] = "10k"
@@ -208,8 +211,10 @@ class Compare:
             return self._run(workers)
 
     def _run(self, workers: Workers | None) -> int:
-        methods = {spec: specs.method(spec) for spec in self.methods}
+        names = tuple(specs.METHOD_NAMES) if self.methods == ("all",) else self.methods
+        methods = {spec: specs.method(spec) for spec in names}
         kernel, reward = self.what.load(workers)
+        also = None if self.also is None else specs.reward(self.also)
         folder = Path(self.store)
         if (folder / "summary.json").exists():
             raise TreeSearchError(f"{folder} holds a comparison already: name another with --store, or remove it")
@@ -218,16 +223,24 @@ class Compare:
             "reward": self.what.reward,
             "NFE of each": self.nfe,
             "seed": self.what.seed,
-        }
+        } | ({} if self.also is None else {"not optimised": self.also})
         if not self.json:
             _print_asked(asked, methods)
         results: dict[str, SearchResult] = {}
+        refused: dict[str, str] = {}
         for spec, method in methods.items():
             name = spec.partition("(")[0].replace("-", "_")
             name = name if name not in results else f"{name}_{len(results)}"
-            session = self._session(folder / name, kernel, reward, method, workers)
-            results[name] = finish(session, folder / name, name, quiet=self.json)
-        return self._report(folder, asked, methods, results)
+            try:
+                session = self._session(folder / name, kernel, reward, method, workers)
+                results[name] = finish(session, folder / name, name, quiet=self.json)
+            except (BudgetError, RewardError, KernelError) as error:  # not for this model, reward or budget
+                if self.methods != ("all",):
+                    raise
+                refused[name] = f"not run: {error}"
+        if not results:
+            raise TreeSearchError("no method could run: " + "; ".join(f"{k}, {v}" for k, v in refused.items()))
+        return self._report(folder, asked, methods, results, also, refused)
 
     def _session(self, path: Path, kernel: Any, reward: Any, method: Method, workers: Workers | None) -> Session:
         """A method's run: a new one, or what an interrupted comparison left of it."""
@@ -245,11 +258,31 @@ class Compare:
         return session
 
     def _report(
-        self, folder: Path, asked: dict[str, Any], methods: dict[str, Method], results: dict[str, SearchResult]
+        self,
+        folder: Path,
+        asked: dict[str, Any],
+        methods: dict[str, Method],
+        results: dict[str, SearchResult],
+        also: Reward | None,
+        refused: dict[str, str],
     ) -> int:
         found = {name: report.summary(result) for name, result in results.items()}
+        if also is not None:
+            for name, result in results.items():
+                for task, told in zip(result.tasks, found[name], strict=True):
+                    told |= beside(task, also)
         runs.write_json(folder / "summary.json", found)
+        records = [{"method": name, **task, **results[name].cost.as_dict()} for name in results for task in found[name]]
+        (folder / "comparison.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        columns = report.COLUMNS if also is None else (*report.COLUMNS, f"{also.name}, best", "draws")
         lines = [row for name, r in results.items() for row in report.rows(name, found[name], r.cost)]
+        if also is not None:
+            told = [task for name in results for task in found[name]]
+            lines = [
+                [*row, *map(report.figure, (t["also_best"], t["also_draws"]))]
+                for row, t in zip(lines, told, strict=True)
+            ]
+        lines += [[name, *[report.DASH] * (len(columns) - 1)] for name in refused]
         pictures = []
         for name, result in results.items():
             if (sheet := contact_sheet(result.tasks[0], folder / f"{name}.png")) is not None:
@@ -257,12 +290,13 @@ class Compare:
         curves = {name: plots.curve(result.history) for name, result in results.items()}
         pictures += _if_plots(lambda: plots.draw_curves(curves, folder / "reward.png"), "best reward against NFE")
         notes = {name: [w for task in tasks for w in task["warnings"]] for name, tasks in found.items()}
+        notes |= {name: [why] for name, why in refused.items()}
         settings = {f"method {i + 1}": repr(m) for i, m in enumerate(methods.values())}
-        report.card(folder, "Comparison at equal NFE", asked | settings, lines, notes, pictures)
+        report.card(folder, "Comparison at equal NFE", asked | settings, lines, notes, pictures, columns)
         if self.json:
             print(json.dumps(found, indent=2))
         else:
-            report.print_table(lines)
+            report.print_table(lines, columns)
             for name, texts in notes.items():
                 for text in texts:
                     print(f"  {name}: {text}")
@@ -553,6 +587,19 @@ def contact_sheet(task: TaskResult, path: Path) -> Path | None:
     drawn = task.draw(PICTURED // 2)
     blank = best.new_ones((-len(best) % 8, *best.shape[1:]))
     return plots.grid(torch.cat([best, blank, drawn]), path)
+
+
+def beside(task: TaskResult, also: Reward) -> dict[str, float | None]:
+    """Mean of a reward that was not optimised, over the best sixteen samples and over the read-out's draws."""
+    if not len(task.leaves):
+        return {"also_best": None, "also_draws": None}
+
+    def mean(samples: Any) -> float | None:
+        values = also(samples, None if task.prompt is None else [task.prompt] * len(samples))
+        return float(values.mean()) if values.isfinite().all() else None
+
+    drawn = np.isfinite(task.readout.log_weights.max())
+    return {"also_best": mean(task.best(PICTURED // 2)[0]), "also_draws": mean(task.draw(PICTURED)) if drawn else None}
 
 
 def read_command(path: str | Path) -> dict[str, Any]:

@@ -106,6 +106,11 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def figure(value: float | None) -> str:
+    """A number of a table."""
+    return DASH if value is None else f"{value:.3f}".replace("-0.000", "0.000")
+
+
 def rows(name: str, tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[list[str]]:
     """Table rows of one search; its cost stands on its first row."""
     out = []
@@ -114,7 +119,7 @@ def rows(name: str, tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[list
         se = "" if task["log_z_se"] is None else f" ± {task['log_z_se']:.3f}"
         spent = [f"{cost.nfe}", f"{cost.reward_calls}", f"{cost.seconds:.1f}"] if i == 0 else ["", "", ""]
         label = name if task["prompt"] is None else f"{name}: {task['prompt']}"
-        numbers = [DASH if task[k] is None else f"{task[k]:.3f}".replace("-0.000", "0.000") for k in ("best", "mean")]
+        numbers = [figure(task[k]) for k in ("best", "mean")]
         out.append([label, *numbers, z + se, f"{task['ess']:.1f}", str(task["roots"]), *spent])
     return out
 
@@ -149,13 +154,14 @@ def card(
     lines: Sequence[Sequence[str]],
     notes: Mapping[str, Sequence[str]],
     pictures: Sequence[tuple[str, str]],
+    columns: Sequence[str] = COLUMNS,
 ) -> None:
     """Write README.md of a run folder: what was asked, what came out, what to know, the pictures."""
     asked = "\n".join(f"- {key}: `{value}`" for key, value in command.items())
     known = "\n".join(f"- {name}: {note}" for name, found in notes.items() for note in found) or "- none"
     shown = "\n\n".join(f"![{caption}]({file})\n\n{caption}" for file, caption in pictures)
     path.joinpath("README.md").write_text(
-        f"# {title}\n\n{asked}\n\n{markdown(lines)}\n\n"
+        f"# {title}\n\n{asked}\n\n{markdown(lines, columns)}\n\n"
         "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
         "ESS is the effective number of samples among the weights. Roots: distinct draws of x_T among the samples "
         f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n{shown}\n",
