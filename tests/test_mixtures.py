@@ -86,7 +86,7 @@ def test_references_by_rejection_and_by_resampling_agree(beds, monkeypatch):
         rewards = bed.reward(torch.from_numpy(found["draws"]))
         assert abs(rewards.mean() - found["mean_reward"]) < 4 * rewards.std() / 20 < 0.7
         assert evidence.total_variation(bed.masses(torch.from_numpy(found["draws"])), found["masses"]) < 0.08
-    assert one["prior_reward"] < one["mean_reward"] - 20
+    assert one["prior_reward"] < one["mean_reward"] - 4
 
 
 # distances
@@ -108,7 +108,7 @@ def test_mmd_is_its_definition_and_unbiased():
     x, y = normal(30, 3, 1), normal(50, 3, 2, mean=0.5)
     reference = Reference(y)
     assert reference.width == pytest.approx(float(torch.pdist(y).median()))
-    assert reference.mmd2(x) == pytest.approx(brute(x, y, reference.width), abs=1e-9)
+    assert reference.mmd2(x) == pytest.approx(brute(x, y, reference.width), abs=1e-6)
     same = np.array([Reference(normal(60, 3, 2 * i)).mmd2(normal(40, 3, 2 * i + 1)) for i in range(200)])
     assert abs(same.mean()) < 4 * same.std() / 200**0.5 < 3e-3
 

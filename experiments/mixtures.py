@@ -1,0 +1,432 @@
+"""Every sampling baseline and DTS at equal NFE on mixtures whose targets are known.
+
+    python -m experiments.mixtures run
+    python -m experiments.mixtures report
+
+Beds (`experiments.mixture_beds`). All methods of a bed walk the same chain, DDIM with eta = 1 and T = 100, whose
+network is exact (float64 inside, states in float32).
+
+    ring           eight Gaussians on a circle of radius 4, std .3; r = log Σ_i exp(1.5 i) N(x; m_i, .3² I) + constant
+    checkerboard   the 8 filled squares of side 2 of a 4 x 4 board, 3 x 3 Gaussians of std .25 in each; r = -|x|²/2
+    mix2           12 Gaussians in 2-D, one of mass .01, r = -|x - y|²/2 with y near that one
+    mix16          12 Gaussians in 16-D, the rarer the higher their reward, r = c·x
+    mix64          12 Gaussians in 64-D, r = -|x - y|²/2 with y near their centre
+
+λ = 1 on the first two; on the others it is solved for in closed form so that importance sampling has an ESS fraction of
+15 % ("_mild") or 0.5 % ("_hard").
+
+Reference. The target is π of this very chain, to which the closed form of the mixture comes close: from 10^6
+independent rollouts with seeds of their own (2·10^5 on the first two beds), 4,000 are drawn, by rejection (exact) where
+the reward is bounded and so many are accepted, else by systematic resampling with the weights exp(λ r). Mode masses,
+E[r] and log Z come from all rollouts. The closed form's log Z stands beside theirs in the report.
+
+Protocol. Published settings, and settings chosen on seeds 0 and 1 at 10^4 NFE among at most six by MMD², are run on
+seeds 100 to 104. Grids, scores and choices are rows too. Metrics are of 2,000 draws with replacement.
+
+Source: Diffusion Tree Sampling: Scalable Inference-time Alignment of Diffusion Models (Jain et al., 2025), section 5.1
+and appendix F, where the network is learnt, the grid is linear in β and the baselines are fewer.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+import treesearch as ts
+from experiments import mixtures_report
+from experiments.baselines import BASELINES, Settings, Setup
+from experiments.evidence import Cells, Reference, Row, locked, total_variation, where_it_ran
+from experiments.mixture_beds import BEDS, NUM_STEPS, Bed
+from treesearch.commands import count
+from treesearch.errors import TreeSearchError
+from treesearch.result import SearchResult
+
+LEVELS = (100, 80, 60, 40, 20)
+DRAWS = 2_000
+REFERENCE = 4_000
+CHUNK = 50_000  # rollouts of the pool at a time
+POOL_SEED = 9_000_000
+KEY = ("kind", "bed", "method", "settings", "budget", "seed")
+How = dict[str, Any]
+SCHEDULES = {
+    "five": (*LEVELS, 0),
+    "ten": (*range(NUM_STEPS, 0, -10), 0),
+    "every": (*range(NUM_STEPS, 1, -1), 0),  # the last step has no noise
+    "late": (40, 20, 0),
+}
+
+
+# references
+
+
+@dataclass(frozen=True)
+class Target:
+    """π of a bed's chain."""
+
+    reference: Reference
+    masses: np.ndarray
+    log_z: float
+
+
+def target_of(bed: Bed, cells: Cells, work: Path, scale: float) -> Target:
+    """The reference of a bed, from its file or from a pool of rollouts; what is known of it becomes a row."""
+    file, known = work / f"{bed.name}-{scale:g}.npz", {"kind": "reference", "bed": bed.name}
+    if not file.exists():
+        np.savez(file, **draw_reference(bed, scale))
+    stored = np.load(file)
+    facts = {name: stored[name].item() for name in stored.files if stored[name].ndim == 0}
+    target = Target(Reference(torch.from_numpy(stored["draws"])), stored["masses"], facts["log_z"])
+    if known not in cells:
+        floor, exact = target.reference.floor(), None if bed.tilt is None else bed.mixture.tilted(bed.tilt, bed.lam)
+        shares = [total_variation(chance, target.masses) for chance in _multinomial(target.masses)]
+        cells.add(
+            known
+            | facts
+            | {"lam": bed.lam, "closed_form_log_z": None if exact is None else exact.log_z}
+            | {
+                "masses": target.masses.tolist(),
+                "mmd2": floor.mmd2,
+                "w1": floor.w1,
+                "mode_error": float(np.mean(shares)),
+            }
+            | where_it_ran()
+        )
+    return target
+
+
+def _multinomial(masses: np.ndarray) -> np.ndarray:
+    """Mode shares of exact draws."""
+    return np.random.default_rng(0).multinomial(DRAWS, masses / masses.sum(), 200) / DRAWS
+
+
+def draw_reference(bed: Bed, scale: float) -> dict[str, Any]:
+    """4,000 draws of π and the pool's figures."""
+    began, size = time.perf_counter(), max(REFERENCE, round(scale * bed.pool))
+    samples, rewards = [], []
+    for i in range(math.ceil(size / CHUNK)):
+        part = ts.BestOfN(n=min(CHUNK, size - i * CHUNK), lam=0.0)
+        found = ts.search(bed.kernel(), bed.reward, part, seed=POOL_SEED + i, batch_size=4096)
+        samples.append(found.samples)
+        rewards.append(found.rewards)
+    x, r = torch.cat(samples), torch.cat(rewards)
+    log_w = bed.lam * r
+    w = (log_w - log_w.max()).exp()
+    chance = np.random.default_rng(POOL_SEED)
+    accepted = np.flatnonzero(chance.random(size) < np.exp((log_w - bed.lam * (bed.r_max or 0.0)).numpy()))
+    exact = bed.r_max is not None and len(accepted) >= REFERENCE
+    spread = (np.arange(REFERENCE) + chance.random()) / REFERENCE
+    cdf = np.cumsum(w.numpy() / w.sum().item())
+    rows = accepted[:REFERENCE] if exact else chance.permutation(np.searchsorted(cdf, spread * cdf[-1]))
+    return {
+        "draws": x[torch.from_numpy(rows)].numpy(),
+        "masses": bed.masses(x, w),
+        "how": "rejection" if exact else "resampling",
+        "rollouts": size,
+        "log_z": float(log_w.max()) + math.log(w.mean().item()),
+        "log_z_se": w.std().item() / w.mean().item() / math.sqrt(size),
+        "ess_fraction": (w.sum() ** 2 / (w**2).sum()).item() / size,
+        "mean_reward": ((w * r).sum() / w.sum()).item(),
+        "prior_reward": r.mean().item(),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+# methods
+
+
+def baseline(name: str, bed: Bed, *, schedule: str = "five", greedy: bool = False, **how: Any) -> Setup:
+    """One of `experiments.baselines`; schedules by name."""
+    lam = math.inf if greedy else bed.lam
+    settings = Settings(lam=lam, r_max=bed.r_max or 0.0, schedule=SCHEDULES[schedule], **how)
+    return BASELINES[name](bed.kernel(), bed.reward, settings)
+
+
+def dts(bed: Bed, **how: Any) -> Setup:
+    """DTS at the published levels, in waves of 16."""
+    return Setup(bed.kernel(), ts.DiffusionTreeSampling(**{"lam": bed.lam, "branch_at": LEVELS, "wave": 16} | how))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method and what it is tuned by.
+
+    Args:
+        make: bed and settings -> what to search with.
+        grid: at most six settings; the first one is as published.
+    """
+
+    make: Callable[..., Setup]
+    grid: tuple[How, ...] = ({},)
+
+
+_FK = (
+    {"resampling": "multinomial"},
+    {},
+    {"ess_threshold": 1.0},
+    {"ess_threshold": 0.25},
+    {"schedule": "ten"},
+    {"schedule": "late"},
+)
+_GRIDS: dict[str, tuple[How, ...]] = {
+    "importance": ({},),
+    "rejection": ({},),
+    "fk_difference": _FK,
+    "fk_max": _FK,
+    "fk_sum": _FK,
+    "fk_immediate": _FK,
+    "fk_rollout": _FK,
+    "tds": (
+        {"schedule": "every"},
+        {},
+        {"max_shift": 1.0},
+        {"max_shift": 0.3},
+        {"schedule": "every", "max_shift": 1.0},
+        {"schedule": "late", "max_shift": 1.0},
+    ),
+    "das": (
+        {"schedule": "every", "resampling": "ssp"},
+        {"resampling": "ssp"},
+        {"schedule": "every", "resampling": "ssp", "max_shift": 1.0},
+        {"resampling": "ssp", "max_shift": 1.0},
+        {"schedule": "every", "resampling": "ssp", "gamma": 0.03},
+        {"schedule": "every", "resampling": "ssp", "gamma": 0.03, "max_shift": 1.0},
+    ),
+    "dps": (
+        {"normalise": "residual"},
+        {"scale": 0.1},
+        {"scale": 0.01},
+        {"normalise": "gradient", "scale": 0.03},
+        {"normalise": "gradient", "scale": 0.1},
+        {"normalise": "gradient", "scale": 0.3},
+    ),
+    "svdd": (
+        {"schedule": "every", "greedy": True},
+        {"schedule": "every"},
+        {"schedule": "every", "candidates": 5},
+        {},
+        {"candidates": 5},
+        {"schedule": "late"},
+    ),
+}
+_TREES: tuple[How, ...] = (
+    {"widening_c": 2.0, "widening_alpha": 0.8},
+    {"widening_c": 1.0, "widening_alpha": 0.8},
+    {"widening_c": 2.0, "widening_alpha": 0.5},
+    {"widening_c": 1.0, "widening_alpha": 0.5},
+    {"widening_c": 1.0, "widening_alpha": 0.3},
+    {"widening_c": 2.0, "widening_alpha": 0.8, "selection": "round_robin"},
+)
+METHODS: dict[str, Entry] = {name: Entry(partial(baseline, name), grid) for name, grid in _GRIDS.items()} | {
+    "dts": Entry(dts, _TREES)
+}
+
+
+# cells
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to run."""
+
+    kind: str
+    bed: str
+    method: str
+    settings: How
+    budget: int
+    seed: int
+
+    @property
+    def row(self) -> Row:
+        """Its identity."""
+        return {name: getattr(self, name) for name in KEY}
+
+
+def cell(job: Job, bed: Bed, target: Target, batch_size: int) -> Row:
+    """Run a cell; one that fails says why, and has no metrics."""
+    setup = METHODS[job.method].make(bed, **job.settings)
+    budget = ts.Budget(nfe=job.budget)
+    began = time.perf_counter()
+    try:
+        result = ts.search(setup.kernel, bed.reward, setup.method, budget=budget, seed=job.seed, batch_size=batch_size)
+        found = grade(result, setup.weighted, bed, target, job.seed)
+    except (TreeSearchError, ArithmeticError, ValueError) as error:
+        found = {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+    return job.row | found | where_it_ran()
+
+
+def grade(result: SearchResult, weighted: bool, bed: Bed, target: Target, seed: int) -> Row:
+    """Metrics of 2,000 draws, and what they cost."""
+    task, cost = result.tasks[0], result.cost
+    chance = np.random.default_rng(seed)
+    rows = task.draw_rows(DRAWS, seed) if weighted else chance.integers(0, len(task.leaves), DRAWS)
+    draws, log_z = task.samples[torch.from_numpy(rows)], task.log_z if weighted else None
+    return {
+        "mmd2": target.reference.mmd2(draws),
+        "mode_error": total_variation(bed.masses(draws), target.masses),
+        "w1": target.reference.w1(draws),
+        "mean_reward": float(task.rewards[torch.from_numpy(rows)].mean()),
+        "log_z": log_z,
+        "log_z_error": None if log_z is None else abs(log_z - target.log_z),
+        "distinct": len(np.unique(rows)),
+        "roots": len(np.unique(task.tree.roots(task.leaves[rows]))),
+        "ess": task.diagnostics["ess"] if weighted else float(len(task.leaves)),
+        "samples": len(task.leaves),
+        "nfe": cost.nfe,
+        "work": cost.nfe + 2 * cost.backward_nfe,
+        "reward_calls": cost.reward_calls,
+        "seconds": cost.seconds,
+        "nodes": len(task.tree),
+    }
+
+
+def choose(bed: str, method: str, cells: Cells, budget: int) -> Row:
+    """The settings of lowest mean MMD² among those of the grid that never failed, as a row."""
+    scores = []
+    for how in METHODS[method].grid:
+        found = [r.get("mmd2") for r in cells.where(kind="tuning", bed=bed, method=method, settings=how, budget=budget)]
+        scores.append(None if not found or None in found else float(np.mean(found)))
+    known = [s for s in scores if s is not None]
+    best = scores.index(min(known)) if known else 0
+    grid = [{"settings": how, "mmd2": score} for how, score in zip(METHODS[method].grid, scores, strict=True)]
+    picked, published = grid[best]["settings"], grid[0]["settings"]
+    return {"kind": "choice", "bed": bed, "method": method, "picked": picked, "published": published, "grid": grid}
+
+
+def methods_of(bed: Bed, names: Sequence[str]) -> tuple[str, ...]:
+    """Those that the bed allows."""
+    return tuple(name for name in names if name != "rejection" or bed.r_max is not None)
+
+
+def tuning(bed: Bed, names: Sequence[str], seeds: Sequence[int], budget: int) -> Iterator[Job]:
+    """Every setting of methods that have a choice."""
+    for method in methods_of(bed, names):
+        grid = METHODS[method].grid
+        for how, seed in product(grid if len(grid) > 1 else (), seeds):
+            yield Job("tuning", bed.name, method, how, budget, seed)
+
+
+def measured(
+    beds: Sequence[Bed], names: Sequence[str], budgets: Sequence[int], seeds: Sequence[int], cells: Cells
+) -> Iterator[Job]:
+    """Chosen settings and published ones, small budgets first."""
+    for budget, bed in product(budgets, beds):
+        for method, seed in product(methods_of(bed, names), seeds):
+            choice = cells.where(kind="choice", bed=bed.name, method=method)[0]
+            for how in (choice["picked"], choice["published"])[: 1 + (choice["picked"] != choice["published"])]:
+                yield Job("cell", bed.name, method, how, budget, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Fill every cell that is not there; run again to go on."""
+
+    beds: tuple[str, ...] = tuple(BEDS)
+    """which beds"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    nfe: tuple[str, ...] = ("10k", "100k", "1M")
+    """network evaluations of a cell"""
+    seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
+    """of cells"""
+    tuning_seeds: tuple[int, ...] = (0, 1)
+    """of tuning"""
+    tuning_nfe: str = "10k"
+    """network evaluations of a tuning cell"""
+    pool_scale: float = 1.0
+    """size of the pools of rollouts behind references, 1 for those of the report"""
+    batch_size: int = 4096
+    """rows of a forward pass"""
+    out: Path = Path("experiments/results/mixtures.jsonl")
+    """one row a cell"""
+    work: Path = Path("runs/mixtures")
+    """references"""
+
+    def run(self) -> int:
+        budgets = sorted({n for text in self.nfe if (n := count(text)) is not None})
+        if set(self.seeds) & set(self.tuning_seeds):
+            raise ValueError("seeds and tuning_seeds overlap: report on seeds that nothing was tuned on")
+        beds = [pick("bed", name, BEDS)() for name in self.beds]
+        for name in self.methods:
+            pick("method", name, METHODS)
+        with locked(self.work):
+            cells = Cells(self.out, KEY)
+            targets = {bed.name: target_of(bed, cells, self.work, self.pool_scale) for bed in beds}
+            self._tune(beds, cells, targets)
+            self._fill(list(measured(beds, self.methods, budgets, self.seeds, cells)), beds, cells, targets)
+        return 0
+
+    def _tune(self, beds: Sequence[Bed], cells: Cells, targets: dict[str, Target]) -> None:
+        budget = count(self.tuning_nfe) or 0
+        jobs = [job for bed in beds for job in tuning(bed, self.methods, self.tuning_seeds, budget)]
+        self._fill(jobs, beds, cells, targets)
+        for bed in beds:
+            for method in methods_of(bed, self.methods):
+                if not cells.where(kind="choice", bed=bed.name, method=method):
+                    cells.add(choose(bed.name, method, cells, budget))
+
+    def _fill(self, jobs: Sequence[Job], beds: Sequence[Bed], cells: Cells, targets: dict[str, Target]) -> None:
+        known = {bed.name: bed for bed in beds}
+        for i, job in enumerate(jobs):
+            if job.row in cells:
+                continue
+            row = cell(job, known[job.bed], targets[job.bed], self.batch_size)
+            cells.add(row)
+            said = row.get("error") or f"MMD² {row['mmd2']:.5f}"
+            print(
+                f"{i + 1}/{len(jobs)} {job.kind} {job.bed} {job.method} {job.settings} {job.budget} {job.seed}: {said}"
+                f", {row['seconds']:.1f} s",
+                flush=True,
+            )
+
+
+def pick(what: str, name: str, known: dict[str, Any]) -> Any:
+    """An entry by name.
+
+    Raises:
+        ValueError: there is no such entry.
+    """
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}: choose {', '.join(known)}")
+    return known[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tables and the figure from what has been run."""
+
+    rows: Path = Path("experiments/results/mixtures.jsonl")
+    """what `run` wrote"""
+    out: Path = Path("experiments/results/mixtures.md")
+    """the tables; the figure stands beside them"""
+
+    def run(self) -> int:
+        print(mixtures_report.write(self.rows, self.out))
+        return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    try:
+        command = tyro.extras.subcommand_cli_from_dict({"run": Run, "report": Report}, args=argv, description=__doc__)
+        return command.run()
+    except (TreeSearchError, ValueError, OSError) as error:
+        print(f"mixtures: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmixtures: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
