@@ -275,7 +275,7 @@ def draw(table: Table, picks: NDArray[np.int64], path: Path) -> Path:
     axes.set_ylabel(f"best {table.header['protocol']['reward']}")
     axes.set_title(f"{table.header['label']}\n{len(table.prompts)} of {table.asked} prompts", fontsize=9)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=140)
     plt.close(figure)
     return path

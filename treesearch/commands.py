@@ -502,7 +502,8 @@ class Env:
         from importlib.metadata import PackageNotFoundError, version
 
         print(f"treesearch {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-        for name in ("torch", "numpy", "numba", "diffusers", "ray", "safetensors", "tyro", "matplotlib"):
+        names = ("torch", "numpy", "numba", "diffusers", "transformers", "ray", "safetensors", "tyro", "matplotlib")
+        for name in names:
             try:
                 print(f"{name} {version(name)}")
             except PackageNotFoundError:
