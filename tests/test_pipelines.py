@@ -621,7 +621,5 @@ def test_nan_names_the_step(tiny_root):
     whole.pipe.unet.conv_out.bias.data.fill_(float("nan"))
     with pytest.raises(ts.KernelError, match=r"in float32; are the weights.* whole"):
         ts.search(whole, brightness(), ts.BestOfN(), **options)
-    with pytest.raises(
-        ValueError, match="the decoder returned NaN or infinity in float32: are the weights whole"
-    ):
+    with pytest.raises(ValueError, match="the decoder returned NaN or infinity in float32: are the weights whole"):
         whole.decode(torch.full((1, *kernel.state_shape), torch.nan))
