@@ -48,6 +48,13 @@ class Denoiser:
         return (centre + bar.sqrt() * self.var / var * (z - bar.sqrt() * centre)).to(x.dtype)
 
 
+def chain(mixture: GaussianMixture) -> DiffusionKernel:
+    """DDIM with eta = 1 on the exact endpoints of a mixture."""
+    bar, dim = cosine_bar(NUM_STEPS), len(mixture.means[0])
+    schedule = Schedule(torch.arange(1, NUM_STEPS + 1), bar.sqrt(), (1 - bar).sqrt(), "sample")
+    return DiffusionKernel(Denoiser(mixture), state_shape=(dim,), schedule=schedule, name="mixture")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bed:
     """A chain, a reward and what is known of the target.
@@ -72,10 +79,7 @@ class Bed:
 
     def kernel(self) -> DiffusionKernel:
         """The chain."""
-        bar = cosine_bar(NUM_STEPS)
-        schedule = Schedule(torch.arange(1, NUM_STEPS + 1), bar.sqrt(), (1 - bar).sqrt(), "sample")
-        dim = len(self.mixture.means[0])
-        return DiffusionKernel(Denoiser(self.mixture), state_shape=(dim,), schedule=schedule, name=self.name)
+        return chain(self.mixture)
 
     def modes(self, x: Tensor) -> Tensor:
         """Mode of each sample: that of the nearest component."""

@@ -21,10 +21,12 @@ the reward is bounded and so many are accepted, else by systematic resampling wi
 E[r] and log Z come from all rollouts. The closed form's log Z stands beside theirs in the report.
 
 Protocol. Published settings, and settings chosen on seeds 0 and 1 at 10^4 NFE among at most six by MMD², are run on
-seeds 100 to 104. Grids, scores and choices are rows too. Metrics are of 2,000 draws with replacement.
+seeds 100 to 104. Grids, scores and choices are rows too. Metrics are of 2,000 draws with replacement. A tree ends at
+its NFE or after ten times as many iterations, whatever comes first; cells that ended below their NFE are listed.
 
 Source: Diffusion Tree Sampling: Scalable Inference-time Alignment of Diffusion Models (Jain et al., 2025), section 5.1
-and appendix F, where the network is learnt, the grid is linear in β and the baselines are fewer.
+and appendix F. There the network is learnt, the grid is linear in β, DTS runs one iteration at a time (waves of 16
+here), and rejection and importance sampling are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,15 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
 import treesearch as ts
+from backends.gaussian import GaussianMixture
 from experiments import mixtures_report
 from experiments.baselines import BASELINES, Settings, Setup
 from experiments.evidence import Cells, Reference, Row, locked, total_variation, where_it_ran
-from experiments.mixture_beds import BEDS, NUM_STEPS, Bed
+from experiments.mixture_beds import BEDS, NUM_STEPS, Bed, chain
+from rewards.analytic import constant
 from treesearch.commands import count
 from treesearch.errors import TreeSearchError
 from treesearch.result import SearchResult
@@ -57,11 +62,13 @@ DRAWS = 2_000
 REFERENCE = 4_000
 CHUNK = 50_000  # rollouts of the pool at a time
 POOL_SEED = 9_000_000
+ITERATIONS = 10  # for each NFE; a tree that widens slowly visits the same leaves ever more often, at no NFE
 KEY = ("kind", "bed", "method", "settings", "budget", "seed")
 How = dict[str, Any]
 SCHEDULES = {
-    "five": (*LEVELS, 0),
-    "ten": (*range(NUM_STEPS, 0, -10), 0),
+    "five": (*LEVELS[1:], 0),  # those of the tree, where the first one stands for draws of x_T
+    "top": (*LEVELS, 0),
+    "ten": (*range(NUM_STEPS - 10, 0, -10), 0),
     "every": (*range(NUM_STEPS, 1, -1), 0),  # the last step has no noise
     "late": (40, 20, 0),
 }
@@ -110,16 +117,22 @@ def _multinomial(masses: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).multinomial(DRAWS, masses / masses.sum(), 200) / DRAWS
 
 
+@lru_cache(maxsize=1)
+def rollouts(mixture: GaussianMixture, size: int) -> Tensor:
+    """Independent samples (size, D) of a chain; beds that differ in λ alone share them."""
+    parts = []
+    for i in range(math.ceil(size / CHUNK)):
+        method = ts.BestOfN(n=min(CHUNK, size - i * CHUNK), lam=0.0)
+        found = ts.search(chain(mixture), constant(), method, seed=POOL_SEED + i, batch_size=4096)
+        parts.append(found.samples)
+    return torch.cat(parts)
+
+
 def draw_reference(bed: Bed, scale: float) -> dict[str, Any]:
     """4,000 draws of π and the pool's figures."""
     began, size = time.perf_counter(), max(REFERENCE, round(scale * bed.pool))
-    samples, rewards = [], []
-    for i in range(math.ceil(size / CHUNK)):
-        part = ts.BestOfN(n=min(CHUNK, size - i * CHUNK), lam=0.0)
-        found = ts.search(bed.kernel(), bed.reward, part, seed=POOL_SEED + i, batch_size=4096)
-        samples.append(found.samples)
-        rewards.append(found.rewards)
-    x, r = torch.cat(samples), torch.cat(rewards)
+    x = rollouts(bed.mixture, size)
+    r = torch.cat([bed.reward(part) for part in x.split(CHUNK)])
     log_w = bed.lam * r
     w = (log_w - log_w.max()).exp()
     chance = np.random.default_rng(POOL_SEED)
@@ -174,7 +187,7 @@ _FK = (
     {"resampling": "multinomial"},
     {},
     {"ess_threshold": 1.0},
-    {"ess_threshold": 0.25},
+    {"schedule": "top"},
     {"schedule": "ten"},
     {"schedule": "late"},
 )
@@ -255,7 +268,7 @@ class Job:
 def cell(job: Job, bed: Bed, target: Target, batch_size: int) -> Row:
     """Run a cell; one that fails says why, and has no metrics."""
     setup = METHODS[job.method].make(bed, **job.settings)
-    budget = ts.Budget(nfe=job.budget)
+    budget = ts.Budget(nfe=job.budget, iterations=ITERATIONS * job.budget)
     began = time.perf_counter()
     try:
         result = ts.search(setup.kernel, bed.reward, setup.method, budget=budget, seed=job.seed, batch_size=batch_size)
@@ -361,12 +374,12 @@ class Run:
             pick("method", name, METHODS)
         with locked(self.work):
             cells = Cells(self.out, KEY)
-            targets = {bed.name: target_of(bed, cells, self.work, self.pool_scale) for bed in beds}
+            targets = cache(lambda bed: target_of(bed, cells, self.work, self.pool_scale))
             self._tune(beds, cells, targets)
             self._fill(list(measured(beds, self.methods, budgets, self.seeds, cells)), beds, cells, targets)
         return 0
 
-    def _tune(self, beds: Sequence[Bed], cells: Cells, targets: dict[str, Target]) -> None:
+    def _tune(self, beds: Sequence[Bed], cells: Cells, targets: Callable[[Bed], Target]) -> None:
         budget = count(self.tuning_nfe) or 0
         jobs = [job for bed in beds for job in tuning(bed, self.methods, self.tuning_seeds, budget)]
         self._fill(jobs, beds, cells, targets)
@@ -375,12 +388,12 @@ class Run:
                 if not cells.where(kind="choice", bed=bed.name, method=method):
                     cells.add(choose(bed.name, method, cells, budget))
 
-    def _fill(self, jobs: Sequence[Job], beds: Sequence[Bed], cells: Cells, targets: dict[str, Target]) -> None:
+    def _fill(self, jobs: Sequence[Job], beds: Sequence[Bed], cells: Cells, targets: Callable[[Bed], Target]) -> None:
         known = {bed.name: bed for bed in beds}
         for i, job in enumerate(jobs):
             if job.row in cells:
                 continue
-            row = cell(job, known[job.bed], targets[job.bed], self.batch_size)
+            row = cell(job, known[job.bed], targets(known[job.bed]), self.batch_size)
             cells.add(row)
             said = row.get("error") or f"MMD² {row['mmd2']:.5f}"
             print(

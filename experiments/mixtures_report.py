@@ -36,6 +36,10 @@ COSTS = {
     "nodes": "nodes",
 }
 FAILED = "failed"
+RULE = (
+    "By MMD². Level: within two standard errors of the difference of means over seeds, so that a method whose seeds "
+    "spread is easily level; each line is in order of the means, the lowest first.\n\n"
+)
 EXPLAINED = (
     "Means ± standard errors over seeds, of 2,000 draws with replacement. MMD²: unbiased, to 4,000 reference draws. "
     "Mode error: total variation of the mode shares. Sliced W1: mean over 128 directions of the exact W1. log Z error: "
@@ -241,6 +245,7 @@ def draw(found: Found, path: Path) -> Path:
     style = dict(
         zip(methods, zip(cycle(plt.get_cmap("tab20").colors), cycle("os^Dv*Px<>"), strict=False), strict=False)
     )
+    style |= {"dts": ("black", "o")}
     columns = min(4, len(found.beds))
     rows = -(-len(found.beds) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.1 * rows + 1), squeeze=False)
@@ -265,10 +270,35 @@ def draw(found: Found, path: Path) -> Path:
     return path
 
 
+def failures(rows: Sequence[Row]) -> list[str]:
+    """A line for every cell that failed on some seed."""
+    whole: dict[tuple[str, str, str, int], list[Row]] = gather(rows).cells
+    lines = []
+    for (bed, method, settings, budget), cells in whole.items():
+        errors = [row["error"] for row in cells if "error" in row]
+        if errors:
+            why = errors[0].split(",")[0].split(" (")[0]
+            lines.append(f"- {bed}, {method}, `{settings}`, {budget:,} NFE, {len(errors)} of {len(cells)} seeds: {why}")
+    return lines
+
+
+def below(found: Found) -> list[str]:
+    """A line for every cell that ended below 95 % of its budget."""
+    lines = []
+    for (bed, method, settings, budget), rows in found.cells.items():
+        nfe = [row["nfe"] for row in rows if "error" not in row]
+        if nfe and np.mean(nfe) < 0.95 * budget:
+            lines.append(f"- {bed}, {method}, `{settings}`: {np.mean(nfe):,.0f} of {budget:,} NFE")
+    return lines
+
+
 def compose(rows: Sequence[Row], figure: str) -> str:
     """The report."""
     found = gather(rows)
-    parts = ["# Mixtures with known targets: MMD, modes and log Z at equal NFE", "## Who wins\n\n" + verdict(found)]
+    parts = [
+        "# Mixtures with known targets: MMD, modes and log Z at equal NFE",
+        "## Who wins\n\n" + RULE + verdict(found),
+    ]
     parts.append(f"![MMD against NFE]({figure})\n\nDashed: published settings. Dotted: floor.")
     parts.append("## Beds\n\n" + bed_table(found))
     parts.append("Floor: what exact sampling comes out with, from halves of the reference.")
@@ -277,12 +307,8 @@ def compose(rows: Sequence[Row], figure: str) -> str:
     parts.append(EXPLAINED)
     parts += [f"## Costs at {n:,} NFE, mean over beds\n\n{cost_table(found, n)}" for n in found.budgets]
     parts.append("## Tuning\n\n" + choice_table(found))
-    errors = {
-        f"- {row['bed']}, {row['method']}, `{_text(row['settings'])}`": row["error"].split(",")[0]
-        for row in rows
-        if row["kind"] == "cell" and "error" in row
-    }
-    parts.append("## Failed\n\n" + ("\n".join(f"{cell}: {error}" for cell, error in errors.items()) or "None."))
+    parts.append("## Ended below their NFE\n\n" + ("\n".join(below(found)) or "None."))
+    parts.append("## Failed\n\n" + ("\n".join(failures(rows)) or "None."))
     where = dict.fromkeys(f"- {row['machine']}; {row['versions']}" for row in rows if "machine" in row)
     parts.append(
         "## Where\n\n" + "\n".join(where) + f"\n\n{sum(row.get('seconds') or 0 for row in rows):,.0f} s in all."

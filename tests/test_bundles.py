@@ -10,7 +10,7 @@ from kernels import noted
 from backends.base import describe
 from rewards.base import RewardError, as_reward
 from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
-from treesearch.engine import encode
+from treesearch.engine import Leg, encode
 from treesearch.testing import conditioning, noise
 from treesearch.tree import NONE
 
@@ -141,8 +141,8 @@ def test_states_are_walked_to_where_they_are_not_stored():
     """A row two edges below the prior, and one below a stored state: the walks are repeated work."""
     walks = [Walk(BED, 3, 0, (2,)), Walk(BED, 4, 0, (4,))]
     inner = Walk(BED, 8, 0, (1,), t=2, x=walks[0].states[0])
-    one = bundle(1, [11], 0, (0,), t=1, legs={0: [(3, 6, 2), (8, 2, 1)]})
-    other = bundle(2, [12], 0, (0,), t=3, states=walks[1].states, legs={0: [(5, 4, 3)]})
+    one = bundle(1, [11], 0, (0,), t=1, legs={0: [Leg((3,), 6, 2), Leg((8,), 2, 1)]})
+    other = bundle(2, [12], 0, (0,), t=3, states=walks[1].states, legs={0: [Leg((5,), 4, 3)]})
     of = station()
     found = finish(of, one, other)
     agrees(found[1], [Walk(BED, 11, 0, (0,), t=1, x=inner.states[0])])
@@ -150,6 +150,25 @@ def test_states_are_walked_to_where_they_are_not_stored():
     agrees(found[2], [Walk(BED, 12, 0, (0,), t=3, x=leg.states[0])])
     assert [(found[i].cost.nfe, found[i].cost.repeated_nfe) for i in (1, 2)] == [(1, 4), (3, 1)]
     assert of.counters.rows <= of.counters.room
+
+
+def test_neighbours_are_made_from_the_keys_of_their_lineage():
+    """Two rows below one node of level T, one below its neighbour; then a walk that begins at a neighbour."""
+    own = {key: noise(describe(BED), np.array([key], np.uint64), 6) for key in (3, 4, 11, 12, 13)}
+
+    def turn(z, fresh):
+        return np.cos(0.7) * z + np.sin(0.7) * fresh
+
+    z = {11: turn(own[3], own[11]), 12: turn(own[3], own[12]), 13: turn(turn(own[3], own[4]), own[13])}
+    lines = [np.array(keys, np.uint64) for keys in ([3], [3], [3, 4])]
+    of = station(angle=0.7)
+    rows = bundle(1, list(z), [0, 1, 0], (5, 0), t=5, lineages=dict(enumerate(lines)))
+    walk = bundle(2, [20], 1, (0,), t=3, legs={0: [Leg((3, 11), 6, 5), Leg((11,), 5, 3)]})
+    found, tops = finish(of, rows, walk), {key: BED.prior(z[key]) for key in z}
+    agrees(found[1], [Walk(BED, key, task, (5, 0), t=5, x=tops[key]) for key, task in zip(z, [0, 1, 0], strict=True)])
+    inner = Walk(BED, 11, 1, (3,), t=5, x=tops[11])
+    agrees(found[2], [Walk(BED, 20, 1, (0,), t=3, x=inner.states[0])])
+    assert [(found[i].cost.nfe, found[i].cost.repeated_nfe) for i in (1, 2)] == [(15, 0), (3, 2)]
 
 
 # Held transitions.

@@ -49,6 +49,11 @@ METHODS = {
     "beam": ts.BeamSearch(beam_width=2, branching=3),
     "dts, lambda chosen": DTS(wave=8, lam="auto", **NARROW),
 }
+DESCENTS = {
+    "rollover": ts.RolloverBudget(quota=3, beside=4),
+    "depth first": ts.DepthFirst(threshold=0.5, backtracks=3, depth=2, beside=4),
+    "noise": ts.NoiseSearch(neighbours=6, rounds=3, initial=2),
+}
 HEAD = {"num_cpus": 10, "num_gpus": 1, "include_dashboard": False}
 SYSTEM = {
     "enable_worker_prestart": False,
@@ -146,6 +151,22 @@ def test_three_workers_make_the_tree_of_one_process(three, bed):
         assert len(found.tasks[2].samples) > 5
 
 
+def descend(workers, **options):
+    """Transitions that are drawn from again and again stay where they were made; a stolen row evaluates its own."""
+    options = {"prompts": ["a", "b"], "budget": ts.Budget(nfe=240), "batch_size": 8} | options
+    for name, method in DESCENTS.items():
+        found, want = (
+            ts.search(KERNELS["drifting"], kernels.total, method, workers=w, **options) for w in (workers, None)
+        )
+        same(found, want, where=name)
+        assert want.cost.repeated_nfe == 0
+        assert found.cost.repeated_nfe == found.tasks[0].diagnostics["workers"]["stolen_rows"], name
+
+
+def test_descents_do_too(three):
+    descend(three)
+
+
 def fewer(workers):
     for name, bed in zip(METHODS, [*KERNELS, *KERNELS], strict=False):
         same(run(bed, name, workers), alone(bed, name), where=f"{name} on {bed}")
@@ -154,6 +175,7 @@ def fewer(workers):
 def test_one_worker_does_too(cluster):
     with ts.RayWorkers(1) as workers:
         fewer(workers)
+        descend(workers, keep_states="none")
 
 
 def test_two_workers_that_share_a_gpu_do_too_and_leave_the_cpus(three, scored):

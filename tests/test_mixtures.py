@@ -15,6 +15,7 @@ from experiments.baselines import Setup
 from experiments.evidence import Cells, Mean, Reference
 from experiments.mixtures import Job
 from treesearch.errors import StoreError
+from treesearch.weights import ess
 
 NAMES = tuple(mixture_beds.BEDS)
 
@@ -47,7 +48,11 @@ def test_importance_sampling_has_the_fraction_asked_for(beds, name):
         return
     fraction = mixture_beds.ess_fraction(bed.mixture, bed.tilt, bed.lam)
     assert fraction == pytest.approx(0.15 if name.endswith("mild") else 0.005, rel=1e-4)
-    x = normal(50, len(bed.mixture.means[0]), 1)
+    means, std = torch.tensor(bed.mixture.means, dtype=torch.float64), bed.mixture.stds[0]
+    chance = torch.Generator().manual_seed(0)
+    pick = torch.multinomial(bed.mixture.log_mix.exp(), 40_000, replacement=True, generator=chance)
+    x = means[pick] + std * normal(40_000, means.shape[1], 1)
+    assert ess(bed.lam * bed.reward(x).numpy()) / 40_000 == pytest.approx(fraction, rel=0.1 if fraction > 0.1 else 0.6)
     c, k, y = (torch.as_tensor(v, dtype=torch.float64) for v in bed.tilt)
     assert torch.allclose(bed.reward(x), ((c * x) - 0.5 * k * (x - y) ** 2).sum(1))
 
@@ -211,6 +216,18 @@ def test_a_cell_that_fails_says_why(beds, tmp_path):
     assert "BudgetError" in row["error"]
 
 
+def test_a_tree_that_visits_the_same_leaves_ends(beds, monkeypatch):
+    monkeypatch.setattr(mixtures, "ITERATIONS", 1)
+    bed = beds["mix2_hard"]
+    target = mixtures.Target(Reference(normal(100, 2, 0)), np.full(12, 1 / 12), 0.0)
+    narrow = {"widening_c": 1.0, "widening_alpha": 0.1}
+    row = mixtures.cell(Job("cell", "mix2_hard", "dts", narrow, 3_000, 7), bed, target, 64)
+    assert 500 < row["nfe"] < 2_500
+    choice = {"kind": "choice", "bed": "mix2_hard", "method": "dts", "picked": {}, "published": {}, "grid": []}
+    found = mixtures_report.gather([{"kind": "reference", "bed": "mix2_hard"}, choice, row])
+    assert mixtures_report.below(found)[0].endswith(f": {row['nfe']:,} of 3,000 NFE")
+
+
 def test_settings_reach_the_methods(beds):
     bed = beds["mix64_mild"]
     for name, entry in mixtures.METHODS.items():
@@ -224,7 +241,7 @@ def test_settings_reach_the_methods(beds):
                 assert setup.method.schedule == mixtures.SCHEDULES[how["schedule"]]
     published = mixtures.METHODS["dts"].make(bed, **mixtures.METHODS["dts"].grid[0]).method
     assert (published.widening_c, published.widening_alpha, published.branch_at) == (2.0, 0.8, (100, 80, 60, 40, 20))
-    assert mixtures.METHODS["fk_difference"].make(bed).method.schedule == (100, 80, 60, 40, 20, 0)
+    assert mixtures.METHODS["fk_difference"].make(bed).method.schedule == (80, 60, 40, 20, 0)
     with pytest.raises(TypeError, match="widening"):
         mixtures.METHODS["dts"].make(bed, widening=2)
 
@@ -308,6 +325,7 @@ def test_report(finished):
     values = [r["mmd2"] for r in found.rows("checkerboard", "importance", 3_000)]
     assert f"| importance | {evidence.mean_se(values).text(1e3)} |" in text
     assert "dps, published | failed" in text  # on mix16, whose reward is no residual
+    assert 'mix16_mild, dps, `{"normalise": "residual"}`, 1,000 NFE, 2 of 2 seeds: ValueError' in text
     assert "not run" not in text
     rows = [r for r in evidence.read(file) if not (r.get("budget") == 3_000 and r["method"] == "dts")]
     assert "not run" in mixtures_report.compose(rows, "f.png")

@@ -24,6 +24,7 @@ from treesearch.methods import (
     DiffusionTreeSearch,
     FeynmanKac,
     LookaheadBeam,
+    NoiseSearch,
     Rejection,
     RolloverBudget,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "FeynmanKac",
     "KernelError",
     "LookaheadBeam",
+    "NoiseSearch",
     "RayWorkers",
     "Recipe",
     "Rejection",

@@ -25,7 +25,7 @@ from torch import Tensor
 from backends.base import Kernel, describe
 from rewards.base import Reward, content
 from treesearch.budget import Cost
-from treesearch.engine import Arrival, Engine, Flight, Held, Ids, Segments
+from treesearch.engine import Arrival, Engine, Flight, Held, Ids, Leg, Segments
 from treesearch.states import MemoryStates
 from treesearch.tree import NONE, ROOT
 
@@ -45,7 +45,8 @@ class Bundle:
         start: row of `states` that it starts from, NONE at the root and with a held transition, (n,).
         states: (k, *state).
         kept: (bundle, row) whose transition at the station it draws from, NONE for none, (n, 2).
-        legs: for rows whose state is not stored, the (key, level, end) to walk before, from `start` or the prior.
+        legs: for rows whose state is not stored, the ways to walk before, from `start` or the prior.
+        lineages: for rows that begin at a neighbour of the node they leave, the keys that make its state.
         forget: bundles whose transitions are needed no more.
         keep_inner: whether states above t = 0 are wanted.
     """
@@ -62,7 +63,8 @@ class Bundle:
     start: Ids
     states: NDArray[Any] | None
     kept: Ids
-    legs: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+    legs: dict[int, list[Leg]] = field(default_factory=dict)
+    lineages: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
     forget: tuple[int, ...] = ()
     keep_inner: bool = True
 
@@ -126,10 +128,15 @@ class _Ledger:
         self.source = np.where(bundle.t == top, ROOT, 1 + np.arange(n))
         self.last = n + np.cumsum(bundle.passed)
         self.first = self.last - bundle.passed + 1
+        self._lineages = bundle.lineages
 
     def __getitem__(self, task: int) -> _Ledger:
         """Tasks share it: their rows are numbered through."""
         return self
+
+    def lineage(self, node: int) -> NDArray[np.uint64]:
+        """Of the node that row `node` - 1 leaves."""
+        return self._lineages[node - 1]
 
 
 @dataclass
@@ -150,6 +157,7 @@ class Station:
         sample: whether rewards see samples, as against states; for reward = None.
         prompts, encoded, batch_size, batch_invariant: as of an `Engine`.
         guide_scores: whether the rewards that a guide computes are the search's; kernel and reward came apart.
+        angle: θ of sideways edges.
     """
 
     def __init__(
@@ -163,6 +171,7 @@ class Station:
         batch_size: int = 64,
         batch_invariant: bool = False,
         guide_scores: bool = False,
+        angle: float = 0.0,
     ) -> None:
         spec = describe(kernel)
         if encoded:
@@ -181,7 +190,7 @@ class Station:
             batch_invariant=batch_invariant,
         )
         self.engine.running = self._running = {}
-        self.engine.away, self.engine.guide_scores = reward is None, guide_scores
+        self.engine.away, self.engine.guide_scores, self.engine.angle = reward is None, guide_scores, angle
         self.counters = Counters()
         self._kept: dict[int, list[tuple[Ids, Held]]] = {}  # by bundle: rows and transitions
 
@@ -253,12 +262,12 @@ class Station:
         assert flight is not None
         self._running[bundle.number] = _Running(bundle, ledger, flight, lost)
 
-    def _retrace(self, bundle: Bundle, ledger: _Ledger, row: int, legs: list[tuple[int, int, int]]) -> None:
+    def _retrace(self, bundle: Bundle, ledger: _Ledger, row: int, legs: list[Leg]) -> None:
         """Walk to the state that a row starts from."""
         engine, slot = self.engine, ledger.slot[[1 + row]]
         x = None if bundle.start[row] == NONE else engine.states.get(slot)[0]
-        for key, level, end in legs:
-            x = engine.retrace(int(bundle.task[row]), np.array([key], np.uint64), level, end, x, repeated=True)
+        for leg in legs:
+            x = engine.retrace(int(bundle.task[row]), leg, x, repeated=True)
         assert x is not None
         ledger.slot[1 + row] = engine.states.put(x[None])[0]
 

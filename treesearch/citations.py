@@ -93,6 +93,14 @@ _PAPERS = {
         "arXiv preprint arXiv:2505.23614",
         2025,
     ),
+    "scaling": (
+        "article{ma2025inference",
+        "Inference-Time Scaling for Diffusion Models beyond Scaling Denoising Steps",
+        "Ma, Nanye and Tong, Shangyuan and Jia, Haolin and Hu, Hexiang and Su, Yu-Chuan and Zhang, Mingda and "
+        "Yang, Xuan and Li, Yandong and Jaakkola, Tommi and Jia, Xuhui and Xie, Saining",
+        "arXiv preprint arXiv:2501.09732",
+        2025,
+    ),
     "rbf": (
         "inproceedings{kim2025inference",
         "Inference-Time Scaling for Flow Models via Stochastic Generation and Rollover Budget Forcing",
@@ -113,6 +121,7 @@ _USED = {
     "MCTS": ("uct", "widening", "mctd", "noise"),
     "DepthFirst": ("classical",),
     "RolloverBudget": ("rbf",),
+    "NoiseSearch": ("scaling",),
 }
 
 

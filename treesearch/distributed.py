@@ -40,7 +40,7 @@ from rewards.base import Reward, RewardError, as_reward
 from treesearch.budget import Cost
 from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
 from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
-from treesearch.engine import Arrival, Ids, Segments
+from treesearch.engine import Arrival, Ids, Leg, Segments, leg, sideways
 from treesearch.engine import encode as encode_prompts
 from treesearch.errors import KernelError, TreeSearchError, choose
 from treesearch.specs import Recipe, place
@@ -91,6 +91,7 @@ class _Setup:
     batch_size: int = 64
     batch_invariant: bool = False
     guide_scores: bool = False  # a guide's rewards are the search's
+    angle: float = 0.0  # of sideways edges
 
 
 class _Process:
@@ -149,15 +150,15 @@ class _Worker(_Process):
         return (replace(reply, states=None, samples=None), report), states, samples
 
     def retrace(
-        self, setup: list[Any], search: int, task: int, legs: list[tuple[int, int, int]], x: NDArray[Any] | None
+        self, setup: list[Any], search: int, task: int, legs: list[Leg], x: NDArray[Any] | None
     ) -> NDArray[Any]:
         """The state at the end of a path, from a state or (x = None) from the prior."""
 
         def walk() -> NDArray[Any]:
             engine = self._station(setup, search).engine
             state = None if x is None else as_tensor(x, engine.spec.dtype)
-            for key, top, end in legs:
-                state = engine.retrace(task, np.array([key], np.uint64), top, end, state, repeated=True)
+            for way in legs:
+                state = engine.retrace(task, way, state, repeated=True)
             assert state is not None
             return as_numpy(state)
 
@@ -256,6 +257,7 @@ class _Worker(_Process):
                 batch_size=of.batch_size,
                 batch_invariant=of.batch_invariant,
                 guide_scores=of.guide_scores,
+                angle=of.angle,
             )
         return self._stations[search]
 
@@ -903,6 +905,7 @@ class RayEngine:
             batch_size,
             batch_invariant,
             guide_scores=not away and getattr(kernel, "scores", None) == reward,
+            angle=trees[0].angle,
         )
         self._setup = [ray.put(setup)]
         scoring = replace(setup, kernel=None, encoded=None, reward=judge)
@@ -941,9 +944,9 @@ class RayEngine:
         if not work:
             return
         # Also of transitions that nothing draws from: their lineages died out.
-        held = [where for task, _ in work for _, where in self._kept.get(task, [])]
-        uses = {(int(w), int(b)) for where in held for w, b in np.unique(where[:, :2], axis=0)}
+        held = self._bundles_held(task for task, _ in work)
         parts = [self._rows(task, segments) for task, segments in work]
+        uses = held - self._bundles_held(self._kept)
         columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         n = len(columns["task"])
         self._jobs.append(_Job(wave, queued=np.ones(n, np.bool_), left=n, uses=uses, **columns))
@@ -1010,13 +1013,17 @@ class RayEngine:
         """Columns of a job for the rows of one task."""
         tree, n = self.trees[task], len(segments.first)
         t = tree.t[segments.source].astype(np.int64)
-        paid = (segments.source != ROOT) & ~np.isnan(tree.reward[segments.source])  # its transition was evaluated
+        beside = sideways(tree, segments)
+        # Its transition was evaluated.
+        paid = (segments.source != ROOT) & ~np.isnan(tree.reward[segments.source]) & ~beside
         nfe = np.minimum(t, self.spec.num_steps) - tree.t[segments.last] + segments.hold - paid
         kept = np.full((n, 3), NONE)
         for nodes, where in self._kept.pop(task, []):
             at = np.searchsorted(nodes, segments.source).clip(max=len(nodes) - 1)
-            found = nodes[at] == segments.source
+            found = (nodes[at] == segments.source) & ~beside
             kept[found] = where[at[found]]
+            if (stay := np.isin(nodes, segments.keep)).any():
+                self._kept.setdefault(task, []).append((nodes[stay], where[stay]))
         return {
             "task": np.full(n, task),
             "source": segments.source,
@@ -1027,6 +1034,11 @@ class RayEngine:
             "nfe": nfe.astype(float),
             "kept": kept,
         }
+
+    def _bundles_held(self, tasks: Iterable[int]) -> set[tuple[int, int]]:
+        """(worker, bundle) of the transitions of tasks."""
+        held = [where for task in tasks for _, where in self._kept.get(task, [])]
+        return {(int(w), int(b)) for where in held for w, b in np.unique(where[:, :2], axis=0)}
 
     def _land(self, job: _Job) -> Cost:
         self._jobs.remove(job)
@@ -1122,13 +1134,16 @@ class RayEngine:
         key, again = np.empty(n, np.uint64), np.zeros(n, np.bool_)
         nodes, levels = _ranges(first, passed), np.empty(int(passed.sum()), np.int64)
         owner, slot = np.repeat(task, passed), np.full(n, NONE)
-        legs, start = {}, np.full(n, NONE)
+        legs, lineages, start = {}, {}, np.full(n, NONE)
+        beside = np.zeros(n, np.bool_)
         for i in np.unique(task):
             tree, mine = self.trees[i], task == i
             key[mine] = tree.key[first[mine]]
             again[mine] = (source[mine] != ROOT) & ~np.isnan(tree.reward[source[mine]])
             levels[owner == i] = tree.t[nodes[owner == i]]
-            wanted = mine & ~here & (source != ROOT)
+            beside[mine] = tree.t[first[mine]] == tree.t[source[mine]]
+            lineages |= {int(row): tree.lineage(int(source[row])) for row in np.flatnonzero(mine & beside)}
+            wanted = mine & ~here & (source != ROOT) & ~beside
             if self.landing and (tree.slot[source[wanted]] == NONE).any():
                 self.settle()
             slot[wanted] = tree.slot[source[wanted]]
@@ -1154,24 +1169,24 @@ class RayEngine:
             states=states,
             kept=kept,
             legs=legs,
+            lineages=lineages,
             forget=tuple(self._forget.pop(actor.number, ())),
             keep_inner=self.keep_inner,
         )
 
-    def _detour(self, task: int, node: int) -> tuple[int, list[tuple[int, int, int]]]:
+    def _detour(self, task: int, node: int) -> tuple[int, list[Leg]]:
         """(slot of the nearest stored ancestor or NONE, legs from there) of a node whose state is not stored."""
         tree, above = self.trees[task], int(self.trees[task].parent[node])
         while above != ROOT and tree.slot[above] == NONE:
             above = int(tree.parent[above])
         return NONE if above == ROOT else int(tree.slot[above]), self._legs(task, node, above)
 
-    def _legs(self, task: int, node: int, above: int) -> list[tuple[int, int, int]]:
-        """(key, level, end) of the edges from an ancestor down to a node."""
+    def _legs(self, task: int, node: int, above: int) -> list[Leg]:
+        """The edges from an ancestor down to a node."""
         tree, legs = self.trees[task], []
         while node != above:
-            parent = int(tree.parent[node])
-            legs.append((int(tree.key[node]), int(tree.t[parent]), int(tree.t[node])))
-            node = parent
+            legs.append(leg(tree, node, self.spec.num_steps))
+            node = int(tree.parent[node])
         return legs[::-1]
 
     # -------------------------------------------------------------------------------------------------------- answers

@@ -8,10 +8,14 @@ max(longest row, ceil(S / batch_size)) passes. Which rows share a pass changes n
 A segment that ends above t = 0 with `hold` evaluates its last level without leaving it: the endpoint is scored, the
 transition is kept, and segments that start there draw from it without another network call (a population of K
 particles costs K·T). A segment from a node without a held transition evaluates the node's state again.
+
+A node at level T is a draw of the prior from noise z. Below the root z is the node's own, ε(key); below another node of
+level T it is a neighbour's, z = cos θ z(parent) + sin θ ε(key), again N(0, I). Such sideways edges cost no evaluation.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -42,6 +46,10 @@ class Ledger(Protocol):
     reward: NDArray[np.float64]
     log_w: NDArray[np.float64]
 
+    def lineage(self, node: int, /) -> NDArray[np.uint64]:
+        """Keys whose noise makes the state of a node at level T."""
+        ...
+
 
 class Nodes(Protocol):
     """The nodes of every task."""
@@ -64,6 +72,19 @@ class Segments:
     last: Ids
     hold: bool = False
     keep: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class Leg(NamedTuple):
+    """A way that is walked again.
+
+    Args:
+        keys: noise key of its steps; from the prior those of a lineage, the last of which is the key of its steps.
+        level, end: t of both ends; T + 1 for the prior.
+    """
+
+    keys: tuple[int, ...]
+    level: int
+    end: int
 
 
 class Arrival(NamedTuple):
@@ -169,6 +190,7 @@ class Engine:
         batch_invariant: pad every pass to `batch_size` rows, so that a row's result does not depend on the batch.
     """
 
+    angle = 0.0  # θ of sideways edges
     ahead = 0  # waves that an independent method may run ahead
     drains = False  # whether an interrupt lets the waves under way arrive
 
@@ -191,6 +213,7 @@ class Engine:
         self.cost, self.prompts, self.batch_size = cost, prompts, batch_size
         self.keep_inner, self.batch_invariant = keep_inner, batch_invariant
         self.passes = 0
+        self.angle = trees[0].angle if trees else 0.0
         guide = getattr(kernel, "scores", None)
         self._guide_decodes = guide is not None and guide.input == "sample"
         self.guide_scores = guide is not None and guide == reward  # of one name is not enough: functions must agree
@@ -273,20 +296,24 @@ class Engine:
         """Rows at the states they start from: the prior, a draw from a held transition, or a stored state."""
         tree, n = trees[task], len(segments.first)
         key, source = tree.key[segments.first], segments.source
+        beside = sideways(tree, segments)
         t = np.minimum(tree.t[source].astype(np.int64), self.spec.num_steps)
         x = torch.empty((n, *self.spec.state_shape), dtype=self.spec.dtype, device=self.spec.device)
         log_w = np.zeros(n)
         rows = np.flatnonzero(source == ROOT)
         if len(rows):
-            x[torch.from_numpy(rows)], log_w[rows] = self._prior(task, key[rows])
+            x[torch.from_numpy(rows)], log_w[rows] = self._prior(task, self._prior_noise(key[rows]))
+        rows = np.flatnonzero(beside)
+        if len(rows):
+            x[torch.from_numpy(rows)], _ = self._prior(task, self._neighbours(tree, source[rows], key[rows]))
         for held in self._held.get(task, []):
             place = np.searchsorted(held.node, source).clip(max=len(held.node) - 1)
-            rows = np.flatnonzero(held.node[place] == source)
+            rows = np.flatnonzero((held.node[place] == source) & ~beside)
             if len(rows):
                 law = held.transition.take(torch.from_numpy(place[rows]))
                 x[torch.from_numpy(rows)], log_w[rows] = self._draw(law, key[rows], t[rows])
                 t[rows] -= 1
-        rows = np.flatnonzero((source != ROOT) & (t == tree.t[source]))
+        rows = np.flatnonzero((source != ROOT) & (t == tree.t[source]) & ~beside)
         if len(rows):
             x[torch.from_numpy(rows)] = self._fetch(trees, task, source[rows]).to(x.device)
         return Flight(
@@ -300,7 +327,7 @@ class Engine:
             key=key,
             hold=np.full(n, segments.hold),
             log_w=log_w,
-            again=(t == tree.t[source]) & (t > 0) & ~np.isnan(tree.reward[source]),
+            again=(t == tree.t[source]) & (t > 0) & ~np.isnan(tree.reward[source]) & ~beside,
             trees=trees,
         )
 
@@ -506,13 +533,32 @@ class Engine:
             )
         return x, _weights(law.log_weight(x), len(t), "transition.log_weight")
 
-    def _prior(self, task: int, key: NDArray[np.uint64]) -> tuple[Tensor, NDArray[np.float64] | float]:
-        """x_T and the log p/q of the prior draw."""
-        cond = self._cond(np.full(len(key), task))
-        x = self.kernel.prior(self._noise(key, np.full(len(key), self.spec.num_steps + 1)), cond)
-        _check_states(x, len(key), self.spec, "kernel.prior")
+    def _prior(self, task: int, z: Tensor) -> tuple[Tensor, NDArray[np.float64] | float]:
+        """x_T from noise z (n, *noise) and the log p/q of the prior draw."""
+        cond = self._cond(np.full(len(z), task))
+        x = self.kernel.prior(z, cond)
+        _check_states(x, len(z), self.spec, "kernel.prior")
         weight = getattr(self.kernel, "prior_log_weight", None)
-        return x, _weights(weight(x, cond), len(key), "kernel.prior_log_weight") if weight else 0.0
+        return x, _weights(weight(x, cond), len(z), "kernel.prior_log_weight") if weight else 0.0
+
+    def _prior_noise(self, key: NDArray[np.uint64]) -> Tensor:
+        return self._noise(key, np.full(len(key), self.spec.num_steps + 1))
+
+    def _lineage_noise(self, keys: NDArray[np.uint64]) -> Tensor:
+        """z (*noise) of the last of a line of neighbours, of which the first is the root's child."""
+        z, *fresh = self._prior_noise(keys)
+        for own in fresh:
+            z = self._turn(z, own)
+        return z
+
+    def _neighbours(self, tree: Ledger, source: Ids, key: NDArray[np.uint64]) -> Tensor:
+        """z (n, *noise) of new neighbours of nodes at level T."""
+        lines = [tree.lineage(node) for node in map(int, source)]
+        pivots = {name: self._lineage_noise(line) for name, line in {line.tobytes(): line for line in lines}.items()}
+        return self._turn(torch.stack([pivots[line.tobytes()] for line in lines]), self._prior_noise(key))
+
+    def _turn(self, z: Tensor, fresh: Tensor) -> Tensor:
+        return math.cos(self.angle) * z + math.sin(self.angle) * fresh
 
     def _noise(self, key: NDArray[np.uint64], counter: Ids) -> Tensor:
         shape = self.spec.noise_shape
@@ -576,24 +622,36 @@ class Engine:
         return x
 
     def walk(self, task: int, node: int, x: Tensor | None, *, repeated: bool = True) -> Tensor:
-        """Run the edge to a node again, from its parent's state or (x = None) from the prior; one row at a time."""
-        tree = self.trees[task]
-        return self.retrace(task, tree.key[[node]], int(tree.t[tree.parent[node]]), int(tree.t[node]), x, repeated)
+        """Run the edge to a node again, from its parent's state or the prior; one row at a time."""
+        return self.retrace(task, leg(self.trees[task], node, self.spec.num_steps), x, repeated=repeated)
 
-    def retrace(
-        self, task: int, key: NDArray[np.uint64], level: int, end: int, x: Tensor | None, repeated: bool
-    ) -> Tensor:
-        """The state at level `end` of the path with the given key (1,), from its state at `level` or the prior."""
-        if x is None:
-            row, level = self._prior(task, key)[0], self.spec.num_steps
+    def retrace(self, task: int, leg: Leg, x: Tensor | None, *, repeated: bool) -> Tensor:
+        """The state at the end of a leg, from the state x at its beginning or, above level T, from the prior."""
+        level, key = min(leg.level, self.spec.num_steps), np.array(leg.keys[-1:], np.uint64)
+        if leg.level > self.spec.num_steps:
+            row = self._prior(task, self._lineage_noise(np.array(leg.keys, np.uint64))[None])[0]
         else:
+            assert x is not None
             row = x[None].to(self.spec.device)
-        for t in range(level, end, -1):
+        for t in range(level, leg.end, -1):
             at = np.array([t])
             law, padding = self._evaluate(row, at, np.array([task]))
             self._count(self.cost, at, np.array([repeated]), padding)
             row, _ = self._draw(law, key, at)
         return row[0]
+
+
+def sideways(tree: Ledger, segments: Segments) -> NDArray[np.bool_]:
+    """Rows that begin at a neighbour of the node they leave."""
+    return np.asarray(tree.t[segments.first] == tree.t[segments.source])
+
+
+def leg(tree: Tree, node: int, num_steps: int) -> Leg:
+    """The way to a node from its parent; to one at level T from the prior, with the keys of its lineage."""
+    end = int(tree.t[node])
+    if end == num_steps:
+        return Leg(tuple(tree.lineage(node).tolist()), num_steps + 1, end)
+    return Leg((int(tree.key[node]),), int(tree.t[tree.parent[node]]), end)
 
 
 def _join(flights: list[Flight]) -> Flight:

@@ -70,6 +70,7 @@ METHOD_NAMES = {
     "mcts": "MCTS",
     "depth_first": "DepthFirst",
     "rollover": "RolloverBudget",
+    "noise_search": "NoiseSearch",
 }
 _REWARD_METHODS = ("min", "clip", "gate")
 _PLUGIN = re.compile(r"^\s*([^()\s]+\.py|[A-Za-z_][\w.]*):([A-Za-z_][\w.]*)\s*(\(.*\))?\s*$", re.DOTALL)

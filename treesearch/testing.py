@@ -288,6 +288,7 @@ def check_noise(trees: Sequence[Tree], num_steps: int) -> None:
     used = []
     for tree in trees:
         t, above = tree.t[1:].astype(int), tree.t[tree.parent[1:]].astype(int)
+        above[above == t] += 1  # a neighbour draws from the prior's stream
         steps = above - t
         level = np.repeat(above, steps) - (np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps))
         used.append(np.stack([np.repeat(tree.key[1:], steps), level.astype(np.uint64)], 1))
@@ -299,16 +300,21 @@ def check_noise(trees: Sequence[Tree], num_steps: int) -> None:
 
 def check_edges(kernel: Kernel, task: TaskResult, seed: int, atol: float = 0.0, number: int = 0) -> None:
     """Every sample is what the kernel itself draws along the sample's path, from the keys of the path."""
-    tree, spec, states = task.tree, describe(kernel), dict[int, Any]()
+    tree, spec, states, z = task.tree, describe(kernel), dict[int, Any](), dict[int, Tensor]()
     key, got = root_key(seed, number), int(tree.key[ROOT])
     assert got == key, f"root key of task {number}: expected {key}, got {got}"
     cond = conditioning(kernel, None, np.array([number]))
     for node in range(1, len(tree)):
         x: Any = states.get(int(tree.parent[node]))
         keys, above = tree.key[[node]], int(tree.t[tree.parent[node]])
+        if above == tree.t[node]:
+            fresh = noise(spec, keys, spec.num_steps + 1)
+            z[node] = math.cos(tree.angle) * z[int(tree.parent[node])] + math.sin(tree.angle) * fresh
+            x = kernel.prior(z[node], cond)
         for t in range(above, int(tree.t[node]), -1):
             if t > spec.num_steps:
-                x = kernel.prior(noise(spec, keys, t), cond)
+                z[node] = noise(spec, keys, t)
+                x = kernel.prior(z[node], cond)
             else:
                 x = kernel.transition(x, torch.tensor([t]), cond).sample(noise(spec, keys, t))
         states[node] = x

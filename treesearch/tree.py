@@ -69,6 +69,7 @@ class Tree:
         num_steps: T of the kernel.
         key: noise key of the root.
         capacity: nodes to make room for at first.
+        angle: θ between the prior noise of a node at level T and that of its neighbours, its children at level T.
     """
 
     COLUMNS = tuple(_DTYPES)
@@ -85,8 +86,8 @@ class Tree:
     start: NDArray[np.int32]
     mark: NDArray[np.int32]
 
-    def __init__(self, num_steps: int, key: int, capacity: int = 64) -> None:
-        self._size = 0
+    def __init__(self, num_steps: int, key: int, capacity: int = 64, *, angle: float = 0.0) -> None:
+        self._size, self.angle = 0, angle
         self.kids = np.empty(max(capacity, 1), np.int32)
         self.slabs = np.full(_CLASSES, NONE, np.int32)
         self.slabs[-1] = 0
@@ -153,6 +154,13 @@ class Tree:
             if (above <= ROOT).all():
                 return lineage
             lineage = np.where(above > ROOT, above, lineage)
+
+    def lineage(self, node: int) -> NDArray[np.uint64]:
+        """Keys of the nodes at a node's level on its path, itself last: what makes the state of a node at level T."""
+        line = [node]
+        while self.t[above := self.parent[line[-1]]] == self.t[node]:
+            line.append(int(above))
+        return self.key[line[::-1]]
 
     def edge_weights(self, nodes: NDArray[Any]) -> NDArray[np.float64]:
         """Σ log p/q from the root down to each node."""

@@ -10,6 +10,7 @@ from treesearch.methods.depth_first import DepthFirst
 from treesearch.methods.feynman_kac import FeynmanKac
 from treesearch.methods.lookahead_beam import LookaheadBeam
 from treesearch.methods.mcts import MCTS
+from treesearch.methods.noise_search import NoiseSearch
 from treesearch.methods.rejection import Rejection
 from treesearch.methods.rollover import RolloverBudget
 from treesearch.methods.svdd import SVDD
@@ -29,6 +30,7 @@ METHODS: dict[str, Any] = {
         MCTS,
         DepthFirst,
         RolloverBudget,
+        NoiseSearch,
     )
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "DiffusionTreeSearch",
     "FeynmanKac",
     "LookaheadBeam",
+    "NoiseSearch",
     "Rejection",
     "RolloverBudget",
 ]

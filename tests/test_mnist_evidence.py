@@ -1,0 +1,241 @@
+"""The MNIST experiment: distances, references, resumption, choices, curves and ratios, and what it reports."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from backends.diffusion import DiffusionKernel
+from backends.mnist import STATE_SHAPE, cosine_alphas_cumprod, to_images
+from backends.schedules import Schedule
+from experiments import evidence, mnist_evidence
+from experiments import mnist_evidence_report as report
+from experiments.mnist_evidence import METHODS, SEARCHERS, TARGETS, Job
+from treesearch.errors import StoreError
+
+
+def features(n, seed, shift=0.0):
+    return shift + torch.rand(n, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Smooth(torch.nn.Module):
+    """v = -blurred x."""
+
+    def forward(self, x, t):
+        return -torch.nn.functional.avg_pool2d(x, 5, stride=1, padding=2)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The same chain with a network without weights."""
+    network = Smooth().eval().requires_grad_(False)
+    schedule = Schedule.variance_preserving(cosine_alphas_cumprod(), mnist_evidence.T, prediction="v")
+    return DiffusionKernel(
+        network, state_shape=STATE_SHAPE, schedule=schedule, eta=1.0, clip_sample=1.0, decode=to_images, name="tiny"
+    )
+
+
+# distances and references
+
+
+def test_frechet_is_its_definition():
+    x, y = features(80, 0), 2 * features(90, 1, shift=0.5)
+    left, right = np.cov(x.T), np.cov(y.T)
+    cross = scipy.linalg.sqrtm(left @ right).real
+    exact = float((x.mean(0) - y.mean(0)).square().sum()) + np.trace(left + right - 2 * cross)
+    assert mnist_evidence.frechet(x, y) == pytest.approx(exact, rel=1e-6)
+    assert mnist_evidence.frechet(x, x + 1.5) == pytest.approx(6 * 1.5**2, rel=1e-6)
+
+
+def test_diversity_is_the_mean_over_pairs():
+    x = features(20, 2)
+    pairs = [1 - torch.cosine_similarity(a, b, dim=0) for a, b in itertools.combinations(x, 2)]
+    assert mnist_evidence.diversity(x) == pytest.approx(float(torch.stack(pairs).mean()))
+    assert mnist_evidence.diversity(x[:1].repeat(5, 1)) == pytest.approx(0, abs=1e-9)
+
+
+def test_draws_of_the_model_follow_the_reward():
+    images = torch.arange(4000).reshape(-1, 1, 1, 1).float()
+
+    def reward(gap):
+        return lambda x: torch.where(x.flatten() < 2000, 0.0, -gap).double()
+
+    draws, facts = mnist_evidence.model_draws(images, reward(math.log(3)))
+    assert (facts["how"], len(draws)) == ("rejection", 2000)
+    assert abs(facts["log_z"] - math.log(2 / 3)) < 1e-6
+    shares = (mnist_evidence.model_draws(images[1900:2100], reward(math.log(3)))[0] < 2000).float().mean()
+    assert abs(float(shares) - 0.75) < 0.01
+    assert mnist_evidence.model_draws(images[1900:2100], reward(1.0))[1]["how"] == "resampling"
+
+
+def test_rewards_are_bounded_by_zero_and_real_images_obey_them(tmp_path):
+    labels = np.tile(np.arange(10), 40)
+    pixels = np.full((400, 28, 28), 51, np.uint8)  # a mean of .2
+    pixels[200:] = 255
+    arrays = {"train_x": pixels, "train_y": labels, "test_x": pixels, "test_y": labels}
+    np.savez(tmp_path / "m.npz", **arrays)
+    counts = {name: len(mnist_evidence.real_images(tmp_path / "m.npz", each)) for name, each in TARGETS.items()}
+    assert counts == {"digit": 80, "even": 400, "conjunction": 40}
+    noise = torch.rand(50, 1, 28, 28)
+    assert all((each.reward()(noise) <= 0).all() for each in TARGETS.values())
+
+
+def test_settings_reach_the_methods(tiny):
+    reward = TARGETS["conjunction"].reward()
+    for name, entry in (METHODS | SEARCHERS).items():
+        assert 1 <= len(entry.grid) <= 6
+        assert len({json.dumps(how) for how in entry.grid}) == len(entry.grid), name
+        for how in entry.grid:
+            setup = entry.make(tiny, reward, **how)
+            if "schedule" in how and name != "das":
+                assert setup.method.schedule == mnist_evidence.SCHEDULES[how["schedule"]]
+            if "lam" in how:
+                assert setup.method.lam == float(how["lam"])
+    trees = [METHODS[name].make(tiny, reward, **METHODS[name].grid[0]).method for name in ("dts", "dts_narrow")]
+    assert [(t.widening_c, t.widening_alpha, t.branch_at) for t in trees] == [
+        (2.0, 0.8, (50, 40, 30, 20, 10)),
+        (1.0, 0.5, (50, 40, 30, 20, 10)),
+    ]
+
+
+# curves
+
+
+def test_expected_best_is_the_mean_over_subsets():
+    x = np.array([0.3, -1.0, 2.0, 5.0, 4.0])
+    for k in range(1, 6):
+        assert report.expected_best(x, k) == pytest.approx(np.mean([max(s) for s in itertools.combinations(x, k)]))
+    with pytest.raises(ValueError, match="subsets"):
+        report.expected_best(x, 6)
+
+
+def test_ratios_of_curves():
+    at = np.geomspace(1e3, 1e6, 300)
+    slow, fast = (at, np.log(at)), (at, np.log(4 * at))
+    found = report.match(fast, slow, 100_000)
+    assert found.matched == pytest.approx(4, rel=1e-3)
+    assert found.saved == pytest.approx(4, rel=1e-3)
+    assert report.match(slow, fast, 100_000).matched == pytest.approx(1 / 4, rel=1e-3)
+    assert report.match(slow, (at, np.log(4e9 * at)), 100_000).saved == 0
+    assert report.match((at, np.log(4e9 * at)), slow, 100_000).matched == math.inf
+    assert report.area(slow, 1_000, 100_000) == pytest.approx(math.log(1e4), rel=1e-3)
+
+
+def test_a_curve_says_where_it_rose():
+    history = [{"nfe": n, "best_reward": r} for n, r in ((1, None), (2, 0.5), (3, 0.5), (4, 0.9))]
+    assert mnist_evidence.improvements(history) == [[2, 0.5], [4, 0.9]]
+    assert report._steps([[2, 0.5], [4, 0.9]], np.array([1.0, 2, 3, 4, 9])).tolist() == [0.5, 0.5, 0.5, 0.9, 0.9]
+
+
+# the command
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny):
+    """Both parts, tiny."""
+    out = tmp_path_factory.mktemp("mnist")
+    draw = np.random.default_rng(0)
+    arrays = {f"{part}_x": draw.integers(0, 256, (60, 28, 28), dtype=np.uint8) for part in ("train", "test")}
+    np.savez(out / "mnist.npz", **arrays, train_y=np.arange(60) % 10, test_y=np.arange(60) % 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist_evidence, "kernel_on", lambda device: tiny)
+        patch.setattr(mnist_evidence, "PART", 20)
+        patch.setattr(mnist_evidence, "DRAWS", 30)
+        assert command(out) == 0
+        assert search(out) == 0
+        yield out
+
+
+def command(out, *words):
+    words = ["--targets", "even", "--methods", "importance", "dps", "dts", "--nfe", "500", "1k", *words]
+    words = ["--seeds", "100", "101", "--tuning-nfe", "200", "--pool", "40", "--data", str(out / "mnist.npz"), *words]
+    return mnist_evidence.main(["run", *words, "--out", str(out / "cells.jsonl"), "--work", str(out / "work")])
+
+
+def search(out):
+    words = ["--part", "search", "--rewards", "composite", "--searchers", "best_of_n", "dts_star", "fk_max"]
+    words += ["--levels", "300", "900", "--seeds", "100", "101"]
+    return mnist_evidence.main(["run", *words, "--out", str(out / "cells.jsonl"), "--work", str(out / "work")])
+
+
+def test_every_cell_is_run_once_and_measured(finished):
+    rows = evidence.read(finished / "cells.jsonl")
+    cells = [row for row in rows if row["kind"] == "cell"]
+    assert {(row["budget"], row["seed"]) for row in cells} == {(500, 100), (500, 101), (1000, 100), (1000, 101)}
+    assert {row["method"] for row in rows if row["kind"] == "tuning"} == {"dps"}
+    assert len([row for row in rows if row["kind"] == "cell distances"]) == len([r for r in cells if "error" not in r])
+    for row in cells:
+        assert row["nfe"] == row["budget"] == 50 * row["samples"]
+        assert row["roots"] <= row["distinct"] <= row["samples"]
+        assert (row["work"] > row["nfe"]) == (row["method"] == "dps")
+        assert (row["log_z"] is None) == (row["method"] == "dps")
+    before = (finished / "cells.jsonl").read_bytes()
+    assert command(finished) == 0
+    assert search(finished) == 0
+    assert (finished / "cells.jsonl").read_bytes() == before
+
+
+def test_the_lowest_mmd_is_chosen_and_run(finished):
+    rows = evidence.read(finished / "cells.jsonl")
+    choice = next(row for row in rows if row["kind"] == "choice" and row["method"] == "dps")
+    scores = {
+        json.dumps(row["settings"]): row["mmd2_model"]
+        for row in rows
+        if row["kind"] == "tuning distances" and row["method"] == "dps"
+    }
+    assert len(scores) >= 5
+    assert choice["picked"] == json.loads(min(scores, key=lambda how: scores[how]))
+    run = [row["settings"] for row in rows if row["kind"] == "cell" and row["method"] == "dps"]
+    assert choice["picked"] in run
+    assert choice["published"] in run
+
+
+def test_distances_are_of_the_draws(finished):
+    rows = evidence.read(finished / "cells.jsonl")
+    job = Job("cell", "even", "importance", {}, 500, 100)
+    stored = np.load(job.file(finished / "work"))
+    drawn = torch.from_numpy(stored["features"][stored["again"]])
+    assert drawn.shape == (30, 128)
+    row = next(r for r in rows if all(r.get(k) == v for k, v in job.row.items()))
+    assert row["diversity"] == pytest.approx(mnist_evidence.diversity(drawn), rel=1e-4)
+    assert row["distinct"] == len(stored["features"])
+
+
+def test_search_cells(finished):
+    rows = [row for row in evidence.read(finished / "cells.jsonl") if row["kind"] == "search"]
+    assert len(rows) == 2 + 2 + 4
+    for row in rows:
+        if row["method"] == "best_of_n":
+            assert row["best"] == max(row["rewards"]) == row["curve"][-1][1]
+            assert len(row["rewards"]) == 900 // 50
+        assert ("curve" in row) == (row["method"] != "fk_max")
+
+
+def test_report(finished):
+    file, out = finished / "cells.jsonl", finished / "report.md"
+    assert mnist_evidence.main(["report", "--rows", str(file), "--out", str(out)]) == 0
+    text, rows = out.read_text(), evidence.read(file)
+    assert (finished / "report_sampling.png").stat().st_size > 5_000
+    assert (finished / "report_search.png").stat().st_size > 5_000
+    assert "## Sampling: even, 1,000 NFE" in text
+    values = [r["fid_real"] for r in rows if r["kind"] == "cell distances" and r["method"] == "importance"]
+    assert f"| importance | {evidence.mean_se(values[:2]).text()} |" in text
+    best = [row["best"] for row in rows if row["kind"] == "search" and row["method"] == "fk_max"]
+    assert evidence.mean_se([b for b, r in zip(best, [300, 300, 900, 900], strict=True) if r == 900]).text() in text
+    assert "| tds | not run |" in text
+    assert "| beam | not run |" in text
+
+
+def test_what_is_asked_is_checked(tmp_path, capsys):
+    assert mnist_evidence.main(["run", "--data", str(tmp_path / "none.npz")]) == 1
+    assert "--data" in capsys.readouterr().err
+    assert mnist_evidence.main(["run", "--seeds", "0"]) == 1
+    assert "overlap" in capsys.readouterr().err
+    assert mnist_evidence.main(["run", "--methods", "dtz"]) == 1
+    assert "unknown method 'dtz'" in capsys.readouterr().err
+    with pytest.raises(StoreError):
+        evidence.read(tmp_path / "none.jsonl")
