@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
 DATA ?= mnist.npz
 
-.PHONY: help setup demo test test-slow lint bench bench-ray bench-async bench-pipelines soak train-mnist clean
+.PHONY: help setup demo test test-slow lint bench bench-ray bench-async bench-pipelines soak evidence mixtures mnist-evidence train-mnist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -38,6 +38,17 @@ lint: $(STAMP)  ## format, lint and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m basedpyright
+
+evidence: mixtures mnist-evidence  ## every method at equal NFE: hours; run again to go on
+
+mixtures: $(STAMP)  ## sampling on mixtures with known targets, then the report
+	@$(PY) -m experiments.mixtures run
+	@$(PY) -m experiments.mixtures report
+
+mnist-evidence: $(STAMP)  ## sampling and search on MNIST, then the report: make mnist-evidence DATA=path/to/mnist.npz
+	@$(PY) -m experiments.mnist_evidence run --data $(DATA)
+	@$(PY) -m experiments.mnist_evidence run --part search --out experiments/results/mnist_search.jsonl --work runs/mnist_search
+	@$(PY) -m experiments.mnist_evidence report
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
 	@$(PY) -m experiments.bench

@@ -120,8 +120,9 @@ def mnist_kernel(num_steps: int = 25, eta: float = 1.0, device: str | torch.devi
     from backends.diffusion import DiffusionKernel
     from backends.schedules import Schedule
 
+    network = load_network()
     return DiffusionKernel(
-        load_network(),
+        network.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]  # a sixth faster on a CPU
         state_shape=STATE_SHAPE,
         schedule=Schedule.variance_preserving(cosine_alphas_cumprod(), num_steps, prediction="v"),
         eta=eta,

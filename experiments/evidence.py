@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,10 +27,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from treesearch.errors import StoreError
+from treesearch.errors import StoreError, TreeSearchError
 from treesearch.report import markdown
 
 Row = dict[str, Any]
@@ -38,6 +39,33 @@ WIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)  # of the kernel; each half of the one befor
 PROJECTIONS = 128
 BLOCK = 64
 PACKAGES = ("treesearch", "torch", "numpy")
+
+
+# commands
+
+
+def command_line(name: str, commands: Mapping[str, Any], argv: Sequence[str] | None, description: str | None) -> int:
+    """Run one of a script's commands; returns its exit code."""
+    import tyro
+
+    try:
+        return tyro.extras.subcommand_cli_from_dict(dict(commands), args=argv, description=description).run()
+    except (TreeSearchError, ValueError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def check_seeds(seeds: Sequence[int], tuning_seeds: Sequence[int]) -> None:
+    """Nothing is reported on seeds that it was tuned on.
+
+    Raises:
+        ValueError: some are in both.
+    """
+    if set(seeds) & set(tuning_seeds):
+        raise ValueError("seeds and tuning_seeds overlap: report on seeds that nothing was tuned on")
 
 
 # cells
@@ -236,11 +264,6 @@ class Mean(NamedTuple):
         digits = max(0, min(6, 1 - math.floor(math.log10(se))))
         return f"{mean:,.{digits}f} ± {se:,.{digits}f}"
 
-    def beyond(self, other: Mean, errors: float = 2.0) -> bool:
-        """Whether it is smaller than another by more than so many standard errors of the difference."""
-        gap = math.sqrt(sum(se**2 for se in (self.se, other.se) if se == se))
-        return self.mean < other.mean - errors * gap
-
 
 def mean_se(values: ArrayLike) -> Mean:
     """Mean and standard error over axis 0.
@@ -252,16 +275,6 @@ def mean_se(values: ArrayLike) -> Mean:
     if not len(x):
         raise ValueError("a mean needs at least one value")
     return Mean(float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan)
-
-
-def bootstrap(
-    values: ArrayLike, of: Callable[[NDArray[np.float64]], float] = np.mean, draws: int = 2_000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of a statistic over resampled rows."""
-    x, chance = np.asarray(values, float), np.random.default_rng(seed)
-    found = [of(x[chance.integers(0, len(x), len(x))]) for _ in range(draws)]
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def table(

@@ -36,22 +36,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 import treesearch as ts
 from backends.gaussian import GaussianMixture
 from experiments import mixtures_report
-from experiments.baselines import BASELINES, Settings, Setup
-from experiments.evidence import Cells, Reference, Row, locked, total_variation, where_it_ran
-from experiments.mixture_beds import BEDS, NUM_STEPS, Bed, chain
+from experiments.baselines import Setup
+from experiments.evidence import Cells, Reference, Row, check_seeds, command_line, locked, total_variation, where_it_ran
+from experiments.grids import How, baseline, chosen, entries, pick, schedules
+from experiments.mixture_beds import BEDS, Bed, chain
 from rewards.analytic import constant
 from treesearch.commands import count
 from treesearch.errors import TreeSearchError
@@ -64,14 +64,7 @@ CHUNK = 50_000  # rollouts of the pool at a time
 POOL_SEED = 9_000_000
 ITERATIONS = 10  # for each NFE; a tree that widens slowly visits the same leaves ever more often, at no NFE
 KEY = ("kind", "bed", "method", "settings", "budget", "seed")
-How = dict[str, Any]
-SCHEDULES = {
-    "five": (*LEVELS[1:], 0),  # those of the tree, where the first one stands for draws of x_T
-    "top": (*LEVELS, 0),
-    "ten": (*range(NUM_STEPS - 10, 0, -10), 0),
-    "every": (*range(NUM_STEPS, 1, -1), 0),  # the last step has no noise
-    "late": (40, 20, 0),
-}
+SCHEDULES = schedules(LEVELS)
 
 
 # references
@@ -158,11 +151,9 @@ def draw_reference(bed: Bed, scale: float) -> dict[str, Any]:
 # methods
 
 
-def baseline(name: str, bed: Bed, *, schedule: str = "five", greedy: bool = False, **how: Any) -> Setup:
-    """One of `experiments.baselines`; schedules by name."""
-    lam = math.inf if greedy else bed.lam
-    settings = Settings(lam=lam, r_max=bed.r_max or 0.0, schedule=SCHEDULES[schedule], **how)
-    return BASELINES[name](bed.kernel(), bed.reward, settings)
+def sampler(name: str, bed: Bed, **how: Any) -> Setup:
+    """One of `experiments.baselines`."""
+    return baseline(bed.kernel(), bed.reward, SCHEDULES, name, lam=bed.lam, r_max=bed.r_max or 0.0, **how)
 
 
 def dts(bed: Bed, **how: Any) -> Setup:
@@ -170,79 +161,15 @@ def dts(bed: Bed, **how: Any) -> Setup:
     return Setup(bed.kernel(), ts.DiffusionTreeSampling(**{"lam": bed.lam, "branch_at": LEVELS, "wave": 16} | how))
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A method and what it is tuned by.
-
-    Args:
-        make: bed and settings -> what to search with.
-        grid: at most six settings; the first one is as published.
-    """
-
-    make: Callable[..., Setup]
-    grid: tuple[How, ...] = ({},)
-
-
-_FK = (
-    {"resampling": "multinomial"},
-    {},
-    {"ess_threshold": 1.0},
-    {"schedule": "top"},
-    {"schedule": "ten"},
-    {"schedule": "late"},
+_DPS: tuple[How, ...] = (
+    {"normalise": "residual"},
+    {"scale": 0.1},
+    {"scale": 0.01},
+    {"normalise": "gradient", "scale": 0.03},
+    {"normalise": "gradient", "scale": 0.1},
+    {"normalise": "gradient", "scale": 0.3},
 )
-_GRIDS: dict[str, tuple[How, ...]] = {
-    "importance": ({},),
-    "rejection": ({},),
-    "fk_difference": _FK,
-    "fk_max": _FK,
-    "fk_sum": _FK,
-    "fk_immediate": _FK,
-    "fk_rollout": _FK,
-    "tds": (
-        {"schedule": "every"},
-        {},
-        {"max_shift": 1.0},
-        {"max_shift": 0.3},
-        {"schedule": "every", "max_shift": 1.0},
-        {"schedule": "late", "max_shift": 1.0},
-    ),
-    "das": (
-        {"schedule": "every", "resampling": "ssp"},
-        {"resampling": "ssp"},
-        {"schedule": "every", "resampling": "ssp", "max_shift": 1.0},
-        {"resampling": "ssp", "max_shift": 1.0},
-        {"schedule": "every", "resampling": "ssp", "gamma": 0.03},
-        {"schedule": "every", "resampling": "ssp", "gamma": 0.03, "max_shift": 1.0},
-    ),
-    "dps": (
-        {"normalise": "residual"},
-        {"scale": 0.1},
-        {"scale": 0.01},
-        {"normalise": "gradient", "scale": 0.03},
-        {"normalise": "gradient", "scale": 0.1},
-        {"normalise": "gradient", "scale": 0.3},
-    ),
-    "svdd": (
-        {"schedule": "every", "greedy": True},
-        {"schedule": "every"},
-        {"schedule": "every", "candidates": 5},
-        {},
-        {"candidates": 5},
-        {"schedule": "late"},
-    ),
-}
-_TREES: tuple[How, ...] = (
-    {"widening_c": 2.0, "widening_alpha": 0.8},
-    {"widening_c": 1.0, "widening_alpha": 0.8},
-    {"widening_c": 2.0, "widening_alpha": 0.5},
-    {"widening_c": 1.0, "widening_alpha": 0.5},
-    {"widening_c": 1.0, "widening_alpha": 0.3},
-    {"widening_c": 2.0, "widening_alpha": 0.8, "selection": "round_robin"},
-)
-METHODS: dict[str, Entry] = {name: Entry(partial(baseline, name), grid) for name, grid in _GRIDS.items()} | {
-    "dts": Entry(dts, _TREES)
-}
+METHODS = entries(sampler, dts, _DPS)
 
 
 # cells
@@ -307,13 +234,10 @@ def choose(bed: str, method: str, cells: Cells, budget: int) -> Row:
     """The settings of lowest mean MMD² among those of the grid that never failed, as a row."""
     scores = []
     for how in METHODS[method].grid:
-        found = [r.get("mmd2") for r in cells.where(kind="tuning", bed=bed, method=method, settings=how, budget=budget)]
-        scores.append(None if not found or None in found else float(np.mean(found)))
-    known = [s for s in scores if s is not None]
-    best = scores.index(min(known)) if known else 0
-    grid = [{"settings": how, "mmd2": score} for how, score in zip(METHODS[method].grid, scores, strict=True)]
-    picked, published = grid[best]["settings"], grid[0]["settings"]
-    return {"kind": "choice", "bed": bed, "method": method, "picked": picked, "published": published, "grid": grid}
+        rows = cells.where(kind="tuning", bed=bed, method=method, settings=how, budget=budget)
+        found = [row["mmd2"] for row in rows if row.get("mmd2") is not None]
+        scores.append(float(np.mean(found)) if found and len(found) == len(rows) else None)
+    return {"kind": "choice", "bed": bed, "method": method} | chosen(METHODS[method].grid, scores)
 
 
 def methods_of(bed: Bed, names: Sequence[str]) -> tuple[str, ...]:
@@ -367,8 +291,7 @@ class Run:
 
     def run(self) -> int:
         budgets = sorted({n for text in self.nfe if (n := count(text)) is not None})
-        if set(self.seeds) & set(self.tuning_seeds):
-            raise ValueError("seeds and tuning_seeds overlap: report on seeds that nothing was tuned on")
+        check_seeds(self.seeds, self.tuning_seeds)
         beds = [pick("bed", name, BEDS)() for name in self.beds]
         for name in self.methods:
             pick("method", name, METHODS)
@@ -403,42 +326,24 @@ class Run:
             )
 
 
-def pick(what: str, name: str, known: dict[str, Any]) -> Any:
-    """An entry by name.
-
-    Raises:
-        ValueError: there is no such entry.
-    """
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}: choose {', '.join(known)}")
-    return known[name]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Tables and the figure from what has been run."""
 
-    rows: Path = Path("experiments/results/mixtures.jsonl")
-    """what `run` wrote"""
+    rows: tuple[Path, ...] = (Path("experiments/results/mixtures.jsonl"),)
+    """what `run` wrote; files that are not there are left out"""
     out: Path = Path("experiments/results/mixtures.md")
     """the tables; the figure stands beside them"""
 
     def run(self) -> int:
-        print(mixtures_report.write(self.rows, self.out))
+        names = {name: methods_of(make(), tuple(METHODS)) for name, make in BEDS.items()}
+        print(mixtures_report.write(self.rows, self.out, KEY, names))
         return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    try:
-        command = tyro.extras.subcommand_cli_from_dict({"run": Run, "report": Report}, args=argv, description=__doc__)
-        return command.run()
-    except (TreeSearchError, ValueError, OSError) as error:
-        print(f"mixtures: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nmixtures: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return command_line("mixtures", {"run": Run, "report": Report}, argv, __doc__)
 
 
 if __name__ == "__main__":

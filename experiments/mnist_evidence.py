@@ -19,9 +19,9 @@ are accepted. Metrics are of 2,000 draws with replacement, distinct leaves and r
     FID = |m - m'|² + tr(S + S' - 2 (S S')^1/2)          Fréchet distance in judge features, not on Inception's scale
     diversity = mean over pairs of draws of 1 - cos      of judge features
 
-Protocol. Published settings first; then settings chosen among at most six by MMD² to π at 10^4 NFE on the tuning seed.
-Grids, scores and choices are rows too. A cell keeps features, rewards and weights of its leaves in `--work`, so that
-distances are taken once the references are there.
+Protocol. Settings are chosen among at most six (`experiments.grids`) by MMD² to π at 10^4 NFE on the tuning seed; then
+the chosen ones are run, then the published ones. Grids, scores and choices are rows too. A cell keeps features, rewards
+and weights of its leaves in `--work`.
 
 Search. Best reward against NFE of greedy methods. Best-of-N, DTS* and MCTS are anytime: a smaller budget is a prefix of
 a larger one, and a cell's curve is its history. FK (max potential, λ = 10, one population), beams and rollover budgets
@@ -44,14 +44,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 import treesearch as ts
 from backends.mnist import mnist_kernel
 from experiments import judge, mnist_evidence_report
-from experiments.baselines import BASELINES, Settings, Setup
-from experiments.evidence import Cells, Reference, Row, locked, where_it_ran
+from experiments.baselines import Setup
+from experiments.evidence import Cells, Reference, Row, check_seeds, command_line, locked, where_it_ran
+from experiments.grids import Entry, How, baseline, chosen, entries, pick, schedules
 from experiments.mnist_evidence_report import Names
 from experiments.train_classifiers import load_split
 from rewards import classifier, image
@@ -68,13 +68,7 @@ POOL_SEED = 9_000_000
 ENOUGH = 500  # accepted draws, below which the pool is resampled
 KEY = ("kind", "target", "method", "settings", "budget", "seed", "pool")
 FAILURES = (TreeSearchError, ArithmeticError, ValueError)
-How = dict[str, Any]
-SCHEDULES = {
-    "five": (*LEVELS, 0),
-    "ten": (*range(T, 0, -5), 0),
-    "every": (*range(T, 1, -1), 0),  # the last step has no noise
-    "late": (20, 10, 0),
-}
+SCHEDULES = schedules(LEVELS)
 
 
 # targets
@@ -114,26 +108,9 @@ SEARCHED: dict[str, Callable[[], Reward]] = {
 # methods
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A method and what it is tuned by.
-
-    Args:
-        make: kernel, reward, settings -> what to search with.
-        grid: at most six settings; the first one is as published.
-        anytime: a smaller budget is a prefix of a larger one.
-    """
-
-    make: Callable[..., Setup]
-    grid: tuple[How, ...] = ({},)
-    anytime: bool = False
-
-
-def baseline(
-    name: str, kernel: Any, reward: Reward, *, schedule: str = "five", lam: float | str = 1.0, **how: Any
-) -> Setup:
-    """One of `experiments.baselines`; schedules by name, an infinite λ as a word, for rows are JSON."""
-    return BASELINES[name](kernel, reward, Settings(lam=float(lam), schedule=SCHEDULES[schedule], **how))
+def sampler(name: str, kernel: Any, reward: Reward, **how: Any) -> Setup:
+    """One of `experiments.baselines`."""
+    return baseline(kernel, reward, SCHEDULES, name, **how)
 
 
 def searcher(method: Callable[..., Any], kernel: Any, reward: Reward, **how: Any) -> Setup:
@@ -141,56 +118,15 @@ def searcher(method: Callable[..., Any], kernel: Any, reward: Reward, **how: Any
     return Setup(kernel, method(**how))
 
 
-_FK = (
-    {"resampling": "multinomial"},
-    {},
-    {"ess_threshold": 1.0},
-    {"ess_threshold": 0.25},
-    {"schedule": "ten"},
-    {"schedule": "late"},
+_DPS: tuple[How, ...] = (
+    {"normalise": "residual"},
+    {"scale": 1.0},
+    {"scale": 0.1},
+    {"normalise": "gradient", "scale": 0.03},
+    {"normalise": "gradient", "scale": 0.1},
+    {"normalise": "gradient", "scale": 0.3},
 )
-_GRIDS: dict[str, tuple[How, ...]] = {
-    "importance": ({},),
-    "rejection": ({},),
-    **dict.fromkeys(("fk_difference", "fk_max", "fk_sum", "fk_immediate", "fk_rollout"), _FK),
-    "tds": (
-        {"schedule": "every"},
-        {},
-        {"max_shift": 1.0},
-        {"max_shift": 0.3},
-        {"schedule": "every", "max_shift": 1.0},
-        {"schedule": "late", "max_shift": 1.0},
-    ),
-    "das": (
-        {"schedule": "every", "resampling": "ssp"},
-        {"resampling": "ssp"},
-        {"schedule": "every", "resampling": "ssp", "max_shift": 1.0},
-        {"resampling": "ssp", "max_shift": 1.0},
-        {"schedule": "every", "resampling": "ssp", "gamma": 0.03},
-        {"schedule": "every", "resampling": "ssp", "gamma": 0.03, "max_shift": 1.0},
-    ),
-    "dps": (
-        {"normalise": "residual"},
-        {"scale": 1.0},
-        {"scale": 0.1},
-        {"normalise": "gradient", "scale": 0.03},
-        {"normalise": "gradient", "scale": 0.1},
-        {"normalise": "gradient", "scale": 0.3},
-    ),
-    "svdd": (
-        {"schedule": "every", "lam": "inf"},
-        {"schedule": "every"},
-        {"schedule": "every", "candidates": 5},
-        {},
-        {"candidates": 5},
-        {"schedule": "late"},
-    ),
-}
-_dts = partial(searcher, partial(ts.DiffusionTreeSampling, branch_at=LEVELS))
-METHODS: dict[str, Entry] = {name: Entry(partial(baseline, name), grid) for name, grid in _GRIDS.items()} | {
-    "dts": Entry(_dts, ({"widening_c": 2.0, "widening_alpha": 0.8},)),
-    "dts_narrow": Entry(_dts, ({"widening_c": 1.0, "widening_alpha": 0.5},)),
-}
+METHODS = entries(sampler, partial(searcher, partial(ts.DiffusionTreeSampling, branch_at=LEVELS)), _DPS)
 CORE = ("importance", "fk_difference", "dts", "dps", "das", "tds")  # cheapest first
 _STAR = partial(ts.DiffusionTreeSearch, branch_at=LEVELS)
 SEARCHERS: dict[str, Entry] = {
@@ -198,7 +134,7 @@ SEARCHERS: dict[str, Entry] = {
     "dts_star": Entry(partial(searcher, _STAR), ({"widening_c": 2.0, "widening_alpha": 0.8},), anytime=True),
     "dts_star_narrow": Entry(partial(searcher, _STAR), ({"widening_c": 1.0, "widening_alpha": 0.5},), anytime=True),
     "mcts": Entry(partial(searcher, partial(ts.MCTS, branch_at=LEVELS)), anytime=True),
-    "fk_max": Entry(partial(baseline, "fk_max"), ({"lam": 10.0, "resampling": "multinomial"},)),
+    "fk_max": Entry(partial(sampler, "fk_max"), ({"lam": 10.0, "resampling": "multinomial"},)),
     "beam": Entry(partial(searcher, ts.BeamSearch)),
     "rollover": Entry(partial(searcher, ts.RolloverBudget)),
 }
@@ -448,18 +384,7 @@ def choose(target: str, method: str, cells: Cells, budget: int, pool: int) -> Ro
             kind="tuning distances", target=target, method=method, settings=how, budget=budget, pool=pool
         )
         scores.append(float(np.mean([row["mmd2_model"] for row in found])) if found else None)
-    known = [score for score in scores if score is not None]
-    best = scores.index(min(known)) if known else 0
-    grid = [{"settings": how, "mmd2": score} for how, score in zip(METHODS[method].grid, scores, strict=True)]
-    picked, published = grid[best]["settings"], grid[0]["settings"]
-    return {
-        "kind": "choice",
-        "target": target,
-        "method": method,
-        "picked": picked,
-        "published": published,
-        "grid": grid,
-    }
+    return {"kind": "choice", "target": target, "method": method} | chosen(METHODS[method].grid, scores)
 
 
 # the command
@@ -491,8 +416,6 @@ class Run:
     """of tuning"""
     tuning_nfe: str = "10k"
     """network evaluations of a tuning cell"""
-    tune: bool = True
-    """choose settings and run them too"""
     pool: int = 10_000
     """rollouts behind the references"""
     batch_size: int = 64
@@ -505,8 +428,7 @@ class Run:
     """the pool, and features of leaves"""
 
     def run(self) -> int:
-        if set(self.seeds) & set(self.tuning_seeds):
-            raise ValueError("seeds and tuning_seeds overlap: report on seeds that nothing was tuned on")
+        check_seeds(self.seeds, self.tuning_seeds)
         for what, names, known in (
             ("target", self.targets, TARGETS),
             ("method", self.names, METHODS),
@@ -528,22 +450,16 @@ class Run:
         return tuple(METHODS) if self.methods == ("all",) else self.methods
 
     def _sample(self, cells: Cells) -> None:
-        published = [(t, m, METHODS[m].grid[0]) for m in self.names for t in self.targets]
-        jobs = self._jobs("cell", published)
-        self._fill(jobs, cells, sampled)
         known = self._references(cells)
-        self._measure(jobs, cells, known)
-        if not self.tune:
-            return
         grids = [(t, m, how) for m in self.names for t in self.targets for how in METHODS[m].grid]
         grids = [each for each in grids if len(METHODS[each[1]].grid) > 1]
         tuning = list(self._product("tuning", grids, [whole(self.tuning_nfe)], self.tuning_seeds))
-        self._fill(tuning, cells, sampled)
-        self._measure(tuning, cells, known)
-        picked = [(t, m, self._choice(t, m, cells)["picked"]) for m in self.names for t in self.targets]
-        jobs = self._jobs("cell", picked)
-        self._fill(jobs, cells, sampled)
-        self._measure(jobs, cells, known)
+        self._fill(tuning, cells, sampled, known)
+        choices = {(t, m): self._choice(t, m, cells)["picked"] for m in self.names for t in self.targets}
+        published = {(t, m): METHODS[m].grid[0] for t, m in choices}
+        for which in (choices, published):
+            jobs = [(t, m, how) for (t, m), how in which.items()]
+            self._fill(list(self._jobs("cell", jobs)), cells, sampled, known)
 
     def _search(self, cells: Cells) -> None:
         levels = sorted(whole(text) for text in self.levels)
@@ -581,21 +497,30 @@ class Run:
                 cells.add(row)
         return known
 
-    def _measure(self, jobs: Sequence[Job], cells: Cells, known: dict[str, Known]) -> None:
-        for job in jobs:
-            wanted = job.row | {"kind": f"{job.kind} distances", "pool": self.pool}
-            row = cells.where(**job.row)[0]
-            if wanted in cells or "error" in row:
-                continue
-            if (found := measure(job, row, known[job.target], self.pool, self.work)) is not None:
-                cells.add(found)
+    def _measure(self, job: Job, cells: Cells, known: Known) -> None:
+        wanted = job.row | {"kind": f"{job.kind} distances", "pool": self.pool}
+        row = cells.where(**job.row)[0]
+        if wanted in cells or "error" in row:
+            return
+        if (found := measure(job, row, known, self.pool, self.work)) is not None:
+            cells.add(found)
 
-    def _fill(self, jobs: Sequence[Job], cells: Cells, fill: Callable[[Job, Run], Row]) -> None:
+    def _fill(
+        self,
+        jobs: Sequence[Job],
+        cells: Cells,
+        fill: Callable[[Job, Run], Row],
+        known: dict[str, Known] | None = None,
+    ) -> None:
         for i, job in enumerate(jobs):
-            if job.row in cells:
+            new = job.row not in cells
+            row = fill(job, self) if new else cells.where(**job.row)[0]
+            if new:
+                cells.add(row)
+            if known is not None:
+                self._measure(job, cells, known[job.target])
+            if not new:
                 continue
-            row = fill(job, self)
-            cells.add(row)
             said = row.get("error") or f"{row.get('best', row.get('mean_reward')):.4g}"
             print(
                 f"{i + 1}/{len(jobs)} {job.kind} {job.target} {job.method} {job.settings} {job.budget} {job.seed}: "
@@ -609,43 +534,25 @@ def whole(text: str) -> int:
     return count(text) or 0
 
 
-def pick(what: str, name: str, known: dict[str, Any]) -> Any:
-    """An entry by name.
-
-    Raises:
-        ValueError: there is no such entry.
-    """
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}: choose {', '.join(known)}")
-    return known[name]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Tables and figures from what has been run."""
 
-    rows: Path = Path("experiments/results/mnist_evidence.jsonl")
-    """what `run` wrote"""
+    rows: tuple[Path, ...] = tuple(Path(f"experiments/results/mnist_{part}.jsonl") for part in ("evidence", "search"))
+    """what `run` wrote; files that are not there are left out"""
     out: Path = Path("experiments/results/mnist_evidence.md")
     """the tables; the figures stand beside them"""
 
     def run(self) -> int:
-        names = Names(tuple(TARGETS), tuple(METHODS), tuple(SEARCHED), tuple(SEARCHERS))
-        print(mnist_evidence_report.write(self.rows, self.out, names))
+        levels = tuple(map(whole, Run.levels))
+        names = Names(tuple(TARGETS), tuple(METHODS), tuple(SEARCHED), tuple(SEARCHERS), levels=levels)
+        print(mnist_evidence_report.write(self.rows, self.out, KEY, names))
         return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    try:
-        command = tyro.extras.subcommand_cli_from_dict({"run": Run, "report": Report}, args=argv, description=__doc__)
-        return command.run()
-    except (TreeSearchError, ValueError, OSError) as error:
-        print(f"mnist_evidence: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nmnist_evidence: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return command_line("mnist_evidence", {"run": Run, "report": Report}, argv, __doc__)
 
 
 if __name__ == "__main__":

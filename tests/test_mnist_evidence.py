@@ -14,6 +14,7 @@ from backends.mnist import STATE_SHAPE, cosine_alphas_cumprod, to_images
 from backends.schedules import Schedule
 from experiments import evidence, mnist_evidence
 from experiments import mnist_evidence_report as report
+from experiments.curves import match
 from experiments.mnist_evidence import METHODS, SEARCHERS, TARGETS, Job
 from treesearch.errors import StoreError
 
@@ -95,7 +96,7 @@ def test_settings_reach_the_methods(tiny):
                 assert setup.method.schedule == mnist_evidence.SCHEDULES[how["schedule"]]
             if "lam" in how:
                 assert setup.method.lam == float(how["lam"])
-    trees = [METHODS[name].make(tiny, reward, **METHODS[name].grid[0]).method for name in ("dts", "dts_narrow")]
+    trees = [METHODS["dts"].make(tiny, reward, **METHODS["dts"].grid[i]).method for i in (0, 3)]
     assert [(t.widening_c, t.widening_alpha, t.branch_at) for t in trees] == [
         (2.0, 0.8, (50, 40, 30, 20, 10)),
         (1.0, 0.5, (50, 40, 30, 20, 10)),
@@ -107,22 +108,10 @@ def test_settings_reach_the_methods(tiny):
 
 def test_expected_best_is_the_mean_over_subsets():
     x = np.array([0.3, -1.0, 2.0, 5.0, 4.0])
-    for k in range(1, 6):
-        assert report.expected_best(x, k) == pytest.approx(np.mean([max(s) for s in itertools.combinations(x, k)]))
+    exact = [np.mean([max(subset) for subset in itertools.combinations(x, k)]) for k in range(1, 6)]
+    assert report.expected_best(x, range(1, 6)) == pytest.approx(exact)
     with pytest.raises(ValueError, match="subsets"):
-        report.expected_best(x, 6)
-
-
-def test_ratios_of_curves():
-    at = np.geomspace(1e3, 1e6, 300)
-    slow, fast = (at, np.log(at)), (at, np.log(4 * at))
-    found = report.match(fast, slow, 100_000)
-    assert found.matched == pytest.approx(4, rel=1e-3)
-    assert found.saved == pytest.approx(4, rel=1e-3)
-    assert report.match(slow, fast, 100_000).matched == pytest.approx(1 / 4, rel=1e-3)
-    assert report.match(slow, (at, np.log(4e9 * at)), 100_000).saved == 0
-    assert report.match((at, np.log(4e9 * at)), slow, 100_000).matched == math.inf
-    assert report.area(slow, 1_000, 100_000) == pytest.approx(math.log(1e4), rel=1e-3)
+        report.expected_best(x, [6])
 
 
 def test_a_curve_says_where_it_rose():
@@ -151,8 +140,8 @@ def finished(tmp_path_factory, tiny):
 
 
 def command(out, *words):
-    words = ["--targets", "even", "--methods", "importance", "dps", "dts", "--nfe", "500", "1k", *words]
-    words = ["--seeds", "100", "101", "--tuning-nfe", "200", "--pool", "40", "--data", str(out / "mnist.npz"), *words]
+    words = ["--targets", "even", "--methods", "importance", "dps", "dts", "--nfe", "250", "500", *words]
+    words = ["--seeds", "100", "101", "--tuning-nfe", "150", "--pool", "40", "--data", str(out / "mnist.npz"), *words]
     return mnist_evidence.main(["run", *words, "--out", str(out / "cells.jsonl"), "--work", str(out / "work")])
 
 
@@ -165,11 +154,15 @@ def search(out):
 def test_every_cell_is_run_once_and_measured(finished):
     rows = evidence.read(finished / "cells.jsonl")
     cells = [row for row in rows if row["kind"] == "cell"]
-    assert {(row["budget"], row["seed"]) for row in cells} == {(500, 100), (500, 101), (1000, 100), (1000, 101)}
-    assert {row["method"] for row in rows if row["kind"] == "tuning"} == {"dps"}
+    assert {(row["budget"], row["seed"]) for row in cells} == {(250, 100), (250, 101), (500, 100), (500, 101)}
+    tuned = {m: [r["settings"] for r in rows if r["kind"] == "tuning" and r["method"] == m] for m in METHODS}
+    assert {m: how for m, how in tuned.items() if how} == {m: list(METHODS[m].grid) for m in ("dps", "dts")}
     assert len([row for row in rows if row["kind"] == "cell distances"]) == len([r for r in cells if "error" not in r])
     for row in cells:
-        assert row["nfe"] == row["budget"] == 50 * row["samples"]
+        if row["method"] == "dts":  # a branch costs less than a rollout, and the last one has to fit
+            assert row["budget"] / 2 < row["nfe"] <= min(row["budget"], 50 * row["samples"])
+        else:
+            assert row["nfe"] == row["budget"] == 50 * row["samples"]
         assert row["roots"] <= row["distinct"] <= row["samples"]
         assert (row["work"] > row["nfe"]) == (row["method"] == "dps")
         assert (row["log_z"] is None) == (row["method"] == "dps")
@@ -179,24 +172,21 @@ def test_every_cell_is_run_once_and_measured(finished):
     assert (finished / "cells.jsonl").read_bytes() == before
 
 
-def test_the_lowest_mmd_is_chosen_and_run(finished):
-    rows = evidence.read(finished / "cells.jsonl")
-    choice = next(row for row in rows if row["kind"] == "choice" and row["method"] == "dps")
-    scores = {
-        json.dumps(row["settings"]): row["mmd2_model"]
-        for row in rows
-        if row["kind"] == "tuning distances" and row["method"] == "dps"
-    }
-    assert len(scores) >= 5
+@pytest.mark.parametrize("method", ["dps", "dts"])
+def test_the_lowest_mmd_is_chosen_and_run(finished, method):
+    rows = [row for row in evidence.read(finished / "cells.jsonl") if row.get("method") == method]
+    choice = next(row for row in rows if row["kind"] == "choice")
+    scores = {json.dumps(row["settings"]): row["mmd2_model"] for row in rows if row["kind"] == "tuning distances"}
+    assert len(scores) == 6
     assert choice["picked"] == json.loads(min(scores, key=lambda how: scores[how]))
-    run = [row["settings"] for row in rows if row["kind"] == "cell" and row["method"] == "dps"]
-    assert choice["picked"] in run
-    assert choice["published"] in run
+    run = [row["settings"] for row in rows if row["kind"] == "cell" and row["budget"] == 500]
+    both = [choice["picked"], choice["published"]][: 1 + (choice["picked"] != choice["published"])]
+    assert run == [how for how in both for _ in (100, 101)]  # the chosen settings first
 
 
 def test_distances_are_of_the_draws(finished):
     rows = evidence.read(finished / "cells.jsonl")
-    job = Job("cell", "even", "importance", {}, 500, 100)
+    job = Job("cell", "even", "importance", {}, 250, 100)
     stored = np.load(job.file(finished / "work"))
     drawn = torch.from_numpy(stored["features"][stored["again"]])
     assert drawn.shape == (30, 128)
@@ -216,18 +206,35 @@ def test_search_cells(finished):
 
 
 def test_report(finished):
-    file, out = finished / "cells.jsonl", finished / "report.md"
-    assert mnist_evidence.main(["report", "--rows", str(file), "--out", str(out)]) == 0
-    text, rows = out.read_text(), evidence.read(file)
-    assert (finished / "report_sampling.png").stat().st_size > 5_000
-    assert (finished / "report_search.png").stat().st_size > 5_000
-    assert "## Sampling: even, 1,000 NFE" in text
+    rows = evidence.read(finished / "cells.jsonl")
+    files, out = [finished / "one.jsonl", finished / "two.jsonl"], finished / "report.md"
+    for file, part in zip(files, (rows, [row for row in rows if row["kind"] == "search"]), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in part))
+    assert mnist_evidence.main(["report", "--rows", *map(str, files), "--out", str(out)]) == 0
+    text = out.read_text()
+    for figure in ("sampling", "search", "anytime"):
+        assert (finished / f"report_{figure}.png").stat().st_size > 5_000
+    assert "## even, 500 NFE" in text
     values = [r["fid_real"] for r in rows if r["kind"] == "cell distances" and r["method"] == "importance"]
     assert f"| importance | {evidence.mean_se(values[:2]).text()} |" in text
     best = [row["best"] for row in rows if row["kind"] == "search" and row["method"] == "fk_max"]
     assert evidence.mean_se([b for b, r in zip(best, [300, 300, 900, 900], strict=True) if r == 900]).text() in text
     assert "| tds | not run |" in text
+    assert "## digit, 500 NFE\n\nnot run" in text
     assert "| beam | not run |" in text
+    assert "## Search: compressibility\n\nnot run" in text
+    assert f"search {sum(row['seconds'] for row in rows if row['kind'] == 'search'):,.0f} s in 8 rows" in text  # once
+    assert "| dts, published" in text or "| dts, published = tuned |" in text
+
+
+def test_ratios_against_best_of_n(finished):
+    rows = evidence.read(finished / "cells.jsonl")
+    seeds = {method: report.by_seed(rows, "composite", method) for method in ("best_of_n", "fk_max")}
+    found = report.matched(seeds["fk_max"], seeds["best_of_n"], 300)
+    curves = [report.curve_of(list(seeds[method].values()), 300) for method in ("fk_max", "best_of_n")]
+    assert found.matched.startswith(("> 2", f"{match(*curves, 900).matched:.2f}"))  # two runs of best-of-N reach 2 B
+    assert "(" in found.matched or found.matched.startswith(">")
+    assert report.matched(seeds["fk_max"], {}, 300) is None
 
 
 def test_what_is_asked_is_checked(tmp_path, capsys):

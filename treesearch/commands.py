@@ -16,14 +16,14 @@ import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from rewards.base import Reward, RewardError
-from treesearch import __version__, loop, plots, probe, report, runs, specs
+from treesearch import __version__, certificate, loop, plots, probe, report, runs, specs
 from treesearch.budget import Budget, Cost
 from treesearch.citations import bibtex
 from treesearch.errors import BudgetError, KernelError, TreeSearchError, choose
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult, TaskResult
-from treesearch.session import Options, Session, Workers, read_trees
+from treesearch.session import Options, Session, Workers, read_result
 from treesearch.tree import Tree
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
@@ -270,7 +270,7 @@ class Compare:
         if also is not None:
             for name, result in results.items():
                 for task, told in zip(result.tasks, found[name], strict=True):
-                    told |= beside(task, also)
+                    told |= beside(task, also) | {"certificate": task.certificate(also).asdict()}
         runs.write_json(folder / "summary.json", found)
         records = [{"method": name, **task, **results[name].cost.as_dict()} for name in results for task in found[name]]
         (folder / "comparison.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
@@ -292,7 +292,8 @@ class Compare:
         notes = {name: [w for task in tasks for w in task["warnings"]] for name, tasks in found.items()}
         notes |= {name: [why] for name, why in refused.items()}
         settings = {f"method {i + 1}": repr(m) for i, m in enumerate(methods.values())}
-        report.card(folder, "Comparison at equal NFE", asked | settings, lines, notes, pictures, columns)
+        claimed = {k: v for name, tasks in found.items() for k, v in report.certified(name, tasks).items()}
+        report.card(folder, "Comparison at equal NFE", asked | settings, lines, notes, pictures, claimed, columns)
         if self.json:
             print(json.dumps(found, indent=2))
         else:
@@ -300,6 +301,9 @@ class Compare:
             for name, texts in notes.items():
                 for text in texts:
                     print(f"  {name}: {text}")
+            for name, tasks in found.items():
+                for task in tasks if also is not None else ():
+                    print(f"  {name}: {certificate.alarm_line(task['certificate']['alarm'])}")
             best = max(found, key=lambda name: max(t["best"] for t in found[name] if t["best"] is not None))
             print(f"\nhighest reward: {best}\npictures and card: {folder / 'README.md'}")
         return 0
@@ -346,21 +350,25 @@ class Ls:
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """One run: what was asked, what came out, the tree by level."""
+    """One run: what was asked, what came out, what it may claim, the tree by level."""
 
     path: Positional[str]
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        config, trees, history = read_run(self.path)
+        config, result = read_result_of(self.path)
         levels = [
-            _level(i, tree, t) for i, tree in enumerate(trees) for t in sorted(set(tree.t.tolist()), reverse=True)
+            _level(i, task.tree, t)
+            for i, task in enumerate(result.tasks)
+            for t in sorted(set(task.tree.t.tolist()), reverse=True)
         ]
+        tasks = report.summary(result)
         file = Path(self.path) / "summary.json"
         found = json.loads(file.read_text("utf-8")) if file.exists() else None
         if self.json:
-            print(json.dumps({"config": config, "summary": found, "last": history[-1:], "levels": levels}, indent=2))
+            told = {"config": config, "summary": found, "last": result.history[-1:], "levels": levels}
+            print(json.dumps(told | {"certificates": [task["certificate"] for task in tasks]}, indent=2))
             return 0
         print(f"status   {runs.status(self.path, config)}")
         for key in ("method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
@@ -370,6 +378,8 @@ class Show:
             for task in found["tasks"]:
                 print("".join(f"  note: {w}\n" for w in task["warnings"]), end="")
         report.print_table([[str(v) for v in row] for row in levels], ("task", "t", "nodes", "visits", "mean value"))
+        for name, claimed in report.certified(config["method"]["name"], tasks).items():
+            print("\n".join([f"\ncertificate of {name}", *(f"  {line}" for line in claimed)]))
         return 0
 
 
@@ -572,7 +582,8 @@ def finish(session: Session, path: Path, name: str, *, quiet: bool) -> SearchRes
     )
     command = read_command(path) | {"method": repr(session.method), "seed": session.seed}
     notes = {name: [w for task in found for w in task["warnings"]]}
-    report.card(path, f"{name} run", command, report.rows(name, found, result.cost), notes, pictures)
+    lines, claimed = report.rows(name, found, result.cost), report.certified(name, found)
+    report.card(path, f"{name} run", command, lines, notes, pictures, claimed)
     return result
 
 
@@ -621,8 +632,14 @@ def read_command(path: str | Path) -> dict[str, Any]:
 
 def read_run(path: str | Path) -> tuple[dict[str, Any], list[Tree], list[dict[str, Any]]]:
     """Configuration, trees (with visits and values as recorded rewards give them) and history of a run folder."""
+    config, found = read_result_of(path)
+    return config, [task.tree for task in found.tasks], found.history
+
+
+def read_result_of(path: str | Path) -> tuple[dict[str, Any], SearchResult]:
+    """Configuration and result of a run folder, without its kernel: everything but the decoded samples."""
     config = runs.read_config(path)
-    return config, *read_trees(config, [block for block, _ in runs.read_blocks(Path(path))])
+    return config, read_result(config, [block for block, _ in runs.read_blocks(Path(path))])
 
 
 def _level(task: int, tree: Tree, t: int) -> list[Any]:

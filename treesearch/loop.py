@@ -144,7 +144,7 @@ def open_session(
             )
         if not look:
             session.verify()
-            run.save(status="running", budget=asdict(budget), verified=session.verified)
+            run.save(status="running", budget=asdict(budget), verified=session.verified, options=asdict(options))
     except BaseException:
         run.close(run.config["status"])
         if session is not None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from treesearch import certificate
 from treesearch.budget import Cost
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Snapshot
@@ -99,7 +100,17 @@ def _task(task: TaskResult) -> dict[str, Any]:
         "lam": _number(found["lam"]),
         "status": str(task.status.name).lower(),
         "warnings": found["warnings"],
+        "certificate": task.certificate().asdict(),
     }
+
+
+def certified(name: str, tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The certificates of one search for people: a heading a task, and its lines."""
+    found = {}
+    for i, task in enumerate(tasks):
+        which = "" if len(tasks) == 1 else f", task {i}" + (f": {task['prompt']}" if task["prompt"] else "")
+        found[name + which] = certificate.lines(task["certificate"])
+    return found
 
 
 def _number(value: float | None) -> float | None:
@@ -154,17 +165,20 @@ def card(
     lines: Sequence[Sequence[str]],
     notes: Mapping[str, Sequence[str]],
     pictures: Sequence[tuple[str, str]],
+    certificates: Mapping[str, Sequence[str]],
     columns: Sequence[str] = COLUMNS,
 ) -> None:
-    """Write README.md of a run folder: what was asked, what came out, what to know, the pictures."""
+    """Write README.md of a run folder: what was asked, what came out, what to know, what it may claim, the pictures."""
     asked = "\n".join(f"- {key}: `{value}`" for key, value in command.items())
     known = "\n".join(f"- {name}: {note}" for name, found in notes.items() for note in found) or "- none"
+    claimed = "\n\n".join("\n".join([f"{k}:", "", *(f"- {x}" for x in v)]) for k, v in certificates.items())
     shown = "\n\n".join(f"![{caption}]({file})\n\n{caption}" for file, caption in pictures)
     path.joinpath("README.md").write_text(
         f"# {title}\n\n{asked}\n\n{markdown(lines, columns)}\n\n"
         "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
         "ESS is the effective number of samples among the weights. Roots: distinct draws of x_T among the samples "
-        f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n{shown}\n",
+        f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"
+        f"{shown}\n",
         encoding="utf-8",
     )
 

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rewards.base import Reward, as_reward
 from treesearch.budget import Cost
+from treesearch.certificate import Certificate, Context, certify
 from treesearch.errors import TreeSearchError
 from treesearch.methods.base import Readout, Status
 from treesearch.noise import Stream, root_key, uniforms
@@ -31,6 +33,7 @@ PER_TASK = (
     "best",
     "tree",
     "diagnostics",
+    "certificate",
     "leaves",
     "status",
 )
@@ -47,6 +50,7 @@ class TaskResult:
         lam: λ in force.
         status: why the search stopped.
         fetch: node numbers -> decoded samples.
+        context: the search it belongs to, for its certificate.
     """
 
     prompt: Any
@@ -55,6 +59,7 @@ class TaskResult:
     lam: float
     status: Status
     fetch: Callable[[NDArray[np.int64]], Any] = field(repr=False)
+    context: Context = field(repr=False)
 
     @property
     def leaves(self) -> NDArray[np.int64]:
@@ -92,7 +97,7 @@ class TaskResult:
         Raises:
             ZeroWeights: no leaf carries weight.
         """
-        return self._pick(self.draw_rows(n, seed))
+        return self.pick(self.draw_rows(n, seed))
 
     def draw_rows(self, n: int, seed: int = 0) -> NDArray[np.int64]:
         """Positions in `samples` that `draw` picks, (n,)."""
@@ -108,7 +113,7 @@ class TaskResult:
         if k < 1:
             raise ValueError(f"best({k}): expected at least 1")
         order = np.argsort(-self.rewards.numpy(), kind="stable")[:k]
-        return self._pick(order), self.rewards[torch.from_numpy(order)]
+        return self.pick(order), self.rewards[torch.from_numpy(order)]
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
@@ -134,7 +139,16 @@ class TaskResult:
             "warnings": warnings,
         } | self.readout.extra
 
-    def _pick(self, rows: NDArray[np.int64]) -> Any:
+    def certificate(self, also: Reward | Callable[..., Any] | None = None) -> Certificate:
+        """What these numbers may claim: interval of log Z, sample size, biases, over-optimisation, hash.
+
+        Args:
+            also: a reward that was not optimised; up to 512 of the better samples are scored for the alarm.
+        """
+        return certify(self, None if also is None else as_reward(also))
+
+    def pick(self, rows: NDArray[np.int64]) -> Any:
+        """Decoded samples at positions (n,) of `samples`; only those are decoded."""
         if "samples" in self.__dict__:  # decoded already
             have = self.samples
             return have[torch.from_numpy(rows)] if isinstance(have, Tensor) else [have[i] for i in rows]

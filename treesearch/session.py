@@ -30,6 +30,7 @@ from rewards.base import Reward
 from treesearch import __version__, runs
 from treesearch.budget import Budget, Cost, Share
 from treesearch.calibrate import Pilot, choose_lambda
+from treesearch.certificate import Context
 from treesearch.engine import Arrival, Engine, Segments, encode
 from treesearch.errors import BudgetError, StoreError, choose, unknown
 from treesearch.methods import METHODS
@@ -200,6 +201,7 @@ class Session:
         self._encoded = encoded
         self.verified = 0  # NFE spent on checking a kernel without a fingerprint
         self._seconds = 0.0  # of earlier sessions
+        self._out_of_time = False
         self._began = time.perf_counter()
 
     @property
@@ -249,6 +251,8 @@ class Session:
             "state_shape": list(self.spec.state_shape),
             "dtype": str(self.spec.dtype),
             "fingerprint": self.spec.fingerprint,
+            "deterministic": [t for t, noisy in enumerate(self.spec.stochastic) if not noisy],
+            "previews": self.spec.previews,
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
             "kernel": getattr(self.kernel, "class_name", type(self.kernel).__name__),
@@ -394,6 +398,8 @@ class Session:
     def close(self, status: str | None = None) -> None:
         """Let go of the run folder and the workers; without a status the run keeps its own."""
         if self.run is not None:
+            if status is not None:
+                self.run.config["out_of_time"] = self._out_of_time
             self.run.close(self.run.config["status"] if status is None else status)
         if self.searches:
             self.engine.close()
@@ -435,7 +441,7 @@ class Session:
         if self.budget.seconds is not None and self.elapsed() + self._backlog() >= self.budget.seconds:
             for search in self.searches:
                 if search.status == Status.RUNNING and not search.busy:
-                    search.status = Status.BUDGET
+                    search.status, self._out_of_time = Status.BUDGET, True
 
     def _backlog(self) -> float:
         """Seconds before new work would begin; the first work of all is asked in any case."""
@@ -498,7 +504,7 @@ class Session:
 
     def result(self) -> SearchResult:
         """Everything so far."""
-        tasks = []
+        tasks, config = [], self.config()
         for i, search in enumerate(self.searches):
             prompt = None if self.prompts is None else self.prompts[i]
             readout = search.readout()
@@ -510,9 +516,22 @@ class Session:
             if self.spec.previews and (~np.isnan(search.tree.reward[search.tree.t > 0])).any():
                 readout.warnings.append(PREVIEWED)
             fetch = self._fetcher(search)
-            tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch))
+            context = self._context(config, i)
+            tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch, context))
         store = None if self.run is None else str(self.run.path)
         return SearchResult(tasks, self.cost.copy(), list(self.history), store)
+
+    def _context(self, config: dict[str, Any], task: int) -> Context:
+        """What a task's certificate needs beside its read-out."""
+        saved = {} if self.run is None else self.run.config
+        return Context(
+            method=self.method,
+            config=config,
+            task=task,
+            over=self.searches[task].status not in (Status.RUNNING, Status.STOPPED)
+            or saved.get("status") == "finished",
+            out_of_time=self._out_of_time or (saved.get("status") != "running" and saved.get("out_of_time", False)),
+        )
 
     def _fetcher(self, search: Search) -> Callable[[NDArray[np.int64]], Any]:
         """Decodes nodes of one tree, in batches."""
@@ -663,14 +682,32 @@ def rebuild(
 
 def read_trees(config: dict[str, Any], blocks: list[runs.Block]) -> tuple[list[Tree], list[dict[str, Any]]]:
     """Trees and history of a recorded run, without its kernel."""
-    tasks, shape = 1 if config["prompts"] is None else len(config["prompts"]), tuple(config["state_shape"])
-    free = (True,) * (config["num_steps"] + 1)
-    spec = Spec(config["num_steps"], shape, shape, free, torch.device("cpu"), torch.float32, None, 1)
+    found = read_result(config, blocks)
+    return [task.tree for task in found.tasks], found.history
+
+
+def read_result(config: dict[str, Any], blocks: list[runs.Block]) -> SearchResult:
+    """The result of a recorded run without its kernel: everything but the decoded samples."""
+    prompts, shape = config["prompts"] or [None], tuple(config["state_shape"])
+    noisy = tuple(t not in config.get("deterministic", ()) for t in range(config["num_steps"] + 1))
+    spec = Spec(config["num_steps"], shape, shape, noisy, torch.device("cpu"), torch.float32, None, 1)
     method = build_method(config["method"])
-    searches = [method.start(Problem(i, spec, root_key(config["seed"], i), Share())) for i in range(tasks)]
+    searches = [method.start(Problem(i, spec, root_key(config["seed"], i), Share())) for i in range(len(prompts))]
     if blocks:
         rebuild(searches, blocks, 0)
-    return [s.tree for s in searches], [b.meta["history"] for b in blocks]
+    over, late = config["status"] == "finished", config.get("out_of_time", False)
+    tasks = []
+    for i, (prompt, search) in enumerate(zip(prompts, searches, strict=True)):
+        context = Context(method=method, config=config, task=i, over=over, out_of_time=late)
+        readout = search.readout()
+        readout.extra |= Pilot(**config["pilot"]).diagnostics()
+        tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, _no_samples, context))
+    cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost()
+    return SearchResult(tasks, cost, [b.meta["history"] for b in blocks])
+
+
+def _no_samples(nodes: NDArray[np.int64]) -> Any:
+    raise StoreError(f"{len(nodes)} samples were asked of a run read without its kernel: use treesearch.resume")
 
 
 def build_method(config: dict[str, Any]) -> Method:

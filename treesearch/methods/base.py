@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from backends.base import Spec
 from treesearch.budget import Share
 from treesearch.engine import Segments
+from treesearch.methods.claims import Claims, Interval
 from treesearch.tree import Tree
 from treesearch.weights import F64
 
@@ -67,6 +68,7 @@ class Readout:
         log_z_se: its standard error, None where none is known.
         warnings: what a reader of the numbers must know.
         extra: method-specific figures for `result.diagnostics`.
+        interval: what the search knows about the error of `log_z`, for the certificate.
     """
 
     leaves: NDArray[np.int64]
@@ -75,6 +77,7 @@ class Readout:
     log_z_se: float | None = None
     warnings: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    interval: Interval | None = None
 
 
 class Search(Protocol):
@@ -143,6 +146,11 @@ class Method(Protocol):
     @property
     def independent(self) -> bool:
         """Whether what it asks does not depend on what it is told, so that waves can run ahead."""
+        ...
+
+    @property
+    def claims(self) -> Claims:
+        """What its numbers may claim, by its settings."""
         ...
 
     def unit(self, spec: Spec) -> Unit:

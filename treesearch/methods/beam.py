@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from backends.base import Spec
 from treesearch.methods import population
 from treesearch.methods.base import GREEDY, Problem, Readout, Unit, branch_levels, check_whole
+from treesearch.methods.claims import GREEDY_TREE
 from treesearch.weights import F64
 
 
@@ -40,6 +41,7 @@ class BeamSearch:
     mode = "wave"
     independent = False
     lam = 0.0
+    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         check_whole(beam_width=self.beam_width, branching=self.branching)

@@ -19,6 +19,7 @@ from treesearch import backup
 from treesearch.budget import INFINITE, Share
 from treesearch.engine import Segments
 from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_whole, number
+from treesearch.methods.claims import SELF_NORMALISED, Claims
 from treesearch.noise import child_keys
 from treesearch.tree import ROOT, Tree
 from treesearch.weights import log_mean, log_mean_se, scaled
@@ -39,6 +40,7 @@ class BestOfN:
     lag = 0
     mode = "wave"
     independent = True
+    claims = Claims(flags=(SELF_NORMALISED,), iid=True)
 
     def __post_init__(self) -> None:
         check_whole(n=self.n)

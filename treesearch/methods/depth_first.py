@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from backends.base import Spec
 from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
+from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan, prices
 from treesearch.tree import NONE, ROOT
 
@@ -63,6 +64,7 @@ class DepthFirst:
     mode = "wave"
     independent = False
     lam = 0.0
+    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         check_whole(depth=self.depth, beside=self.beside)

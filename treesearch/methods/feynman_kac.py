@@ -36,10 +36,18 @@ from rewards.potentials import POTENTIALS, Running
 from treesearch.errors import choose
 from treesearch.methods import population
 from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, check_whole, number
+from treesearch.methods.claims import SELF_NORMALISED, Bias, Claims, Flag, Interval, Standing
 from treesearch.resampling import SCHEMES
 from treesearch.weights import F64, ess, log_mean, normalise, scaled, temper
 
 VALUES = ("endpoint", "rollout")
+BETWEEN = 5  # populations from which on their spread is the standard error
+MOST_SPREAD = 1.0  # relative, of a population's Ẑ, up to which that standard error is relied on
+RESAMPLED = Flag(
+    Bias.RESAMPLED,
+    "where it resampled, particles share ancestors: they are alike, which the ESS of their weights does not see",
+)
+CHOSEN = Flag(Bias.CHOSEN_TEMPERATURES, "temperatures chosen from the particles: Ẑ is consistent, not unbiased")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +104,15 @@ class FeynmanKac:
             object.__setattr__(self, "tempering", tuple(float(f) for f in self.tempering))
             if self.tempering[-1] != 1 or not all(0 < f <= 1 for f in self.tempering):
                 raise ValueError(f"tempering {self.tempering}: expected factors in (0, 1] that end in 1")
+
+    @property
+    def claims(self) -> Claims:
+        flags = [SELF_NORMALISED]
+        if self.ess_threshold > 0 or self.tempering == "ess":
+            flags.append(RESAMPLED)
+        if self.tempering == "ess":
+            flags.append(CHOSEN)
+        return Claims(flags=tuple(flags))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""
@@ -200,6 +217,7 @@ class FeynmanKacSearch(population.PopulationSearch):
             return Readout(np.empty(0, np.int64), np.empty(0))
         log_w = np.concatenate([p.steer.final for p in done])
         log_z, warnings = log_mean(log_w), []
+        se = _standard_error([p.steer for p in done]) if log_z > -math.inf else None
         if self.method.tempering == "ess":
             warnings.append("temperatures chosen from the particles: consistent, not unbiased")
         leaves, log_weights = self._beside_rollouts(np.concatenate([p.nodes for p in done]), log_w)
@@ -207,13 +225,14 @@ class FeynmanKacSearch(population.PopulationSearch):
             leaves=leaves,
             log_weights=log_weights,
             log_z=log_z,
-            log_z_se=_standard_error([p.steer for p in done]) if log_z > -math.inf else None,
+            log_z_se=se,
             warnings=warnings,
             extra={
                 "populations": [len(p.nodes) for p in done],
                 "ess_levels": [p.steer.ess for p in done],
                 "resamplings": [p.steer.resamplings for p in done],
             },
+            interval=_interval(se, len(done)) if log_z > -math.inf else None,
         )
 
     def _beside_rollouts(self, leaves: NDArray[np.int64], log_w: F64) -> tuple[NDArray[np.int64], F64]:
@@ -237,7 +256,7 @@ def _standard_error(populations: Sequence[Particles]) -> float | None:
     log_z = np.array([log_mean(p.final) for p in populations])
     share = sizes * np.exp(log_z - log_z.max())
     z, m = share / sizes, len(populations)
-    if m >= 5:
+    if m >= BETWEEN:
         mean = float(share.sum() / sizes.sum())
         return float(np.sqrt(np.sum(sizes * (z - mean) ** 2) / ((m - 1) * sizes.sum())) / mean)
     own = [_genealogical_variance(p) if w > 0 else 0.0 for p, w in zip(populations, share, strict=True)]
@@ -246,6 +265,24 @@ def _standard_error(populations: Sequence[Particles]) -> float | None:
         return None
     squares = [w**2 * v for w, v in zip(share, own, strict=True) if v is not None]
     return math.sqrt(sum(squares)) / float(share[known].sum())
+
+
+def _interval(se: float | None, m: int) -> Interval:
+    """Where the standard error of m populations comes from, for the certificate.
+
+    Populations whose Ẑ differ by more than their mean have a tail that m of them do not show (our rule).
+    """
+    if se is None:
+        few = f"{m} population{'s' * (m > 1)} with fewer than ten surviving lineages: no standard error"
+        reason = f"{few}; use more particles, or {BETWEEN} populations"
+        return Interval(source="genealogy", standing=Standing.NONE, reason=reason)
+    if m < BETWEEN:
+        return Interval(source="genealogy of the particles (Lee and Whiteley, 2018)", se=se)
+    source, spread = f"spread between {m} populations", se * math.sqrt(m)
+    if spread <= MOST_SPREAD:
+        return Interval(source=source, se=se, dof=m - 1)
+    reason = f"Ẑ of a population has relative spread {spread:.2f} > {MOST_SPREAD:g}: use larger populations"
+    return Interval(source=source, se=se, dof=m - 1, standing=Standing.UNRELIABLE, reason=reason)
 
 
 def _genealogical_variance(one: Particles) -> float | None:

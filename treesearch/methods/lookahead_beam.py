@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from backends.base import Spec
 from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
+from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan
 from treesearch.tree import ROOT
 
@@ -49,6 +50,7 @@ class LookaheadBeam:
     mode = "wave"
     independent = False
     lam = 0.0
+    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         check_whole(beam_width=self.beam_width, branching=self.branching, beside=self.beside)

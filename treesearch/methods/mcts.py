@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from backends.base import Spec
 from treesearch.engine import Segments
 from treesearch.methods.base import Problem, Unit
+from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.tree_sampling import DiffusionTreeSearch, Rules, TreeSearch
 from treesearch.tree import ROOT, Columns, Tree
 
@@ -60,6 +61,7 @@ class MCTS:
     mode = "wave"
     independent = False
     lam = 0.0
+    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "branch_at", self._like().branch_at)

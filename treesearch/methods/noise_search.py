@@ -33,9 +33,16 @@ from treesearch.budget import Share
 from treesearch.engine import Segments
 from treesearch.errors import StoreError
 from treesearch.methods.base import GREEDY, NO_NODES, Problem, Readout, Status, Unit, check_whole
+from treesearch.methods.claims import GREEDY as NOT_OF_PI
+from treesearch.methods.claims import Bias, Claims, Flag
 from treesearch.methods.descent import best_of
 from treesearch.noise import child_keys
 from treesearch.tree import ROOT, Tree
+
+NEIGHBOURS = Flag(
+    Bias.NOISE_NEIGHBOURS,
+    "samples are neighbours of a pivot that was chosen for its reward: they are no draws of p, and not independent",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,11 @@ class NoiseSearch:
         check_whole(neighbours=self.neighbours, initial=self.initial, rounds=self.rounds)
         if not 0 <= self.theta <= math.pi / 2:
             raise ValueError(f"theta is {self.theta!r}, expected an angle of 0..π/2 radians")
+
+    @property
+    def claims(self) -> Claims:
+        flags = (NOT_OF_PI,) if self.theta == math.pi / 2 else (NOT_OF_PI, NEIGHBOURS)
+        return Claims(flags=flags, weighs=False, no_interval="greedy: no Z is estimated")
 
     def unit(self, spec: Spec) -> Unit:
         """The least that one task costs.

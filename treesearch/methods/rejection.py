@@ -13,7 +13,8 @@ another law. r = log p(c | x) has r_max = 0.
 Best-of-N on the same rollouts keeps them all: its Ẑ has the lower variance (Rao-Blackwell), its draws are weighted.
 `n` counts rollouts, not draws: stopping at the n-th accepted draw would bias Ẑ.
 
-Source: Various techniques used in connection with random digits (von Neumann, 1951).
+Sources: Various techniques used in connection with random digits (von Neumann, 1951); Probable inference, the law of
+succession, and statistical inference (Wilson, 1927), the interval of the acceptance rate.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from treesearch.engine import Segments
 from treesearch.errors import KernelError
 from treesearch.methods.base import Problem, Readout, Unit, check_lam, check_whole
 from treesearch.methods.best_of_n import BestOfN, BestOfNSearch
+from treesearch.methods.claims import Z95, Claims, Interval, Standing
 from treesearch.noise import Stream, uniforms
 from treesearch.weights import log_mean, log_mean_se, scaled
 
@@ -56,6 +58,7 @@ class Rejection:
     lag = 0
     mode = "wave"
     independent = True
+    claims = Claims()  # exact: accepted samples are draws of π
 
     def __post_init__(self) -> None:
         check_whole(n=self.n)
@@ -115,4 +118,20 @@ class RejectionSearch(BestOfNSearch):
             log_mean(log_w) if len(leaves) else None,
             log_mean_se(log_w),
             extra={"accepted": count, "acceptance_rate": count / max(1, len(leaves))},
+            interval=_interval(count, len(leaves), self.lam * self.r_max) if len(leaves) else None,
         )
+
+
+def _interval(accepted: int, n: int, log_bound: float) -> Interval:
+    """Wilson's score interval of the acceptance rate, times exp(λ r_max): it exists where nothing was accepted, too."""
+    rate, spread = accepted / n, Z95**2 / n
+    middle = (rate + spread / 2) / (1 + spread)
+    half = math.sqrt(rate * (1 - rate) * spread + spread**2 / 4) / (1 + spread)
+    low, high = max(0.0, middle - half), middle + half
+    return Interval(
+        source="acceptances (Wilson, 1927)",
+        low=math.log(low) + log_bound if accepted else -math.inf,
+        high=math.log(high) + log_bound,
+        standing=Standing.OK if accepted else Standing.UNRELIABLE,
+        reason="" if accepted else f"none of {n} samples was accepted: only the upper bound says something",
+    )

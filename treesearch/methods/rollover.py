@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from backends.base import Spec
 from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
+from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan, best_of, prices
 from treesearch.tree import ROOT
 
@@ -52,6 +53,7 @@ class RolloverBudget:
     mode = "wave"
     independent = False
     lam = 0.0
+    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         check_whole(quota=self.quota, initial=self.initial, beside=self.beside)

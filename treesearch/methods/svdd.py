@@ -40,9 +40,16 @@ from treesearch.methods.base import (
     check_whole,
     number,
 )
+from treesearch.methods.claims import GREEDY as NOT_OF_PI
+from treesearch.methods.claims import Bias, Claims, Flag
 from treesearch.weights import F64, normalise, scaled
 
 BIASED = "soft value-based decoding: its law is not π, but a chain steered by rewards of endpoint predictions"
+
+STEERED = Flag(
+    Bias.STEERED,
+    "choices among candidates are never weighed afterwards: its samples follow a chain steered by endpoint rewards",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,11 @@ class SVDD:
             object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
             if 0 not in self.schedule:
                 raise ValueError(f"schedule {list(self.schedule)} lacks 0: the sample is picked among x_0")
+
+    @property
+    def claims(self) -> Claims:
+        flags = () if self.lam == 0 else (NOT_OF_PI if self.lam == math.inf else STEERED,)
+        return Claims(flags=flags, no_interval="choices are not weighed: no Z is estimated")
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""

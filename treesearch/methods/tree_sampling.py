@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ from treesearch.methods.base import (
     check_whole,
     number,
 )
+from treesearch.methods.claims import GREEDY_TREE, SELF_NORMALISED, SHARED, SOFT_VALUE, Claims
 from treesearch.tree import ROOT, Tree
 from treesearch.weights import F64, scaled
 
@@ -89,6 +90,14 @@ class DiffusionTreeSampling:
         _check(self)
         choose("selection", self.selection, selection.RULES)
 
+    @property
+    def claims(self) -> Claims:
+        if self.lam == math.inf:
+            return GREEDY_TREE
+        if self.selection == "round_robin":
+            return Claims(flags=(SELF_NORMALISED, SHARED), no_interval="one tree shows no standard error")
+        return Claims(flags=(SOFT_VALUE, SELF_NORMALISED, SHARED), no_interval="soft value: a bias of unknown size")
+
     def unit(self, spec: Spec) -> Unit:
         _levels(self.branch_at, spec)
         return Unit("one rollout", spec.num_steps, 1)
@@ -120,6 +129,7 @@ class DiffusionTreeSearch:
     backup: str = "soft"
 
     independent = False
+    claims = replace(GREEDY_TREE, weighs=True)
 
     def __post_init__(self) -> None:
         _check(self)
