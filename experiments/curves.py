@@ -3,7 +3,8 @@
 A curve b is known at some budgets and interpolated in log NFE; higher is better. B is the largest budget of both.
 
     matched    n with b_other(n) = b(B), over B            what the other method pays for the same value
-    saved      B over n with b(n) = b_other(B)             how much earlier the other's value is there
+    saved      G over n with b(n) = b_other(G)             how much earlier the other's value at G is there; G = B, or
+                                                           the other's own largest budget
     ahead      least n such that b > b_other from n to B   where the curves cross for good
 
 A ratio of 0 or infinity says that a value is not within the other's budgets; its text says which bound that gives.
@@ -80,11 +81,12 @@ class Match(NamedTuple):
     ahead: float
 
 
-def match(one: Curve, other: Curve, budget: float) -> Match:
-    """Both ratios at the budget, and from where the first is ahead."""
-    found = nfe_for(one, value_at(other, budget))
+def match(one: Curve, other: Curve, budget: float, goal: float | None = None) -> Match:
+    """What is matched at the budget, what is saved to the goal, and from where the first is ahead."""
+    goal = budget if goal is None else goal
+    found = nfe_for(one, value_at(other, goal))
     matched = nfe_for(other, value_at(one, budget)) / budget
-    return Match(matched, budget / found if found else math.inf, ahead(one, other))
+    return Match(matched, goal / found if found else math.inf, ahead(one, other))
 
 
 class Compared(NamedTuple):
@@ -95,17 +97,24 @@ class Compared(NamedTuple):
     ahead: str
 
 
-def compare(curves: Callable[[NDArray[np.int64]], tuple[Curve, Curve]], seeds: int, draws: int = DRAWS) -> Compared:
+def compare(
+    curves: Callable[[NDArray[np.int64]], tuple[Curve, Curve]],
+    seeds: int,
+    draws: int = DRAWS,
+    goal: float | None = None,
+) -> Compared:
     """Ratios and crossing of two methods with 95 % intervals.
 
     Args:
         curves: indices of seeds -> mean curves of both methods over these.
         seeds: how many there are.
         draws: of the bootstrap.
+        goal: budget of the other method that is to be saved on; None for the largest of both.
     """
     one, other = curves(np.arange(seeds))
     budget, chance = float(min(one[0][-1], other[0][-1])), np.random.default_rng(0)
-    again = np.array([match(*curves(chance.integers(0, seeds, seeds)), budget) for _ in range(draws)])
+    goal = budget if goal is None else min(goal, float(other[0][-1]))
+    again = np.array([match(*curves(chance.integers(0, seeds, seeds)), budget, goal) for _ in range(draws)])
     low, high = np.quantile(again, [0.025, 0.975], axis=0, method="nearest")  # no mean of infinities
 
     def text(value: float, least: str, most: str, form: str = ".2f") -> str:
@@ -113,9 +122,9 @@ def compare(curves: Callable[[NDArray[np.int64]], tuple[Curve, Curve]], seeds: i
 
     bounds = (
         (f"< {other[0][0] / budget:.2g}", f"> {other[0][-1] / budget:.2g}", ".2f"),
-        ("< 1", f"> {budget / one[0][0]:.3g}", ".2f"),
+        (f"< {goal / one[0][-1]:.2g}", f"> {goal / one[0][0]:.3g}", ".2f"),
         ("all along", "never", ",.0f"),
     )
-    point = match(one, other, budget)
+    point = match(one, other, budget, goal)
     shown = [[text(each[i], *bound) for each in (point, low, high)] for i, bound in enumerate(bounds)]
     return Compared(*(f"{a} ({b} to {c})" if seeds > 1 and not a == b == c else a for a, b, c in shown))

@@ -111,16 +111,20 @@ GRIDS: dict[str, tuple[How, ...]] = {
 }
 
 
-def entries(make: Callable[..., Setup], tree: Callable[..., Setup], dps: tuple[How, ...]) -> dict[str, Entry]:
+def entries(
+    make: Callable[..., Setup], tree: Callable[..., Setup], own: Callable[..., Setup], dps: tuple[How, ...]
+) -> dict[str, Entry]:
     """Every sampling method.
 
     Args:
         make: name of a baseline, then what an `Entry` takes.
-        tree: the same of Diffusion Tree Sampling.
+        tree: what an `Entry` takes, of Diffusion Tree Sampling.
+        own: the same of TreeSampling, which has nothing to tune.
         dps: grid of DPS.
     """
     grids = GRIDS | {"dps": dps}
-    return {name: Entry(partial(make, name), grid) for name, grid in grids.items()} | {"dts": Entry(tree, TREES)}
+    found = {name: Entry(partial(make, name), grid) for name, grid in grids.items()}
+    return found | {"dts": Entry(tree, TREES), "tree_sampling": Entry(own)}
 
 
 def chosen(grid: Sequence[How], scores: Sequence[float | None]) -> How:

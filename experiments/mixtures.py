@@ -161,6 +161,11 @@ def dts(bed: Bed, **how: Any) -> Setup:
     return Setup(bed.kernel(), ts.DiffusionTreeSampling(**{"lam": bed.lam, "branch_at": LEVELS, "wave": 16} | how))
 
 
+def tree_sampling(bed: Bed) -> Setup:
+    """TreeSampling as it comes."""
+    return Setup(bed.kernel(), ts.TreeSampling(lam=bed.lam))
+
+
 _DPS: tuple[How, ...] = (
     {"normalise": "residual"},
     {"scale": 0.1},
@@ -169,7 +174,7 @@ _DPS: tuple[How, ...] = (
     {"normalise": "gradient", "scale": 0.1},
     {"normalise": "gradient", "scale": 0.3},
 )
-METHODS = entries(sampler, dts, _DPS)
+METHODS = entries(sampler, dts, tree_sampling, _DPS)
 
 
 # cells

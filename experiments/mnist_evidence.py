@@ -23,7 +23,8 @@ Protocol. Settings are chosen among at most six (`experiments.grids`) by MMD² t
 the chosen ones are run, then the published ones. Grids, scores and choices are rows too. A cell keeps features, rewards
 and weights of its leaves in `--work`.
 
-Search. Best reward against NFE of greedy methods. Best-of-N, DTS* and MCTS are anytime: a smaller budget is a prefix of
+Search. Best reward against NFE of greedy methods. Best-of-N takes its rollouts from the pool: rewards share them, and
+their seconds are in no row. Best-of-N, DTS*, TreeSearch and MCTS are anytime: a smaller budget is a prefix of
 a larger one, and a cell's curve is its history. FK (max potential, λ = 10, one population), beams and rollover budgets
 get a run a budget.
 
@@ -126,13 +127,15 @@ _DPS: tuple[How, ...] = (
     {"normalise": "gradient", "scale": 0.1},
     {"normalise": "gradient", "scale": 0.3},
 )
-METHODS = entries(sampler, partial(searcher, partial(ts.DiffusionTreeSampling, branch_at=LEVELS)), _DPS)
+_dts = partial(searcher, partial(ts.DiffusionTreeSampling, branch_at=LEVELS))
+METHODS = entries(sampler, _dts, partial(searcher, ts.TreeSampling), _DPS)
 CORE = ("importance", "fk_difference", "dts", "dps", "das", "tds")  # cheapest first
 _STAR = partial(ts.DiffusionTreeSearch, branch_at=LEVELS)
 SEARCHERS: dict[str, Entry] = {
     "best_of_n": Entry(partial(searcher, ts.BestOfN), anytime=True),
     "dts_star": Entry(partial(searcher, _STAR), ({"widening_c": 2.0, "widening_alpha": 0.8},), anytime=True),
     "dts_star_narrow": Entry(partial(searcher, _STAR), ({"widening_c": 1.0, "widening_alpha": 0.5},), anytime=True),
+    "tree_search": Entry(partial(searcher, ts.TreeSearch), anytime=True),
     "mcts": Entry(partial(searcher, partial(ts.MCTS, branch_at=LEVELS)), anytime=True),
     "fk_max": Entry(partial(sampler, "fk_max"), ({"lam": 10.0, "resampling": "multinomial"},)),
     "beam": Entry(partial(searcher, ts.BeamSearch)),
@@ -351,8 +354,29 @@ def measure(job: Job, row: Row, known: Known, pool: int, work: Path) -> Row | No
     )
 
 
+def rolled_out(job: Job, run: Run) -> Row:
+    """A cell of best-of-N: it does not look at the reward, so its rollouts are consecutive parts of the pool."""
+    count, parts = job.budget // T, -(-job.budget // (T * PART))
+    first = run.seeds.index(job.seed) * parts
+    files = [pool_part(run.work, first + i, run.batch_size, run.device) for i in range(parts)]
+    images = torch.cat(files)[:count]
+    rewards = torch.cat([SEARCHED[job.target]()(part) for part in images.split(PART)])
+    best = torch.cummax(rewards, 0).values.tolist()
+    return job.row | {
+        "nfe": count * T,
+        "work": count * T,
+        "reward_calls": count,
+        "best": best[-1],
+        "judge_of_best": judge.grade(images[rewards.argmax()][None])[0][0].tolist(),
+        "curve": improvements([{"nfe": (i + 1) * T, "best_reward": b} for i, b in enumerate(best)]),
+        "rewards": rewards.tolist(),
+    }
+
+
 def searched(job: Job, run: Run) -> Row:
     """A search cell: the best reward, and where it was improved."""
+    if job.method == "best_of_n":
+        return rolled_out(job, run) | where_it_ran()
     found, _, result = attempt(job, SEARCHERS[job.method], SEARCHED[job.target](), run)
     if result is None:
         return job.row | found | where_it_ran()
@@ -361,8 +385,6 @@ def searched(job: Job, run: Run) -> Row:
     extra: Row = {"best": best, "judge_of_best": probs.tolist()}
     if SEARCHERS[job.method].anytime:
         extra["curve"] = improvements(result.history)
-    if job.method == "best_of_n":
-        extra["rewards"] = result.rewards.tolist()
     return job.row | found | extra | where_it_ran()
 
 
@@ -524,7 +546,7 @@ class Run:
             said = row.get("error") or f"{row.get('best', row.get('mean_reward')):.4g}"
             print(
                 f"{i + 1}/{len(jobs)} {job.kind} {job.target} {job.method} {job.settings} {job.budget} {job.seed}: "
-                f"{said}, {row['seconds']:.0f} s",
+                f"{said}, {row.get('seconds', 0):.0f} s",
                 flush=True,
             )
 

@@ -165,7 +165,7 @@ def matched(one: Seeds, other: Seeds, low: int) -> Compared | None:
         mine, base = (curve_of([each[seeds[i]] for i in picks], low) for each in (one, other))
         return mine, base
 
-    return compare(curves, len(seeds))
+    return compare(curves, len(seeds), goal=max(each[-1]["budget"] for each in other.values()))
 
 
 def levels_of(rows: Sequence[Row], reward: str, names: Names) -> list[int]:
@@ -217,7 +217,8 @@ def spent_table(rows: Sequence[Row], reward: str, names: Names) -> str:
         last = [each[-1] for each in by_seed(rows, reward, method).values()]
         if not last:
             return None
-        return mean_se([max(row["judge_of_best"]) if column == judged else row[columns[column]] for row in last]).text()
+        found = [max(row["judge_of_best"]) if column == judged else row.get(columns[column]) for row in last]
+        return "-" if None in found else mean_se(found).text()
 
     return table(searchers_of(rows, reward, names), [*columns, judged], one)
 

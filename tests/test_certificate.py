@@ -34,6 +34,8 @@ EXPECTED = {
     "fk": {"self_normalised", "resampled"},
     "dts": {"soft_value", "self_normalised", "shared_ancestors"},
     "dts_star": GREEDY_TREE,
+    "tree_sampling": {"self_normalised", "resampled"},
+    "tree_search": GREEDY_TREE,
     "beam": GREEDY_TREE,
     "svdd": {"steered"},
     "lookahead_beam": GREEDY_TREE,

@@ -155,6 +155,8 @@ METHODS = [
     DTS(wave=8, lag=1, **DEEP),
     DTS_STAR(wave=8, c_uct=0.5, **DEEP),
     ts.BeamSearch(),
+    ts.TreeSampling(),
+    ts.TreeSearch(wave=8),
 ]
 
 

@@ -47,6 +47,8 @@ METHODS = {
     "dts lag 1": DTS(wave=8, lag=1, **NARROW),
     "dts star": DTS_STAR(wave=8, **NARROW),
     "beam": ts.BeamSearch(beam_width=2, branching=3),
+    "tree sampling": ts.TreeSampling(),
+    "tree search": ts.TreeSearch(wave=6),
     "dts, lambda chosen": DTS(wave=8, lam="auto", **NARROW),
 }
 DESCENTS = {

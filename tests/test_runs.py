@@ -26,6 +26,8 @@ METHODS = {
     "dts_lag": ts.DiffusionTreeSampling(widening_c=1, widening_alpha=0.5, wave=8, lag=1),
     "dts_star": ts.DiffusionTreeSearch(widening_c=1, widening_alpha=0.5, wave=8),
     "beam": ts.BeamSearch(),
+    "tree_sampling": ts.TreeSampling(),
+    "tree_search": ts.TreeSearch(wave=8),
 }
 TREE = ("parent", "t", "visits", "value", "reward", "log_w", "key")
 
@@ -88,7 +90,7 @@ ts.search(LinearGaussian(), as_reward(slow, name="slow"), method, budget=ts.Budg
 """
 
 
-@pytest.mark.parametrize("name", ["fk", "dts"])
+@pytest.mark.parametrize("name", ["fk", "dts", "tree_sampling", "tree_search"])
 def test_kill_9_loses_at_most_the_wave_in_flight(tmp_path, name):
     method = METHODS[name]
     script = tmp_path / "job.py"

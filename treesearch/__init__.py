@@ -27,6 +27,8 @@ from treesearch.methods import (
     NoiseSearch,
     Rejection,
     RolloverBudget,
+    TreeSampling,
+    TreeSearch,
 )
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Snapshot
@@ -61,6 +63,8 @@ __all__ = [
     "StoreError",
     "TaskResult",
     "Tree",
+    "TreeSampling",
+    "TreeSearch",
     "TreeSearchError",
     "WorkerError",
     "ZeroWeights",

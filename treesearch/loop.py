@@ -67,7 +67,7 @@ def search(
         kernel: the model, a `backends.base.Kernel`, or a `ts.Recipe` for one.
         reward: a `Reward`, a function of n samples (and `prompts`, if it takes them) that returns n numbers, or a
             `ts.Recipe` for one. With workers an object travels to them once; a recipe is built by each of them.
-        method: BestOfN, FeynmanKac, DiffusionTreeSampling, DiffusionTreeSearch, BeamSearch.
+        method: BestOfN, FeynmanKac, TreeSampling, TreeSearch, DiffusionTreeSampling, BeamSearch, ...
         prompts: one task each, in shared batches; None is one task, and the reward gets prompts=None.
         budget: of the whole search, split evenly over tasks; None for methods that know their size.
         seed: of all noise, 0..2^64-1. Same seed, same draws, whatever the batch size.

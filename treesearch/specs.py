@@ -64,6 +64,8 @@ METHOD_NAMES = {
     "fk": "FeynmanKac",
     "dts": "DiffusionTreeSampling",
     "dts_star": "DiffusionTreeSearch",
+    "tree_sampling": "TreeSampling",
+    "tree_search": "TreeSearch",
     "beam": "BeamSearch",
     "svdd": "SVDD",
     "lookahead_beam": "LookaheadBeam",

@@ -30,8 +30,8 @@ from treesearch.errors import BudgetError
 from treesearch.loop import open_session, resume, search, stream
 from treesearch.methods.base import AUTO, Method, Status
 from treesearch.methods.best_of_n import BestOfN
+from treesearch.methods.diffusion_tree import DiffusionTreeSampling
 from treesearch.methods.feynman_kac import FeynmanKac
-from treesearch.methods.tree_sampling import DiffusionTreeSampling
 from treesearch.noise import child_keys, normals, root_key
 from treesearch.result import SearchResult, TaskResult
 from treesearch.runs import read_blocks

@@ -7,6 +7,7 @@ from typing import Any
 from treesearch.methods.beam import BeamSearch
 from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.depth_first import DepthFirst
+from treesearch.methods.diffusion_tree import DiffusionTreeSampling, DiffusionTreeSearch
 from treesearch.methods.feynman_kac import FeynmanKac
 from treesearch.methods.lookahead_beam import LookaheadBeam
 from treesearch.methods.mcts import MCTS
@@ -14,7 +15,8 @@ from treesearch.methods.noise_search import NoiseSearch
 from treesearch.methods.rejection import Rejection
 from treesearch.methods.rollover import RolloverBudget
 from treesearch.methods.svdd import SVDD
-from treesearch.methods.tree_sampling import DiffusionTreeSampling, DiffusionTreeSearch
+from treesearch.methods.tree_sampling import TreeSampling
+from treesearch.methods.tree_search import TreeSearch
 
 METHODS: dict[str, Any] = {
     method.__name__: method
@@ -24,6 +26,8 @@ METHODS: dict[str, Any] = {
         FeynmanKac,
         DiffusionTreeSampling,
         DiffusionTreeSearch,
+        TreeSampling,
+        TreeSearch,
         BeamSearch,
         SVDD,
         LookaheadBeam,
@@ -48,4 +52,6 @@ __all__ = [
     "NoiseSearch",
     "Rejection",
     "RolloverBudget",
+    "TreeSampling",
+    "TreeSearch",
 ]

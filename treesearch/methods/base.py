@@ -212,21 +212,23 @@ def number(lam: float | str) -> float:
     return float(lam)
 
 
-def five_levels(num_steps: int, *, top: bool) -> tuple[int, ...]:
-    """Five equally spaced levels: T included and 0 not (top), or the other way round; all levels below five steps."""
+def spaced_levels(num_steps: int, count: int, *, top: bool) -> tuple[int, ...]:
+    """Equally spaced levels: T included and 0 not (top), or the other way round; all of them where T is below count."""
     shift = 0 if top else 1
-    if num_steps < 5:
+    if num_steps < count:
         return tuple(range(num_steps - shift, -shift, -1))
-    return tuple(round(num_steps * k / 5) for k in range(5 - shift, -shift, -1))
+    return tuple(round(num_steps * k / count) for k in range(count - shift, -shift, -1))
 
 
-def branch_levels(given: Sequence[int] | None, spec: Spec, *, top: bool, what: str) -> tuple[int, ...]:
-    """The levels at which a method may branch, descending; 0 is kept where `given` or the default has it.
+def branch_levels(given: Sequence[int] | None, spec: Spec, *, top: bool, what: str, count: int = 5) -> tuple[int, ...]:
+    """The levels at which a method may branch, descending, `count` equally spaced ones by default.
+
+    0 is kept where `given` or the default has it.
 
     Raises:
         ValueError: a level out of range, or one below which every step is deterministic.
     """
-    levels = five_levels(spec.num_steps, top=top) if given is None else tuple(sorted(set(given), reverse=True))
+    levels = spaced_levels(spec.num_steps, count, top=top) if given is None else tuple(sorted(set(given), reverse=True))
     if any(not 0 <= level <= spec.num_steps for level in levels):
         raise ValueError(f"{what} {list(levels)} has levels outside 0..T = {spec.num_steps} (denoising steps left)")
     dead = [level for level in levels if level > 0 and not spec.branchable(level)]

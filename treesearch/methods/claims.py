@@ -104,6 +104,10 @@ SELF_NORMALISED = Flag(
     Bias.SELF_NORMALISED,
     "draws come from normalised weights, with replacement: means over them are biased by O(1/ESS)",
 )
+RESAMPLED = Flag(
+    Bias.RESAMPLED,
+    "where it resampled, particles share ancestors: they are alike, which the ESS of their weights does not see",
+)
 SOFT_VALUE = Flag(
     Bias.SOFT_VALUE,
     "λ·v_root is biased low, E[exp(λ v_root)] < Z: lucky children are visited again, unlucky ones never corrected",

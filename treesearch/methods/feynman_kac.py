@@ -34,19 +34,15 @@ from numpy.typing import NDArray
 from backends.base import Spec
 from rewards.potentials import POTENTIALS, Running
 from treesearch.errors import choose
-from treesearch.methods import population
+from treesearch.methods import genealogy, population
 from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, check_whole, number
-from treesearch.methods.claims import SELF_NORMALISED, Bias, Claims, Flag, Interval, Standing
+from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Bias, Claims, Flag, Interval, Standing
 from treesearch.resampling import SCHEMES
 from treesearch.weights import F64, ess, log_mean, normalise, scaled, temper
 
 VALUES = ("endpoint", "rollout")
 BETWEEN = 5  # populations from which on their spread is the standard error
 MOST_SPREAD = 1.0  # relative, of a population's Ẑ, up to which that standard error is relied on
-RESAMPLED = Flag(
-    Bias.RESAMPLED,
-    "where it resampled, particles share ancestors: they are alike, which the ESS of their weights does not see",
-)
 CHOSEN = Flag(Bias.CHOSEN_TEMPERATURES, "temperatures chosen from the particles: Ẑ is consistent, not unbiased")
 
 
@@ -259,12 +255,13 @@ def _standard_error(populations: Sequence[Particles]) -> float | None:
     if m >= BETWEEN:
         mean = float(share.sum() / sizes.sum())
         return float(np.sqrt(np.sum(sizes * (z - mean) ** 2) / ((m - 1) * sizes.sum())) / mean)
-    own = [_genealogical_variance(p) if w > 0 else 0.0 for p, w in zip(populations, share, strict=True)]
-    known = np.array([v is not None for v in own])
-    if share[known].sum() < 0.9 * share.sum():
-        return None
-    squares = [w**2 * v for w, v in zip(share, own, strict=True) if v is not None]
-    return math.sqrt(sum(squares)) / float(share[known].sum())
+    own = [_own_variance(p) if w > 0 else 0.0 for p, w in zip(populations, share, strict=True)]
+    return genealogy.joint_se(share / share.sum(), own)
+
+
+def _own_variance(one: Particles) -> float | None:
+    lost = one.resamplings if one.method.resampling == "multinomial" else 0
+    return genealogy.lineage_variance(one.log_w, one.eve, lost)
 
 
 def _interval(se: float | None, m: int) -> Interval:
@@ -272,31 +269,10 @@ def _interval(se: float | None, m: int) -> Interval:
 
     Populations whose Ẑ differ by more than their mean have a tail that m of them do not show (our rule).
     """
-    if se is None:
-        few = f"{m} population{'s' * (m > 1)} with fewer than ten surviving lineages: no standard error"
-        reason = f"{few}; use more particles, or {BETWEEN} populations"
-        return Interval(source="genealogy", standing=Standing.NONE, reason=reason)
-    if m < BETWEEN:
-        return Interval(source="genealogy of the particles (Lee and Whiteley, 2018)", se=se)
+    if m < BETWEEN or se is None:
+        return genealogy.by_lineage(se, f"use more particles, or {BETWEEN} populations")
     source, spread = f"spread between {m} populations", se * math.sqrt(m)
     if spread <= MOST_SPREAD:
         return Interval(source=source, se=se, dof=m - 1)
     reason = f"Ẑ of a population has relative spread {spread:.2f} > {MOST_SPREAD:g}: use larger populations"
     return Interval(source=source, se=se, dof=m - 1, standing=Standing.UNRELIABLE, reason=reason)
-
-
-def _genealogical_variance(one: Particles) -> float | None:
-    """Relative variance of one population's Ẑ from its genealogy.
-
-    V = 1 - (K/(K-1))^{n+1} (1 - Σ_e (Σ_{i: eve i = e} W_i)²) after n multinomial resamplings (Lee and Whiteley, 2018),
-    unbiased. Schemes of lower variance lose fewer lineages than the n factors allow for; with n = 0 in their place V is
-    an over-estimate as a rule (measured on the Gaussian chain, K = 100, resampling at every level: 1.6 times the
-    variance for systematic, 1.7 ssp, 2.0 stratified, 3.1 residual). None where fewer than ten lineages survive: it then
-    says nothing.
-    """
-    k, share = len(one.log_w), np.bincount(one.eve, weights=normalise(one.log_w), minlength=len(one.log_w))
-    if k < 2 or (share > 0).sum() < 10:
-        return None
-    lost = one.resamplings if one.method.resampling == "multinomial" else 0
-    variance = 1 - math.exp((lost + 1) * math.log(k / (k - 1))) * (1 - float((share**2).sum()))
-    return variance if variance > 0 else None

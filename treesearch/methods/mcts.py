@@ -36,7 +36,7 @@ from backends.base import Spec
 from treesearch.engine import Segments
 from treesearch.methods.base import Problem, Unit
 from treesearch.methods.claims import GREEDY_TREE
-from treesearch.methods.tree_sampling import DiffusionTreeSearch, Rules, TreeSearch
+from treesearch.methods.diffusion_tree import DiffusionTreeSearch, Rules, TreeSearch
 from treesearch.tree import ROOT, Columns, Tree
 
 

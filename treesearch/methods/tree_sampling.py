@@ -1,296 +1,215 @@
-"""Diffusion Tree Sampling (DTS) and Diffusion Tree Search (DTS*), as published.
+"""Tree sampling: waves of splitting trees whose twists are soft values fitted to the waves before.
 
-One iteration:
+Wave k is a tree of n_k rollouts that walk down together. At each scheduled level, with ψ fitted to waves 1..k-1
+(`treesearch.values`; in the first wave ψ = κ_t λ r̂):
 
-    x = root
-    while |C(x)| >= C·N(x)^α and x is no leaf:  x = select a child          (expansion goes first)
-    if x is no leaf:  x' ~ p(·|x), roll out to x_0, add every branching level to the tree, v(x_0) = r(x_0)
-    on the way up:  λ v(x) = log-mean-exp over children of (λ v_c + log_w_c),  N(x) += 1
+    log w_i += ψ_t(r̂(x_t^i)) - ψ_s(r̂(x_s^i)) + Σ log p/q       s the level above; ψ = 0 above the first one
+    if ESS(w) < .7 n:  log Ẑ += log mean w;  split and prune: a node gets floor or ceil of n W children;  w = 1
+    x_0:  log w_i += λ r(x_0) - ψ
 
-DTS selects a child ~ exp(λ v_c + log_w_c) and reads its samples out the same way; DTS* selects by UCT and reads out
-the best. A wave runs several iterations at once: values stay frozen, visits and child counts move while it is
-selected. Without waves (mode="async") each iteration is told as soon as its sample arrives. Either way a visit in
-flight is unobserved (Liu et al., 2020): it counts in N, hence in the widening rule and in UCT's bonus, and gives no
-value; the weights exp(λ v) of Boltzmann selection know nothing of it.
+    Ẑ_k = Π mean w,   Ẑ = Σ α_k Ẑ_k / Σ α_k,   α_k = N_k^{3/2} - N_{k-1}^{3/2},   N_k = n_1 + ... + n_k
 
-What it converges to: DTS's read-out tends to π as iterations grow, slowly: at practical budgets its root value is
-biased low, E[exp(λ v_root)] < Z, because lucky children are visited again and unlucky ones never corrected.
-With selection="round_robin" E[exp(λ v_root)] = Z at every budget. DTS* is greedy.
+and a leaf of wave k has the weight α_k Ẑ_k W_i. The first wave is a sixteenth of the budget, each further one three
+times all before, so that three quarters of the budget run with values from a quarter of it.
 
-Source: Diffusion Tree Sampling: Scalable Inference-time Alignment of Diffusion Models (Jain et al., 2025), algorithms
-1 and 2, appendix F.1. Deviations: terminal nodes count visits too; waves; log p/q on the edges. Visits in flight: Watch
-the Unobserved: A Simple Approach to Parallelizing Monte Carlo Tree Search (Liu et al., 2020).
+Claims. E[Ẑ_k | waves before] = Z for every ψ that is fitted to them alone (Del Moral, 2004, theorem 7.4.2: a
+Feynman-Kac flow with fixed potentials), and α_k depends on the sizes alone; hence E[Ẑ] = Z at every budget. Draws are
+biased by O(1/n), as for every self-normalised estimate. Unlike a soft value backed up through a tree that is grown by
+looking at it, nothing here weighs a node by a reward that decided how often the node was visited.
+
+Cost: T NFE and one reward call a scheduled level for each leaf.
+
+Sources: Unbiased estimates from populations: Feynman-Kac Formulae (Del Moral, 2004). Twists from past populations: The
+Iterated Auxiliary Particle Filter (Guarniero, Johansen and Lee, 2017). α: The square root rule for adaptive importance
+sampling (Owen and Zhou, 2020). Splitting by values: section 8 of it in Rare Event Simulation using Monte Carlo Methods
+(Rubino and Tuffin, 2009). Against: Diffusion Tree Sampling (Jain et al., 2025), `treesearch.methods.diffusion_tree`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Spec
-from treesearch import backup, selection
-from treesearch.budget import Share
-from treesearch.engine import Segments
-from treesearch.errors import choose
-from treesearch.methods.base import (
-    GREEDY,
-    NO_NODES,
-    Problem,
-    Readout,
-    Status,
-    Unit,
-    as_levels,
-    branch_levels,
-    check_lam,
-    check_positive,
-    check_whole,
-    number,
-)
-from treesearch.methods.claims import GREEDY_TREE, SELF_NORMALISED, SHARED, SOFT_VALUE, Claims
-from treesearch.tree import ROOT, Tree
-from treesearch.weights import F64, scaled
+from treesearch import values
+from treesearch.methods import genealogy, population
+from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, number
+from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Claims
+from treesearch.resampling import systematic
+from treesearch.values import Value
+from treesearch.weights import F64, ess, log_mean, log_sum, normalise, scaled
 
-MODES = ("wave", "async")
-FREE_LIMIT = 200_000
+THRESHOLD = 0.7  # of the ESS, below which a wave splits and prunes
+LEVELS = 20
+FIRST, SMALLEST = 16, 64  # the first wave's share is 1/FIRST; budgets of fewer leaves are one wave
+GROWTH = 3  # size of a wave over all before
+TIMED_FIRST, TIMED_MOST = 64, 1024  # leaves of a wave where only the clock limits it
+
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionTreeSampling:
-    """DTS: draws from π by descending with soft values.
+class TreeSampling:
+    """Draws from π, and an unbiased Ẑ with a standard error.
 
     Args:
-        lam: λ of the target, math.inf for max backups, or "auto".
-        widening_c, widening_alpha: a node expands while |C| < C·N^α; at (2, .8) the first 36 iterations are best-of-N.
-        branch_at: levels t that become nodes; None for five equally spaced, the prior (T) included.
-        selection: boltzmann, uct or round_robin.
-        wave: iterations selected at once (asynchronous: in flight); the result depends on it.
-        lag: 1 selects wave w after wave w - 2 is told, which leaves no bubble between waves.
-        mode: "wave", or "async": no barrier, each iteration is told when its sample arrives and another one selected
-            in its place. No worker waits; the result depends on the order of arrival. More in flight is a worse
-            search at equal NFE, as larger waves are: docs/workers.md has figures.
+        lam: λ of the target, or "auto".
+        schedule: levels t at which endpoints are scored, 0 (x_0 itself) among them; None for twenty equally spaced.
+            Fewer cost fewer reward calls and decodes.
     """
 
     lam: float | str = 1.0
-    widening_c: float = 2.0
-    widening_alpha: float = 0.8
-    branch_at: tuple[int, ...] | None = None
-    selection: str = "boltzmann"
-    wave: int = 16
-    lag: int = 0
-    mode: str = "wave"
+    schedule: tuple[int, ...] | None = None
 
+    lag = 0
+    mode = "wave"
     independent = False
+    claims = Claims(flags=(SELF_NORMALISED, RESAMPLED))
 
     def __post_init__(self) -> None:
-        _check(self)
-        choose("selection", self.selection, selection.RULES)
+        check_lam(self.lam)
+        if self.schedule is not None:
+            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
+            if 0 not in self.schedule:
+                raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 itself is weighed last")
 
-    @property
-    def claims(self) -> Claims:
-        if self.lam == math.inf:
-            return GREEDY_TREE
-        if self.selection == "round_robin":
-            return Claims(flags=(SELF_NORMALISED, SHARED), no_interval="one tree shows no standard error")
-        return Claims(flags=(SOFT_VALUE, SELF_NORMALISED, SHARED), no_interval="soft value: a bias of unknown size")
-
-    def unit(self, spec: Spec) -> Unit:
-        _levels(self.branch_at, spec)
-        return Unit("one rollout", spec.num_steps, 1)
-
-    def start(self, problem: Problem) -> TreeSearch:
-        rules = Rules(self.selection, "soft", c_uct=1.0, greedy=False)
-        return TreeSearch(self, rules, problem)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionTreeSearch:
-    """DTS*: searches for the best sample.
-
-    Args:
-        lam: λ of the soft backup, or "auto".
-        c_uct: weight of the exploration bonus, in units of the reward; the paper gives no value.
-        widening_c, widening_alpha, branch_at, wave, lag, mode: as in `DiffusionTreeSampling`.
-        backup: soft, max or mean.
-    """
-
-    lam: float | str = 1.0
-    c_uct: float = 1.0
-    widening_c: float = 2.0
-    widening_alpha: float = 0.8
-    branch_at: tuple[int, ...] | None = None
-    wave: int = 16
-    lag: int = 0
-    mode: str = "wave"
-    backup: str = "soft"
-
-    independent = False
-    claims = replace(GREEDY_TREE, weighs=True)
-
-    def __post_init__(self) -> None:
-        _check(self)
-        choose("backup", self.backup, backup.RULES)
-        if not self.c_uct >= 0:
-            raise ValueError(f"c_uct is {self.c_uct!r}, expected a number >= 0")
+    def levels(self, spec: Spec) -> tuple[int, ...]:
+        """The schedule for a kernel, descending, 0 last."""
+        return branch_levels(self.schedule, spec, top=False, what="schedule", count=LEVELS)
 
     def unit(self, spec: Spec) -> Unit:
-        _levels(self.branch_at, spec)
-        return Unit("one rollout", spec.num_steps, 1)
+        return Unit("one rollout", spec.num_steps, len(self.levels(spec)))
 
-    def start(self, problem: Problem) -> TreeSearch:
-        return TreeSearch(self, Rules("uct", self.backup, self.c_uct, greedy=True), problem)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What tells the two apart."""
-
-    selection: str
-    backup: str
-    c_uct: float
-    greedy: bool
+    def start(self, problem: Problem) -> TreeSamplingSearch:
+        return TreeSamplingSearch(self, problem)
 
 
-class TreeSearch:
-    """One tree: select a wave, have it run, back it up."""
+@dataclass
+class Wave:
+    """One tree; arrays follow the leaves' ancestors, (n,) each or a row of them a level."""
 
-    def __init__(self, method: DiffusionTreeSampling | DiffusionTreeSearch, rules: Rules, problem: Problem) -> None:
-        self.method, self.rules, self.problem, self.lam = method, rules, problem, number(method.lam)
-        self.tree = Tree(problem.num_steps, problem.key)
-        self.status, self.share = Status.RUNNING, problem.share
-        self.rule = backup.rule_of(rules.backup, self.lam)
-        self.iterations = self.nfe = self.rollouts = self.free = 0
-        self.pending = 0  # rollouts selected and not told: visits in flight, counted in N, without a value
-        self.hits = NO_NODES
-        levels = _levels(method.branch_at, problem.spec)
-        self.policy = selection.Policy(
-            rule=int(selection.RULES[rules.selection]),
-            lam=self.lam,
-            widening_c=float(method.widening_c),
-            widening_alpha=float(method.widening_alpha),
-            c_uct=float(rules.c_uct),
-            root_key=np.uint64(problem.key),
-            levels=np.array([problem.num_steps + 1, *levels, 0]),
-        )
+    lam: float
+    twists: list[Value]  # of the levels above 0
+    log_w: F64  # since the last split
+    eve: Ids  # node of the first level each descends from
+    above: F64  # ψ of the last level
+    endpoints: list[F64] = field(default_factory=list)  # λ r̂, a row a level
+    reward: F64 = field(default_factory=lambda: np.empty(0))
+    bare: F64 = field(default_factory=lambda: np.empty(0))  # log_w before exp(λ r)
+    log_z: float = 0.0
+    ess: list[float] = field(default_factory=list)
 
-    busy = False
-
-    @property
-    def full(self) -> bool:
-        """Asynchronous: whether as many iterations are in flight as may be."""
-        return self.method.mode == "async" and self.pending >= self.method.wave
-
-    def frontier(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self.tree.t > 0)
-
-    def ask(self, capacity: int) -> Segments:
-        del capacity  # the result depends on the wave, never on the batch size
-        left = self.share.less(self.nfe, self.rollouts, self.iterations)
-        source, first, last = (NO_NODES,) * 3
-        hits: list[NDArray[np.int64]] = []
-        room = self.method.wave - (self.pending if self.method.mode == "async" else 0)
-        while not len(source) and self.status == Status.RUNNING:
-            source, first, last, ended = self._select(max(0, min(room, left.iterations)), left)
-            hits.append(ended)
-            left = self.share.less(self.nfe, self.rollouts, self.iterations)
-        self.hits = np.concatenate(hits) if hits else NO_NODES
-        self.pending += len(source)
-        return Segments(source, first, last)
-
-    def _select(self, wave: int, left: Share) -> tuple[NDArray[np.int64], ...]:
-        tree = self.tree
-        tree.reserve(wave * len(self.policy.levels))
-        out = selection.Selected(*(np.empty(wave, np.int64) for _ in range(3)))
-        size, kids, done, stopped = selection.select_wave(
-            tree.columns(), len(tree), self.policy, wave, self.iterations, left.nfe, left.reward_calls, out
-        )
-        tree.grown(size, kids)
-        source, first, ends = (column[:done] for column in out)
-        new = first >= 0
-        self.iterations += done
-        self.rollouts += int(new.sum())
-        self.nfe += int(np.minimum(tree.t[source[new]], self.problem.num_steps).sum())
-        self.free = 0 if new.any() else self.free + done
-        if stopped or done == 0:
-            self.status = Status.BUDGET
-        elif self.free >= self._patience and not self.pending:
-            self.status = Status.EXHAUSTED
-        return source[new], first[new], ends[new], ends[~new]
+    def step(self, level: int, reward: F64, log_w: F64, uniforms: Callable[[], F64]) -> Ids | None:
+        """See `population.Steer`."""
+        self.log_w = self.log_w + log_w
+        u = scaled(self.lam, reward)
+        if level == len(self.twists):
+            self.reward, self.bare = reward, self.log_w - self.above
+            self.log_w = self.bare + u
+            self.ess.append(ess(self.log_w))
+            return None
+        # an endpoint of reward -inf is no verdict on x_0: the node keeps the value of the level above
+        silent = u == -math.inf
+        here = np.where(silent, self.above, self.twists[level].twist(np.where(silent, 0.0, u)))
+        self.log_w, self.above = self.log_w + here - self.above, here
+        self.endpoints.append(u)
+        self.ess.append(ess(self.log_w))
+        if self.ess[-1] == 0 or self.ess[-1] >= THRESHOLD * len(u):
+            return None
+        ancestors = systematic(normalise(self.log_w), uniforms())
+        self.log_z += log_mean(self.log_w)
+        self.log_w = np.zeros(len(u))
+        self.above, self.eve = self.above[ancestors], self.eve[ancestors]
+        self.endpoints = [row[ancestors] for row in self.endpoints]
+        return ancestors
 
     @property
-    def _patience(self) -> int:
-        """Consecutive iterations without an expansion after which a tree counts as exhausted.
+    def final(self) -> F64:
+        """Log-weights for π (n,), whose log-mean-exp is log Ẑ of the wave."""
+        return self.log_z + self.log_w
 
-        With α = 0 a node's children are numbered, and a tree that is full stays so; selection by value may take long to
-        come by its last open nodes.
-        """
-        return FREE_LIMIT if self.method.widening_alpha > 0 else min(FREE_LIMIT, 1_000 + 100 * self.rollouts)
+    @property
+    def prior(self) -> F64:
+        """Log-weights for p (n,)."""
+        return self.log_z + self.bare
 
-    def tell(self, segments: Segments) -> None:
-        self.pending -= len(segments.last)
-        backup.backup(self.tree, segments.last, self.rule, self.lam)
 
-    def extend(self, share: Share) -> None:
-        self.share, self.status = share, Status.RUNNING
+class TreeSamplingSearch(population.PopulationSearch):
+    """Waves one after another."""
 
-    def state(self) -> dict[str, Any]:
-        return {"iterations": self.iterations, "nfe": self.nfe, "rollouts": self.rollouts, "free": self.free}
+    def __init__(self, method: TreeSampling, problem: Problem) -> None:
+        self.method, self.lam = method, number(method.lam)
+        super().__init__(problem, None, method.levels(problem.spec), self._wave)
 
-    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.pending = int(np.isnan(self.tree.reward[self.tree.t == 0]).sum())
-        backup.recount(self.tree, ends)
-        backup.recompute(self.tree, self.rule, self.lam)
+    def _wave(self, n: int) -> Wave:
+        zeros = np.zeros(n)
+        return Wave(self.lam, self._twists(), zeros, np.arange(n), zeros)
+
+    def _twists(self) -> list[Value]:
+        """Values of every level above 0, from the finished waves."""
+        slopes = [values.prior_slope(t, self.problem.num_steps) for t in self.levels[:-1]]
+        waves = [p.steer for p in self.finished]
+        if not waves:
+            return [Value.guess(slope) for slope in slopes]
+        shift = self._shares() - np.log([len(w.reward) for w in waves])
+        log_w = np.concatenate([w.final + s for w, s in zip(waves, shift, strict=True)])
+        log_p = np.concatenate([w.prior + s for w, s in zip(waves, shift, strict=True)])
+        y = scaled(self.lam, np.concatenate([w.reward for w in waves]))
+        levels = zip(*(w.endpoints for w in waves), strict=True)
+        return [values.fit(np.concatenate(u), y, log_w, log_p, slope) for u, slope in zip(levels, slopes, strict=True)]
+
+    def _shares(self) -> F64:
+        """log α_k/Σα of the finished waves."""
+        total = np.cumsum([len(p.nodes) for p in self.finished]) ** 1.5
+        return np.log(np.diff(total, prepend=0.0) / total[-1])
+
+    def _sizes(self) -> list[int]:
+        if self._unlimited:
+            return []
+        done = sum(k for sizes in self.groups for k in sizes)
+        calls = len(self.levels)
+        left = self.share.less(self.problem.num_steps * done, calls * done, done)
+        fits = left.units(self.problem.num_steps, calls)
+        if fits < 1:
+            return []
+        most = population.memory_cap(self.problem.spec)
+        size = min(self._planned(done, fits), fits, most)
+        return [fits if size < fits <= min(most, 2 * size) else size]  # no small wave at the end
+
+    def _planned(self, done: int, fits: int) -> int:
+        """Leaves of the next wave."""
+        if self.share.timed:
+            return min(max(TIMED_FIRST, GROWTH * done), TIMED_MOST)
+        if done:
+            return GROWTH * done
+        return fits if fits < SMALLEST else fits // FIRST
 
     def readout(self) -> Readout:
-        tree, leaves = self.tree, self.tree.leaves
-        leaves = leaves[~np.isnan(tree.value[leaves])]  # with a lag, some are scored ahead of their telling
-        warnings = [GREEDY] if self.rules.greedy else []
-        extra = {"iterations": self.iterations, "rollouts": self.rollouts, "unobserved": self.pending}
-        if not len(leaves):
-            return Readout(leaves, np.empty(0), warnings=warnings, extra=extra)
-        log_w = self._log_weights(leaves)
-        log_z = None
-        if not self.rules.greedy and not math.isinf(self.lam):
-            log_z = float(self.lam * tree.value[ROOT]) if self.lam > 0 else 0.0
-            if self.rules.selection != "round_robin":
-                warnings.append("soft value: biased low")
-        return Readout(leaves, log_w, log_z, None, warnings, extra)
-
-    def _log_weights(self, leaves: NDArray[np.int64]) -> F64:
-        """Log-weights whose softmax is the read-out by soft values, and whose log-mean-exp is λ v_root.
-
-        P(leaf) = Π exp(λ v_c + log_w_c) / Σ_siblings(...), and each sum is |C| exp(λ v_parent), so the values of inner
-        nodes cancel: log P = λ r + Σ log_w - Σ log |C| - λ v_root. At λ = ∞ the best leaf takes all.
-        """
-        tree = self.tree
-        if math.isinf(self.lam):
-            reward = np.where(tree.edge_weights(leaves) > -math.inf, tree.reward[leaves], -math.inf)
-            return np.where(reward == reward.max(), 0.0, -math.inf)
-        share = backup.log_shares(tree)[leaves] + math.log(len(leaves))
-        return share + scaled(self.lam, tree.reward[leaves])
-
-
-def _levels(branch_at: Sequence[int] | None, spec: Spec) -> tuple[int, ...]:
-    levels = branch_levels(branch_at, spec, top=True, what="branch_at")
-    return tuple(level for level in levels if level > 0)
-
-
-def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
-    check_lam(method.lam, finite=False)
-    check_positive(widening_c=method.widening_c)
-    check_whole(wave=method.wave)
-    if not 0 <= method.widening_alpha <= 1:
-        raise ValueError(f"widening_alpha is {method.widening_alpha!r}, expected 0..1")
-    if method.lag not in (0, 1):
-        raise ValueError(f"lag is {method.lag!r}, expected 0 or 1")
-    choose("mode", method.mode, MODES)
-    if method.mode == "async" and method.lag:
-        raise ValueError("lag=1 is for waves: mode='async' has no barrier to hide")
-    if method.branch_at is not None:
-        object.__setattr__(method, "branch_at", as_levels("branch_at", method.branch_at))
+        if not self.finished:
+            return Readout(np.empty(0, np.int64), np.empty(0))
+        waves = [p.steer for p in self.finished]
+        sizes, shares = np.array([len(w.reward) for w in waves]), self._shares()
+        log_w = np.concatenate(
+            [w.final + s + math.log(sizes.sum() / n) for w, s, n in zip(waves, shares, sizes, strict=True)]
+        )
+        log_z = log_mean(log_w)
+        extra: dict[str, Any] = {
+            "waves": sizes.tolist(),
+            "log_z_waves": [log_mean(w.final) for w in waves],
+            "slopes": {t: v.slope for t, v in zip(self.levels, waves[-1].twists, strict=False)},
+            "ess_levels": [w.ess for w in waves],
+        }
+        leaves = np.concatenate([p.nodes for p in self.finished])
+        if log_z == -math.inf:
+            return Readout(leaves, log_w, log_z, extra=extra)
+        part = np.array([s + log_mean(w.final) for w, s in zip(waves, shares, strict=True)])
+        share = np.exp(part - log_sum(part))
+        own = [genealogy.lineage_variance(w.log_w, w.eve) if s > 0 else 0.0 for w, s in zip(waves, share, strict=True)]
+        se = genealogy.joint_se(share, own)
+        found = genealogy.by_lineage(se, "spend more, or lower lam")
+        return Readout(leaves, log_w, log_z, se, extra=extra, interval=found)
