@@ -10,7 +10,7 @@ from backends.gaussian import LinearGaussian
 from rewards.analytic import constant, linear, log_mixture, quadratic
 from treesearch import runs
 from treesearch.budget import Share
-from treesearch.methods import tree_sampling
+from treesearch.methods import diffusion_tree
 from treesearch.testing import check_kernel, check_method, check_reward, check_store
 
 DTS, DTS_STAR, FK = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch, ts.FeynmanKac
@@ -96,14 +96,14 @@ def test_a_faulty_kernel_is_named(message):
 
 
 def test_a_search_that_changes_p_is_caught(monkeypatch):
-    search = tree_sampling.TreeSearch.ask
+    search = diffusion_tree.DiffusionTree.ask
 
     def shifted(self, capacity):
         segments = search(self, capacity)
         self.tree.key[segments.first] += 1
         return segments
 
-    monkeypatch.setattr(tree_sampling.TreeSearch, "ask", shifted)
+    monkeypatch.setattr(diffusion_tree.DiffusionTree, "ask", shifted)
     with pytest.raises(AssertionError, match="DiffusionTreeSampling with lam = 0"):
         check_kernel(BASE)
 
@@ -196,12 +196,12 @@ def test_a_method_that_overspends_is_caught(gaussian, monkeypatch):
 
 
 def test_a_method_that_depends_on_the_batch_is_caught(gaussian, monkeypatch):
-    ask = tree_sampling.TreeSearch.ask
+    ask = diffusion_tree.DiffusionTree.ask
 
     def greedy(self, capacity):
         object.__setattr__(self.method, "wave", capacity)
         return ask(self, capacity)
 
-    monkeypatch.setattr(tree_sampling.TreeSearch, "ask", greedy)
+    monkeypatch.setattr(diffusion_tree.DiffusionTree, "ask", greedy)
     with pytest.raises(AssertionError, match="batch_size"):
         check_method(DTS(**DEEP), gaussian)

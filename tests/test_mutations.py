@@ -13,7 +13,7 @@ from backends.base import Gaussian
 from backends.gaussian import Tilt
 from rewards.analytic import linear
 from treesearch import backup, resampling, selection, session
-from treesearch.methods import population, tree_sampling
+from treesearch.methods import diffusion_tree, population
 from treesearch.methods.feynman_kac import Particles
 from treesearch.noise import child_key
 from treesearch.testing import check_noise
@@ -214,7 +214,7 @@ def test_the_level_left_out_of_the_key_of_a_tree_s_child(monkeypatch, gaussian):
     names = vars(selection) | {"child_key": lambda parent, t, ordinal, at_root: child_key(parent, 0, ordinal, at_root)}
     for name in ("_rollout", "select_wave"):  # the same source, uncompiled
         names[name] = types.FunctionType(names[name].py_func.__code__, names)
-    monkeypatch.setattr(tree_sampling.selection, "select_wave", names["select_wave"])
+    monkeypatch.setattr(diffusion_tree.selection, "select_wave", names["select_wave"])
     caught(lambda: shares_noise(gaussian, method))
 
 

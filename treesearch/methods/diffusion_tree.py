@@ -102,9 +102,9 @@ class DiffusionTreeSampling:
         _levels(self.branch_at, spec)
         return Unit("one rollout", spec.num_steps, 1)
 
-    def start(self, problem: Problem) -> TreeSearch:
+    def start(self, problem: Problem) -> DiffusionTree:
         rules = Rules(self.selection, "soft", c_uct=1.0, greedy=False)
-        return TreeSearch(self, rules, problem)
+        return DiffusionTree(self, rules, problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +141,8 @@ class DiffusionTreeSearch:
         _levels(self.branch_at, spec)
         return Unit("one rollout", spec.num_steps, 1)
 
-    def start(self, problem: Problem) -> TreeSearch:
-        return TreeSearch(self, Rules("uct", self.backup, self.c_uct, greedy=True), problem)
+    def start(self, problem: Problem) -> DiffusionTree:
+        return DiffusionTree(self, Rules("uct", self.backup, self.c_uct, greedy=True), problem)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Rules:
     greedy: bool
 
 
-class TreeSearch:
+class DiffusionTree:
     """One tree: select a wave, have it run, back it up."""
 
     def __init__(self, method: DiffusionTreeSampling | DiffusionTreeSearch, rules: Rules, problem: Problem) -> None:

@@ -36,7 +36,7 @@ from backends.base import Spec
 from treesearch.engine import Segments
 from treesearch.methods.base import Problem, Unit
 from treesearch.methods.claims import GREEDY_TREE
-from treesearch.methods.diffusion_tree import DiffusionTreeSearch, Rules, TreeSearch
+from treesearch.methods.diffusion_tree import DiffusionTree, DiffusionTreeSearch, Rules
 from treesearch.tree import ROOT, Columns, Tree
 
 
@@ -85,7 +85,7 @@ class MCTS:
         )
 
 
-class MCTSSearch(TreeSearch):
+class MCTSSearch(DiffusionTree):
     """A tree search whose values are means over iterations."""
 
     def ask(self, capacity: int) -> Segments:
