@@ -32,7 +32,7 @@ from backends.mnist import mnist_kernel
 from rewards.base import Reward, as_reward
 from rewards.classifier import even
 from treesearch import loop, runs
-from treesearch.methods.base import five_levels
+from treesearch.methods.base import spaced_levels
 from treesearch.states import ShardStates
 
 MACHINE = "2 shared CPU cores"
@@ -112,7 +112,7 @@ def part_a(args: Args) -> dict[str, Any]:
     nfe = rollouts * kernel.num_steps
     cases = {
         "best_of_n": (ts.BestOfN(), (0,), 0.95),
-        "fk": (ts.FeynmanKac(), five_levels(kernel.num_steps, top=False), 0.95),
+        "fk": (ts.FeynmanKac(), spaced_levels(kernel.num_steps, 5, top=False), 0.95),
         "dts_wave_64": (ts.DiffusionTreeSampling(wave=64), (0,), 0.90),
     }
     out = {}
@@ -129,7 +129,7 @@ def part_a(args: Args) -> dict[str, Any]:
 def part_b(args: Args) -> dict[str, Any]:
     """Many small searches at once, and one after another."""
     kernel, reward, tasks, particles = mnist_kernel(25), as_reward(lambda x, prompts=None: even()(x)), 32, 4
-    levels, rollouts = five_levels(25, top=False), tasks * particles
+    levels, rollouts = spaced_levels(25, 5, top=False), tasks * particles
     method = ts.FeynmanKac(num_particles=particles)
 
     def together() -> float:

@@ -47,7 +47,7 @@ from rewards.base import Reward, as_reward
 from rewards.classifier import even
 from treesearch import distributed
 from treesearch.dispatch import BUNDLE_SECONDS, deal, water_fill, whole_batches
-from treesearch.methods.base import five_levels
+from treesearch.methods.base import spaced_levels
 
 MACHINE = "2 shared CPU cores"
 BATCH = 8
@@ -435,7 +435,7 @@ def modelled(
     name: str, workers: int, step: float, batches: int, costs: Costs, mb_row: float, lengths: dict[int, float]
 ) -> dict[str, float]:
     """Efficiency and the driver's share of the time, of a search like those of part a."""
-    levels = 1 if name == "best_of_n" else len(five_levels(STEPS, top=True))
+    levels = 1 if name == "best_of_n" else len(spaced_levels(STEPS, 5, top=True))
     segments = {"best_of_n": {STEPS: 1.0}, "fk": {STEPS // levels: 1.0}, "dts_async": lengths}[name]
     mean = sum(steps * share for steps, share in segments.items())
     model = Model(workers, step, costs, mb_row)

@@ -47,9 +47,9 @@ METHODS = {
     "dts lag 1": DTS(wave=8, lag=1, **NARROW),
     "dts star": DTS_STAR(wave=8, **NARROW),
     "beam": ts.BeamSearch(beam_width=2, branching=3),
+    "dts, lambda chosen": DTS(wave=8, lam="auto", **NARROW),
     "tree sampling": ts.TreeSampling(),
     "tree search": ts.TreeSearch(wave=6),
-    "dts, lambda chosen": DTS(wave=8, lam="auto", **NARROW),
 }
 DESCENTS = {
     "rollover": ts.RolloverBudget(quota=3, beside=4),

@@ -36,7 +36,7 @@ def digits(tmp_path_factory):
 def test_exactness(tmp_path):
     printed = script("exactness", "--replicates", "20", "--out", str(tmp_path / "e.json"))
     assert "boltzmann" in printed
-    assert len(json.loads((tmp_path / "e.json").read_text())["cells"]) == 10
+    assert len(json.loads((tmp_path / "e.json").read_text())["cells"]) == 18
 
 
 def test_training_resumes(tmp_path, digits):
