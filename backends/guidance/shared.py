@@ -30,7 +30,101 @@ PROMPTS = "guide_prompts"
 
 
 @dataclass(frozen=True)
-class GradientGuided(ABC):
+class RewardGuided(ABC):
+    """A kernel whose steps depend on a differentiable reward, which gets the prompts of the search.
+
+    Args:
+        kernel: the base kernel p.
+        reward: differentiable, higher is better.
+
+    Raises:
+        TypeError: the kernel is guided by a gradient already.
+    """
+
+    kernel: Any
+    reward: Reward
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", as_reward(self.reward))
+        if (inner := getattr(self.kernel, "scores", None)) is not None:
+            raise TypeError(
+                f"{type(self.kernel).__name__} is guided by {inner.name!r} already: guide once, by the sum of rewards"
+            )
+
+    @abstractmethod
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
+        """The guided step; see `unpack` for the prompts."""
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        """What the base kernel makes of the prompts, and the prompts themselves for the reward."""
+        encode = getattr(self.kernel, "encode", None)
+        return ((encode(prompts) if encode else None) or {}) | {PROMPTS: Shared(list(prompts))}
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same, with the base kernel moved to a device if it can be."""
+        return replace(self, kernel=self.kernel.to(device)) if hasattr(self.kernel, "to") else self
+
+    @property
+    def scores(self) -> Reward:
+        """The reward that an evaluation calls."""
+        return self.reward
+
+    @cached_property
+    def _spec(self) -> Spec:
+        return describe(self.kernel)
+
+    def _slope(self, x: Tensor, t: Tensor, prompts: Sequence[Any] | None) -> Tensor:
+        """∇_x r(decode(x)) of states x (k, *state) as if they were samples; no network takes part."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            rewards, gradient = self._differentiate(leaf, leaf, prompts)
+        return self._checked(gradient, rewards, t)
+
+    def _differentiate(self, states: Tensor, leaf: Tensor, prompts: Sequence[Any] | None) -> tuple[Tensor, Tensor]:
+        """r of states (k, *state), and its gradient to the leaf that they come from."""
+        samples = states if self.reward.input == "state" else self._draw(states)
+        _attached(samples, "the decoder keeps no graph: guide by a reward of states (input='state')")
+        rewards = self.reward.attached(samples, prompts)
+        gradient = _gradient(rewards, leaf, self.reward.name)
+        return rewards.detach().to(leaf.device), gradient
+
+    def _checked(self, gradient: Tensor, rewards: Tensor, t: Tensor) -> Tensor:
+        gradient = torch.where(expand(rewards, gradient) > -torch.inf, gradient, 0.0)  # forbidden: no direction
+        self._check_finite(gradient, t)
+        return gradient
+
+    def _draw(self, endpoint: Tensor) -> Any:
+        """What a search would show the reward: a preview, where the kernel has one."""
+        preview = getattr(self.kernel, "preview", None)
+        return self.kernel.decode(endpoint) if preview is None else preview(endpoint)
+
+    def _check_finite(self, gradient: Tensor, t: Tensor) -> None:
+        bad = ~gradient.isfinite().flatten(1).all(1)
+        if bad.any():
+            raise ValueError(
+                f"the gradient of reward {self.reward.name!r} is NaN or infinite in {int(bad.sum())} of {len(bad)} "
+                f"rows, at t = {sorted(set(t[bad].tolist()))}: compute in float32, clip the reward, or guide other "
+                "levels, with window=(low, high) where the guide has one"
+            )
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Settings, name of the reward and fingerprint of the base kernel; None where that has none."""
+        if self._spec.fingerprint is None:
+            return None
+        settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[2:]]
+        reward = f"{self.reward.name!r} {self.reward.settings}"
+        return f"{type(self).__name__}({self._spec.fingerprint}, {reward}, {', '.join(settings)})"
+
+    def __getattr__(self, attribute: str) -> Any:
+        # `with_horizon` of the kernel would return it without its guide.
+        if attribute.startswith("__") or attribute in ("kernel", "with_horizon"):
+            raise AttributeError(attribute)
+        return getattr(self.kernel, attribute)
+
+
+@dataclass(frozen=True)
+class GradientGuided(RewardGuided):
     """A kernel whose Gaussian steps are moved along the gradient of a reward.
 
     A guided evaluation costs a reward call, a decode (unless the reward reads states) and, through the network, a
@@ -51,19 +145,13 @@ class GradientGuided(ABC):
         ValueError: a setting out of range.
     """
 
-    kernel: Any
-    reward: Reward
     _: KW_ONLY
     window: tuple[int, int] | None = None
     max_shift: float | None = None
     through_network: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reward", as_reward(self.reward))
-        if (inner := getattr(self.kernel, "scores", None)) is not None:
-            raise TypeError(
-                f"{type(self.kernel).__name__} is guided by {inner.name!r} already: guide once, by the sum of rewards"
-            )
+        super().__post_init__()
         steps = describe(self.kernel).num_steps
         if self.window is not None:
             low, high = self.window
@@ -83,13 +171,11 @@ class GradientGuided(ABC):
             TypeError: no Gaussian step, or something between x_t and the reward that has no gradient.
             ValueError: the gradient is not finite.
         """
-        prompts = (cond or {}).get(PROMPTS)
-        inner = None if cond is None else {k: v for k, v in cond.items() if k != PROMPTS}
+        inner, prompts = unpack(cond)
         rows = self._levels.to(t.device)[t].nonzero().flatten()
         if not len(rows):
             return self.kernel.transition(x, t, inner)
-        if prompts is not None and cond is not None:
-            prompts = [prompts[i] for i in cond["task"][rows].tolist()]
+        prompts = None if prompts is None else [prompts[i] for i in rows.tolist()]
         law, rewards, gradient = self._evaluate(x, t, inner, rows, prompts)
         mean, known = law.mean.clone(), torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
         mean[rows] += self._move(law.std[rows], gradient, rewards).to(mean.dtype)
@@ -111,21 +197,11 @@ class GradientGuided(ABC):
             if not self.through_network:
                 endpoint = leaf = endpoint.detach().requires_grad_()
             _attached(endpoint, "kernel.transition keeps no graph: use through_network=False or another kernel")
-            samples = endpoint if self.reward.input == "state" else self._draw(endpoint)
-            _attached(samples, "the decoder keeps no graph: guide by a reward of states (input='state')")
-            rewards = self.reward.attached(samples, prompts)
-            gradient = _gradient(rewards, leaf, self.reward.name)
-        rewards = rewards.detach().to(x.device)
+            rewards, gradient = self._differentiate(endpoint, leaf, prompts)
         gradient = gradient[rows] if self.through_network else gradient
-        gradient = torch.where(expand(rewards, gradient) > -torch.inf, gradient, 0.0)  # forbidden: no direction
-        self._check_finite(gradient, t[rows])
+        gradient = self._checked(gradient, rewards, t[rows])
         law = replace(law, mean=law.mean.detach(), std=law.std.detach(), endpoint=law.endpoint.detach())
         return law, rewards, gradient
-
-    def _draw(self, endpoint: Tensor) -> Any:
-        """What a search would show the reward: a preview, where the kernel has one."""
-        preview = getattr(self.kernel, "preview", None)
-        return self.kernel.decode(endpoint) if preview is None else preview(endpoint)
 
     def _move(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
         move = torch.where(std > 0, self.shift(std, gradient, rewards), 0.0)
@@ -133,33 +209,6 @@ class GradientGuided(ABC):
             return move
         size = torch.where(std > 0, move.double() / std.double(), 0.0).flatten(1).norm(dim=1)
         return move * expand((self.max_shift / size).clamp(max=1.0), move)
-
-    def _check_finite(self, gradient: Tensor, t: Tensor) -> None:
-        bad = ~gradient.isfinite().flatten(1).all(1)
-        if bad.any():
-            raise ValueError(
-                f"the gradient of reward {self.reward.name!r} is NaN or infinite in {int(bad.sum())} of {len(bad)} "
-                f"rows, at t = {sorted(set(t[bad].tolist()))}: compute in float32, clip the reward, or leave these "
-                "levels out with window=(low, high)"
-            )
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        """What the base kernel makes of the prompts, and the prompts themselves for the reward."""
-        encode = getattr(self.kernel, "encode", None)
-        return ((encode(prompts) if encode else None) or {}) | {PROMPTS: Shared(list(prompts))}
-
-    def to(self, device: str | torch.device) -> Self:
-        """The same, with the base kernel moved to a device if it can be."""
-        return replace(self, kernel=self.kernel.to(device)) if hasattr(self.kernel, "to") else self
-
-    @property
-    def scores(self) -> Reward:
-        """The reward whose values the transitions carry."""
-        return self.reward
-
-    @cached_property
-    def _spec(self) -> Spec:
-        return describe(self.kernel)
 
     @cached_property
     def _levels(self) -> Tensor:
@@ -180,19 +229,19 @@ class GradientGuided(ABC):
             for n, guided in zip(self._spec.backward_per_nfe, self.rewards_per_nfe, strict=True)
         )
 
-    @property
-    def fingerprint(self) -> str | None:
-        """Settings, name of the reward and fingerprint of the base kernel; None where that has none."""
-        if self._spec.fingerprint is None:
-            return None
-        settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[2:]]
-        reward = f"{self.reward.name!r} {self.reward.settings}"
-        return f"{type(self).__name__}({self._spec.fingerprint}, {reward}, {', '.join(settings)})"
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__") or attribute == "kernel":
-            raise AttributeError(attribute)
-        return getattr(self.kernel, attribute)
+def unpack(cond: Cond) -> tuple[Cond, list[Any] | None]:
+    """Conditioning of the base kernel, and the prompts of the rows, None where there are none."""
+    if cond is None or PROMPTS not in cond:
+        return cond, None
+    inner = {k: v for k, v in cond.items() if k != PROMPTS}
+    return inner, [cond[PROMPTS][i] for i in cond["task"].tolist()]
+
+
+def clamped(kernel: Any, x: Tensor, cond: Cond) -> Tensor:
+    """x with known entries put back, where the kernel knows any."""
+    clamp = getattr(kernel, "clamp", None)
+    return x if clamp is None or cond is None else clamp(x, cond)
 
 
 def _attached(value: Any, otherwise: str) -> None:
