@@ -2,12 +2,14 @@
 
     variance preserving   α_t = √ᾱ_t, σ_t = √(1 - ᾱ_t)      DDPM and every solver of its family
     flow                  α_t = 1 - σ_t                     rectified flow, network time 1000 σ_t
+    Karras                σ_t/α_t = (a + (b - a)(t-1)/(T-1))^ρ   variance preserving, spaced in the noise level
 
 Entry 0 is the end of the chain: α_0 = 1, σ_0 = 0, unless the schedule stops at the first training step.
 Solvers in the coordinates x / α_t (Euler, DPM-Solver, LMS, ...) share the grids of the first kind.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 4.
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 5, the spacing.
     Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2024), spacing and zero terminal SNR.
     Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024), eq. 23, the shift.
 """
@@ -107,6 +109,43 @@ class Schedule:
         if bars.ndim != 1 or not ((bars >= 0) & (bars < 1)).all() or (bars.diff() > 0).any():
             raise ValueError("alphas_cumprod must be one axis of numbers in [0, 1) that never increase")
         return _on_grid(bars, respace(len(bars), num_steps, spacing, offset), final_alpha, prediction)
+
+    @staticmethod
+    def karras(
+        alphas_cumprod: Tensor,
+        num_steps: int,
+        *,
+        sigma_min: float = 0.02,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        prediction: Prediction = "epsilon",
+    ) -> Schedule:
+        """Noise levels σ/α evenly spaced in their 1/ρ-th power, for a network taught on ᾱ.
+
+        Args:
+            alphas_cumprod: ᾱ of the N training steps, (N,); the network is told the step of each level, interpolated.
+            num_steps: T; x_1 has sigma_min, x_T has sigma_max and x_0 no noise.
+            sigma_min, sigma_max: of σ/α, cut to the levels of the training grid.
+            rho: larger values spend more steps on little noise.
+            prediction: what the network returns.
+
+        Raises:
+            ValueError: fewer than two steps, or levels that do not rise.
+        """
+        bars = alphas_cumprod.double().cpu()
+        taught = ((1 - bars) / bars).sqrt()
+        low, high = max(sigma_min, float(taught[0])), min(sigma_max, float(taught[-1]))
+        if num_steps < 2 or not 0 < low < high:
+            raise ValueError(f"expected two or more steps from low to high noise, got {num_steps} of {low} to {high}")
+        ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        ratio = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+        ratio = ratio.clamp(float(taught[0]), float(taught[-1]))
+        index = torch.searchsorted(taught, ratio).clamp(1, len(taught) - 1)
+        below, above = taught[index - 1].log(), taught[index].log()
+        timestep = (index - 1 + (ratio.log() - below) / (above - below)).float()
+        alpha = torch.cat([torch.ones(1, dtype=torch.float64), (1 + ratio**2).rsqrt()])
+        sigma = torch.cat([torch.zeros(1, dtype=torch.float64), ratio * alpha[1:]])
+        return Schedule(timestep, alpha, sigma, prediction)
 
     @staticmethod
     def flow(sigmas: Tensor, timestep: Tensor | None = None) -> Schedule:

@@ -13,8 +13,8 @@ SOURCES = {p.relative_to(ROOT).as_posix(): p for name in PACKAGES for p in sorte
 LIGHT = {"rewards": {"torch"}, "backends": {"torch", "numpy", "diffusers"}}
 OURS = {
     "rewards": {"rewards"},
-    "backends": {"backends", "rewards.base"},
-    "treesearch": {"treesearch", "backends.base", "rewards.base", "rewards.potentials"},
+    "backends": {"backends", "rewards.base", "rewards.channels"},
+    "treesearch": {"treesearch", "backends.base", "rewards.base", "rewards.channels", "rewards.potentials"},
 }
 ONLY = {"ray": "treesearch/distributed.py", "networkx": "treesearch/export/"}
 

@@ -1,0 +1,401 @@
+"""Trajectory diffusion: a state is a whole plan (s, a, r)_{0..H-1}, and what is known of it stays as it is.
+
+Notation: x_k = α_k x_0 + σ_k ε on the free entries, x_k = x_0 on the known ones (mask M); K = 1000 training steps.
+
+    network   x̂_0 = f(x_k, k, M), taught with the same masks, loss on the free entries alone
+    prior     free entries N(0, 1), known entries as given
+    law       N(mean, std²) on the free entries, std 0 and mean = known on the others
+
+So the clamped chain is the model's own law given what is known: known entries enter log_prob and log_weight as zeros.
+The network is the temporal U-Net of diffusers; beside x and M every position reads the known entries of the first and
+last row and how far along it is, which a few convolutions would have to carry across the horizon otherwise.
+
+References:
+    Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), sec. 3: states, actions, temporal
+        U-Net, in-painting of start and goal; there the network is not told what is known.
+    Is Conditional Generative Modeling all you need for Decision-Making? (Ajay et al., 2023), known states in training.
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), eq. 17, the cosine schedule.
+The shipped weights are the project's own: `backends/weights/README.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from backends.base import Cond, Gaussian, expand
+from backends.diffusion import Chain, Step
+from backends.mnist import cosine_alphas_cumprod
+from backends.schedules import Prediction, Schedule
+from rewards.channels import Channels, entry
+
+Grid = Literal["uniform", "karras"]
+WIDTHS = (32, 64, 128, 192)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """z = (x - mean) / std, channel by channel.
+
+    Args:
+        mean, std: (C,) numbers in data units.
+
+    Raises:
+        ValueError: lengths that differ, or a std that is not positive.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ValueError(f"expected as many means as positive stds, got {self.mean} and {self.std}")
+
+    @staticmethod
+    def of(rows: Tensor) -> Normalisation:
+        """Mean and std of rows (n, C); a constant channel keeps its scale."""
+        std, mean = torch.std_mean(rows.double(), 0, correction=0)
+        return Normalisation(tuple(mean.tolist()), tuple(torch.where(std > 1e-6, std, 1.0).tolist()))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Data units (..., C) to z."""
+        mean, std = self._tables(x)
+        return (x - mean) / std
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (..., C) to data units."""
+        mean, std = self._tables(z)
+        return mean + std * z
+
+    def _tables(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.new_tensor(self.mean), x.new_tensor(self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a trained model is of; stored with its weights.
+
+    Args:
+        channels: how a row is split.
+        normalisation: of the training data.
+        horizon: rows of a plan H, the longest that it was trained with.
+        stride: environment steps a row; its action is the mean over them, its reward the sum.
+        prediction: what the network returns.
+        widths: channels of the U-Net by resolution.
+        environment: gymnasium id.
+        maze_map: 1 for walls, row by row; empty without a maze.
+    """
+
+    channels: Channels
+    normalisation: Normalisation
+    horizon: int
+    stride: int = 1
+    prediction: Prediction = "sample"
+    widths: tuple[int, ...] = WIDTHS
+    environment: str = ""
+    maze_map: tuple[tuple[int, ...], ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Card:
+        fields = json.loads(text)
+        fields["channels"] = Channels(**fields["channels"])
+        fields["normalisation"] = Normalisation(**{k: tuple(v) for k, v in fields["normalisation"].items()})
+        fields["widths"] = tuple(fields["widths"])
+        fields["maze_map"] = tuple(tuple(row) for row in fields["maze_map"])
+        return Card(**fields)
+
+
+@final
+class TrajectoryNetwork(nn.Module):
+    """diffusers' `UNet1DModel` over time, told what is known.
+
+    Args:
+        channels: C.
+        widths: channels at H, H/2, ...; H must divide by 2 ** (len(widths) - 1).
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        try:
+            from diffusers.models.unets.unet_1d import UNet1DModel
+        except ImportError as error:
+            raise ImportError("trajectory models need diffusers: pip install diffusers") from error
+        self.multiple = 2 ** (len(widths) - 1)
+        self.unet = UNet1DModel(
+            in_channels=4 * channels + 1,
+            out_channels=channels,
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            down_block_types=("DownResnetBlock1D",) * len(widths),
+            mid_block_type="MidResTemporalBlock1D",
+            up_block_types=("UpResnetBlock1D",) * len(widths),
+            out_block_type="OutConv1DBlock",
+            block_out_channels=tuple(widths),
+            act_fn="mish",
+            layers_per_block=0,
+        )
+
+    def forward(self, x: Tensor, timestep: Tensor, mask: Tensor) -> Tensor:
+        """Prediction (n, H, C) for states x (n, H, C), timesteps (n,) in 0..999 and known entries mask (n, H, C)."""
+        known = mask.to(x.dtype)
+        ends = torch.cat([x[:, :1] * known[:, :1], x[:, -1:] * known[:, -1:]], 2).expand(-1, x.shape[1], -1)
+        along = torch.linspace(-1, 1, x.shape[1], dtype=x.dtype, device=x.device)
+        features = torch.cat([x, known, ends, along[None, :, None].expand(len(x), -1, -1)], 2)
+        return self.unet(features.transpose(1, 2), timestep).sample.transpose(1, 2)
+
+
+@final
+class TrajectoryKernel:
+    """The clamped chain of a trajectory network: prompts {"start": observation, "goal": position} are what is known.
+
+    Args:
+        network: called as network(x, timestep, mask) with x and mask (n, H, C) and timestep (n,); returns (n, H, C).
+        channels: how a row is split.
+        normalisation: between states and data units.
+        horizon: H.
+        schedule: the grid, and what the network returns.
+        eta, step, clip_sample: as for `backends.diffusion.Chain`.
+        card: what the network was trained on, where that is known.
+        name: enters the fingerprint.
+
+    Raises:
+        ValueError: a horizon that the network cannot halve, a normalisation of another size, a setting out of range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        channels: Channels,
+        normalisation: Normalisation,
+        horizon: int,
+        schedule: Schedule,
+        eta: float = 1.0,
+        step: Step = "ddim",
+        clip_sample: float | None = None,
+        card: Card | None = None,
+        device: str | torch.device = "cpu",
+        name: str = "trajectory",
+    ) -> None:
+        if len(normalisation.mean) != channels.size:
+            raise ValueError(f"normalisation has {len(normalisation.mean)} channels, expected {channels.size}")
+        multiple = int(getattr(network, "multiple", 1))
+        if horizon < 2 or horizon % multiple:
+            raise ValueError(f"horizon is {horizon}, expected a multiple of {multiple}, at least 2")
+        self.network, self.channels, self.normalisation = network, channels, normalisation
+        self.horizon, self.card, self.name = horizon, card, name
+        self.num_steps, self.state_shape = schedule.num_steps, (horizon, channels.size)
+        self.device, self.dtype = torch.device(device), torch.float32
+        self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
+        self.stochastic = self.chain.stochastic
+        network.to(self.device).eval().requires_grad_(False)
+
+    def to(self, device: str | torch.device) -> TrajectoryKernel:
+        """The same kernel, moved to a device."""
+        self.device = torch.device(device)
+        self.chain.to(self.device)
+        self.network.to(self.device)
+        return self
+
+    def with_horizon(self, horizon: int) -> TrajectoryKernel:
+        """The same model for plans of another length."""
+        chain = self.chain
+        return TrajectoryKernel(
+            self.network,
+            channels=self.channels,
+            normalisation=self.normalisation,
+            horizon=horizon,
+            schedule=chain.schedule,
+            eta=chain.eta,
+            step=chain.step,
+            clip_sample=chain.clip_sample,
+            card=self.card,
+            device=self.device,
+            name=self.name,
+        )
+
+    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        return self.clamp(self.chain.schedule.prior_std * noise.to(self.device, self.dtype), cond)
+
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
+        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+            known, mask = self._known(x, cond)
+            x = torch.where(mask, known, x)
+            law = self.chain.law(x, t, self.network(x, self.chain.timestep[t], mask))
+            return clamped(law, known, mask)
+
+    def clamp(self, x: Tensor, cond: Cond) -> Tensor:
+        """States (n, H, C) with their known entries put in."""
+        known, mask = self._known(x, cond)
+        return torch.where(mask, known, x)
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
+        """Known entries, normalised, and where they are: both (n, H, C).
+
+        Raises:
+            ValueError: a prompt with other entries than a start and a goal of this model's sizes.
+        """
+        values = torch.zeros(len(prompts), *self.state_shape)
+        mask = torch.zeros_like(values, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            if (start := entry(prompt, "start", self.channels.observation)) is not None:
+                _put(values[row, 0], mask[row, 0], start)
+            if (goal := entry(prompt, "goal")) is not None:
+                if len(goal) > self.channels.observation:
+                    raise ValueError(f"goal has {len(goal)} numbers, expected up to {self.channels.observation}")
+                _put(values[row, -1], mask[row, -1], goal)
+        known = torch.where(mask, self.normalisation.encode(values), 0.0)
+        return {"known": known.to(self.device), "mask": mask.to(self.device)}
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return self.normalisation.decode(x0)
+
+    def encode_samples(self, samples: Tensor) -> Tensor:
+        """States of trajectories (n, H, C) in data units: the inverse of `decode`."""
+        return self.normalisation.encode(samples.to(self.device, self.dtype))
+
+    def renoise(self, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Tensor) -> Tensor:
+        """x_{t_to} ~ q(x_{t_to} | x_{t_from} = x), rows (n, H, C) with t_to >= t_from >= 0 (n,).
+
+        Every entry is noised: put the known ones back with `clamp`.
+
+        Raises:
+            ValueError: a move down the chain.
+        """
+        if (t_to < t_from).any():
+            raise ValueError("renoise moves up the chain: expected t_to >= t_from")
+        alpha, sigma = self.chain.schedule.alpha.to(x.device), self.chain.schedule.sigma.to(x.device)
+        scale = alpha[t_to] / alpha[t_from]
+        std = (sigma[t_to] ** 2 - (scale * sigma[t_from]) ** 2).clamp_min(0).sqrt()
+        return expand(scale.to(x.dtype), x) * x + expand(std.to(x.dtype), x) * noise.to(x.device, x.dtype)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights, the grid and the settings."""
+        digest = hashlib.blake2b(digest_size=12)
+        settings = (self.name, self.channels, self.normalisation, self.horizon, *self.chain.settings())
+        digest.update(repr(settings).encode())
+        for key, value in (self.chain.tables() | self.network.state_dict()).items():
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return f"{self.name}:{digest.hexdigest()}"
+
+    def _known(self, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        if cond is None or "mask" not in cond:
+            return torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+        return cond["known"].to(x.dtype), cond["mask"]
+
+
+def clamped(law: Gaussian, known: Tensor, mask: Tensor) -> Gaussian:
+    """The law with its entries under mask (n, *state) fixed: mean and endpoint known, std 0."""
+    base = None if law.base_mean is None else torch.where(mask, known, law.base_mean)
+    std = torch.where(mask, 0.0, law.std)
+    mean, endpoint = torch.where(mask, known, law.mean), torch.where(mask, known, law.endpoint)
+    return replace(law, mean=mean, std=std, endpoint=endpoint, base_mean=base)
+
+
+def _put(values: Tensor, mask: Tensor, numbers: Sequence[float]) -> None:
+    values[: len(numbers)] = torch.tensor(numbers)
+    mask[: len(numbers)] = True
+
+
+def save_model(network: nn.Module, card: Card, path: Path) -> None:
+    """Weights as float16 safetensors with the card as metadata, replaced atomically."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    save_file({k: w.half().contiguous() for k, w in network.state_dict().items()}, part, {"card": card.to_json()})
+    part.chmod(0o644)
+    part.replace(path)
+
+
+def load_model(path: Path) -> tuple[TrajectoryNetwork, Card]:
+    """A saved network, in float32, and its card.
+
+    Raises:
+        ValueError: a file of another kind.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if "card" not in metadata:
+            raise ValueError(f"{path.name} is no trajectory model: it has no card; save one with save_model")
+        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # not a mapping
+    card = Card.from_json(metadata["card"])
+    network = TrajectoryNetwork(card.channels.size, card.widths)
+    network.load_state_dict(weights)
+    return network, card
+
+
+def trajectory_kernel(
+    path: Path,
+    num_steps: int = 20,
+    eta: float = 1.0,
+    horizon: int | None = None,
+    grid: Grid = "uniform",
+    device: str | torch.device = "cpu",
+) -> TrajectoryKernel:
+    """A saved model as a kernel.
+
+    Args:
+        path: written by `save_model`.
+        num_steps: T.
+        eta: 1 is ancestral sampling, 0 is deterministic after the prior.
+        horizon: rows of a plan; None for the longest that the model was trained with.
+        grid: "uniform" in the training steps, or "karras" in the noise levels σ/α.
+    """
+    network, card = load_model(path)
+    spaced = {"uniform": Schedule.variance_preserving, "karras": Schedule.karras}
+    if grid not in spaced:
+        raise ValueError(f"unknown grid {grid!r}: choose {', '.join(spaced)}")
+    return TrajectoryKernel(
+        network,
+        channels=card.channels,
+        normalisation=card.normalisation,
+        horizon=horizon or card.horizon,
+        schedule=spaced[grid](cosine_alphas_cumprod(), num_steps, prediction=card.prediction),
+        eta=eta,
+        card=card,
+        device=device,
+        name=card.environment or "trajectory",
+    )
+
+
+def maze_kernel(
+    name: str = "medium",
+    num_steps: int = 20,
+    eta: float = 1.0,
+    horizon: int | None = None,
+    grid: Grid = "uniform",
+    device: str | torch.device = "cpu",
+) -> TrajectoryKernel:
+    """The shipped model of a PointMaze: rows (x, y, v_x, v_y, f_x, f_y); the rest as for `trajectory_kernel`.
+
+    Raises:
+        FileNotFoundError: no weights of that name are shipped.
+    """
+    folder = resources.files("backends").joinpath("weights")
+    with resources.as_file(folder.joinpath(f"maze_{name}.safetensors")) as path:
+        if not path.exists():
+            shipped = sorted(f.name[5:-12] for f in folder.iterdir() if f.name.startswith("maze_"))
+            raise FileNotFoundError(
+                f"no weights of the maze {name!r} are shipped, only {', '.join(shipped)}: train it with "
+                "experiments/train_trajectory.py and load it with trajectory_kernel(path)"
+            )
+        return trajectory_kernel(path, num_steps, eta, horizon, grid, device)

@@ -1,0 +1,310 @@
+"""Train a trajectory model (`backends/trajectory.py`) on logged data and export its weights.
+
+    loss = E_{k, x_0, ε, M} Σ_{free entries} w_k (f_θ(x_k, k, M) - x_0)² / number of them,   w_k = min(max(SNR_k, 1), 5)
+
+Windows of H rows lie inside one episode; H is drawn for each batch, and for each window what is known: start and goal,
+the start, or nothing. AdamW with warm-up, a flat stretch and a cosine cool-down, EMA. Every epoch (a number of
+optimiser steps) ends with an atomic checkpoint, one line of the curve and an export of the EMA weights. Draws of epoch
+e depend on (seed, e) only, so a resumed run repeats an uninterrupted one.
+
+    python -m experiments.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium
+
+The weight is that of Progressive Distillation (Salimans and Ho, 2022), section 4, with a ceiling as in
+Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023).
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backends.mnist import TRAIN_STEPS, cosine_alphas_cumprod
+from backends.trajectory import WIDTHS, Card, Normalisation, TrajectoryNetwork, save_model
+from experiments.offline_data import Array, DataError, OfflineData, read_d4rl, read_minari, read_npz
+from rewards.channels import Channels
+from rewards.maze import MAZES
+
+FIELDS = ["epoch", "step", "lr", "train_loss", "test_loss_ema", "windows_per_s", "seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Arguments of the training script."""
+
+    data: Path
+    """Episodes: .npz or .hdf5 with D4RL's arrays, or the folder of a Minari dataset."""
+    out: Path
+    """Folder for the checkpoint; training goes on from the one found there."""
+    weights: Path = Path("backends/weights/maze_medium.safetensors")
+    """Where the EMA weights are exported, in float16, after every epoch."""
+    curve: Path = Path("experiments/results/trajectory/medium.csv")
+    horizons: tuple[int, ...] = (48, 56, 64)
+    stride: int = 4
+    """Environment steps a row."""
+    goal: int = 2
+    """Leading entries of the last observation that a goal fixes; 0 trains without goals."""
+    environment: str = "PointMaze_Medium-v3"
+    """gymnasium id, for the model's card."""
+    maze: str = "medium"
+    """Whose map the card gets; "" for none."""
+    reward: bool = False
+    """Whether rows end in their reward."""
+    widths: tuple[int, ...] = WIDTHS
+    epochs: int = 40
+    steps: int = 500
+    """Optimiser steps an epoch."""
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup: int = 300
+    cooldown: float = 0.5
+    """Last fraction of the run over which lr falls to zero."""
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    threads: int = 1
+    seed: int = 0
+
+
+READERS = {".npz": read_npz, ".hdf5": read_d4rl, ".h5": read_d4rl, "": read_minari}
+"""By the ending of the path; a folder is a Minari dataset."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Every step as the row that would begin there, and where windows may start.
+
+    Args:
+        rows: (steps, C): s, and the mean action and summed reward of the next `stride` steps.
+        begins, ends: first step of the episodes, and the one after their last.
+        stride: steps a row.
+    """
+
+    rows: Tensor
+    begins: Array
+    ends: Array
+    stride: int
+
+    def starts(self, horizon: int) -> Array:
+        """Steps at which a window of `horizon` rows stays in its episode.
+
+        Raises:
+            DataError: every episode is shorter.
+        """
+        room = self.ends - self.begins + 1 - horizon * self.stride
+        if not (room > 0).any():
+            raise DataError(
+                f"every episode is shorter than {horizon} rows of {self.stride} steps: the longest has "
+                f"{(self.ends - self.begins).max()}: lower the horizons or the stride"
+            )
+        return np.concatenate([np.arange(b, b + r) for b, r in zip(self.begins, room, strict=True) if r > 0])
+
+    def split(self, share: float) -> tuple[Windows, Windows]:
+        """The episodes in two, the last `share` of them apart; a single episode is in both."""
+        if len(self.ends) == 1:
+            return self, self
+        cut = len(self.ends) - max(1, round(share * len(self.ends)))
+        first = replace(self, begins=self.begins[:cut], ends=self.ends[:cut])
+        return first, replace(self, begins=self.begins[cut:], ends=self.ends[cut:])
+
+    def take(self, starts: Array, horizon: int) -> Tensor:
+        """Windows (n, horizon, C)."""
+        return self.rows[torch.from_numpy(starts)[:, None] + self.stride * torch.arange(horizon)]
+
+
+def windows_of(data: OfflineData, stride: int, reward: bool) -> Windows:
+    """Rows of `stride` steps, in data units."""
+    columns = [data.observations, _rolling(data.actions, stride) / stride]
+    columns += [_rolling(data.rewards[:, None], stride)] if reward else []
+    rows = torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
+    return Windows(rows, data.ends - data.lengths, data.ends, stride)
+
+
+def _rolling(values: Array, stride: int) -> Array:
+    """Sum of each step and the stride - 1 after it (n, k); at the end of the data, of those that there are."""
+    total = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(0, dtype=np.float64)])
+    after = np.minimum(np.arange(len(values)) + stride, len(values))
+    return total[after] - total[:-1]
+
+
+def draw_mask(shape: torch.Size, observation: int, goal: int, rng: torch.Generator) -> Tensor:
+    """What is known of each window (n, H, C): start and goal .7, start .2, nothing .1; without goals start .9."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    u = torch.rand(shape[0], generator=rng)
+    mask[u < 0.9, 0, :observation] = True
+    mask[u < 0.7, -1, :goal] = True
+    return mask
+
+
+def loss_of(network: nn.Module, x0: Tensor, mask: Tensor, rng: torch.Generator) -> Tensor:
+    """The mean loss of normalised windows x0 (n, H, C), timesteps stratified over the batch."""
+    n, bar = len(x0), cosine_alphas_cumprod()
+    u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
+    index = (u * TRAIN_STEPS).long().clamp_(max=TRAIN_STEPS - 1)[torch.randperm(n, generator=rng)]
+    a, s = (v.float().view(-1, 1, 1) for v in (bar[index].sqrt(), (1 - bar[index]).sqrt()))
+    noise = torch.randn(x0.shape, generator=rng)
+    x = torch.where(mask, x0, a * x0 + s * noise)
+    squares = torch.where(mask, 0.0, (network(x, index, mask) - x0) ** 2).sum((1, 2)) / (~mask).sum((1, 2))
+    return (squares * ((a / s) ** 2).clamp(1, 5).flatten()).mean()
+
+
+def learning_rate(step: int, total: int, args: Args) -> float:
+    """Linear warm-up, flat, then a half cosine to zero over the last `cooldown` of the run."""
+    start = total * (1 - args.cooldown)
+    fall = min(max((step - start) / max(total - start, 1), 0.0), 1.0)
+    return args.lr * min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, network: nn.Module, step: int, limit: float) -> None:
+    """ema <- d ema + (1 - d) network, d = min(limit, (1 + step) / (10 + step))."""
+    decay = min(limit, (1 + step) / (10 + step))
+    for slow, fast in zip(ema.parameters(), network.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+
+
+@dataclass
+class State:
+    """Everything that a checkpoint holds."""
+
+    network: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    step: int = 0
+
+
+def create(channels: Channels, args: Args) -> State:
+    """A fresh state, or the one saved in `args.out`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        network = TrajectoryNetwork(channels.size, args.widths)
+    ema = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    state, path = State(network, ema, optimizer), args.out / "last.pt"
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        network.load_state_dict(saved["network"])
+        ema.load_state_dict(saved["ema"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state.epoch, state.step = saved["epoch"], saved["step"]
+    return state
+
+
+def save(state: State, args: Args) -> None:
+    """Write the checkpoint so that a crash leaves the old or the new one, never a part."""
+    path = args.out / "last.pt"
+    saved = {"network": state.network.state_dict(), "ema": state.ema.state_dict()}
+    saved |= {"optimizer": state.optimizer.state_dict(), "epoch": state.epoch, "step": state.step}
+    torch.save(saved, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data and model card of a run."""
+
+    train: Windows
+    test: Windows
+    card: Card
+
+
+def task_of(args: Args) -> Task:
+    """Read and check the data.
+
+    Raises:
+        DataError: data of another format, or that are damaged, see `experiments.offline_data`.
+    """
+    if args.data.suffix not in READERS:
+        raise DataError(f"{args.data.name}: expected a file .npz, .hdf5 or .h5, or the folder of a Minari dataset")
+    data = READERS[args.data.suffix](args.data)
+    windows = windows_of(data, args.stride, args.reward)
+    card = Card(
+        channels=replace(data.channels, reward=int(args.reward)),
+        normalisation=Normalisation.of(windows.rows),
+        horizon=max(args.horizons),
+        stride=args.stride,
+        widths=args.widths,
+        environment=args.environment,
+        maze_map=MAZES.get(args.maze, ()),
+    )
+    return Task(*replace(windows, rows=card.normalisation.encode(windows.rows)).split(0.02), card)
+
+
+def train_epoch(state: State, task: Task, args: Args) -> tuple[float, float]:
+    """`args.steps` optimiser steps; returns the mean loss and the last learning rate."""
+    seed = 1_000_003 * args.seed + state.epoch
+    rng, choice = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    starts = {h: task.train.starts(h) for h in args.horizons}
+    losses, lr = [], 0.0
+    for _ in range(args.steps):
+        lr = learning_rate(state.step, args.epochs * args.steps, args)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        horizon = args.horizons[choice.integers(len(args.horizons))]
+        x0 = task.train.take(choice.choice(starts[horizon], args.batch_size), horizon)
+        mask = draw_mask(x0.shape, task.card.channels.observation, args.goal, rng)
+        loss = loss_of(state.network, x0, mask, rng)
+        state.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
+        state.optimizer.step()
+        update_ema(state.ema, state.network, state.step, args.ema)
+        state.step += 1
+        losses.append(loss.item())
+    state.epoch += 1
+    return sum(losses) / len(losses), lr
+
+
+@torch.no_grad()
+def held_out_loss(ema: nn.Module, task: Task, args: Args, batches: int = 8) -> float:
+    """Loss of the EMA weights on episodes held out, the same draws every time."""
+    rng, choice = torch.Generator().manual_seed(args.seed + 1), np.random.default_rng(args.seed + 1)
+    starts, losses = task.test.starts(task.card.horizon), []
+    for _ in range(batches):
+        x0 = task.test.take(choice.choice(starts, 128), task.card.horizon)
+        mask = draw_mask(x0.shape, task.card.channels.observation, args.goal, rng)
+        losses.append(loss_of(ema, x0, mask, rng).item())
+    return sum(losses) / len(losses)
+
+
+def append_row(path: Path, row: dict[str, float]) -> None:
+    """Add one epoch to the curve, and the header when the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def main(args: Args) -> None:
+    """Train until `args.epochs` epochs are done."""
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    task = task_of(args)
+    state = create(task.card.channels, args)
+    while state.epoch < args.epochs:
+        start = time.monotonic()
+        loss, lr = train_epoch(state, task, args)
+        seconds = time.monotonic() - start
+        save(state, args)
+        save_model(state.ema, task.card, args.weights)
+        values = (state.epoch, state.step, lr, loss, held_out_loss(state.ema, task, args))
+        rate = args.steps * args.batch_size / seconds
+        row = dict(zip(FIELDS, (*values, rate, seconds), strict=True))
+        append_row(args.curve, row)
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args))

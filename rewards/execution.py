@@ -1,0 +1,99 @@
+"""What becomes of a plan for PointMaze when it is followed: a rollout of the tracking controller, walls included.
+
+    u = clip(gain (p̂ - p) + damping (v̂ - v), -1, 1)            towards the planned position p̂ and velocity v̂
+    (p, v) ← one step of the point mass under u
+    p ← p + (radius - c) n,  v ← v - min(0, v·n) n              where the clearance c is below the ball's radius
+    r(τ) = -max(0, min_steps |p - goal| - reach)                0 where the plan arrives
+
+n points away from the nearest wall: a contact without friction or bounce. Planned rows are `stride` steps apart, with
+straight lines between them. `maze_plan` asks whether a plan looks sound; this asks whether it works, at a higher cost.
+
+Source: tracking of planned states as in Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.base import Reward, facts
+from rewards.channels import Channels, as_channels, entry
+from rewards.dynamics import PointMass
+from rewards.maze import POINT, Map, Maze, check_reachable
+from rewards.trajectory import RADIUS, distance, goals
+
+
+@facts(range="-inf to 0; 0 where the plan arrives", differentiable=True, prompts=True)
+def maze_execution(
+    maze_map: Map | Maze,
+    channels: Channels | Sequence[int] = (4, 2),
+    goal: Sequence[float] | None = None,
+    stride: int = 1,
+    gain: float = 10.0,
+    damping: float = 1.0,
+    radius: float = RADIUS,
+) -> Reward:
+    """r = minus the distance to the goal that is missing when the plan is followed in a model of PointMaze.
+
+    Args:
+        maze_map: a map (rows, cols) where 1 is a wall, or a name in MAZES.
+        channels: of the trajectories; observations are x, y, v_x, v_y.
+        goal: a position; None reads the goal of each sample's prompt.
+        stride: simulation steps from one row to the next.
+        gain: force per unit of distance to the planned position.
+        damping: force per unit of velocity off the planned one.
+        radius: at which the goal counts as reached.
+
+    Raises:
+        ValueError: a bad map or goal, or observations of other than four numbers; when called, a goal that lies in a
+            wall or that walls keep apart from the prompt's start.
+    """
+    maze, channels = Maze.of(maze_map), as_channels(channels)
+    fixed = entry({"goal": goal}, "goal", 2)
+    if channels.observation != 4:
+        raise ValueError(f"{channels}: expected the four numbers x, y, v_x, v_y in an observation")
+    if stride < 1:
+        raise ValueError(f"stride is {stride}, expected the number of steps from row to row, 1 or more")
+
+    def fn(samples: Tensor, prompts: Sequence[Any] | None) -> Tensor:
+        for prompt in prompts or [None]:
+            check_reachable(maze, prompt, fixed)
+        plan = channels.observations(channels.checked(samples)).double()
+        target = plan.new_tensor(goals(len(plan), prompts, fixed, 2))
+        path = followed(maze, plan, stride, gain, damping)
+        return -(distance(path - target[:, None]).amin(1) - radius).clamp(min=0)
+
+    return Reward(fn, "maze_execution")
+
+
+def followed(maze: Maze, plan: Tensor, stride: int, gain: float = 10.0, damping: float = 1.0) -> Tensor:
+    """Positions (n, (H - 1) stride + 1, 2) of points that follow plans (n, H, 4) from their first rows."""
+    step, state = PointMass(), plan[:, 0]
+    path = [state[:, :2]]
+    for wanted in _between(plan, stride).unbind(1):
+        gap = wanted - state
+        state = pushed_out(maze, step(state, gain * gap[:, :2] + damping * gap[:, 2:]))
+        path.append(state[:, :2])
+    return torch.stack(path, 1)
+
+
+def pushed_out(maze: Maze, state: Tensor) -> Tensor:
+    """States (n, 4) whose ball does not overlap a wall and does not move into one that it touches."""
+    p, v = state[:, :2], state[:, 2:]
+    offset = maze.from_walls(p)
+    clearance = distance(offset)[:, None]
+    normal = (offset / torch.where(clearance > 0, clearance, 1.0)).detach()
+    touches = clearance < POINT
+    inwards = (v * normal).sum(1, keepdim=True).clamp(max=0)
+    out = torch.cat([p + (POINT - clearance) * normal, v - inwards * normal], 1)
+    return torch.where(touches, out, state)
+
+
+def _between(plan: Tensor, stride: int) -> Tensor:
+    """Rows (n, (H - 1) stride, S) at every step after the first, on straight lines between the rows of a plan."""
+    share = torch.arange(1, stride + 1, device=plan.device, dtype=plan.dtype)[:, None] / stride
+    legs = plan[:, :-1, None] + share * plan.diff(dim=1)[:, :, None]
+    return legs.flatten(1, 2)

@@ -1,0 +1,219 @@
+"""Reading offline data: D4RL's HDF5, Minari, npz; what is refused; windows."""
+
+from __future__ import annotations
+
+import h5py
+import minari
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+
+from experiments.offline_data import DataError, OfflineData, from_arrays, read_d4rl, read_minari, read_npz, windows
+from rewards.channels import Channels
+
+N = 12
+ENDS = (3, 5, 12)  # the file's end closes the last episode
+
+
+def arrays(**changes):
+    """Episodes of 3, 2 and 7 steps: ended by the task, by time, by the file."""
+    rng = np.random.default_rng(0)
+    found = {
+        "observations": rng.standard_normal((N, 4)),
+        "actions": rng.uniform(-1, 1, (N, 2)),
+        "rewards": np.arange(N, dtype=float),
+        "terminals": np.arange(N) == 2,
+        "timeouts": np.arange(N) == 4,
+    }
+    return {k: v for k, v in (found | changes).items() if v is not None}
+
+
+def spoilt(name, row, value):
+    """The arrays with one wrong number."""
+    found = arrays()
+    found[name][row] = value
+    return found
+
+
+def hdf5(path, found):
+    with h5py.File(path, "w") as file:
+        for name, value in found.items():
+            file[name] = value
+        file["infos/goal"] = np.zeros((N, 2))
+    return path
+
+
+def check(data, want=None):
+    want = want or arrays()
+    for name in ("observations", "actions", "rewards"):
+        np.testing.assert_array_equal(getattr(data, name), want[name].astype(np.float32))
+    assert data.ends.tolist() == list(ENDS)
+    assert data.terminated.tolist() == [True, False, False]
+    assert data.lengths.tolist() == [3, 2, 7]
+    assert data.returns.tolist() == [0 + 1 + 2, 3 + 4, sum(range(5, 12))]
+
+
+def test_d4rl_and_npz_are_read_alike(tmp_path):
+    check(read_d4rl(hdf5(tmp_path / "d.hdf5", arrays())))
+    np.savez(tmp_path / "d.npz", **arrays())
+    check(read_npz(tmp_path / "d.npz"))
+    renamed = {name.removesuffix("s"): value for name, value in arrays().items()}
+    np.savez(tmp_path / "r.npz", maze_map=np.zeros((3, 3)), **renamed)
+    check(read_npz(tmp_path / "r.npz"))
+    column = arrays(
+        rewards=np.arange(N, dtype=float)[:, None], terminals=arrays()["terminals"][:, None].astype(np.uint8)
+    )
+    check(from_arrays(column, "data"))
+
+
+def test_a_limit_of_time_cuts_episodes():
+    cut = from_arrays(arrays(timeouts=None), "data", episode_length=4)
+    assert cut.ends.tolist() == [3, 7, 11, 12]  # a terminal starts the count again
+    assert cut.terminated.tolist() == [True, False, False, False]
+    assert from_arrays(arrays(terminals=None, timeouts=None), "data", episode_length=10**9).ends.tolist() == [N]
+    both = from_arrays(arrays(), "data", episode_length=4)
+    assert both.ends.tolist() == [3, 5, 9, 12]
+    exact = from_arrays(arrays(terminals=None, timeouts=None), "data", episode_length=4)
+    assert exact.ends.tolist() == [4, 8, 12]
+
+
+def test_without_terminals_timeouts_are_enough():
+    data = from_arrays(arrays(terminals=None), "data")
+    assert data.ends.tolist() == [5, 12]
+    assert not data.terminated.any()
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (arrays(timeouts=None), "has terminals but no timeouts.*give episode_length"),
+        (arrays(terminals=None, timeouts=None), "neither terminals nor timeouts.*more than 12 for one"),
+        (arrays(actions=None, rewards=None), "has no actions, rewards: got observations, terminals, timeouts"),
+        (arrays(actions=np.zeros((11, 2))), r"actions have shape \(11, 2\), expected \(12, number"),
+        (arrays(rewards=np.zeros((12, 2))), r"rewards have shape \(12, 2\), expected \(12,\)"),
+        (arrays(terminals=np.zeros(11, bool)), r"terminals have shape \(11,\), expected \(12,\)"),
+        (arrays(terminals=np.full(12, 2)), "terminals hold 2, expected 0 and 1"),
+        (
+            spoilt("observations", 7, np.nan),
+            "observations have NaN or infinite numbers in 1 of 12 steps, first in step 7",
+        ),
+        (spoilt("rewards", 3, np.inf), "rewards have NaN or infinite .* first in step 3"),
+        (spoilt("actions", 5, [0.5, 1.01]), "actions of 1 of 12 steps lie out of bounds, first in step 5"),
+        (spoilt("actions", 5, [-1.01, 0.0]), "expected -1 to 1: give the environment's bounds"),
+        ({}, "has no observations, actions, rewards: got nothing"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, found, message):
+    with pytest.raises(DataError, match=message):
+        read_d4rl(hdf5(tmp_path / "bad.hdf5", found))
+    np.savez(tmp_path / "bad.npz", **found)
+    with pytest.raises(DataError, match=message):
+        read_npz(tmp_path / "bad.npz")
+
+
+def test_bounds_are_the_caller_s():
+    found = spoilt("actions", 5, [0.5, 1.5])
+    assert len(from_arrays(found, "data", bounds=None)) == 3
+    assert len(from_arrays(found, "data", bounds=(np.array([-1, -1]), np.array([1, 2])))) == 3
+    with pytest.raises(DataError, match="step 5"):
+        from_arrays(found, "data", bounds=(np.array([-1, -1]), np.array([2, 1])))
+    assert len(from_arrays(spoilt("actions", 5, [0.5, 1 + 1e-6]), "data")) == 3  # float32 rounding
+
+
+def test_unreadable_files_say_so(tmp_path):
+    (tmp_path / "no").write_text("hello")
+    for read in (read_d4rl, read_npz):
+        with pytest.raises(DataError, match="no readable"):
+            read(tmp_path / "no")
+        with pytest.raises(DataError, match="no readable"):
+            read(tmp_path / "missing")
+    ragged = np.empty(2, object)
+    ragged[:] = [np.zeros((3, 4)), np.zeros((2, 4))]
+    np.savez(tmp_path / "ragged.npz", **arrays(observations=ragged))
+    with pytest.raises(DataError, match="different lengths belong one after the other"):
+        read_npz(tmp_path / "ragged.npz")
+    with pytest.raises(DataError, match="holds no Minari dataset"):
+        read_minari(tmp_path)
+
+
+def minari_data(folder, found, box=None, keyed=False):
+    """The arrays as a Minari dataset, each episode closed by one more observation."""
+    seen = spaces.Box(-np.inf, np.inf, (4,), np.float64)
+    if keyed:
+        seen = spaces.Dict({"observation": seen, "achieved_goal": spaces.Box(-np.inf, np.inf, (2,), np.float64)})
+    (folder / "data").mkdir(parents=True)
+    storage = MinariStorage.new(folder / "data", seen, box or spaces.Box(-1, 1, (2,)))
+    storage.update_metadata({"dataset_id": "made-v0", "minari_version": minari.__version__})
+    for first, end in zip((0, *ENDS), ENDS, strict=False):
+        rows = slice(first, end)
+        states = np.concatenate([found["observations"][rows], np.full((1, 4), 9.0)])
+        episode = EpisodeBuffer(
+            observations={"observation": states, "achieved_goal": states[:, :2]} if keyed else states,
+            actions=found["actions"][rows],
+            rewards=found["rewards"][rows],
+            terminations=found["terminals"][rows],
+            truncations=found["timeouts"][rows],
+        )
+        storage.update_episodes([episode])
+    return folder
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_minari_is_read_like_the_rest(tmp_path, keyed):
+    check(read_minari(minari_data(tmp_path / "made-v0", arrays(), keyed=keyed)))
+
+
+def test_minari_s_own_bounds_hold(tmp_path):
+    wide = spaces.Box(-2, 2, (2,))
+    found = spoilt("actions", 5, [0.5, 1.5])
+    assert len(read_minari(minari_data(tmp_path / "wide-v0", found, wide))) == 3
+    with pytest.raises(DataError, match="first in step 5"):
+        read_minari(minari_data(tmp_path / "tight-v0", found))
+
+
+def test_bad_minari_data_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"made-v0: observations have NaN .* first in step 7"):
+        read_minari(minari_data(tmp_path / "made-v0", spoilt("observations", 7, np.nan)))
+    keyed = minari_data(tmp_path / "keyed-v0", arrays(), keyed=True)
+    with pytest.raises(DataError, match="no part 'state', got achieved_goal, observation"):
+        read_minari(keyed, observation="state")
+
+
+@pytest.mark.parametrize(
+    ("horizon", "stride", "starts"), [(3, 1, [0, 5, 6, 7, 8, 9]), (3, 2, [0, 5, 7, 9]), (7, 1, [5])]
+)
+def test_windows_stay_within_episodes(horizon, stride, starts):
+    data = from_arrays(arrays(), "data")
+    found = windows(data, horizon, stride)
+    assert found.starts.tolist() == starts
+    assert found[:].shape == (len(starts), horizon, 7)
+    assert found[:][:, :, 6].long().tolist() == [list(range(s, s + horizon)) for s in starts]  # rewards count rows
+    assert torch.equal(found[0], data.rows()[starts[0] : starts[0] + horizon])
+    assert torch.equal(found[torch.tensor([0, 0])], found[0].expand(2, -1, -1))
+    assert found.short == (1 if horizon == 3 else 2)
+
+
+def test_windows_without_rewards():
+    data = from_arrays(arrays(), "data")
+    assert data.channels == Channels(4, 2, 1)
+    assert torch.equal(windows(data, 3, reward=False)[:], windows(data, 3)[:][..., :6])
+
+
+def test_a_horizon_that_no_episode_has_is_refused():
+    data = from_arrays(arrays(), "data")
+    with pytest.raises(DataError, match="no episode has 8 steps, the longest has 7: lower the horizon"):
+        windows(data, 8)
+    with pytest.raises(ValueError, match="expected at least 1"):
+        windows(data, 0)
+
+
+def test_data_checks_its_ends():
+    data = from_arrays(arrays(), "data")
+    plain = {name: getattr(data, name) for name in ("observations", "actions", "rewards")}
+    for ends in ([3, 5, 11], [5, 3, 12], [3, 3, 12], []):
+        with pytest.raises(DataError, match="ends must increase"):
+            OfflineData(**plain, ends=np.array(ends, np.int64), terminated=np.zeros(len(ends), bool))
+    assert "12 steps, 3 episodes of 2 to 7 steps, 1 terminated" in data.describe()
