@@ -30,6 +30,7 @@ from treesearch.methods import (
     TreeSampling,
     TreeSearch,
 )
+from treesearch.planner import Planner, PlanningEnded
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Snapshot
 from treesearch.specs import Recipe
@@ -54,6 +55,8 @@ __all__ = [
     "KernelError",
     "LookaheadBeam",
     "NoiseSearch",
+    "Planner",
+    "PlanningEnded",
     "RayWorkers",
     "Recipe",
     "Rejection",

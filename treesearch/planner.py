@@ -1,0 +1,476 @@
+"""Planner: receding-horizon control by searching the trajectories of a diffusion model.
+
+Every decision
+
+    search     plans τ = (s_h, a_h)_{h<H} whose first observation is the current one and whose last is at the goal
+    act        return the first k actions of the best plan; after these the caller asks again
+    remember   the best plans, shifted by k rows and ended with copies of their last row
+
+A warm start draws x_t, t < T, around what it remembers instead of x_T from the prior, and costs t instead of T:
+
+    x_t = α_t τ_0^(j) + σ_t ε,  j uniform among the plans kept          `kernel.renoise(x, 0, t, noise)`
+
+then x_t -> ... -> x_0 by the kernel's own steps, for any method. This is another law than p, which results say.
+
+Sources: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), algorithm 1 and section 5.4
+(receding horizon, and plans that start from the last one, partly noised). Tree search over such plans: Monte Carlo Tree
+Diffusion for System 2 Planning (Yoon et al., 2025).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from backends.base import Cond, Kernel, Spec, describe, uniform
+from rewards.base import Reward, as_reward
+from treesearch.budget import Budget, Cost
+from treesearch.errors import TreeSearchError
+from treesearch.loop import search
+from treesearch.methods.base import Method, check_whole
+from treesearch.noise import root_key
+from treesearch.result import SearchResult, TaskResult
+
+WARM = "warm start: these are no draws of p, nor is there a Z of p"
+NEEDED = ("renoise", "encode_samples")
+PACE = 0.9  # share of the pace of the last decision that a deadline counts on
+SEEDS = 3  # population of root keys that seeds of decisions come from
+
+
+class PlanningEnded(TreeSearchError):
+    """There is no environment left to plan for; the message says why."""
+
+
+class Standing(StrEnum):
+    """Where an environment stands, and what to do next."""
+
+    PLANNING = "planning"
+    UNREACHABLE = "unreachable: `patience` plans in a row were not good enough; check the goal, or raise the budget"
+    REFUSED = "refused: `check` found that the goal cannot be reached"
+    OUT_OF_DECISIONS = "out of decisions: max_decisions are made; call reset() to plan for a new goal"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one decision found and cost; rows are environments.
+
+    Args:
+        actions: (n, k, A), zero where nothing was planned.
+        plans: (n, H, C) in data units, zero where nothing was planned.
+        rewards: (n,) of the plans, NaN where nothing was planned.
+        planned: whether a plan was searched for, (n,).
+        warm: whether from plans of the decision before, (n,).
+        standings: one a row.
+        nfe: network evaluations of all rows together.
+        seconds: wall clock.
+    """
+
+    actions: Tensor
+    plans: Tensor
+    rewards: Tensor
+    planned: tuple[bool, ...]
+    warm: tuple[bool, ...]
+    standings: tuple[Standing, ...]
+    nfe: int
+    seconds: float
+
+    @property
+    def nfe_each(self) -> float:
+        """Network evaluations of one environment."""
+        return self.nfe / max(1, sum(self.planned))
+
+
+@dataclass
+class Track:
+    """What is remembered of one environment."""
+
+    goal: list[float] | None = None
+    plans: Tensor | None = None  # (K, H, C), shifted
+    decisions: int = 0
+    failures: int = 0  # in a row
+    standing: Standing = Standing.PLANNING
+    reason: str = ""  # in the words of `check`
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WarmStart:
+    """A kernel whose prior is a set of plans, noised up to a level: a chain of `level` steps.
+
+    Args:
+        kernel: has `renoise(x, t_from, t_to, noise)`, and `clamp(x, cond)` if it has known entries.
+        plans: states x_0, (tasks, K, *state).
+        level: t, steps left after the noise.
+
+    Raises:
+        ValueError: a level outside 1..T, or plans of another shape.
+    """
+
+    kernel: Any
+    plans: Tensor
+    level: int
+
+    departs = WARM
+
+    def __post_init__(self) -> None:
+        spec = describe(self.kernel)
+        if not 1 <= self.level <= spec.num_steps:
+            raise ValueError(f"level is {self.level}, expected 1..T = {spec.num_steps} (denoising steps left)")
+        if self.plans.ndim != len(spec.state_shape) + 2 or tuple(self.plans.shape[2:]) != spec.state_shape:
+            want = ("tasks", "K", *spec.state_shape)
+            raise ValueError(f"plans have shape {tuple(self.plans.shape)}, expected {want}")
+
+    @cached_property
+    def _spec(self) -> Spec:
+        return describe(self.kernel)
+
+    @property
+    def num_steps(self) -> int:
+        return self.level
+
+    @property
+    def stochastic(self) -> tuple[bool, ...]:
+        return (True, *self._spec.stochastic[1 : self.level + 1])
+
+    @property
+    def backward_per_nfe(self) -> tuple[int, ...]:
+        return self._spec.backward_per_nfe[: self.level + 1]
+
+    @property
+    def rewards_per_nfe(self) -> tuple[int, ...]:
+        return self._spec.rewards_per_nfe[: self.level + 1]
+
+    @property
+    def fingerprint(self) -> str | None:
+        if self._spec.fingerprint is None:
+            return None
+        data = self.plans.detach().cpu().contiguous().numpy().tobytes()
+        return f"warm({self.level}, {hashlib.blake2b(data, digest_size=8).hexdigest()})({self._spec.fingerprint})"
+
+    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        """x_t of a plan. Which one, the first noise entry says: the first observation is known and needs none."""
+        count = self.plans.shape[1]
+        pick = (uniform(noise.flatten(1)[:, 0]) * count).long().clamp_max(count - 1).to(self.plans.device)
+        task = torch.zeros_like(pick) if cond is None else cond["task"].to(self.plans.device)
+        levels = torch.full_like(task, self.level)
+        x = self.kernel.renoise(self.plans[task, pick], torch.zeros_like(levels), levels, noise.to(self.plans))
+        clamp = getattr(self.kernel, "clamp", None)
+        return x if clamp is None else clamp(x, cond)
+
+    def __getattr__(self, attribute: str) -> Any:
+        # The prior here is no proposal for the kernel's own: weights of that one do not apply.
+        if attribute.startswith("__") or attribute in ("kernel", "prior_log_weight"):
+            raise AttributeError(attribute)
+        return getattr(self.kernel, attribute)
+
+
+@final
+class Planner:
+    """Plans for environments, many at a time.
+
+    Args:
+        kernel: of trajectories, such as `backends.trajectory.TrajectoryKernel`: it has `channels` (observation, action)
+            and takes prompts {"start": observation, "goal": position}.
+        reward: of trajectories (n, H, C); its prompts are the same.
+        method: any; greedy ones fit best.
+        budget: of one decision. Whole numbers are of one environment, seconds of the decision, however many it is for.
+        steps: k, rows of a plan that are executed before the next decision.
+        warm_start: go on from the plans of the decision before, where there are any for the same goal.
+        level: t of a warm start; None for T/2.
+        keep: plans that a warm start draws from.
+        enough: least reward of a plan; one below it is a failure, is executed, but not started from.
+        patience: failures in a row after which a goal counts as unreachable.
+        max_decisions: of one environment, then it is given up.
+        check: called with a prompt before anything is planned for its goal; a ValueError gives the goal up.
+        seed: of all noise; every decision has noise of its own.
+        batch_size: rows of a forward pass.
+
+    Attributes:
+        result: of the last decision, one task for each environment that was planned for.
+        tasks: the same by environment.
+        decision, decisions: what was found, last and all.
+
+    Raises:
+        ValueError: a setting out of range, or warm_start with a kernel that cannot re-noise.
+        TypeError: the kernel is none of trajectories, or the budget no Budget.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        reward: Reward | Callable[..., Any],
+        method: Method,
+        *,
+        budget: Budget,
+        steps: int = 1,
+        warm_start: bool = True,
+        level: int | None = None,
+        keep: int = 4,
+        enough: float = -math.inf,
+        patience: int = 3,
+        max_decisions: int = 100,
+        check: Callable[[dict[str, list[float]]], object] | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        self.spec = describe(kernel)
+        _check_kernel(kernel, warm_start)
+        if not isinstance(budget, Budget):
+            raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...) or ts.Budget(seconds=...)")
+        check_whole(steps=steps, keep=keep, patience=patience, max_decisions=max_decisions)
+        if math.isnan(enough):
+            raise ValueError("enough is nan, expected the least reward of a plan")
+        self.kernel, self.reward, self.method, self.budget = kernel, as_reward(reward), method, budget
+        self.channels: Any = getattr(kernel, "channels")  # noqa: B009 - beyond the protocol
+        self.steps, self.warm_start, self.keep, self.enough = steps, warm_start, keep, enough
+        self.level = max(1, self.spec.num_steps // 2) if level is None else level
+        if not 1 <= self.level <= self.spec.num_steps:
+            raise ValueError(f"level is {level}, expected 1..T = {self.spec.num_steps} (denoising steps left)")
+        self.patience, self.max_decisions, self.check = patience, max_decisions, check
+        self.seed, self.batch_size = seed, batch_size
+        self.result: SearchResult | None = None
+        self.tasks: dict[int, TaskResult] = {}
+        self.decisions: list[Decision] = []
+        self.tracks: list[Track] = []
+        self._pace = 0.0  # NFE a second
+
+    @property
+    def decision(self) -> Decision:
+        """The last one."""
+        if not self.decisions:
+            raise ValueError("no decision yet: call act or act_many")
+        return self.decisions[-1]
+
+    def reset(self) -> None:
+        """Forget all environments; figures of earlier decisions stay."""
+        self.tracks = []
+
+    def act(self, observation: Any, goal: Any = None) -> Tensor:
+        """The next actions (k, A) in one environment.
+
+        Args:
+            observation: numbers (S,), or a mapping with `observation` and perhaps `desired_goal`.
+            goal: position (P,) to end at, None for none.
+
+        Raises:
+            ValueError: numbers that are not finite, or not as many as the kernel's.
+            PlanningEnded: the goal was given up as unreachable, or max_decisions are made.
+        """
+        if isinstance(observation, Mapping):
+            goal = observation.get("desired_goal") if goal is None else goal
+            observation = observation["observation"]
+        goals = None if goal is None else _rows(goal, "goal")[None]
+        return self.act_many(_rows(observation, "observation")[None], goals)[0]
+
+    def act_many(self, observations: Any, goals: Any = None, active: Sequence[bool] | None = None) -> Tensor:
+        """The next actions (n, k, A) in n environments, planned in one search.
+
+        Args:
+            observations: (n, S).
+            goals: (n, P), None for none.
+            active: rows to plan for, all by default; the others get zeros, as do those that were given up.
+
+        Raises:
+            ValueError: numbers that are not finite, or not as many as the kernel's; another n than before.
+            PlanningEnded: no row is left to plan for.
+        """
+        began = time.perf_counter()
+        prompts = self._prompts(observations, goals)
+        rows = self._to_plan(prompts, active)
+        warm = [i for i in rows if self.tracks[i].plans is not None]
+        found: dict[int, TaskResult] = {}
+        cost, history = Cost(), []
+        for some in (warm, [i for i in rows if i not in warm]):
+            if some:
+                result = self._search(some, prompts, len(rows), began, warm=some is warm)
+                found |= dict(zip(some, result.tasks, strict=True))
+                cost.add(result.cost)
+                history += result.history
+        self.result, self.tasks = SearchResult([found[i] for i in rows], cost, history), found
+        self.decisions.append(self._decide(found, warm, cost, began))
+        return self.decision.actions
+
+    def _prompts(self, observations: Any, goals: Any) -> list[dict[str, list[float]]]:
+        """One prompt a row; starts with tracks of their own on the first call."""
+        starts = _rows(observations, "observations")
+        if starts.ndim != 2 or starts.shape[1] != self.channels.observation:
+            want = f"(n, {self.channels.observation})"
+            raise ValueError(
+                f"observations have shape {tuple(starts.shape)}, expected {want}, as the kernel's channels"
+            )
+        ends = None if goals is None else _rows(goals, "goals")
+        if ends is not None and (ends.ndim != 2 or len(ends) != len(starts)):
+            raise ValueError(f"goals have shape {tuple(ends.shape)}, expected ({len(starts)}, positions)")
+        if not self.tracks:
+            self.tracks = [Track() for _ in starts]
+        if len(self.tracks) != len(starts):
+            raise ValueError(
+                f"got {len(starts)} environments, expected {len(self.tracks)} as before: "
+                "call reset() for others, or say which are `active`"
+            )
+        prompts = [{"start": row.tolist()} for row in starts]
+        return prompts if ends is None else [p | {"goal": g.tolist()} for p, g in zip(prompts, ends, strict=True)]
+
+    def _to_plan(self, prompts: list[dict[str, list[float]]], active: Sequence[bool] | None) -> list[int]:
+        """Rows that get a plan; a new goal starts afresh."""
+        if active is not None and len(active) != len(prompts):
+            raise ValueError(f"active has {len(active)} entries, expected {len(prompts)}")
+        for i, prompt in enumerate(prompts):
+            if self.tracks[i].goal != prompt.get("goal"):
+                self.tracks[i] = Track(goal=prompt.get("goal"))
+        wanted = [i for i in range(len(prompts)) if active is None or active[i]]
+        for i in wanted:
+            self._ask(self.tracks[i], prompts[i])
+        rows = [i for i in wanted if self.tracks[i].standing == Standing.PLANNING]
+        if not rows:
+            of = (self.tracks[i] for i in wanted)
+            reasons = sorted({track.reason or str(track.standing) for track in of}) or ["no row is active"]
+            raise PlanningEnded(f"nothing to plan for: {'; '.join(reasons)}")
+        return rows
+
+    def _ask(self, track: Track, prompt: dict[str, list[float]]) -> None:
+        """Give a goal up that `check` refuses, before its first decision."""
+        if self.check is None or track.decisions or track.standing != Standing.PLANNING:
+            return
+        try:
+            self.check(prompt)
+        except ValueError as error:
+            track.standing, track.reason = Standing.REFUSED, str(error)
+
+    def _search(
+        self, rows: list[int], prompts: list[dict[str, list[float]]], total: int, began: float, *, warm: bool
+    ) -> SearchResult:
+        """Plans for some rows, all from the prior or all from earlier plans."""
+        kernel: Any = self.kernel
+        method = self.method
+        if warm:
+            plans = torch.stack([p for i in rows if (p := self.tracks[i].plans) is not None])
+            states = kernel.encode_samples(plans.flatten(0, 1))
+            kernel = WarmStart(self.kernel, states.unflatten(0, plans.shape[:2]), self.level)
+            method = lowered(self.method, self.level)
+        result = search(
+            kernel,
+            self.reward,
+            method,
+            prompts=[prompts[i] for i in rows],
+            budget=self._budget(len(rows), total, describe(kernel), began),
+            seed=root_key(self.seed, len(self.decisions), SEEDS),
+            batch_size=self.batch_size,
+        )
+        return flagged(result) if warm else result
+
+    def _budget(self, rows: int, total: int, spec: Spec, began: float) -> Budget:
+        """A decision's limits for some of its rows; time is turned into NFE at the pace seen so far."""
+        each = self.budget
+        whole = {name: getattr(each, name) for name in ("nfe", "reward_calls", "iterations")}
+        limits: dict[str, Any] = {name: None if v is None else v * rows for name, v in whole.items()}
+        if each.seconds is not None:
+            left = max(each.seconds - (time.perf_counter() - began), 1e-3) if rows < total else each.seconds
+            limits["seconds"] = left
+            if self._pace:
+                paced = int(PACE * self._pace * left)
+                least = self.method.unit(spec).nfe * rows
+                limits["nfe"] = max(least, min(paced, limits["nfe"] or paced))
+        return Budget(**limits)
+
+    def _decide(self, found: dict[int, TaskResult], warm: list[int], cost: Cost, began: float) -> Decision:
+        """Remember the best plans and take their first actions."""
+        bests = {i: task.best(self.keep) for i, task in found.items()}
+        like = next(iter(bests.values()))[0]
+        plans = torch.zeros(len(self.tracks), *like.shape[1:])
+        rewards = torch.full((len(self.tracks),), math.nan, dtype=torch.float64)
+        for i, (samples, values) in bests.items():
+            plans[i], rewards[i] = samples[0].float().cpu(), values[0]
+            self._remember(self.tracks[i], samples, values)
+        seconds = time.perf_counter() - began
+        self._pace = cost.nfe / seconds
+        return Decision(
+            actions=self.channels.actions(plans)[:, : self.steps].clone(),
+            plans=plans,
+            rewards=rewards,
+            planned=tuple(i in found for i in range(len(self.tracks))),
+            warm=tuple(i in warm for i in range(len(self.tracks))),
+            standings=tuple(track.standing for track in self.tracks),
+            nfe=cost.nfe,
+            seconds=seconds,
+        )
+
+    def _remember(self, track: Track, samples: Tensor, values: Tensor) -> None:
+        """Plans to go on from, and whether to go on at all."""
+        good = bool(values[0] >= self.enough) and bool(values[0] > -math.inf)
+        track.decisions += 1
+        track.failures = 0 if good else track.failures + 1
+        few = samples[torch.arange(self.keep) % len(samples)]
+        track.plans = shifted(few, self.steps) if good and self.warm_start else None
+        if track.failures >= self.patience:
+            track.standing = Standing.UNREACHABLE
+        elif track.decisions >= self.max_decisions:
+            track.standing = Standing.OUT_OF_DECISIONS
+
+
+def shifted(plans: Tensor, steps: int) -> Tensor:
+    """Plans (..., H, C) that begin `steps` rows later and end with copies of their last row.
+
+    Raises:
+        ValueError: no row would be left.
+    """
+    length = plans.shape[-2]
+    if not 0 <= steps < length:
+        raise ValueError(f"steps is {steps}, expected less than the plan's {length} rows")
+    rows = (torch.arange(length, device=plans.device) + steps).clamp_max(length - 1)
+    return plans[..., rows, :]
+
+
+def lowered(method: Method, level: int) -> Method:
+    """The method for a chain of fewer steps: levels above are left out of `branch_at` and `schedule`."""
+    changes: dict[str, Any] = {}
+    for name in ("branch_at", "schedule"):
+        given = getattr(method, name, None)
+        if isinstance(given, tuple):
+            changes[name] = tuple(t for t in given if t <= level) or None
+    return replace(method, **changes) if changes else method  # type: ignore[type-var]
+
+
+def flagged(result: SearchResult) -> SearchResult:
+    """A result of a warm start, with what must be known of it: its weights are relative to another law than p."""
+    for task in result.tasks:
+        warnings = [*task.readout.warnings, WARM]
+        task.readout = replace(task.readout, warnings=warnings, log_z=None, log_z_se=None, interval=None)
+    return result
+
+
+def _rows(values: Any, what: str) -> Tensor:
+    """Numbers as float64.
+
+    Raises:
+        ValueError: no numbers, or some that are not finite.
+    """
+    try:
+        found = torch.as_tensor(values, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} {values!r}: expected numbers ({error})") from error
+    if not found.isfinite().all():
+        where = [tuple(i) for i in (~found.isfinite()).nonzero().tolist()]
+        raise ValueError(f"{what} not finite at {where[:3]}: expected finite numbers; reset that environment")
+    return found
+
+
+def _check_kernel(kernel: Any, warm_start: bool) -> None:
+    channels = getattr(kernel, "channels", None)
+    if not getattr(channels, "action", 0):
+        raise TypeError(
+            f"{type(kernel).__name__} has no channels with actions: "
+            "expected a kernel of trajectories, see backends.trajectory.TrajectoryKernel"
+        )
+    absent = [name for name in NEEDED if getattr(kernel, name, None) is None]
+    if warm_start and absent:
+        raise ValueError(f"{type(kernel).__name__} has no {' and no '.join(absent)}: use warm_start=False")
