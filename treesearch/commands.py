@@ -409,28 +409,41 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A run as graphml, csv (nodes), npz (samples, rewards, weights) or png (contact sheet)."""
+    """A run as graphml, csv (nodes), npz (samples, rewards, weights), png (contact sheet) or minari (episodes)."""
 
     path: Positional[str]
     to: Positional[str]
     out: str | None = None
-    """file; in the run's folder by default"""
-    task: int = 0
-    """which task"""
+    """file; in the run's folder by default. minari: the dataset's folder, named like plans-v0"""
+    task: int | None = None
+    """which task; the first by default, for minari all of them"""
+    draws: int | None = None
+    """minari: this many draws of each task's estimate of π, in place of every leaf"""
+    best: int | None = None
+    """minari: this many of the best of each task, in place of every leaf"""
+    observation: int | None = None
+    """minari: channels of an observation, where the kernel does not know"""
+    action: int | None = None
+    """minari: channels of an action, where the kernel does not know"""
 
     def run(self) -> int:
-        choose("export", self.to, ("graphml", "csv", "npz", "png"))
+        choose("export", self.to, ("graphml", "csv", "npz", "png", "minari"))
         tasks = len(runs.read_config(self.path)["prompts"] or [None])
-        if not 0 <= self.task < tasks:
+        if self.task is not None and not 0 <= self.task < tasks:
             raise TreeSearchError(f"--task {self.task}: this run has tasks 0..{tasks - 1}")
-        out = Path(self.out or Path(self.path) / f"task{self.task}.{self.to}")
+        if self.to == "minari":
+            return self._episodes()
+        if asked := [f"--{name}" for name in ("draws", "best", "observation", "action") if getattr(self, name)]:
+            raise TreeSearchError(f"{', '.join(asked)}: only with minari")
+        number = self.task or 0
+        out = Path(self.out or Path(self.path) / f"task{number}.{self.to}")
         if self.to in ("graphml", "csv"):
             from treesearch.export import write_csv, write_graphml
 
-            tree = read_run(self.path)[1][self.task]
+            tree = read_run(self.path)[1][number]
             (write_graphml if self.to == "graphml" else write_csv)(tree, out)
         else:
-            task = self._result().tasks[self.task]
+            task = self._result()[1].tasks[number]
             if self.to == "png" and contact_sheet(task, out) is None:
                 raise TreeSearchError("the samples of this run are no images: export npz")
             if self.to == "npz":
@@ -439,11 +452,24 @@ class Export:
         print(out)
         return 0
 
-    def _result(self) -> SearchResult:
+    def _episodes(self) -> int:
+        from treesearch.export import minari
+
+        kernel, result = self._result()
+        name = Path(self.path).resolve().name + ("" if self.task is None else f"-task{self.task}")
+        chosen = {what: getattr(self, what) for what in ("task", "draws", "best", "observation", "action")}
+        folder = self.out or Path(self.path) / "minari" / minari.named(name)
+        out = minari.write_minari(result, folder, kernel, **chosen)
+        print(f"{out}\nload it with MINARI_DATASETS_PATH={out.resolve().parent} and minari.load_dataset({out.name!r})")
+        return 0
+
+    def _result(self) -> tuple[Any, SearchResult]:
+        """The kernel and the result, which the kernel decodes."""
         what = read_command(self.path)
-        session = loop.open_session(self.path, specs.kernel(what["kernel"]), specs.reward(what["reward"]), look=True)
+        kernel = specs.kernel(what["kernel"])
+        session = loop.open_session(self.path, kernel, specs.reward(what["reward"]), look=True)
         try:
-            return session.result()
+            return kernel, session.result()
         finally:
             session.close()
 
@@ -664,7 +690,7 @@ def _print_rewards() -> None:
         factory = specs.load(path)
         known = getattr(factory, "facts", None)
         if known is None:
-            print(f"{name:<18}{(factory.__doc__ or '').strip().splitlines()[0]}")
+            print(f"{name:<22}{(factory.__doc__ or '').strip().splitlines()[0]}")
             continue
         parts = [
             "differentiable" if known.differentiable else "no gradient",
@@ -673,7 +699,7 @@ def _print_rewards() -> None:
             f"{known.checkpoint} ({known.licence})" if known.checkpoint else "",
             known.source,
         ]
-        print(f"{name:<18}{known.range}\n{'':<18}{'; '.join(part for part in parts if part)}")
+        print(f"{name:<22}{known.range}\n{'':<22}{'; '.join(part for part in parts if part)}")
 
 
 def _print_estimate(found: dict[str, Any], *, as_json: bool) -> int:
