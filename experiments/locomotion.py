@@ -1,0 +1,171 @@
+"""Locomotion: medium-replay data from an agent whose actions are disturbed to different degrees, and plans executed.
+
+    a = clip(tanh(μ(s)) + σ ε, -1, 1),   σ drawn for each episode from NOISE
+
+An episode of low σ is the agent's own, one of high σ is barely a gait: a mixture of grades, like the replay buffer of
+an agent that is half trained, which a model imitates as a whole and a search can choose from.
+
+    python -m experiments.locomotion --agent sac_HalfCheetah.npz --out runs/locomotion/halfcheetah.npz
+
+Agents: npz files of an actor observation-256-256-action (relu, tanh at the end), weights `latent_pi.{0,2}` and `mu`.
+Environments: gymnasium's MuJoCo tasks. Name of the mixture: D4RL (Fu et al., 2020), section 5, "medium-replay".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+NOISE = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Arguments of the data script."""
+
+    agent: Path
+    """npz file of the actor's weights."""
+    out: Path = Path("runs/locomotion/halfcheetah.npz")
+    environment: str = "HalfCheetah-v5"
+    steps: int = 400_000
+    limit: int = 500
+    """Steps an episode."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Actor:
+    """The mean action of an agent.
+
+    Args:
+        weights, biases: of its three layers.
+    """
+
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
+
+    @staticmethod
+    def load(path: Path) -> Actor:
+        """From an npz file.
+
+        Raises:
+            ValueError: arrays that are missing.
+        """
+        names = ("latent_pi.0", "latent_pi.2", "mu")
+        with np.load(path) as file:
+            if lost := [f"{n}.{part}" for n in names for part in ("weight", "bias") if f"{n}.{part}" not in file]:
+                raise ValueError(f"{path.name} is no actor of this kind: it lacks {', '.join(lost)}")
+            arrays = [tuple(file[f"{n}.{part}"] for n in names) for part in ("weight", "bias")]
+        return Actor(*arrays)
+
+    def act(self, observation: Array) -> Array:
+        """Actions (..., A) in [-1, 1] for observations (..., S)."""
+        x = observation
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = np.maximum(x @ weight.T + bias, 0.0)
+        return np.tanh(x @ self.weights[-1].T + self.biases[-1])
+
+
+class Data(NamedTuple):
+    """Steps in order, with D4RL's names."""
+
+    observations: Array  # (n, S) float32
+    actions: Array  # (n, A) float32
+    rewards: Array  # (n,) float32
+    terminals: Array  # (n,) bool
+    timeouts: Array  # (n,) bool
+
+
+def make(environment: str) -> Any:
+    """A MuJoCo environment without its limit of time.
+
+    Raises:
+        ImportError: gymnasium or MuJoCo is missing.
+    """
+    try:
+        import gymnasium
+
+        return gymnasium.make(environment).unwrapped
+    except (ImportError, ModuleNotFoundError) as error:
+        raise ImportError("locomotion needs gymnasium and mujoco: pip install 'treesearch[rl]'") from error
+
+
+def generate(actor: Actor, environment: str, steps: int, limit: int, seed: int) -> Data:
+    """At least `steps` steps: whole episodes of up to `limit` steps."""
+    env, rng = make(environment), np.random.default_rng(seed)
+    rows: list[tuple[Array, Array, float, bool, bool]] = []
+    while len(rows) < steps:
+        seen, _ = env.reset(seed=int(rng.integers(2**31)))
+        sigma = NOISE[rng.integers(len(NOISE))]
+        for step in range(limit):
+            action = actor.act(seen)
+            action = np.clip(action + sigma * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
+            after, reward, terminal, _, _ = env.step(action)
+            rows.append((seen, action, float(reward), bool(terminal), step == limit - 1 and not terminal))
+            seen = after
+            if terminal:
+                break
+    floats = [np.array(column, np.float32) for column in zip(*(row[:3] for row in rows), strict=True)]
+    flags = [np.array(column, bool) for column in zip(*(row[3:] for row in rows), strict=True)]
+    return Data(*floats, *flags)
+
+
+class Runners:
+    """n environments that execute pieces of plans.
+
+    Args:
+        environment: gymnasium id.
+        seeds: of the first states, one an environment.
+    """
+
+    def __init__(self, environment: str, seeds: Sequence[int]) -> None:
+        self.envs = [make(environment) for _ in seeds]
+        self.observations = np.array([env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)])
+        self.returns = np.zeros(len(seeds))
+        self.alive = np.ones(len(seeds), bool)
+
+    def run(self, actions: Array) -> Array:
+        """Make the k steps of actions (n, k, A), clipped to [-1, 1]; returns observations (n, S).
+
+        An environment that has ended stays as it is and earns no more.
+        """
+        for i, env in enumerate(self.envs):
+            for action in np.clip(np.asarray(actions[i], np.float64), -1, 1):
+                if not self.alive[i]:
+                    break
+                self.observations[i], reward, terminal, _, _ = env.step(action)
+                self.returns[i] += float(reward)
+                self.alive[i] = not terminal
+        return self.observations.copy()
+
+
+def episode_returns(data: Data) -> Array:
+    """Undiscounted return of each episode."""
+    ends = np.flatnonzero(data.terminals | data.timeouts)
+    return np.diff(data.rewards.cumsum(dtype=np.float64)[ends], prepend=0.0)
+
+
+def main(args: Args) -> None:
+    """Write the data set and say what is in it."""
+    start = time.monotonic()
+    data = generate(Actor.load(args.agent), args.environment, args.steps, args.limit, args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(args.out, **data._asdict())
+    found = episode_returns(data)
+    print(
+        f"{args.environment}: {len(data.rewards)} steps, {len(found)} episodes, {time.monotonic() - start:.0f} s; "
+        f"return {found.mean():.0f} on average, {found.min():.0f} to {found.max():.0f}"
+    )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Args))

@@ -1,0 +1,487 @@
+"""Planning in PointMaze: success and NFE per decision of every method, on pairs that the base sampler finds hard.
+
+    python -m experiments.planning run --maze medium
+    python -m experiments.planning report
+
+Pairs. Candidates are held-out (start, goal) pairs. Before anything is compared, ten plans of the base sampler are
+executed for each, with seeds of their own; kept are the hardest pairs on which, together, a quarter of them arrive. A
+third of them, with cells of their own, is for choosing settings, the others for the figures. Candidates, rates and the
+choice are a row.
+
+A cell plans for all pairs at once and executes in the environment, by tracking the planned positions and velocities.
+
+    whole      one decision, executed to its end: what a plan is worth
+    receding   a decision every `steps` rows, cold or warm-started; until arrival or `decisions` of them
+
+Budgets are in rollouts, n·T NFE for each decision and environment. Settings are chosen among at most four by mean
+success at 16 rollouts on the tuning pairs, ties by mean reward. Intervals are of the percentile bootstrap over pairs;
+those of the same cells go together. Rewards, by name:
+
+    plan        `maze_plan`: does a plan look sound? Rows in walls, dynamics error, goal missed
+    execution   `maze_execution`: does it work, followed in a model of the maze? A verifier that knows the environment
+    both        their sum
+
+Best-of-N by Q ranks by a critic learnt from the data in hindsight instead (`experiments.plan_critic`).
+
+Sources: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), algorithm 1, the guided rule and
+tracking of plans; Monte Carlo Tree Diffusion for System 2 Planning (Yoon et al., 2025), guidance scales as actions.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import treesearch as ts
+from backends.guidance.diffuser import Diffuser
+from backends.guidance.scales import GuidanceScales
+from backends.trajectory import maze_kernel, trajectory_kernel
+from experiments import planning_report
+from experiments.evidence import Cells, Row, check_seeds, command_line, locked, where_it_ran
+from experiments.grids import How, pick
+from experiments.plan_critic import critic_reward
+from experiments.pointmaze import Field, Pair, Tracking, held_out_pairs
+from rewards.base import Reward
+from rewards.channels import Channels
+from rewards.execution import maze_execution
+from rewards.maze import Maze, maze_plan
+from treesearch.errors import TreeSearchError
+from treesearch.methods.base import spaced_levels
+from treesearch.planner import Planner
+
+CHOICE_SEED = 7_000_000  # candidates, and the base sampler's plans for them
+TRIALS = 10
+LOW, HIGH = 0.25, 0.55  # of the pairs kept, together; fresh seeds then stay within .2 and .6
+NARROW: How = {"widening_c": 1.0, "widening_alpha": 0.5}
+DYNAMICS = 3.0  # weight of the dynamics error in `maze_plan`
+MISSED = 10.0  # weight of a cell that is missing to the goal after the plan is followed, beside `maze_plan`
+SCALES = (0.0, 0.5, 1.0, 2.0)
+TUNED_AT = 16
+KEY = ("kind", "maze", "horizon", "by", "split", "method", "settings", "rollouts", "warm", "seed")
+FAILURES = (TreeSearchError, ArithmeticError, ValueError)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the planners.
+
+    Args:
+        maze: its name.
+        horizon: rows of a plan; None for the longest that the model was trained with.
+        reward: "plan" (does it look sound?), "execution" (does it work in a model of the maze?) or "both".
+    """
+
+    maze: str
+    horizon: int | None
+    reward: str
+
+    @property
+    def row(self) -> Row:
+        """Its identity."""
+        return {"maze": self.maze, "horizon": self.horizon, "by": self.reward}
+
+
+class Bed(NamedTuple):
+    """A maze with its model."""
+
+    maze: str
+    kernel: Any
+    reward: Reward
+    tracking: Tracking
+
+
+class Setup(NamedTuple):
+    """What plans."""
+
+    kernel: Any
+    reward: Reward
+    method: Any
+
+
+Make = Callable[..., Setup]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method: a bed and settings -> what plans, and at most four settings."""
+
+    make: Make
+    grid: tuple[How, ...] = ({},)
+    budgets: tuple[int, ...] | None = None  # in rollouts; None for all
+
+
+# methods
+
+
+def plain(method: Callable[..., Any], bed: Bed, **how: Any) -> Setup:
+    """A method of treesearch on the bare chain."""
+    return Setup(bed.kernel, bed.reward, method(**how))
+
+
+def value_guided(bed: Bed, **how: Any) -> Setup:
+    """Diffuser's rule; the best of as many guided samples as the budget allows."""
+    return Setup(Diffuser(bed.kernel, bed.reward, **how), bed.reward, ts.BestOfN())
+
+
+def over_scales(bed: Bed, scale: float) -> Setup:
+    """UCT over guidance scales: multiples of Diffuser's rule, drawn anew where the tree branches."""
+    levels = spaced_levels(bed.kernel.num_steps, 5, top=True)
+    kernel = GuidanceScales(
+        Diffuser(bed.kernel, bed.reward, scale=scale), SCALES, tuple(t for t in levels if t < bed.kernel.num_steps)
+    )
+    return Setup(kernel, bed.reward, ts.DiffusionTreeSearch(**NARROW, branch_at=levels, wave=1))
+
+
+def by_critic(bed: Bed, **how: Any) -> Setup:
+    """Best-of-N by Q."""
+    return Setup(bed.kernel, critic_reward(bed.maze, bed.kernel.channels, bed.tracking.stride, **how), ts.BestOfN())
+
+
+GUIDES: tuple[How, ...] = ({"scale": 0.01}, {"scale": 0.1}, {"scale": 1.0}, {"scale": 10.0})
+METHODS: dict[str, Entry] = {
+    "base": Entry(partial(plain, partial(ts.BestOfN, n=1)), budgets=(1,)),
+    "best_of_n": Entry(partial(plain, ts.BestOfN)),
+    "fk": Entry(
+        partial(plain, ts.FeynmanKac), ({"lam": 1.0}, {"lam": 3.0}, {"lam": 10.0}, {"lam": 1.0, "potential": "max"})
+    ),
+    "dts_star": Entry(
+        partial(plain, partial(ts.DiffusionTreeSearch, wave=1)),
+        (NARROW, NARROW | {"c_uct": 0.3}, NARROW | {"c_uct": 3.0}, NARROW | {"backup": "max"}),
+    ),
+    "tree_search": Entry(partial(plain, partial(ts.TreeSearch, wave=1))),
+    "diffuser": Entry(value_guided, GUIDES),
+    "guidance_scales": Entry(over_scales, GUIDES),
+    "critic": Entry(by_critic, ({"row": None}, {"row": 0})),
+}
+
+
+# beds and pairs
+
+
+@cache
+def bed_of(task: Task, num_steps: int, weights: Path | None = None) -> Bed:
+    """A maze with its model, shipped or from a file, read once."""
+    make = maze_kernel if weights is None else trajectory_kernel
+    kernel = make(weights or task.maze, num_steps, horizon=task.horizon)  # type: ignore[operator]
+    if kernel.card is None:
+        raise ValueError("the model has no card: expected one that experiments/train_trajectory.py wrote")
+    stride = kernel.card.stride
+    return Bed(task.maze, kernel, reward_of(task, kernel.channels, stride), Tracking(stride=stride))
+
+
+def reward_of(task: Task, channels: Channels, stride: int) -> Reward:
+    """The reward of a task."""
+    sound = maze_plan(task.maze, channels, stride=stride, dynamics=DYNAMICS)
+    works = maze_execution(task.maze, channels, stride=stride)
+    return pick("reward", task.reward, {"plan": sound, "execution": works, "both": sound + MISSED * works})
+
+
+def candidates(maze: str, n: int, seed: int) -> list[Pair]:
+    """Held-out pairs, three or more cells apart where there are such."""
+    return held_out_pairs(maze, n, seed, min_cells=3)
+
+
+def base_rates(bed: Bed, pairs: Sequence[Pair], seed: int, batch_size: int) -> list[float]:
+    """Share of the base sampler's plans that arrive, by pair."""
+    prompts = [{"start": [*pair.start, 0.0, 0.0], "goal": list(pair.goal)} for pair in pairs]
+    found = ts.search(bed.kernel, bed.reward, ts.BestOfN(n=TRIALS), prompts=prompts, seed=seed, batch_size=batch_size)
+    starts, goals = (np.repeat([pair[i] for pair in pairs], TRIALS, 0) for i in range(2))
+    field = Field(bed.maze, starts, goals, bed.tracking)
+    field.run(torch.cat([task.samples for task in found.tasks]).numpy())
+    return field.outcome().success.reshape(-1, TRIALS).mean(1).tolist()
+
+
+def hardest(rates: Sequence[float], size: int) -> list[int]:
+    """The `size` pairs of lowest rates whose mean is LOW or more.
+
+    Raises:
+        ValueError: there are not so many, or their mean is above HIGH.
+    """
+    order = np.argsort(rates, kind="stable").tolist()
+    for first in range(len(order) - size + 1):
+        found = order[first : first + size]
+        mean = float(np.mean([rates[i] for i in found]))
+        if LOW <= mean <= HIGH:
+            return sorted(found)
+    raise ValueError(
+        f"no {size} of {len(rates)} candidates on which the base sampler succeeds in {LOW:.0%} to {HIGH:.0%}: "
+        f"it does in {np.mean(rates):.0%} of all; raise --candidates, or lower --pairs"
+    )
+
+
+def choose_pairs(task: Task, bed: Bed, run: Run) -> Row:
+    """Candidates, their rates and the pairs of both splits, as a row."""
+    pool = candidates(bed.maze, run.candidates, CHOICE_SEED)
+    rates = base_rates(bed, pool, CHOICE_SEED, run.batch_size)
+    kept = hardest(rates, run.pairs)
+    routes = [route_of(bed.maze, pool[i]) for i in kept]
+    tuning = set(sorted(set(routes))[::3])
+    split = {"tune": [i for i, route in zip(kept, routes, strict=True) if route in tuning]}
+    split["test"] = [i for i, route in zip(kept, routes, strict=True) if route not in tuning]
+    return {
+        "kind": "pairs",
+        **task.row,
+        "rates": rates,
+        "cells": [pair.cells for pair in pool],
+        "kept": kept,
+        **{name: [pool[i] for i in rows] for name, rows in split.items()},
+        "routes": [route_of(bed.maze, pool[i]) for i in split["test"]],
+        "fingerprint": bed.kernel.fingerprint,
+    }
+
+
+def route_of(maze: str, pair: Pair) -> str:
+    """The cells of a pair: tasks that share them are alike."""
+    return "-".join(f"{row},{col}" for row, col in map(Maze.of(maze).xy_to_cell, (pair.start, pair.goal)))
+
+
+# cells
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to run."""
+
+    kind: str  # whole or receding
+    task: Task
+    split: str
+    method: str
+    settings: How
+    rollouts: int
+    warm: bool
+    seed: int
+
+    @property
+    def row(self) -> Row:
+        """Its identity."""
+        return self.task.row | {name: getattr(self, name) for name in KEY if name not in self.task.row}
+
+
+class Episodes(NamedTuple):
+    """What became of n environments, and the decisions of their planner."""
+
+    field: Field
+    planner: Planner
+    rewards: np.ndarray  # (n,) of the first decision's plans
+
+
+def play(
+    bed: Bed,
+    setup: Setup,
+    pairs: Sequence[Sequence[Any]],
+    *,
+    rollouts: int,
+    seed: int,
+    steps: int | None = None,
+    decisions: int = 1,
+    warm: bool = False,
+    batch_size: int = 64,
+    watch: Callable[[Field, Planner], None] | None = None,
+) -> Episodes:
+    """Plan and execute from start to goal.
+
+    Args:
+        pairs: (start, goal, ...) each.
+        rollouts: budget of a decision for one environment.
+        steps: rows executed before the next decision; None for the whole plan.
+        decisions: at most so many.
+        watch: called after each decision, before it is executed.
+    """
+    starts, goals = (np.array([pair[i] for pair in pairs], float) for i in range(2))
+    field = Field(bed.maze, starts, goals, bed.tracking)
+    rows = bed.kernel.horizon - 1 if steps is None else steps
+    budget = ts.Budget(nfe=rollouts * bed.kernel.num_steps)
+    planner = Planner(
+        setup.kernel,
+        setup.reward,
+        setup.method,
+        budget=budget,
+        steps=rows,
+        warm_start=warm,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    for _ in range(decisions):
+        active = ~field.reached
+        if not active.any():
+            break
+        planner.act_many(field.observations, goals, active.tolist())
+        if watch is not None:
+            watch(field, planner)
+        field.run(planner.decision.plans.numpy(), rows)
+    first = planner.decisions[0].rewards.numpy() if planner.decisions else np.full(len(pairs), math.nan)
+    return Episodes(field, planner, first)
+
+
+def played(job: Job, pairs: Sequence[Sequence[Any]], run: Run) -> Row:
+    """A cell; one that fails says why."""
+    began = time.perf_counter()
+    how: dict[str, Any] = {} if job.kind == "whole" else {"steps": run.steps, "decisions": run.decisions}
+    try:
+        bed = bed_of(job.task, run.num_steps, run.weights)
+        setup = METHODS[job.method].make(bed, **job.settings)
+        done = play(
+            bed, setup, pairs, rollouts=job.rollouts, seed=job.seed, warm=job.warm, batch_size=run.batch_size, **how
+        )
+    except FAILURES as error:
+        return job.row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+    outcome, made = done.field.outcome(), done.planner.decisions
+    planned = sum(sum(d.planned) for d in made)
+    return job.row | {
+        "success": outcome.success.astype(int).tolist(),
+        "distance": outcome.distance.tolist(),
+        "env_steps": outcome.steps.tolist(),
+        "reward": done.rewards.tolist(),
+        "nfe": sum(d.nfe for d in made) / planned,
+        "planning_seconds": sum(d.seconds for d in made) / planned,
+        "decisions": planned / len(pairs),
+        "seconds": time.perf_counter() - began,
+        **where_it_ran(),
+    }
+
+
+def score(row: Row) -> tuple[float, float] | None:
+    """Success, then reward; None for a cell that failed."""
+    return None if "error" in row else (float(np.mean(row["success"])), float(np.mean(row["reward"])))
+
+
+def chosen(task: Task, method: str, cells: Cells, run: Run) -> Row:
+    """The settings of the highest score on the tuning pairs, as a row."""
+    scores: list[list[float] | None] = []
+    for how in METHODS[method].grid:
+        rows = cells.where(kind="whole", split="tune", method=method, settings=how, **task.row)
+        known = [found for row in rows if row["seed"] in run.tuning_seeds and (found := score(row)) is not None]
+        scores.append(np.mean(known, 0).tolist() if known else None)
+    best = max(range(len(scores)), key=lambda i: (scores[i] is not None, scores[i] or [], -i))
+    grid = [{"settings": how, "score": found} for how, found in zip(METHODS[method].grid, scores, strict=True)]
+    return {"kind": "choice", **task.row, "method": method, "picked": METHODS[method].grid[best], "grid": grid}
+
+
+# the command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Fill every cell that is not there; run again to go on."""
+
+    maze: tuple[str, ...] = ("medium",)
+    """medium, large or umaze; models other than medium's must be trained first"""
+    horizon: int | None = 48
+    """rows of a plan, a multiple of 8: 48 are 192 steps in Medium; None for the model's own"""
+    reward: str = "plan"
+    """plan, execution or both"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    rollouts: tuple[int, ...] = (1, 4, 16, 64)
+    """budgets of a decision"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """of the figures"""
+    tuning_seeds: tuple[int, ...] = (100, 101)
+    """of the choice of settings"""
+    receding: tuple[str, ...] = ("best_of_n", "dts_star")
+    """methods that also replan, cold and warm"""
+    receding_rollouts: tuple[int, ...] = (2, 4, 8, 16)
+    """budgets of a decision when replanning"""
+    steps: int = 8
+    """rows executed before the next decision"""
+    decisions: int = 12
+    """most decisions of an episode"""
+    pairs: int = 120
+    """how many are kept, a third of them for tuning"""
+    candidates: int = 360
+    """pairs tried with the base sampler"""
+    num_steps: int = 20
+    """T of the chain"""
+    weights: Path | None = None
+    """a model that is not shipped, for a single maze"""
+    batch_size: int = 256
+    """rows of a forward pass"""
+    out: Path = Path("experiments/results/planning.jsonl")
+    """row file"""
+
+    def run(self) -> int:
+        """Run the cells; the exit code."""
+        check_seeds(self.seeds, self.tuning_seeds)
+        if self.weights is not None and len(self.maze) != 1:
+            raise ValueError(f"weights are for one maze, got {', '.join(self.maze)}")
+        for name in (*self.methods, *self.receding):
+            pick("method", name, METHODS)
+        with locked(self.out.parent / f".{self.out.stem}"):
+            cells = Cells(self.out, KEY)
+            for maze in self.maze:
+                self._task(Task(maze, self.horizon, self.reward), cells)
+        return 0
+
+    def _task(self, task: Task, cells: Cells) -> None:
+        if not cells.where(kind="pairs", **task.row):
+            bed = bed_of(task, self.num_steps, self.weights)
+            cells.add(choose_pairs(task, bed, self) | where_it_ran())
+        found = cells.where(kind="pairs", **task.row)[0]
+        print(f"{task}: {len(found['test'])} pairs, {len(found['tune'])} for tuning", flush=True)
+        for job in self._tuning(task):
+            self._fill(job, found, cells)
+        for method in self.methods:
+            if len(METHODS[method].grid) > 1 and not cells.where(kind="choice", method=method, **task.row):
+                cells.add(chosen(task, method, cells, self))
+        for job in self._figures(task, cells):
+            self._fill(job, found, cells)
+
+    def _fill(self, job: Job, pairs: Row, cells: Cells) -> None:
+        if job.row in cells:
+            return
+        row = played(job, pairs[job.split], self)
+        cells.add(row)
+        said = row.get("error") or f"{np.mean(row['success']):.0%}, {row['nfe']:,.0f} NFE, {row['seconds']:.0f} s"
+        print(f"{job.kind} {job.split} {job.method} {job.settings} {job.rollouts} {job.seed}: {said}", flush=True)
+
+    def _tuning(self, task: Task) -> Iterator[Job]:
+        for method in self.methods:
+            grid = METHODS[method].grid
+            if len(grid) > 1:
+                for how, seed in product(grid, self.tuning_seeds):
+                    yield Job("whole", task, "tune", method, how, TUNED_AT, False, seed)
+
+    def _figures(self, task: Task, cells: Cells) -> Iterator[Job]:
+        def settings(method: str) -> How:
+            picked = cells.where(kind="choice", method=method, **task.row)
+            return picked[0]["picked"] if picked else METHODS[method].grid[0]
+
+        for seed, method in product(self.seeds, self.methods):
+            for rollouts in METHODS[method].budgets or self.rollouts:
+                yield Job("whole", task, "test", method, settings(method), rollouts, False, seed)
+        for seed, method, rollouts, warm in product(self.seeds, self.receding, self.receding_rollouts, (False, True)):
+            yield Job("receding", task, "test", method, settings(method), rollouts, warm, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tables and a figure from the rows."""
+
+    out: Path = Path("experiments/results/planning.jsonl")
+    """row file"""
+    to: Path = Path("experiments/results/planning.md")
+    """the tables; the figure stands beside them"""
+
+    def run(self) -> int:
+        """Write the report; the exit code."""
+        print(planning_report.write(self.out, self.to, tuple(METHODS)))
+        return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    return command_line("planning", {"run": Run, "report": Report}, argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
