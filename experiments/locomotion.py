@@ -14,6 +14,7 @@ Environments: gymnasium's MuJoCo tasks. Name of the mixture: D4RL (Fu et al., 20
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,17 @@ def make(environment: str) -> Any:
     """
     try:
         import gymnasium
-
-        return gymnasium.make(environment).unwrapped
-    except (ImportError, ModuleNotFoundError) as error:
+        import mujoco
+    except ImportError as error:
         raise ImportError("locomotion needs gymnasium and mujoco: pip install 'treesearch[rl]'") from error
+    mujoco.set_mju_user_warning(_warned)
+    return gymnasium.make(environment).unwrapped
+
+
+def _warned(message: str) -> None:
+    """Without a handler MuJoCo writes a file of warnings; that gymnasium's models are dated is none."""
+    if "deprecated" not in message:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def generate(actor: Actor, environment: str, steps: int, limit: int, seed: int) -> Data:

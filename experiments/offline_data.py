@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,24 @@ class OfflineData:
             f"{self.source}: {len(self.rewards)} steps, {len(self)} episodes of {lengths.min()} to {lengths.max()} "
             f"steps, {over} terminated, mean return {self.returns.mean():.4g}"
         )
+
+
+def joined(parts: Sequence[OfflineData]) -> OfflineData:
+    """The episodes of several data sets, one after the other.
+
+    Raises:
+        DataError: none, or channels that differ.
+    """
+    if not parts or any(part.channels != parts[0].channels for part in parts):
+        found = ", ".join(f"{part.source} {part.channels}" for part in parts) or "none"
+        raise DataError(f"expected data sets of the same channels, got {found}")
+    before = np.cumsum([0, *(len(part.rewards) for part in parts)])
+    names = ("observations", "actions", "rewards", "terminated")
+    return OfflineData(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+        ends=np.concatenate([part.ends + n for part, n in zip(parts, before, strict=False)]),
+        source=", ".join(part.source for part in parts),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -169,10 +169,10 @@ METHODS: dict[str, Entry] = {
 
 
 @cache
-def bed_of(task: Task, num_steps: int, weights: Path | None = None) -> Bed:
+def bed_of(task: Task, num_steps: int, weights: Path | None = None, device: str = "cpu") -> Bed:
     """A maze with its model, shipped or from a file, read once."""
     make = maze_kernel if weights is None else trajectory_kernel
-    kernel = make(weights or task.maze, num_steps, horizon=task.horizon)  # type: ignore[operator]
+    kernel = make(weights or task.maze, num_steps, horizon=task.horizon, device=device)  # type: ignore[operator]
     if kernel.card is None:
         raise ValueError("the model has no card: expected one that experiments/train_trajectory.py wrote")
     stride = kernel.card.stride
@@ -197,7 +197,7 @@ def base_rates(bed: Bed, pairs: Sequence[Pair], seed: int, batch_size: int) -> l
     found = ts.search(bed.kernel, bed.reward, ts.BestOfN(n=TRIALS), prompts=prompts, seed=seed, batch_size=batch_size)
     starts, goals = (np.repeat([pair[i] for pair in pairs], TRIALS, 0) for i in range(2))
     field = Field(bed.maze, starts, goals, bed.tracking)
-    field.run(torch.cat([task.samples for task in found.tasks]).numpy())
+    field.run(torch.cat([task.samples for task in found.tasks]).cpu().numpy())
     return field.outcome().success.reshape(-1, TRIALS).mean(1).tolist()
 
 
@@ -328,7 +328,7 @@ def played(job: Job, pairs: Sequence[Sequence[Any]], run: Run) -> Row:
     began = time.perf_counter()
     how: dict[str, Any] = {} if job.kind == "whole" else {"steps": run.steps, "decisions": run.decisions}
     try:
-        bed = bed_of(job.task, run.num_steps, run.weights)
+        bed = bed_of(job.task, run.num_steps, run.weights, run.device)
         setup = METHODS[job.method].make(bed, **job.settings)
         done = play(
             bed, setup, pairs, rollouts=job.rollouts, seed=job.seed, warm=job.warm, batch_size=run.batch_size, **how
@@ -406,6 +406,8 @@ class Run:
     """a model that is not shipped, for a single maze"""
     batch_size: int = 256
     """rows of a forward pass"""
+    device: str = "cpu"
+    """of the model; plans are executed on the CPU"""
     out: Path = Path("experiments/results/planning.jsonl")
     """row file"""
 
@@ -424,7 +426,7 @@ class Run:
 
     def _task(self, task: Task, cells: Cells) -> None:
         if not cells.where(kind="pairs", **task.row):
-            bed = bed_of(task, self.num_steps, self.weights)
+            bed = bed_of(task, self.num_steps, self.weights, self.device)
             cells.add(choose_pairs(task, bed, self) | where_it_ran())
         found = cells.where(kind="pairs", **task.row)[0]
         print(f"{task}: {len(found['test'])} pairs, {len(found['tune'])} for tuning", flush=True)

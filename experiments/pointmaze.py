@@ -13,8 +13,10 @@ Reinforcement Learning (Fu et al., 2020), section 5, whose data are made by a pl
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
+import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +96,9 @@ def make(maze: str) -> Any:
         raise ValueError(f"unknown maze {maze!r}: choose {', '.join(MAZES)}")
     try:
         import gymnasium
-        import gymnasium_robotics
+
+        with contextlib.redirect_stderr(io.StringIO()):  # on import it tells of its other environments
+            import gymnasium_robotics
     except ImportError as error:
         raise ImportError("mazes need gymnasium-robotics: pip install 'treesearch[rl]'") from error
     gymnasium.register_envs(gymnasium_robotics)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from backends.mnist import TRAIN_STEPS, cosine_alphas_cumprod
 from backends.trajectory import WIDTHS, Card, Normalisation, TrajectoryNetwork, save_model
-from experiments.offline_data import Array, DataError, OfflineData, read_d4rl, read_minari, read_npz
+from experiments.offline_data import Array, DataError, OfflineData, joined, read_d4rl, read_minari, read_npz
 from rewards.channels import Channels
 from rewards.maze import MAZES
 
@@ -39,8 +39,8 @@ FIELDS = ["epoch", "step", "lr", "train_loss", "test_loss_ema", "windows_per_s",
 class Args:
     """Arguments of the training script."""
 
-    data: Path
-    """Episodes: .npz or .hdf5 with D4RL's arrays, or the folder of a Minari dataset."""
+    data: tuple[Path, ...]
+    """Episodes, of one file or several: .npz or .hdf5 with D4RL's arrays, or the folder of a Minari dataset."""
     out: Path
     """Folder for the checkpoint; training goes on from the one found there."""
     weights: Path = Path("backends/weights/maze_medium.safetensors")
@@ -69,6 +69,8 @@ class Args:
     weight_decay: float = 0.01
     ema: float = 0.999
     threads: int = 1
+    device: str = "cpu"
+    """Draws are made there: another device, another run."""
     seed: int = 0
 
 
@@ -114,8 +116,9 @@ class Windows:
         return first, replace(self, begins=self.begins[cut:], ends=self.ends[cut:])
 
     def take(self, starts: Array, horizon: int) -> Tensor:
-        """Windows (n, horizon, C)."""
-        return self.rows[torch.from_numpy(starts)[:, None] + self.stride * torch.arange(horizon)]
+        """Windows (n, horizon, C), where the rows are."""
+        steps = torch.from_numpy(starts)[:, None] + self.stride * torch.arange(horizon)
+        return self.rows[steps.to(self.rows.device)]
 
 
 def windows_of(data: OfflineData, stride: int, reward: bool) -> Windows:
@@ -135,8 +138,8 @@ def _rolling(values: Array, stride: int) -> Array:
 
 def draw_mask(shape: torch.Size, observation: int, goal: int, rng: torch.Generator) -> Tensor:
     """What is known of each window (n, H, C): start and goal .7, start .2, nothing .1; without goals start .9."""
-    mask = torch.zeros(shape, dtype=torch.bool)
-    u = torch.rand(shape[0], generator=rng)
+    mask = torch.zeros(shape, dtype=torch.bool, device=rng.device)
+    u = torch.rand(shape[0], generator=rng, device=rng.device)
     mask[u < 0.9, 0, :observation] = True
     mask[u < 0.7, -1, :goal] = True
     return mask
@@ -144,11 +147,11 @@ def draw_mask(shape: torch.Size, observation: int, goal: int, rng: torch.Generat
 
 def loss_of(network: nn.Module, x0: Tensor, mask: Tensor, rng: torch.Generator) -> Tensor:
     """The mean loss of normalised windows x0 (n, H, C), timesteps stratified over the batch."""
-    n, bar = len(x0), cosine_alphas_cumprod()
-    u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
-    index = (u * TRAIN_STEPS).long().clamp_(max=TRAIN_STEPS - 1)[torch.randperm(n, generator=rng)]
+    n, bar, at = len(x0), cosine_alphas_cumprod().to(x0.device), x0.device
+    u = (torch.arange(n, device=at) + torch.rand(n, generator=rng, device=at)) / n
+    index = (u * TRAIN_STEPS).long().clamp_(max=TRAIN_STEPS - 1)[torch.randperm(n, generator=rng, device=at)]
     a, s = (v.float().view(-1, 1, 1) for v in (bar[index].sqrt(), (1 - bar[index]).sqrt()))
-    noise = torch.randn(x0.shape, generator=rng)
+    noise = torch.randn(x0.shape, generator=rng, device=at)
     x = torch.where(mask, x0, a * x0 + s * noise)
     squares = torch.where(mask, 0.0, (network(x, index, mask) - x0) ** 2).sum((1, 2)) / (~mask).sum((1, 2))
     return (squares * ((a / s) ** 2).clamp(1, 5).flatten()).mean()
@@ -165,8 +168,7 @@ def learning_rate(step: int, total: int, args: Args) -> float:
 def update_ema(ema: nn.Module, network: nn.Module, step: int, limit: float) -> None:
     """ema <- d ema + (1 - d) network, d = min(limit, (1 + step) / (10 + step))."""
     decay = min(limit, (1 + step) / (10 + step))
-    for slow, fast in zip(ema.parameters(), network.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
 
 
 @dataclass
@@ -184,12 +186,12 @@ def create(channels: Channels, args: Args) -> State:
     """A fresh state, or the one saved in `args.out`."""
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
-        network = TrajectoryNetwork(channels.size, args.widths)
+        network = TrajectoryNetwork(channels.size, args.widths).to(args.device)
     ema = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
     state, path = State(network, ema, optimizer), args.out / "last.pt"
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location=args.device, weights_only=True)
         network.load_state_dict(saved["network"])
         ema.load_state_dict(saved["ema"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -221,9 +223,10 @@ def task_of(args: Args) -> Task:
     Raises:
         DataError: data of another format, or that are damaged, see `experiments.offline_data`.
     """
-    if args.data.suffix not in READERS:
-        raise DataError(f"{args.data.name}: expected a file .npz, .hdf5 or .h5, or the folder of a Minari dataset")
-    data = READERS[args.data.suffix](args.data)
+    for path in args.data:
+        if path.suffix not in READERS:
+            raise DataError(f"{path.name}: expected a file .npz, .hdf5 or .h5, or the folder of a Minari dataset")
+    data = joined([READERS[path.suffix](path) for path in args.data])
     windows = windows_of(data, args.stride, args.reward)
     card = Card(
         channels=replace(data.channels, reward=int(args.reward)),
@@ -234,15 +237,16 @@ def task_of(args: Args) -> Task:
         environment=args.environment,
         maze_map=MAZES.get(args.maze, ()),
     )
-    return Task(*replace(windows, rows=card.normalisation.encode(windows.rows)).split(0.02), card)
+    rows = card.normalisation.encode(windows.rows).to(args.device)
+    return Task(*replace(windows, rows=rows).split(0.02), card)
 
 
 def train_epoch(state: State, task: Task, args: Args) -> tuple[float, float]:
     """`args.steps` optimiser steps; returns the mean loss and the last learning rate."""
     seed = 1_000_003 * args.seed + state.epoch
-    rng, choice = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    rng, choice = torch.Generator(args.device).manual_seed(seed), np.random.default_rng(seed)
     starts = {h: task.train.starts(h) for h in args.horizons}
-    losses, lr = [], 0.0
+    total, lr = torch.zeros((), device=args.device), 0.0
     for _ in range(args.steps):
         lr = learning_rate(state.step, args.epochs * args.steps, args)
         for group in state.optimizer.param_groups:
@@ -257,15 +261,16 @@ def train_epoch(state: State, task: Task, args: Args) -> tuple[float, float]:
         state.optimizer.step()
         update_ema(state.ema, state.network, state.step, args.ema)
         state.step += 1
-        losses.append(loss.item())
+        total += loss.detach()
     state.epoch += 1
-    return sum(losses) / len(losses), lr
+    return total.item() / args.steps, lr
 
 
 @torch.no_grad()
 def held_out_loss(ema: nn.Module, task: Task, args: Args, batches: int = 8) -> float:
     """Loss of the EMA weights on episodes held out, the same draws every time."""
-    rng, choice = torch.Generator().manual_seed(args.seed + 1), np.random.default_rng(args.seed + 1)
+    rng = torch.Generator(args.device).manual_seed(args.seed + 1)
+    choice = np.random.default_rng(args.seed + 1)
     starts, losses = task.test.starts(task.card.horizon), []
     for _ in range(batches):
         x0 = task.test.take(choice.choice(starts, 128), task.card.horizon)

@@ -11,7 +11,16 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from experiments.offline_data import DataError, OfflineData, from_arrays, read_d4rl, read_minari, read_npz, windows
+from experiments.offline_data import (
+    DataError,
+    OfflineData,
+    from_arrays,
+    joined,
+    read_d4rl,
+    read_minari,
+    read_npz,
+    windows,
+)
 from rewards.channels import Channels
 
 N = 12
@@ -217,3 +226,15 @@ def test_data_checks_its_ends():
         with pytest.raises(DataError, match="ends must increase"):
             OfflineData(**plain, ends=np.array(ends, np.int64), terminated=np.zeros(len(ends), bool))
     assert "12 steps, 3 episodes of 2 to 7 steps, 1 terminated" in data.describe()
+
+
+def test_joined_data_keep_their_episodes():
+    one, other = from_arrays(arrays(), "one"), from_arrays(arrays(timeouts=np.arange(N) == 6), "other")
+    both = joined([one, other])
+    assert both.ends.tolist() == [3, 5, 12, 15, 19, 24]
+    assert both.terminated.tolist() == [True, False, False, True, False, False]
+    assert both.returns.tolist() == [*one.returns, *other.returns]
+    np.testing.assert_array_equal(both.actions[N:], other.actions)
+    narrow = from_arrays(arrays(observations=np.zeros((N, 3))), "narrow")
+    with pytest.raises(DataError, match="the same channels"):
+        joined([one, narrow])

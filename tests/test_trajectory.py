@@ -317,7 +317,7 @@ def test_masks_come_in_the_promised_shares():
 def arguments(folder, epochs=2):
     np.savez(folder / "data.npz", **episodes())
     return train.Args(
-        data=folder / "data.npz",
+        data=(folder / "data.npz",),
         out=folder / "run",
         weights=folder / "model.safetensors",
         curve=folder / "curve.csv",
@@ -364,4 +364,4 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path):
 
 def test_data_of_unknown_format_are_refused(tmp_path):
     with pytest.raises(DataError, match="expected a file"):
-        train.task_of(replace(arguments(tmp_path), data=tmp_path / "data.csv"))
+        train.task_of(replace(arguments(tmp_path), data=(tmp_path / "data.csv",)))
