@@ -1,0 +1,308 @@
+"""Locomotion by planning: return of every method at equal NFE, beside the behaviour that the model was trained on.
+
+    python -m experiments.locomotion_planning run --weights runs/locomotion/halfcheetah.safetensors
+    python -m experiments.locomotion_planning report --data runs/locomotion/halfcheetah.npz
+
+Every decision plans H steps for `episodes` environments at once, executes the first `steps` actions of the plan with
+the highest return, as the model predicts it, and replans. A cell is one method at one budget from one set of first
+states; its budget is in rollouts, n·T NFE for each decision and environment. The base sampler executes its first plan.
+Settings are chosen among at most four by mean return at the smallest budget above one, on seeds of their own.
+
+Intervals are of the percentile bootstrap over episodes; differences are of episodes with the same first state. The
+behaviour's return is that of whole episodes of the data, cut to the same number of steps.
+
+Source: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), section 5.3.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import treesearch as ts
+from backends.guidance.diffuser import Diffuser
+from backends.trajectory import TrajectoryKernel, trajectory_kernel
+from experiments.evidence import Cells, Row, check_seeds, command_line, locked, read, table, where_it_ran
+from experiments.grids import How, pick
+from experiments.locomotion import Array, Runners
+from experiments.offline_data import read_npz
+from experiments.planning import NARROW, Setup
+from experiments.planning_report import bootstrap
+from rewards.trajectory import discounted_return
+from treesearch.errors import TreeSearchError
+
+FIRST_STATES = 9_000_000  # seeds of first states, apart from those of the data
+KEY = ("split", "method", "settings", "rollouts", "seed")
+FAILURES = (TreeSearchError, ArithmeticError, ValueError)
+BASE = "best_of_n"
+
+
+def plain(method: Callable[..., Any], kernel: TrajectoryKernel, **how: Any) -> Setup:
+    """A method of treesearch on the bare chain."""
+    return Setup(kernel, discounted_return(kernel.channels, 1.0), method(**how))
+
+
+def value_guided(kernel: TrajectoryKernel, **how: Any) -> Setup:
+    """Diffuser's rule with the predicted return; the best of as many guided samples as the budget allows."""
+    reward = discounted_return(kernel.channels, 1.0)
+    return Setup(Diffuser(kernel, reward, **how), reward, ts.BestOfN())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method: a kernel and settings -> what plans, and at most four settings."""
+
+    make: Callable[..., Setup]
+    grid: tuple[How, ...] = ({},)
+    budgets: tuple[int, ...] | None = None  # in rollouts; None for all
+
+
+METHODS: dict[str, Entry] = {
+    "base": Entry(partial(plain, partial(ts.BestOfN, n=1)), budgets=(1,)),
+    "best_of_n": Entry(partial(plain, ts.BestOfN)),
+    "fk": Entry(partial(plain, ts.FeynmanKac), ({"lam": 0.3}, {"lam": 1.0}, {"lam": 3.0})),
+    "dts_star": Entry(
+        partial(plain, partial(ts.DiffusionTreeSearch, wave=1)),
+        (NARROW, NARROW | {"c_uct": 0.3}, NARROW | {"c_uct": 3.0}, NARROW | {"backup": "max"}),
+    ),
+    "tree_search": Entry(partial(plain, partial(ts.TreeSearch, wave=1))),
+    "diffuser": Entry(value_guided, ({"scale": 0.1}, {"scale": 1.0}, {"scale": 10.0})),
+}
+
+
+def control(setup: Setup, runners: Runners, *, rollouts: int, steps: int, length: int, seed: int) -> ts.Planner:
+    """Run `length` steps, planning every `steps` of them; returns the planner, whose decisions say what it cost.
+
+    Args:
+        setup: what plans.
+        runners: environments at their first states.
+        rollouts: budget of a decision for one environment.
+    """
+    planner = ts.Planner(
+        setup.kernel,
+        setup.reward,
+        setup.method,
+        budget=ts.Budget(nfe=rollouts * setup.kernel.num_steps),
+        steps=steps,
+        warm_start=False,
+        max_decisions=length,
+        seed=seed,
+        batch_size=256,
+    )
+    for begin in range(0, length, steps):
+        if not runners.alive.any():
+            break
+        actions = planner.act_many(runners.observations, active=runners.alive.tolist())
+        runners.run(actions.numpy()[:, : length - begin])
+    return planner
+
+
+def behaviour_returns(data: Path, length: int) -> Array:
+    """Return of each episode's first `length` steps; episodes that a limit cut earlier are left out.
+
+    Raises:
+        ValueError: no episode is that long.
+    """
+    found = read_npz(data)
+    kept = [
+        found.rewards[end - n : end - n + length].sum(dtype=np.float64)
+        for end, n, over in zip(found.ends, found.lengths, found.terminated, strict=True)
+        if n >= length or over
+    ]
+    if not kept:
+        raise ValueError(f"{data.name}: no episode has {length} steps")
+    return np.array(kept)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to run."""
+
+    split: str  # tune or test
+    method: str
+    settings: How
+    rollouts: int
+    seed: int
+
+    @property
+    def row(self) -> Row:
+        """Its identity."""
+        return {name: getattr(self, name) for name in KEY}
+
+
+@cache
+def kernel_of(weights: Path, num_steps: int, horizon: int | None, device: str) -> TrajectoryKernel:
+    """The model, read once."""
+    return trajectory_kernel(weights, num_steps, horizon=horizon, device=device)
+
+
+def played(job: Job, run: Run) -> Row:
+    """A cell; one that fails says why."""
+    began = time.perf_counter()
+    kernel = kernel_of(run.weights, run.num_steps, run.horizon, run.device)
+    seeds = [FIRST_STATES + 1_000 * job.seed + i for i in range(run.episodes)]
+    runners = Runners(run.environment, seeds)
+    try:
+        setup = METHODS[job.method].make(kernel, **job.settings)
+        planner = control(setup, runners, rollouts=job.rollouts, steps=run.steps, length=run.length, seed=job.seed)
+    except FAILURES as error:
+        return job.row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+    made = planner.decisions
+    planned = sum(sum(d.planned) for d in made)
+    return job.row | {
+        "returns": runners.returns.tolist(),
+        "alive": int(runners.alive.sum()),
+        "length": run.length,
+        "nfe": sum(d.nfe for d in made) / planned,
+        "planning_seconds": sum(d.seconds for d in made) / planned,
+        "fingerprint": kernel.fingerprint,
+        "seconds": time.perf_counter() - began,
+        **where_it_ran(),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Fill every cell that is not there; run again to go on."""
+
+    weights: Path = Path("runs/locomotion/halfcheetah.safetensors")
+    """a model with a reward channel"""
+    environment: str = "HalfCheetah-v5"
+    """gymnasium id"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    rollouts: tuple[int, ...] = (1, 4, 16)
+    """budgets of a decision"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """of the figures"""
+    tuning_seeds: tuple[int, ...] = (100,)
+    """of the choice of settings"""
+    episodes: int = 8
+    """environments of a cell"""
+    length: int = 200
+    """steps of an episode"""
+    steps: int = 4
+    """executed before the next decision"""
+    horizon: int | None = None
+    """rows of a plan; None for the model's own"""
+    num_steps: int = 10
+    """T of the chain"""
+    device: str = "cpu"
+    """of the model"""
+    out: Path = Path("experiments/results/locomotion.jsonl")
+    """row file"""
+
+    def run(self) -> int:
+        """Run the cells; the exit code."""
+        check_seeds(self.seeds, self.tuning_seeds)
+        for name in self.methods:
+            pick("method", name, METHODS)
+        with locked(self.out.parent / f".{self.out.stem}"):
+            cells = Cells(self.out, KEY)
+            for job in self._jobs(cells):
+                if job.row not in cells:
+                    row = played(job, self)
+                    cells.add(row)
+                    said = row.get("error") or f"{np.mean(row['returns']):.0f}, {row['nfe']:,.0f} NFE a decision"
+                    words = f"{job.split} {job.method} {job.settings} {job.rollouts} {job.seed}"
+                    print(f"{words}: {said}, {row['seconds']:.0f} s", flush=True)
+        return 0
+
+    def _jobs(self, cells: Cells) -> Iterator[Job]:
+        """Tuning first; the cells of the figures follow from what was chosen."""
+        at = min((n for n in self.rollouts if n > 1), default=1)
+        for method in self.methods:
+            if len(grid := METHODS[method].grid) > 1:
+                yield from (Job("tune", method, how, at, seed) for how, seed in product(grid, self.tuning_seeds))
+        for seed, method in product(self.seeds, self.methods):
+            for rollouts in METHODS[method].budgets or self.rollouts:
+                yield Job("test", method, chosen(method, cells.rows), rollouts, seed)
+
+
+def chosen(method: str, rows: Sequence[Row]) -> How:
+    """The settings of the highest mean return among the cells for tuning."""
+    grid = METHODS[method].grid
+    tuned = [row for row in rows if row["split"] == "tune" and row["method"] == method and "error" not in row]
+    means = [[np.mean(row["returns"]) for row in tuned if row["settings"] == how] for how in grid]
+    return grid[max(range(len(grid)), key=lambda i: (float(np.mean(means[i])) if means[i] else -np.inf, -i))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tables from the rows."""
+
+    out: Path = Path("experiments/results/locomotion.jsonl")
+    """row file"""
+    data: Path | None = None
+    """what the model was trained on, for the behaviour's return"""
+    to: Path = Path("experiments/results/locomotion.md")
+    """the tables"""
+
+    def run(self) -> int:
+        """Write the report; the exit code."""
+        rows = [row for row in read(self.out) if row["split"] == "test" and "error" not in row]
+        if not rows:
+            raise ValueError(f"{self.out} has no cell yet: run the experiment first")
+        text = f"# Locomotion\n\n{EXPLAINED}\n\n{behaviour_line(rows, self.data)}\n\n{tables(rows)}\n"
+        self.to.parent.mkdir(parents=True, exist_ok=True)
+        self.to.write_text(text)
+        print(text)
+        return 0
+
+
+EXPLAINED = (
+    "Return with 95 % bootstrap intervals over episodes. A budget of n rollouts is n·T NFE for each decision and "
+    "environment; differences are of episodes with the same first state."
+)
+
+
+def behaviour_line(rows: Sequence[Row], data: Path | None) -> str:
+    """The behaviour's return over as many steps."""
+    if data is None:
+        return "The behaviour's return: not run (--data)."
+    found = behaviour_returns(data, rows[0]["length"])
+    return (
+        f"The behaviour's return over {rows[0]['length']} steps, {len(found)} episodes of the data: "
+        f"{bootstrap(found[None]).text(1.0)}; its best episode {found.max():.0f}."
+    )
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Returns by method and budget, and differences to best-of-N."""
+    budgets = sorted({row["rollouts"] for row in rows})
+    columns = [f"{b} rollouts" for b in budgets]
+    methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
+
+    def returns(method: str, column: str) -> dict[int, Array]:
+        at = int(column.split()[0])
+        return {r["seed"]: np.array(r["returns"]) for r in rows if (r["method"], r["rollouts"]) == (method, at)}
+
+    def mean(method: str, column: str) -> str | None:
+        found = returns(method, column)
+        return bootstrap(np.concatenate(list(found.values()))[None]).text(1.0) if found else None
+
+    def gap(method: str, column: str) -> str | None:
+        one, other = returns(method, column), returns(BASE, column)
+        shared = sorted(one.keys() & other.keys())
+        return bootstrap(np.concatenate([one[s] - other[s] for s in shared])[None]).text(1.0) if shared else None
+
+    others = [name for name in methods if name not in (BASE, "base")]
+    parts = ["## Return", table(methods, columns, mean), "## Less best-of-N's", table(others, columns, gap)]
+    return "\n\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    return command_line("locomotion_planning", {"run": Run, "report": Report}, argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
