@@ -101,6 +101,7 @@ class Spec(NamedTuple):
     backward_per_nfe: tuple[int, ...] = ()  # (T + 1,), [t] for the evaluation of x_t
     rewards_per_nfe: tuple[int, ...] = ()  # (T + 1,)
     previews: bool = False  # endpoints are drawn by `preview`
+    departs: str | None = None  # why its chain is another law than the model's, without weights that would say so
 
     @property
     def state_bytes(self) -> int:
@@ -143,6 +144,7 @@ def describe(kernel: Kernel) -> Spec:
         backward_per_nfe=_by_level(kernel, "backward_per_nfe", steps),
         rewards_per_nfe=_by_level(kernel, "rewards_per_nfe", steps),
         previews=getattr(kernel, "preview", None) is not None,
+        departs=getattr(kernel, "departs", None),
     )
 
 

@@ -235,6 +235,8 @@ def _flags(context: Context, tree: Tree) -> tuple[Flag, ...]:
     if not claims.weighs and (tree.log_w != 0).any():
         reason = "a guide moved the samples and the method ignores log p/q: they are of the guided chain"
         flags.append(Flag(Bias.UNWEIGHTED_GUIDE, reason))
+    if reason := config.get("departs"):
+        flags.append(Flag(Bias.DEPARTS, reason))
     if reason := _deterministic(config.get("deterministic", ()), config["num_steps"]):
         flags.append(Flag(Bias.DETERMINISTIC_STEPS, reason))
     if config.get("previews", False) and not np.isnan(tree.reward[tree.t > 0]).all():

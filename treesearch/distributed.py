@@ -553,6 +553,7 @@ class _RemoteKernel:
         self.stochastic, self.dtype, self.fingerprint = spec.stochastic, spec.dtype, spec.fingerprint
         self.rows_per_nfe, self.backward_per_nfe = spec.rows_per_nfe, spec.backward_per_nfe
         self.rewards_per_nfe, self.preview = spec.rewards_per_nfe, spec.previews or None
+        self.departs = spec.departs
         self._here: Any = None
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:

@@ -441,10 +441,9 @@ def lowered(method: Method, level: int) -> Method:
 
 
 def flagged(result: SearchResult) -> SearchResult:
-    """A result of a warm start, with what must be known of it: its weights are relative to another law than p."""
+    """A result of a warm start without an estimate of Z: its weights are relative to another law than p."""
     for task in result.tasks:
-        warnings = [*task.readout.warnings, WARM]
-        task.readout = replace(task.readout, warnings=warnings, log_z=None, log_z_se=None, interval=None)
+        task.readout = replace(task.readout, log_z=None, log_z_se=None, interval=None)
     return result
 
 

@@ -253,6 +253,7 @@ class Session:
             "fingerprint": self.spec.fingerprint,
             "deterministic": [t for t, noisy in enumerate(self.spec.stochastic) if not noisy],
             "previews": self.spec.previews,
+            **({} if self.spec.departs is None else {"departs": self.spec.departs}),
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
             "kernel": getattr(self.kernel, "class_name", type(self.kernel).__name__),
@@ -515,6 +516,8 @@ class Session:
                 readout.extra["workers"] = workers
             if self.spec.previews and (~np.isnan(search.tree.reward[search.tree.t > 0])).any():
                 readout.warnings.append(PREVIEWED)
+            if self.spec.departs is not None:
+                readout.warnings.append(self.spec.departs)
             fetch = self._fetcher(search)
             context = self._context(config, i)
             tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch, context))
@@ -701,6 +704,7 @@ def read_result(config: dict[str, Any], blocks: list[runs.Block]) -> SearchResul
         context = Context(method=method, config=config, task=i, over=over, out_of_time=late)
         readout = search.readout()
         readout.extra |= Pilot(**config["pilot"]).diagnostics()
+        readout.warnings += [config["departs"]] if "departs" in config else []
         tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, _no_samples, context))
     cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost()
     return SearchResult(tasks, cost, [b.meta["history"] for b in blocks])

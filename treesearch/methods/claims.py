@@ -28,6 +28,7 @@ class Bias(StrEnum):
     UNDECLARED = "undeclared"
     DETERMINISTIC_STEPS = "deterministic_steps"
     UNWEIGHTED_GUIDE = "unweighted_guide"
+    DEPARTS = "departs"
     PREVIEWED = "previewed"
     ASYNCHRONOUS = "asynchronous"
     OUT_OF_TIME = "out_of_time"
