@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
 DATA ?= mnist.npz
 
-.PHONY: help setup demo test test-slow lint bench bench-ray bench-async bench-pipelines soak evidence mixtures mnist-evidence train-mnist clean
+.PHONY: help setup demo demo-plan test test-slow lint bench bench-ray bench-async bench-pipelines soak evidence mixtures mnist-evidence train-mnist planning policy-data train-maze clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## search for high-reward digits with every method at equal NFE, into runs/demo
 	@rm -rf runs/demo
 	@$(PY) -m treesearch compare --store runs/demo
+
+demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree of plans, an animation, into runs/demo-plan
+	@$(PY) -m experiments.demo_plan
 
 test: $(STAMP)  ## the test suite
 	@$(PY) -m pytest -q -n 2 --dist loadfile
@@ -69,6 +72,18 @@ train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=
 	@$(PY) -m experiments.train_classifiers --data $(DATA)
 	@$(PY) -m experiments.train_mnist --data $(DATA) --out checkpoints/mnist
 	@$(PY) -m experiments.evaluate_mnist --data $(DATA)
+
+planning: $(STAMP)  ## planners at equal NFE in the Medium maze, then the report: hours; run again to go on
+	@$(PY) -m experiments.planning run
+	@$(PY) -m experiments.planning report
+
+policy-data: $(STAMP)  ## data under a target policy: published guidance beside FK and trees
+	@$(PY) -m experiments.generate_data --bed gaussian --n 8000
+	@$(PY) -m experiments.generate_data --bed maze --n 64
+
+train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model again: an hour
+	@$(PY) -m experiments.pointmaze --maze medium --out runs/pointmaze/medium.npz
+	@$(PY) -m experiments.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist

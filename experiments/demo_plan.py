@@ -61,6 +61,8 @@ class Args:
     """of pairs and plans"""
     weights: Path | None = None
     """a model that is not shipped"""
+    threads: int = 1
+    """of the model; its passes are small, and several threads that share a busy core wait for each other"""
     out: Path = Path("runs/demo-plan")
     """folder of the pictures"""
 
@@ -248,6 +250,7 @@ def draw_moment(ax: Any, maze: str, moment: Moment, trail: NDArray[Any], pair: P
 def main(args: Args) -> None:
     """Plan, print, draw."""
     began = time.perf_counter()
+    torch.set_num_threads(args.threads)
     bed = bed_of(Task(args.maze, args.horizon, "plan"), args.num_steps, args.weights)
     pairs = held_out_pairs(args.maze, args.pairs, args.seed, min_cells=args.min_cells)
     args.out.mkdir(parents=True, exist_ok=True)
