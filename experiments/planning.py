@@ -376,13 +376,13 @@ class Run:
 
     maze: tuple[str, ...] = ("medium",)
     """medium, large or umaze; models other than medium's must be trained first"""
-    horizon: int | None = 48
-    """rows of a plan, a multiple of 8: 48 are 192 steps in Medium; None for the model's own"""
-    reward: str = "plan"
+    horizon: int | None = 40
+    """rows of a plan, a multiple of 8: 40 are 160 steps in Medium; None for the model's own"""
+    reward: str = "both"
     """plan, execution or both"""
     methods: tuple[str, ...] = tuple(METHODS)
     """which methods"""
-    rollouts: tuple[int, ...] = (1, 4, 16, 64)
+    rollouts: tuple[int, ...] = (4, 16, 64)
     """budgets of a decision"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """of the figures"""
@@ -426,8 +426,12 @@ class Run:
 
     def _task(self, task: Task, cells: Cells) -> None:
         if not cells.where(kind="pairs", **task.row):
+            same = cells.where(kind="pairs", maze=task.maze, horizon=task.horizon)
             bed = bed_of(task, self.num_steps, self.weights, self.device)
-            cells.add(choose_pairs(task, bed, self) | where_it_ran())
+            if same and same[0]["fingerprint"] == bed.kernel.fingerprint:  # the base sampler knows no reward
+                cells.add(same[0] | task.row)
+            else:
+                cells.add(choose_pairs(task, bed, self) | where_it_ran())
         found = cells.where(kind="pairs", **task.row)[0]
         print(f"{task}: {len(found['test'])} pairs, {len(found['tune'])} for tuning", flush=True)
         for job in self._tuning(task):
