@@ -1,6 +1,6 @@
 """What the search costs beside the model: `make bench`.
 
-    a  search NFE/s over the bare denoising loop of the shipped model, batch 32: best-of-N, FK, DTS
+    a  search NFE/s over the bare denoising loop of the shipped model, batch 32: best-of-N, FK and the trees
     b  32 tasks x FK with 4 particles over the bare loop at full batch, and prompt by prompt
     c  descents (select, expand, run a trivial kernel, back up) per second of a tree of 10^5 nodes, and its growth
     d  share of the run folder in a search's time; time to read 10^6 nodes back
@@ -27,7 +27,7 @@ import tyro
 from torch import Tensor
 
 import treesearch as ts
-from backends.base import Gaussian
+from backends.base import Gaussian, describe
 from backends.mnist import mnist_kernel
 from rewards.base import Reward, as_reward
 from rewards.classifier import even
@@ -110,10 +110,13 @@ def part_a(args: Args) -> dict[str, Any]:
     """Overhead on the shipped model at batch 32."""
     kernel, reward, rollouts = mnist_kernel(25), even(), 128
     nfe = rollouts * kernel.num_steps
+    scored = ts.TreeSampling().levels(describe(kernel))
     cases = {
         "best_of_n": (ts.BestOfN(), (0,), 0.95),
         "fk": (ts.FeynmanKac(), spaced_levels(kernel.num_steps, 5, top=False), 0.95),
         "dts_wave_64": (ts.DiffusionTreeSampling(wave=64), (0,), 0.90),
+        "tree_sampling": (ts.TreeSampling(), scored, 0.90),
+        "tree_search_wave_64": (ts.TreeSearch(wave=64), (0,), 0.90),
     }
     out = {}
     for name, (method, levels, target) in cases.items():

@@ -4,6 +4,9 @@ Distances are squared MMD, unbiased, or others of which less is better. One line
 interval of the mean difference, paired by seed, lies below 0:
 
     d ± t_{n-1, .975} s / √n,    d, s: mean and standard deviation over n seeds of the difference
+
+Where importance sampling has next to nothing to go by, each line also has an interval of its own, so that intervals can
+be seen to be disjoint, which asks for more than a difference whose interval excludes 0.
 """
 
 from __future__ import annotations
@@ -21,11 +24,16 @@ from experiments.curves import FEW_SEEDS, Compared, Curve, area, compare
 from experiments.evidence import NOT_RUN, mean_se, table
 from experiments.evidence_report import FAILED, WHICH, Found, Line, Which
 from treesearch.errors import missing
-from treesearch.report import DASH
+from treesearch.report import DASH, markdown
 
 RULE = (
     "Better, worse: the 95 % interval (Student's t) of the mean difference, paired by seed, excludes 0; level: it does "
     "not, so that a method whose seeds spread is easily level. One in twenty comparisons of equals is not level."
+)
+RARE = 0.01
+ALONE = (
+    f"Where importance sampling has an ESS fraction below {RARE:.0%}, at the largest budget. Intervals: 95 %, Student's "
+    "t, of each line's own mean over its seeds; the lowest mean first."
 )
 CROSSED = (
     "Means over seeds, not below the floor, interpolated in log-log between the budgets; 95 % bootstrap intervals over "
@@ -67,11 +75,16 @@ def student(freedom: int) -> float:
 
 def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Gap | None:
     """Difference of values by seed; None with fewer than two seeds in common."""
-    differences = np.array([one[seed] - other[seed] for seed in one if seed in other])
-    if len(differences) < 2:
+    return interval([one[seed] - other[seed] for seed in one if seed in other])
+
+
+def interval(values: Sequence[float]) -> Gap | None:
+    """Mean and its 95 % interval; None of fewer than two values."""
+    if len(values) < 2:
         return None
-    mean, half = differences.mean(), student(len(differences) - 1) * mean_se(differences).se
-    return Gap(float(mean), float(mean - half), float(mean + half))
+    mean, se = mean_se(values)
+    half = student(len(values) - 1) * se
+    return Gap(mean, mean - half, mean + half)
 
 
 def leaders(found: Found, place: str, budget: int, metric: str) -> list[Line]:
@@ -167,6 +180,30 @@ def duel_section(found: Found, metrics: Mapping[str, tuple[str, float]]) -> str:
                 parts.append(f"{method} minus the others, {title}, {which}, {n:,} NFE:")
                 parts.append(gap_table(found, method, which, n, first, scale))
     return "## Trees against the others\n\n" + "\n\n".join(parts)
+
+
+def rare_section(found: Found, method: str, metric: str, scale: float = 1e3) -> str:
+    """A method against every other line by intervals of their own, where importance sampling collapses."""
+    parts = [f"## {method} where importance sampling collapses", ALONE]
+    for place, reference in found.references.items():
+        mine = found.line(place, method, "tuned")
+        budgets = [n for n in found.budgets if found.rows(place, mine, n)]
+        if reference["ess_fraction"] >= RARE or not budgets:
+            continue
+        values = {line: found.values(place, line, budgets[-1], metric) for line in found.lines(place)}
+        known = {line: each for line, v in values.items() if (each := interval(list(v.values()))) is not None}
+        if mine not in known:
+            continue
+        body = []
+        for line in sorted(known, key=lambda line: known[line].mean):
+            mean, low, high = known[line]
+            apart = low > known[mine].high or high < known[mine].low
+            stands = DASH if line == mine else "disjoint" if apart else "overlaps"
+            numbers = [_short(value * scale) for value in (mean, low, high)]
+            body.append([line.label, "{} ({} to {})".format(*numbers), stands, str(len(values[line]))])
+        parts.append(f"**{place}**, {budgets[-1]:,} NFE, ESS fraction {reference['ess_fraction']:.3g}:")
+        parts.append(markdown(body, ("method", "mean and interval", f"from {method}", "seeds")))
+    return "\n\n".join(parts if len(parts) > 2 else [*parts[:1], NOT_RUN])
 
 
 # anytime

@@ -219,19 +219,18 @@ def sections(found: Found, metrics: Mapping[str, tuple[str, float]], budgets: Se
     return parts
 
 
-def coverage_table(found: Found, budgets: Sequence[int]) -> str:
-    """How many lines of each place have all seeds."""
-    seeds = max((len(rows) for rows in found.cells.values()), default=0)
+def coverage_table(found: Found, budgets: Sequence[int], seeds: int) -> str:
+    """How many lines of each place have so many seeds or more."""
     budgets = sorted({*budgets, *found.budgets})
 
     def one(place: str, column: str) -> str | None:
         budget, lines = int(column.split()[0].replace(",", "")), found.lines(place)
         counts = [len(found.rows(place, line, budget)) for line in lines]
-        whole = sum(count == seeds for count in counts)
+        whole = sum(count >= seeds for count in counts)
         return f"{whole} of {len(lines)} lines" if sum(counts) else None
 
     body = table(found.places, [f"{n:,} NFE" for n in budgets], one, corner=found.place)
-    return f"Lines with all {seeds} seeds.\n\n{body}"
+    return f"Lines with {seeds} seeds or more.\n\n{body}"
 
 
 def grid_table(found: Found) -> str:

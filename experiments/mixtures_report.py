@@ -29,6 +29,7 @@ METRICS = {
 }
 DUELS = {name: METRICS[name] for name in ("mmd2", "mode_error")}
 BUDGETS = (10_000, 100_000, 1_000_000)
+SEEDS = 5  # of a line that is complete
 EXPLAINED = (
     "Means ± standard errors over seeds, of 2,000 draws with replacement. MMD²: unbiased, to 4,000 reference draws. "
     "Mode error: total variation of the mode shares. Sliced W1: mean over 128 directions of the exact W1. log Z error: "
@@ -75,9 +76,10 @@ def compose(rows: Sequence[Row], figure: str, names: Mapping[str, Sequence[str]]
         f"## Who is best, or level with the best\n\nBy MMD². {duels.RULE}",
         duels.verdict(found, "mmd2"),
         f"![MMD against NFE]({figure})\n\nDashed: published settings. Dotted: floor.",
-        "## What was run\n\n" + shared.coverage_table(found, BUDGETS),
+        "## What was run\n\n" + shared.coverage_table(found, BUDGETS, SEEDS),
         "## Beds\n\n" + bed_table(found),
         "Floor: what exact sampling comes out with, from halves of the reference.",
+        duels.rare_section(found, "tree_sampling", "mmd2"),
         duels.duel_section(found, DUELS),
     ]
     parts += [

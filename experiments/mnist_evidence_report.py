@@ -24,6 +24,7 @@ from experiments.evidence_report import COSTS, Found, gather
 from treesearch.report import markdown
 
 T = 50
+SEEDS = 3  # of a line that is complete
 BASE = "best_of_n"
 METRICS = {
     "fid_real": ("FID, real", 1.0),
@@ -244,13 +245,14 @@ def compose(rows: Sequence[Row], names: Names, figures: Sequence[str]) -> str:
     """The report."""
     found = sampling_of(rows, names)
     parts = ["# MNIST: sampling and search at equal NFE", *(f"![{name}]({name})" for name in figures)]
-    parts.append("## What was run\n\n" + shared.coverage_table(found, names.budgets))
+    parts.append("## What was run\n\n" + shared.coverage_table(found, names.budgets, SEEDS))
     parts.append("## Targets\n\n" + reference_table(found))
     parts += [
         *shared.sections(found, METRICS, names.budgets),
         EXPLAINED,
         f"## Who is best, or level with the best\n\nBy MMD² to π. {duels.RULE}",
         duels.verdict(found, "mmd2_model"),
+        duels.rare_section(found, "tree_sampling", "mmd2_model"),
         duels.duel_section(found, DUELS),
         shared.tuning_section(found),
     ]

@@ -119,6 +119,20 @@ def test_who_wins_is_counted(found):
     assert "| importance | 1 of 2 |" in evidence_duels.verdict(found, "mmd2")
 
 
+def test_disjoint_intervals_are_told_from_better_means():
+    rows = cells("a", "dts", [1.0, 1.1, 1.2]) + cells("a", "importance", [1.3, 1.5, 1.4]) + cells("b", "dts", [1.0, 2.0])
+    rows += cells("a", "das", [3.0, 3.1, 3.2]) + cells("a", "tds", [0.1, 0.11, 0.12]) + cells("a", "fk", [1.0])
+    rare = [{"kind": "reference", "bed": bed, "ess_fraction": ess} for bed, ess in (("a", 0.0099), ("b", 0.01))]
+    text = evidence_duels.rare_section(gather([*rows, *rare], "bed"), "dts", "mmd2", 1.0)
+    half = 4.302653 * 0.1 / math.sqrt(3)  # Student's t with two degrees of freedom
+    assert f"| dts | 1.1 ({1.1 - half:.3g} to {1.1 + half:.3g}) | - | 3 |" in text
+    assert f"| importance | 1.4 ({1.4 - half:.3g} to {1.4 + half:.3g}) | overlaps | 3 |" in text
+    assert [line.split(" |")[0] for line in text.splitlines()[-4:]] == ["| tds", "| dts", "| importance", "| das"]
+    assert text.count("disjoint") == 2
+    assert "**b**" not in text  # importance sampling has enough there
+    assert evidence_duels.rare_section(gather(rows, "bed"), "dts", "mmd2").endswith("not run")
+
+
 def test_failed_and_missing_cells_are_no_wins():
     rows = cells("a", "dts", [1.0, 2.0]) + cells("a", "importance", [3.0, 4.0], error="ZeroWeights: no weight")
     rows += cells("b", "dts", [1.0, 2.0])
@@ -127,8 +141,8 @@ def test_failed_and_missing_cells_are_no_wins():
     assert gaps == ["failed", "not run"]
     assert evidence_duels.tally(gaps) == "0 / 0 / 0, 1 failed"
     assert evidence_duels.tally(["not run"]) is None
-    assert "| a | 2 of 2 lines |" in evidence_report.coverage_table(found, ())
-    assert "| b | 1 of 2 lines |" in evidence_report.coverage_table(found, ())
+    assert "| a | 2 of 2 lines |" in evidence_report.coverage_table(found, (), 2)
+    assert "| b | 1 of 2 lines |" in evidence_report.coverage_table(found, (), 2)
 
 
 def test_another_method_enters_every_table():
