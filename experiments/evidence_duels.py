@@ -32,8 +32,8 @@ RULE = (
 )
 RARE = 0.01
 ALONE = (
-    f"Where importance sampling has an ESS fraction below {RARE:.0%}, at the largest budget. Intervals: 95 %, Student's "
-    "t, of each line's own mean over its seeds; the lowest mean first."
+    f"Where importance sampling has an ESS fraction below {RARE:.0%}, at the largest budget. Intervals: 95 %, "
+    "Student's t, of each line's own mean over its seeds; the lowest mean first."
 )
 CROSSED = (
     "Means over seeds, not below the floor, interpolated in log-log between the budgets; 95 % bootstrap intervals over "

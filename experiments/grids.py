@@ -112,19 +112,19 @@ GRIDS: dict[str, tuple[How, ...]] = {
 
 
 def entries(
-    make: Callable[..., Setup], tree: Callable[..., Setup], own: Callable[..., Setup], dps: tuple[How, ...]
+    make: Callable[..., Setup], tree: Callable[..., Setup], own: dict[str, Callable[..., Setup]], dps: tuple[How, ...]
 ) -> dict[str, Entry]:
     """Every sampling method.
 
     Args:
         make: name of a baseline, then what an `Entry` takes.
         tree: what an `Entry` takes, of Diffusion Tree Sampling.
-        own: the same of TreeSampling, which has nothing to tune.
+        own: the same of methods that have nothing to tune, by name.
         dps: grid of DPS.
     """
     grids = GRIDS | {"dps": dps}
     found = {name: Entry(partial(make, name), grid) for name, grid in grids.items()}
-    return found | {"dts": Entry(tree, TREES), "tree_sampling": Entry(own)}
+    return found | {"dts": Entry(tree, TREES)} | {name: Entry(setup) for name, setup in own.items()}
 
 
 def chosen(grid: Sequence[How], scores: Sequence[float | None]) -> How:

@@ -47,6 +47,7 @@ from torch import Tensor
 
 import treesearch as ts
 from backends.gaussian import GaussianMixture
+from backends.guidance import TrustRegion
 from experiments import mixtures_report
 from experiments.baselines import Setup
 from experiments.evidence import Cells, Reference, Row, check_seeds, command_line, locked, total_variation, where_it_ran
@@ -166,6 +167,11 @@ def tree_sampling(bed: Bed) -> Setup:
     return Setup(bed.kernel(), ts.TreeSampling(lam=bed.lam))
 
 
+def guided(bed: Bed) -> Setup:
+    """The same on a kernel that leans towards the reward's gradient."""
+    return Setup(TrustRegion(bed.kernel(), bed.reward, lam=bed.lam), ts.TreeSampling(lam=bed.lam))
+
+
 _DPS: tuple[How, ...] = (
     {"normalise": "residual"},
     {"scale": 0.1},
@@ -174,7 +180,7 @@ _DPS: tuple[How, ...] = (
     {"normalise": "gradient", "scale": 0.1},
     {"normalise": "gradient", "scale": 0.3},
 )
-METHODS = entries(sampler, dts, tree_sampling, _DPS)
+METHODS = entries(sampler, dts, {"tree_sampling": tree_sampling, "tree_sampling_guided": guided}, _DPS)
 
 
 # cells

@@ -29,6 +29,7 @@ METRICS = {
 }
 DUELS = {name: METRICS[name] for name in ("mmd2", "mode_error")}
 BUDGETS = (10_000, 100_000, 1_000_000)
+OWN = ("tree_sampling", "tree_sampling_guided")
 SEEDS = 5  # of a line that is complete
 EXPLAINED = (
     "Means ± standard errors over seeds, of 2,000 draws with replacement. MMD²: unbiased, to 4,000 reference draws. "
@@ -79,7 +80,7 @@ def compose(rows: Sequence[Row], figure: str, names: Mapping[str, Sequence[str]]
         "## What was run\n\n" + shared.coverage_table(found, BUDGETS, SEEDS),
         "## Beds\n\n" + bed_table(found),
         "Floor: what exact sampling comes out with, from halves of the reference.",
-        duels.rare_section(found, "tree_sampling", "mmd2"),
+        *(duels.rare_section(found, name, "mmd2") for name in OWN),
         duels.duel_section(found, DUELS),
     ]
     parts += [

@@ -48,6 +48,7 @@ import torch
 from torch import Tensor
 
 import treesearch as ts
+from backends.guidance import TrustRegion
 from backends.mnist import mnist_kernel
 from experiments import judge, mnist_evidence_report
 from experiments.baselines import Setup
@@ -119,6 +120,11 @@ def searcher(method: Callable[..., Any], kernel: Any, reward: Reward, **how: Any
     return Setup(kernel, method(**how))
 
 
+def guided(kernel: Any, reward: Reward) -> Setup:
+    """TreeSampling on a kernel that leans towards the reward's gradient."""
+    return Setup(TrustRegion(kernel, reward), ts.TreeSampling())
+
+
 _DPS: tuple[How, ...] = (
     {"normalise": "residual"},
     {"scale": 1.0},
@@ -128,8 +134,9 @@ _DPS: tuple[How, ...] = (
     {"normalise": "gradient", "scale": 0.3},
 )
 _dts = partial(searcher, partial(ts.DiffusionTreeSampling, branch_at=LEVELS))
-METHODS = entries(sampler, _dts, partial(searcher, ts.TreeSampling), _DPS)
-CORE = ("importance", "fk_difference", "dts", "dps", "das", "tds")  # cheapest first
+_own = {"tree_sampling": partial(searcher, ts.TreeSampling), "tree_sampling_guided": guided}
+METHODS = entries(sampler, _dts, _own, _DPS)
+CORE = ("importance", "tree_sampling", "fk_difference", "dts", "dps", "das", "tds", "tree_sampling_guided")
 _STAR = partial(ts.DiffusionTreeSearch, branch_at=LEVELS)
 SEARCHERS: dict[str, Entry] = {
     "best_of_n": Entry(partial(searcher, ts.BestOfN), anytime=True),

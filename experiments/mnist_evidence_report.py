@@ -24,6 +24,7 @@ from experiments.evidence_report import COSTS, Found, gather
 from treesearch.report import markdown
 
 T = 50
+OWN = ("tree_sampling", "tree_sampling_guided")
 SEEDS = 3  # of a line that is complete
 BASE = "best_of_n"
 METRICS = {
@@ -252,7 +253,7 @@ def compose(rows: Sequence[Row], names: Names, figures: Sequence[str]) -> str:
         EXPLAINED,
         f"## Who is best, or level with the best\n\nBy MMD² to π. {duels.RULE}",
         duels.verdict(found, "mmd2_model"),
-        duels.rare_section(found, "tree_sampling", "mmd2_model"),
+        *(duels.rare_section(found, name, "mmd2_model") for name in OWN),
         duels.duel_section(found, DUELS),
         shared.tuning_section(found),
     ]

@@ -13,7 +13,7 @@ from laws import populations, unbiased
 import treesearch as ts
 from backends.base import Gaussian, Guided, describe, expand, shift_mean
 from backends.gaussian import LinearGaussian, Tilt
-from backends.guidance import DPS, TDS
+from backends.guidance import DPS, TDS, TrustRegion
 from rewards.analytic import constant, linear, quadratic
 from rewards.base import Reward
 from rewards.compose import cached
@@ -83,6 +83,8 @@ CELLS = {
     "dps quadratic": (DPS(BED, QUADRATIC, scale=0.1), QUADRATIC, BON, 20_000),
     "dps residual": (DPS(BED, RESIDUAL, scale=0.1, normalise="residual"), RESIDUAL, FK, 1000),
     "dps gradient": (DPS(BED, LINEAR, scale=0.3, normalise="gradient"), LINEAR, BON, 5000),
+    "trust region": (TrustRegion(BED, LINEAR), LINEAR, FK, 800),
+    "trust region importance sampling": (TrustRegion(BED, QUADRATIC, kl=1.0), QUADRATIC, BON, 20_000),
     "drift inside": (TDS(Guided(BED, shift_mean(half_a_step)), LINEAR), LINEAR, FK, 800),
     "drift outside": (Guided(TDS(BED, LINEAR), shift_mean(half_a_step)), LINEAR, FK, 800),
 }
@@ -116,7 +118,7 @@ PLANTS = {
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-@pytest.mark.parametrize("cell", ["tds", "tds importance sampling", "dps"])
+@pytest.mark.parametrize("cell", ["tds", "tds importance sampling", "dps", "trust region"])
 def test_a_wrong_weight_is_seen(cell, plant):
     kernel, *rest, _ = CELLS[cell]
     gap, se = laws.error(estimates(Planted(kernel, PLANTS[plant]), *rest, 800))
@@ -188,6 +190,36 @@ def test_the_limit_is_in_units_of_the_noise():
     assert 5 < (size > 0.8).sum() < 35
     torch.testing.assert_close(cut, size.clamp(max=0.8))
     torch.testing.assert_close(moved(limited) * size[:, None], moved(free) * cut[:, None])
+
+
+def test_a_trust_region_is_a_tempered_and_limited_twist():
+    x, t = normal(70, 3), torch.arange(70) % 7 + 1
+    kernel, reward = BEDS["gaussian-3d"], quadratic(1.5, 1.5)
+    free, bounded = TDS(kernel, reward, lam=2.0).transition(x, t), TrustRegion(kernel, reward, lam=2.0, kl=2.0)
+    wish = expand(1 - (t - 1) / kernel.num_steps, x) * moved(free)
+    size = (wish / free.std).norm(dim=1)
+    rho = math.sqrt(2 * 2.0 / kernel.num_steps)
+    assert 10 < (size > rho).sum() < 60
+    torch.testing.assert_close(moved(bounded.transition(x, t)), wish * expand((rho / size).clamp(max=1.0), wish))
+    assert replace(bounded, max_shift=0.1).limit == 0.1
+    assert replace(bounded, max_shift=9.0).limit == bounded.limit == rho
+    assert replace(bounded, window=(1, 2)).limit == math.sqrt(2.0)
+
+
+@pytest.mark.parametrize(("pull", "kl"), [(1e6, 4.5), (1e6, 0.5), (0.1, 4.5)])
+def test_the_divergence_of_a_trust_region_is_bounded(pull, kl):
+    """KL(q | p) = E_q[-Σ log p/q]: all of the bound where the reward pulls harder than it allows, little elsewhere."""
+    kernel = TrustRegion(LinearGaussian(num_steps=20), linear(pull), kl=kl)
+    result = ts.search(kernel, linear(0.0), ts.BestOfN(n=4_000), batch_size=WIDE)
+    spent = -result.tree.edge_weights(result.tree.leaves)
+    se = spent.std() / math.sqrt(len(spent))
+    if pull > 1:
+        assert abs(spent.mean() - kl) < 4 * se
+    else:
+        assert -4 * se < spent.mean() < 0.1 * kl
+    loose = ts.search(TDS(kernel.kernel, kernel.reward), linear(0.0), ts.BestOfN(n=4_000), batch_size=WIDE)
+    twist = -loose.tree.edge_weights(loose.tree.leaves)
+    assert pull < 1 or twist.mean() > kl + 10 * se  # without the bound it is far off
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(5, 0.25), (100, 0.005)])
@@ -365,7 +397,12 @@ def test_searches_that_share_a_guide_keep_their_prompts_apart():
 
 
 @pytest.mark.parametrize(
-    "kernel", [TDS(BEDS["gaussian-3d"], QUADRATIC, window=(2, 6), max_shift=0.2), DPS(BED, QUADRATIC, scale=0.05)]
+    "kernel",
+    [
+        TDS(BEDS["gaussian-3d"], QUADRATIC, window=(2, 6), max_shift=0.2),
+        DPS(BED, QUADRATIC, scale=0.05),
+        TrustRegion(BED, QUADRATIC, kl=0.2),
+    ],
 )
 def test_a_guided_kernel_is_a_proposal(kernel):
     """Mild guides: a population of four is to come through without resampling."""
@@ -395,6 +432,7 @@ def test_the_fingerprint_tells_guides_apart(tmp_path):
         DPS(BED, LINEAR, scale=2),
     ]
     kernels += [TDS(BED, LINEAR, window=(1, 2)), TDS(LinearGaussian(num_steps=6), LINEAR)]
+    kernels += [TrustRegion(BED, LINEAR), TrustRegion(BED, LINEAR, kl=2.0)]
     assert len({k.fingerprint for k in kernels}) == len(kernels)
     assert describe(TDS(BED, LINEAR)).fingerprint == TDS(BED, LINEAR).fingerprint
     assert TDS(Guided(BED, shift_mean(half_a_step)), LINEAR).fingerprint is None
@@ -472,6 +510,10 @@ def test_settings_out_of_range_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             TDS(BED, LINEAR, **wrong)
+    with pytest.raises(ValueError, match="lam is inf"):
+        TrustRegion(BED, LINEAR, lam=math.inf)
+    with pytest.raises(ValueError, match="kl is 0, expected a positive number of nats"):
+        TrustRegion(BED, LINEAR, kl=0)
     with pytest.raises(ValueError, match="scale is nan"):
         DPS(BED, LINEAR, scale=math.nan)
     with pytest.raises(ValueError, match="unknown normalise 'norm'"):

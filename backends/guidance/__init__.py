@@ -6,5 +6,6 @@ from backends.guidance.dps import DPS
 from backends.guidance.policy import PolicyGuided
 from backends.guidance.scales import GuidanceScales
 from backends.guidance.tds import TDS
+from backends.guidance.trust_region import TrustRegion
 
-__all__ = ["DAS", "DPS", "TDS", "Diffuser", "GuidanceScales", "PolicyGuided"]
+__all__ = ["DAS", "DPS", "TDS", "Diffuser", "GuidanceScales", "PolicyGuided", "TrustRegion"]

@@ -205,10 +205,15 @@ class GradientGuided(RewardGuided):
 
     def _move(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
         move = torch.where(std > 0, self.shift(std, gradient, rewards), 0.0)
-        if self.max_shift is None:
+        if self.limit is None:
             return move
         size = torch.where(std > 0, move.double() / std.double(), 0.0).flatten(1).norm(dim=1)
-        return move * expand((self.max_shift / size).clamp(max=1.0), move)
+        return move * expand((self.limit / size).clamp(max=1.0), move)
+
+    @property
+    def limit(self) -> float | None:
+        """Limit of |shift / std| over a state."""
+        return self.max_shift
 
     @cached_property
     def _levels(self) -> Tensor:
