@@ -194,10 +194,11 @@ def metric_table(found: Found, place: str, budget: int, metrics: Mapping[str, tu
 
 
 def cost_table(found: Found, budget: int) -> str:
-    """What a line took at one budget, means over places and seeds."""
+    """What a line took at one budget, means over places and seeds; seconds where all ran on one machine class."""
     named = found.named()
-    whole = [row for each in found.cells.values() for row in each if "error" not in row]
-    columns = {title: name for name, title in COSTS.items() if any(name in row for row in whole)}
+    whole = [row for key, each in found.cells.items() for row in each if key[3] == budget and "error" not in row]
+    shown = {name for row in whole for name in row} - ({"seconds"} if machines(whole) > 1 else set())
+    columns = {title: name for name, title in COSTS.items() if name in shown}
 
     def one(label: str, column: str) -> str | None:
         rows = [row for place in found.places for row in found.rows(place, found.line(place, *named[label]), budget)]
@@ -205,6 +206,11 @@ def cost_table(found: Found, budget: int) -> str:
         return Mean(float(np.mean(values)), math.nan).text() if values else FAILED if rows else None
 
     return table(list(named), list(columns), one)
+
+
+def machines(rows: Sequence[Row]) -> int:
+    """How many machine classes rows ran on."""
+    return len({row["machine"] for row in rows if "machine" in row})
 
 
 def sections(found: Found, metrics: Mapping[str, tuple[str, float]], budgets: Sequence[int]) -> list[str]:

@@ -120,7 +120,8 @@ def test_who_wins_is_counted(found):
 
 
 def test_disjoint_intervals_are_told_from_better_means():
-    rows = cells("a", "dts", [1.0, 1.1, 1.2]) + cells("a", "importance", [1.3, 1.5, 1.4]) + cells("b", "dts", [1.0, 2.0])
+    rows = cells("a", "dts", [1.0, 1.1, 1.2]) + cells("a", "importance", [1.3, 1.5, 1.4])
+    rows += cells("b", "dts", [1.0, 2.0])
     rows += cells("a", "das", [3.0, 3.1, 3.2]) + cells("a", "tds", [0.1, 0.11, 0.12]) + cells("a", "fk", [1.0])
     rare = [{"kind": "reference", "bed": bed, "ess_fraction": ess} for bed, ess in (("a", 0.0099), ("b", 0.01))]
     text = evidence_duels.rare_section(gather([*rows, *rare], "bed"), "dts", "mmd2", 1.0)
@@ -199,3 +200,10 @@ def test_grids_and_choices_are_shown(found):
     assert "| dts | `{}` | `" in text
     assert '| a | dts | `{"x": 1}` | 500, **failed** |' in text
     assert "| b | dts | `{}` | **500**, failed |" in text
+
+
+def test_seconds_of_several_machines_are_not_compared():
+    rows = [row | {"seconds": 1.0, "nfe": 10, "machine": name} for name in "xx" for row in cells("a", "dts", [1.0])]
+    assert "seconds" in evidence_report.cost_table(gather(rows, "bed"), 10)
+    other = cells("a", "importance", [1.0])[0] | {"seconds": 1.0, "nfe": 10, "machine": "y"}
+    assert "seconds" not in evidence_report.cost_table(gather([*rows, other], "bed"), 10)
