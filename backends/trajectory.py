@@ -324,7 +324,7 @@ def save_model(network: nn.Module, card: Card, path: Path) -> None:
     part.replace(path)
 
 
-def load_model(path: Path) -> tuple[TrajectoryNetwork, Card]:
+def load_model(path: str | Path) -> tuple[TrajectoryNetwork, Card]:
     """A saved network, in float32, and its card.
 
     Raises:
@@ -335,7 +335,7 @@ def load_model(path: Path) -> tuple[TrajectoryNetwork, Card]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if "card" not in metadata:
-            raise ValueError(f"{path.name} is no trajectory model: it has no card; save one with save_model")
+            raise ValueError(f"{Path(path).name} is no trajectory model: it has no card; save one with save_model")
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # not a mapping
     card = Card.from_json(metadata["card"])
     network = TrajectoryNetwork(card.channels.size, card.widths)
@@ -344,7 +344,7 @@ def load_model(path: Path) -> tuple[TrajectoryNetwork, Card]:
 
 
 def trajectory_kernel(
-    path: Path,
+    path: str | Path,
     num_steps: int = 20,
     eta: float = 1.0,
     horizon: int | None = None,

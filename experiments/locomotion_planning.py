@@ -179,7 +179,7 @@ class Run:
     """gymnasium id"""
     methods: tuple[str, ...] = tuple(METHODS)
     """which methods"""
-    rollouts: tuple[int, ...] = (1, 4, 16)
+    rollouts: tuple[int, ...] = (1, 8)
     """budgets of a decision"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """of the figures"""
@@ -187,9 +187,9 @@ class Run:
     """of the choice of settings"""
     episodes: int = 8
     """environments of a cell"""
-    length: int = 200
+    length: int = 100
     """steps of an episode"""
-    steps: int = 4
+    steps: int = 2
     """executed before the next decision"""
     horizon: int | None = None
     """rows of a plan; None for the model's own"""

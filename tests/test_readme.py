@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_example_runs(capsys):
@@ -19,6 +20,14 @@ def test_the_example_runs(capsys):
     assert "log Z" in capsys.readouterr().out
 
 
+def test_the_planning_example_runs():
+    page = (ROOT / "docs" / "planning.md").read_text("utf-8")
+    scope: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], scope)
+    assert scope["actions"].shape == (8, 2)
+    assert 600 < scope["planner"].decision.nfe <= 640
+
+
 def test_the_links_exist():
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+        assert (ROOT / target).exists(), target
