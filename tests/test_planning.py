@@ -157,6 +157,34 @@ def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch):
     assert to.with_suffix(".png").exists()
 
 
+def test_another_reward_plans_for_the_same_pairs(tmp_path, weights, monkeypatch):
+    asked = []
+    monkeypatch.setattr(planning, "base_rates", lambda *_: asked.append(1) or [0.3] * 6)
+    out = tmp_path / "rows.jsonl"
+    words = [
+        "run",
+        "--maze",
+        "umaze",
+        "--horizon",
+        "8",
+        "--weights",
+        str(weights),
+        "--num-steps",
+        "2",
+        "--out",
+        str(out),
+    ]
+    words += ["--pairs", "4", "--candidates", "6", "--seeds", "0", "--methods", "base", "--receding"]
+    for reward in ("plan", "execution"):
+        assert planning.main([*words, "--reward", reward]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    pairs = [row for row in rows if row["kind"] == "pairs"]
+    assert len(asked) == 1
+    assert [row["by"] for row in pairs] == ["plan", "execution"]
+    assert pairs[0]["test"] == pairs[1]["test"]
+    assert [row["by"] for row in rows if row["kind"] == "whole"] == ["plan", "execution"]
+
+
 def test_settings_are_chosen_by_success_then_reward(tmp_path):
     cells = planning.Cells(tmp_path / "rows.jsonl", planning.KEY)
     grid = planning.METHODS["fk"].grid
