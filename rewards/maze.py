@@ -159,7 +159,7 @@ def wall_collision(
         raise ValueError(f"margin, softness and samples_per_row are {got}, expected ≥ 0, > 0 and ≥ 1")
 
     def fn(samples: Tensor, _: object) -> Tensor:
-        p = channels.checked(samples)[..., columns]
+        p = channels.checked(samples)[..., columns].clamp(-_OUTSIDE, _OUTSIDE)  # its square may overflow
         depth = (margin - maze.clearance(_on_the_way(p, samples_per_row))).clamp(min=0).double()
         return -(depth / (depth + softness)).mean(2).sum(1)
 

@@ -265,6 +265,13 @@ def test_collision_sees_leaps_and_points_out_of_walls():
     assert (slope[..., :2] < 0).all()
 
 
+def test_a_plan_that_has_left_the_world_is_bad_and_no_error():
+    """What a guide that is too strong makes."""
+    plan = torch.zeros(1, 4, 6)
+    plan[..., 0] = 1e25
+    assert wall_collision("medium")(plan).item() == pytest.approx(-4)
+
+
 def test_routes_and_goals_that_cannot_be_reached():
     maze = Maze.of("umaze")
     route = maze.route((-1.2, 0.9), (-1, -1.1))
