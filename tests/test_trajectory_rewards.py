@@ -269,7 +269,7 @@ def test_a_plan_that_has_left_the_world_is_bad_and_no_error():
     """What a guide that is too strong makes."""
     plan = torch.zeros(1, 4, 6)
     plan[..., 0] = 1e25
-    assert wall_collision("medium")(plan).item() == pytest.approx(-4)
+    assert -4 <= wall_collision("medium")(plan).item() < -3.9999
 
 
 def test_routes_and_goals_that_cannot_be_reached():
