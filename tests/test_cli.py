@@ -162,10 +162,13 @@ def test_every_command_has_help(capsys):
 
 
 def test_names_load(capsys):
-    for name in set(specs.KERNELS) - {"diffusers", "tds", "dps", "das"}:  # which need to be told of what
+    told = {"diffusers", "tds", "dps", "das", "diffuser", "policy_guided", "guidance_scales", "trajectories"}
+    for name in set(specs.KERNELS) - told:  # those need to be told of what
         specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
     guided = specs.kernel("tds(mnist(num_steps=4), 2*digit(8) + brightness(), lam=0.5)")
     assert guided.num_steps == 4
+    scaled = specs.kernel('guidance_scales(diffuser(maze(num_steps=4), maze_plan("medium")), (0.0, 1.0), (2,))')
+    assert scaled.num_steps == 4
     for words in (["list"], ["list", "rewards"], ["list", "methods"], ["env"], ["cite"]):
         assert main(words) == 0
     out = capsys.readouterr().out
