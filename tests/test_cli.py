@@ -162,7 +162,17 @@ def test_every_command_has_help(capsys):
 
 
 def test_names_load(capsys):
-    told = {"diffusers", "tds", "dps", "das", "diffuser", "policy_guided", "guidance_scales", "trajectories"}
+    told = {
+        "diffusers",
+        "tds",
+        "dps",
+        "das",
+        "trust_region",
+        "diffuser",
+        "policy_guided",
+        "guidance_scales",
+        "trajectories",
+    }
     for name in set(specs.KERNELS) - told:  # those need to be told of what
         specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
     guided = specs.kernel("tds(mnist(num_steps=4), 2*digit(8) + brightness(), lam=0.5)")
