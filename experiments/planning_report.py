@@ -281,7 +281,8 @@ def draw(finds: Sequence[Found], methods: Sequence[str], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.set_ylim(0, 1)
     all_axes[0][0].set_ylabel("success")
-    all_axes[0][-1].legend(frameon=False, fontsize=8)
+    lines = {line.get_label(): line for axes in all_axes[0] for line in axes.get_lines()}
+    all_axes[0][0].legend(lines.values(), lines, frameon=False, fontsize=8)
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
