@@ -8,7 +8,7 @@ import torch
 
 import treesearch as ts
 from backends.trajectory import Card, Normalisation, TrajectoryNetwork, save_model
-from experiments import demo_plan, plan_critic, planning, planning_report
+from experiments import demo_plan, evaluate_trajectory, plan_critic, planning, planning_report
 from rewards.channels import Channels
 from rewards.maze import MAZES
 
@@ -296,3 +296,16 @@ def test_the_demo_leaves_its_table_and_pictures(tmp_path, weights, monkeypatch, 
     assert {file.name for file in tmp_path.iterdir()} == {"table.md", "plans.png", "tree.png", "plan.gif"}
     with Image.open(tmp_path / "plan.gif") as picture:
         assert picture.n_frames > 1
+
+
+def test_a_model_is_graded_beside_those_of_other_mazes(tmp_path, weights):
+    out = tmp_path / "figures.json"
+    out.write_text(json.dumps([{"maze": "large", "num_steps": 2, "horizon": 8}]))
+    args = evaluate_trajectory.Args(maze="umaze", weights=weights, out=out, pairs=3, plans=2, num_steps=2)
+    for _ in range(2):
+        evaluate_trajectory.main(args)
+    rows = json.loads(out.read_text())
+    assert [row["maze"] for row in rows] == ["large", "umaze"]
+    assert rows[1]["horizon"] == H
+    assert sum(band["pairs"] for band in rows[1]["success_by_cells"].values()) == 3
+    assert rows[1]["success"][0] <= rows[1]["pairs_solved_by_some_plan"]
