@@ -11,6 +11,7 @@ be seen to be disjoint, which asks for more than a difference whose interval exc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import product
@@ -32,8 +33,9 @@ RULE = (
 )
 RARE = 0.01
 ALONE = (
-    f"Where importance sampling has an ESS fraction below {RARE:.0%}, at the largest budget. Intervals: 95 %, "
-    "Student's t, of each line's own mean over its seeds; the lowest mean first."
+    f"Where importance sampling has an ESS fraction below {RARE:.0%}. Intervals: 95 %, of each line by itself, over its "
+    "seeds: Student's t for means, order statistics for medians, which hold whatever the tails. Disjoint from those of "
+    "the method or not. The lowest mean first."
 )
 CROSSED = (
     "Means over seeds, not below the floor, interpolated in log-log between the budgets; 95 % bootstrap intervals over "
@@ -182,28 +184,47 @@ def duel_section(found: Found, metrics: Mapping[str, tuple[str, float]]) -> str:
     return "## Trees against the others\n\n" + "\n\n".join(parts)
 
 
+def median(values: Sequence[float]) -> Gap | None:
+    """Median and the interval between order statistics that holds it with 95 % or more, whatever the law.
+
+    None of fewer than six values, of which no two do. Means of MMD² can have tails so heavy that intervals of Student's
+    t say little.
+    """
+    n, low = len(values), 0
+    while sum(math.comb(n, i) for i in range(low + 1)) <= 0.025 * 2**n:
+        low += 1
+    x = np.sort(values)
+    return Gap(float(np.median(x)), float(x[low - 1]), float(x[n - low])) if low else None
+
+
 def rare_section(found: Found, method: str, metric: str, scale: float = 1e3) -> str:
     """A method against every other line by intervals of their own, where importance sampling collapses."""
     parts = [f"## {method} where importance sampling collapses", ALONE]
     for place, reference in found.references.items():
         mine = found.line(place, method, "tuned")
-        budgets = [n for n in found.budgets if found.rows(place, mine, n)]
-        if reference["ess_fraction"] >= RARE or not budgets:
-            continue
-        values = {line: found.values(place, line, budgets[-1], metric) for line in found.lines(place)}
-        known = {line: each for line, v in values.items() if (each := interval(list(v.values()))) is not None}
-        if mine not in known:
-            continue
-        body = []
-        for line in sorted(known, key=lambda line: known[line].mean):
-            mean, low, high = known[line]
-            apart = low > known[mine].high or high < known[mine].low
-            stands = DASH if line == mine else "disjoint" if apart else "overlaps"
-            numbers = [_short(value * scale) for value in (mean, low, high)]
-            body.append([line.label, "{} ({} to {})".format(*numbers), stands, str(len(values[line]))])
-        parts.append(f"**{place}**, {budgets[-1]:,} NFE, ESS fraction {reference['ess_fraction']:.3g}:")
-        parts.append(markdown(body, ("method", "mean and interval", f"from {method}", "seeds")))
+        for budget in found.budgets if reference["ess_fraction"] < RARE else ():
+            values = {line: list(found.values(place, line, budget, metric).values()) for line in found.lines(place)}
+            if len(values.get(mine, ())) > 1:
+                parts.append(f"**{place}**, {budget:,} NFE, ESS fraction {reference['ess_fraction']:.3g}:")
+                parts.append(_alone_table(values, mine, scale))
     return "\n\n".join(parts if len(parts) > 2 else [*parts[:1], NOT_RUN])
+
+
+def _alone_table(values: Mapping[Line, Sequence[float]], mine: Line, scale: float) -> str:
+    """Mean and median of each line with intervals, and whether they meet those of one of them."""
+    body = []
+    for line in sorted((line for line in values if values[line]), key=lambda line: np.mean(values[line])):
+        cells = []
+        for of in (interval, median):
+            one, other = of(values[line]), of(values[mine])
+            if one is None:
+                cells += [DASH, DASH]
+                continue
+            apart = other is not None and (one.low > other.high or one.high < other.low)
+            cells.append("{} ({} to {})".format(*(_short(each * scale) for each in one)))
+            cells.append(DASH if line == mine or other is None else "disjoint" if apart else "overlaps")
+        body.append([line.label, *cells, str(len(values[line]))])
+    return markdown(body, ("method", "mean", "its interval", "median", "its interval", "seeds"))
 
 
 # anytime

@@ -126,12 +126,38 @@ def test_disjoint_intervals_are_told_from_better_means():
     rare = [{"kind": "reference", "bed": bed, "ess_fraction": ess} for bed, ess in (("a", 0.0099), ("b", 0.01))]
     text = evidence_duels.rare_section(gather([*rows, *rare], "bed"), "dts", "mmd2", 1.0)
     half = 4.302653 * 0.1 / math.sqrt(3)  # Student's t with two degrees of freedom
-    assert f"| dts | 1.1 ({1.1 - half:.3g} to {1.1 + half:.3g}) | - | 3 |" in text
-    assert f"| importance | 1.4 ({1.4 - half:.3g} to {1.4 + half:.3g}) | overlaps | 3 |" in text
-    assert [line.split(" |")[0] for line in text.splitlines()[-4:]] == ["| tds", "| dts", "| importance", "| das"]
-    assert text.count("disjoint") == 2
+    assert f"| dts | 1.1 ({1.1 - half:.3g} to {1.1 + half:.3g}) | - | - | - | 3 |" in text
+    assert f"| importance | 1.4 ({1.4 - half:.3g} to {1.4 + half:.3g}) | overlaps | - | - | 3 |" in text
+    assert [line.split(" |")[0] for line in text.splitlines()[-5:]] == [
+        "| tds",
+        "| fk",
+        "| dts",
+        "| importance",
+        "| das",
+    ]
+    assert text.count(" | disjoint |") == 2
     assert "**b**" not in text  # importance sampling has enough there
     assert evidence_duels.rare_section(gather(rows, "bed"), "dts", "mmd2").endswith("not run")
+
+
+def test_medians_have_intervals_between_order_statistics():
+    assert evidence_duels.median([1.0, 2.0, 3.0, 4.0, 5.0]) is None
+    assert evidence_duels.median([6.0, 1.0, 2.0, 3.0, 5.0, 4.0]) == (3.5, 1.0, 6.0)
+    found = evidence_duels.median([float(i) for i in range(1, 41)])
+    assert found == (20.5, 14.0, 27.0)  # Conover, Practical Nonparametric Statistics, table A3: 14 of 40
+    chance, held = np.random.default_rng(0), []
+    for _ in range(2_000):
+        each = evidence_duels.median(list(np.exp(3 * chance.standard_normal(20))))
+        held.append(each.low <= 1.0 <= each.high)
+    assert 0.95 <= np.mean(held) <= 0.975  # exactly .9586
+
+
+def test_one_wild_seed_widens_the_interval_of_the_mean_and_not_of_the_median():
+    rows = cells("a", "dts", [1.0 + i for i in range(12)]) + cells("a", "das", [900.0 + i for i in range(11)] + [1e6])
+    rare = {"kind": "reference", "bed": "a", "ess_fraction": 0.005}
+    text = evidence_duels.rare_section(gather([*rows, rare], "bed"), "dts", "mmd2", 1.0)
+    last = text.splitlines()[-1].split(" | ")
+    assert (last[0], last[2], last[4]) == ("| das", "overlaps", "disjoint")
 
 
 def test_failed_and_missing_cells_are_no_wins():
