@@ -33,8 +33,8 @@ RULE = (
 )
 RARE = 0.01
 ALONE = (
-    f"Where importance sampling has an ESS fraction below {RARE:.0%}. Intervals: 95 %, of each line by itself, over its "
-    "seeds: Student's t for means, order statistics for medians, which hold whatever the tails. Disjoint from those of "
+    f"Where importance sampling has an ESS fraction below {RARE:.0%}. Intervals: 95 %, of each line by itself, over "
+    "its seeds: Student's t for means, order statistics for medians, which hold whatever the tails. Disjoint from those of "
     "the method or not. The lowest mean first."
 )
 CROSSED = (
