@@ -34,8 +34,8 @@ RULE = (
 RARE = 0.01
 ALONE = (
     f"Where importance sampling has an ESS fraction below {RARE:.0%}. Intervals: 95 %, of each line by itself, over "
-    "its seeds: Student's t for means, order statistics for medians, which hold whatever the tails. Disjoint from those of "
-    "the method or not. The lowest mean first."
+    "its seeds: Student's t for means, order statistics for medians, which hold whatever the tails. They are disjoint "
+    "from those of the method or overlap. The lowest mean first."
 )
 CROSSED = (
     "Means over seeds, not below the floor, interpolated in log-log between the budgets; 95 % bootstrap intervals over "
