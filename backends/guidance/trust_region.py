@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
 from typing import Any, final
 
 from torch import Tensor
@@ -58,7 +57,7 @@ class TrustRegion(GradientGuided):
     def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
         return std**2 * self.lam * gradient
 
-    @cached_property
+    @property
     def limit(self) -> float:
         """ρ, or `max_shift` where that is less."""
         steps = int(self._levels[1:].sum())
