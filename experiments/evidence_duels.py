@@ -34,8 +34,8 @@ RULE = (
 RARE = 0.01
 ALONE = (
     f"Where importance sampling has an ESS fraction below {RARE:.0%}. Intervals: 95 %, of each line by itself, over "
-    "its seeds: Student's t for means, order statistics for medians, which hold whatever the tails. They are disjoint "
-    "from those of the method or overlap. The lowest mean first."
+    "its seeds: Student's t for means, order statistics for medians, which hold whatever the tails. Above or "
+    "below: disjoint from that of the method. The lowest mean first."
 )
 CROSSED = (
     "Means over seeds, not below the floor, interpolated in log-log between the budgets; 95 % bootstrap intervals over "
@@ -206,23 +206,32 @@ def rare_section(found: Found, method: str, metric: str, scale: float = 1e3) -> 
             values = {line: list(found.values(place, line, budget, metric).values()) for line in found.lines(place)}
             if len(values.get(mine, ())) > 1:
                 parts.append(f"**{place}**, {budget:,} NFE, ESS fraction {reference['ess_fraction']:.3g}:")
-                parts.append(_alone_table(values, mine, scale))
+                rows = {line: found.rows(place, line, budget) for line in values}
+                why = {line: FAILED if each else NOT_RUN for line, each in rows.items()}
+                parts.append(_alone_table(values, why, mine, scale))
     return "\n\n".join(parts if len(parts) > 2 else [*parts[:1], NOT_RUN])
 
 
-def _alone_table(values: Mapping[Line, Sequence[float]], mine: Line, scale: float) -> str:
-    """Mean and median of each line with intervals, and whether they meet those of one of them."""
+def _stands(one: Gap, other: Gap) -> str:
+    """Whether one interval lies above another, below it, or meets it."""
+    return "above" if one.low > other.high else "below" if one.high < other.low else "overlaps"
+
+
+def _alone_table(values: Mapping[Line, Sequence[float]], why: Mapping[Line, str], mine: Line, scale: float) -> str:
+    """Mean and median of each line, with intervals beside those of one of them; why there are none."""
     body = []
-    for line in sorted((line for line in values if values[line]), key=lambda line: np.mean(values[line])):
+    for line in sorted(values, key=lambda line: np.mean(values[line]) if values[line] else math.inf):
+        if not values[line]:
+            body.append([line.label, why[line], *[DASH] * 3, "0"])
+            continue
         cells = []
         for of in (interval, median):
             one, other = of(values[line]), of(values[mine])
             if one is None:
                 cells += [DASH, DASH]
                 continue
-            apart = other is not None and (one.low > other.high or one.high < other.low)
             cells.append("{} ({} to {})".format(*(_short(each * scale) for each in one)))
-            cells.append(DASH if line == mine or other is None else "disjoint" if apart else "overlaps")
+            cells.append(DASH if line == mine or other is None else _stands(one, other))
         body.append([line.label, *cells, str(len(values[line]))])
     return markdown(body, ("method", "mean", "its interval", "median", "its interval", "seeds"))
 

@@ -15,7 +15,9 @@ from backends.gaussian import LinearGaussian, Tilt
 from backends.guidance import TrustRegion
 from rewards.analytic import constant, linear, quadratic
 from treesearch import values
+from treesearch.methods.tree_sampling import Wave
 from treesearch.testing import bare_chain, check_method
+from treesearch.values import Value
 from treesearch.weights import log_mean
 
 METHOD = ts.TreeSampling()
@@ -75,7 +77,7 @@ def test_z_is_unbiased_on_chains_that_can_be_enumerated(name):
 
 
 def test_values_that_saw_their_own_wave_would_be_found_out(monkeypatch):
-    """The test above can fail: a twist of a wave's own rewards biases it."""
+    """The tests above can fail: weights that look at the rewards of their own wave bias it by far."""
     step = ts.methods.tree_sampling.Wave.step
 
     def peeking(self, level, reward, log_w, uniforms):
@@ -86,7 +88,7 @@ def test_values_that_saw_their_own_wave_would_be_found_out(monkeypatch):
 
     monkeypatch.setattr(ts.methods.tree_sampling.Wave, "step", peeking)
     gap, se = laws.error(np.exp([task.log_z - LOG_Z for task in many(n=100)]))
-    assert abs(gap) > 4 * se
+    assert abs(gap) > 10 * se
 
 
 # How good it is.
@@ -169,7 +171,10 @@ def test_twists_come_from_earlier_waves_alone(monkeypatch):
 
 
 def test_the_first_wave_is_a_population_with_the_prior_slopes():
-    """One wave of 63 by hand: the levels' twists are κ_t r̂ and weights telescope to λ r."""
+    """One wave of 63 by hand: the levels' twists are κ_t r̂, and without a split weights telescope to λ r."""
+    mild = run(linear(0.2), nfe=5 * 63)
+    assert (np.bincount(mild.tree.parent[1:])[1:] <= 1).all()
+    torch.testing.assert_close(mild.log_weights, 0.2 * mild.samples[:, 0])
     result = run(nfe=5 * 63)
     slopes = result.diagnostics["slopes"]
     assert slopes == {t: pytest.approx((1 - t / 5) ** 2) for t in (4, 3, 2, 1)}
@@ -187,7 +192,8 @@ def test_lambda_zero_is_the_base_sampler():
     found = run(method=ts.TreeSampling(lam=0.0), nfe=5 * 100)
     assert torch.equal(found.samples, CHAIN.decode(bare_chain(CHAIN, 100)[-1]))
     assert found.log_z == 0
-    assert torch.equal(found.log_weights - found.log_weights[99], found.log_weights - found.log_weights[-1])
+    for wave in found.log_weights.split(found.diagnostics["waves"]):
+        assert (wave == wave[0]).all()
 
 
 def test_a_constant_reward_is_a_constant_in_log_z():
@@ -245,3 +251,51 @@ def test_settings_are_checked():
     with pytest.raises(dataclasses.FrozenInstanceError):
         METHOD.lam = 2.0
     assert ts.TreeSampling(schedule=(4, 2, 0)).schedule == (4, 2, 0)
+
+
+# What its intervals are worth.
+
+
+def test_an_interval_is_relied_on_where_lineages_are_many():
+    easy = [task.certificate().log_z for task in many(n=60, nfe=2_000)]
+    assert np.mean([found.standing == "ok" for found in easy]) > 0.9
+    few = many(n=60, nfe=5 * 24)
+    assert all(task.certificate().log_z.standing != "ok" for task in few)
+    steep = [task.certificate().log_z for task in many(linear(3.0), n=60, nfe=1_000)]
+    missed = [found for found in steep if found.high is not None and not found.low <= 3 * 0.3 + 9 * 0.32 <= found.high]
+    assert len(missed) > 3  # its error is larger than it knows
+    assert np.mean([found.standing == "ok" for found in steep]) < 0.05
+    assert any("effective lineages" in found.reason for found in steep)
+
+
+def test_equal_weights_are_known_exactly():
+    for found in (run(constant(3.0), nfe=5 * 640), run(method=ts.TreeSampling(lam=0.0), nfe=5 * 640)):
+        known = found.certificate().log_z
+        assert (known.standing, known.se) == ("ok", pytest.approx(0.0, abs=1e-6))
+
+
+# Golden.
+
+
+def test_constants_are_the_ones_that_were_measured():
+    """The same noise leads to the same tree: another threshold, floor, growth or number of bins does not."""
+    found = run(linear(2.0), nfe=2_000)
+    assert found.diagnostics["waves"] == [25, 75, 300]
+    offspring = np.bincount(found.tree.parent[1:], minlength=len(found.tree))[1:]
+    split = [int((offspring[found.tree.t[1:] == t] > 1).sum()) for t in (4, 3, 2, 1)]
+    assert split == [0, 0, 54, 80]
+    assert found.log_z == pytest.approx(1.839221273474469, abs=1e-9)
+    assert list(found.diagnostics["slopes"].values()) == pytest.approx(
+        [0.3552499184887502, 0.819826683057183, 0.7717295042131003, 0.8832959113510181], abs=1e-9
+    )
+
+
+def test_an_endpoint_that_is_forbidden_is_no_verdict():
+    """It keeps the value of the level above, whatever the others' are."""
+    values = [Value.guess(0.5), Value.guess(1.0)]
+    wave = Wave(1.0, values, np.zeros(4), np.arange(4), np.zeros(4))
+    wave.step(0, np.array([0.2, -0.2, 0.1, 0.1]), np.zeros(4), lambda: np.zeros(5))
+    wave.step(1, np.array([0.3, -np.inf, 0.2, 0.0]), np.zeros(4), lambda: np.zeros(5))
+    np.testing.assert_allclose(wave.log_w, [0.3, -0.1, 0.2, 0.0])
+    wave.step(2, np.array([0.4, 0.5, 0.0, 0.1]), np.zeros(4), lambda: np.zeros(5))
+    np.testing.assert_allclose(wave.log_w, [0.4, 0.5, 0.0, 0.1])

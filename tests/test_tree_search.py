@@ -430,6 +430,21 @@ def test_degenerate_rewards(name):
         assert tree.children[ROOT] < 160
 
 
+def test_forbidden_is_worse_than_the_worst():
+    """With one finite reward among forbidden ones there is something to go on."""
+    mass = np.full(100, 0.01)
+    rare = np.where(np.arange(100) == 7, 0.3, -np.inf)
+    y = scores(rare, mass, 100)
+    assert y[7] > 2 > np.delete(y, 7).max()
+    assert np.ptp(np.delete(y, 7)) == 0
+    ranks = np.where(np.arange(100) < 60, -np.inf, np.arange(100) / 10)
+    np.testing.assert_allclose(scores(ranks, mass, 100)[60:], scores(np.arange(100) / 10, mass, 100)[60:], atol=0.6)
+    result = ts.search(
+        BEDS["gaussian"], lambda x: torch.where(x[:, 0] > 1.2, 0.0, -torch.inf), SEARCH(), budget=ts.Budget(nfe=1_500)
+    )
+    assert result.tree.children[ROOT] < 200  # some of the NFE go below what was found
+
+
 def test_it_branches_only_where_steps_have_noise():
     still = spec_of([True, False, False, *[True] * (STEPS - 2)])
     assert min(SEARCH().levels(still)) == 4

@@ -8,8 +8,9 @@ The gradient of an endpoint's reward points somewhere useful long before its siz
 parted, or λ r is steep, λ ∇ r̂ asks for steps of many standard deviations, after which one path in thousands carries all
 of the weight (`backends.guidance.shared`). Here a step leans that way by a small part of its own noise, which costs
 the weights kl nats at most in all, a part of a nat between two levels of a sampler that weighs and resamples, and the
-levels do the rest. Whatever the reward's scale, dimension or number of steps, nothing needs to be tuned for this to do
-no harm; docs/tree_sampling.md has what it gains, and what other limits did.
+levels do the rest. The bound knows nothing of the reward's scale, of the dimension or of T. It is a bound, not a cure:
+a gradient that points nowhere (r = sin 40 x) costs its kl nats and gains nothing; leave the guide away then. Over a
+kernel that carries log p/q itself the bound is on what this guide adds.
 
 Source: the twist is that of TDS, Practical and Asymptotically Exact Conditional Sampling in Diffusion Models (Wu et
 al., 2023); a limit on KL: Trust Region Policy Optimization (Schulman et al., 2015). The linear temperature and kl = 4.5
@@ -32,7 +33,7 @@ from backends.guidance.shared import GradientGuided
 @final
 @dataclass(frozen=True)
 class TrustRegion(GradientGuided):
-    """A proposal within kl nats of the base chain, for `TreeSampling` and other methods that weigh their samples.
+    """A proposal within kl nats of the kernel that it wraps, for methods that weigh their samples, as `TreeSampling`.
 
     Args:
         lam: λ of the target, as a rule that of the search.

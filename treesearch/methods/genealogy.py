@@ -5,7 +5,9 @@
 is unbiased (Lee and Whiteley, 2018). Schemes of lower variance lose fewer lineages than the n factors allow for; with
 n = 0 in their place V is an over-estimate as a rule (measured on the Gaussian chain, K = 100, resampling at every
 level: 1.6 times the variance for systematic, 1.7 ssp, 2.0 stratified, 3.1 residual). Where fewer than ten lineages
-survive it says nothing.
+survive it says nothing. Lineages are what is independent, so that their totals tell whether V can be relied on: where
+few of them carry the weight, or the tail of the totals is heavy (`treesearch.pareto`), what was not reached is missing
+from Ẑ and V alike.
 
 Source: Variance estimation in the particle filter (Lee and Whiteley, 2018), eq. 9.
 """
@@ -18,10 +20,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from treesearch import pareto
 from treesearch.methods.claims import Interval, Standing
-from treesearch.weights import F64, normalise
+from treesearch.weights import F64, ess, normalise
 
 FEWEST = 10  # surviving lineages
+ENOUGH = 25.0  # effective lineages, below which an interval is not relied on
+ROUNDING = 1e-9
 KNOWN = 0.9  # share of Ẑ that must have a variance
 SOURCE = "genealogy of the particles (Lee and Whiteley, 2018)"
 
@@ -30,7 +35,7 @@ def lineage_variance(log_w: F64, eve: NDArray[np.int64], multinomial: int = 0) -
     """Relative variance of one population's Ẑ.
 
     Args:
-        log_w: at x_0, (K,).
+        log_w: at x_0, (K,), not all of them -inf.
         eve: the particle of the first level each descends from, (K,).
         multinomial: resamplings by the multinomial scheme; those by others do not count.
     """
@@ -38,7 +43,9 @@ def lineage_variance(log_w: F64, eve: NDArray[np.int64], multinomial: int = 0) -
     if k < 2 or (share > 0).sum() < FEWEST:
         return None
     variance = 1 - math.exp((multinomial + 1) * math.log(k / (k - 1))) * (1 - float((share**2).sum()))
-    return variance if variance > 0 else None
+    if variance < -ROUNDING:
+        return None
+    return max(variance, 0.0)
 
 
 def joint_se(shares: F64, variances: Sequence[float | None]) -> float | None:
@@ -57,9 +64,30 @@ def joint_se(shares: F64, variances: Sequence[float | None]) -> float | None:
     return math.sqrt(sum(squares)) / float(shares[known].sum())
 
 
-def by_lineage(se: float | None, advice: str) -> Interval:
-    """For the certificate."""
+def totals(log_w: F64, eve: NDArray[np.int64]) -> F64:
+    """Log of the share of weight that descends from each particle of the first level, (K,)."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.bincount(eve, weights=normalise(log_w), minlength=len(log_w)))
+
+
+def thin(lineages: F64) -> str:
+    """Why totals of independent lineages are too few or too uneven to rely on; empty where they are not."""
+    effective = ess(lineages)
+    if effective < ENOUGH:
+        return f"{effective:.1f} effective lineages, fewer than {ENOUGH:g}: regions without any are missed by Ẑ and se"
+    return pareto.too_heavy(lineages, pareto.k_hat(lineages))
+
+
+def by_lineage(se: float | None, advice: str, lineages: F64 | None = None) -> Interval:
+    """For the certificate.
+
+    Args:
+        se: relative standard error, None where there is none.
+        advice: what to do then.
+        lineages: `totals` of the population that decides; None where they are not looked at.
+    """
     if se is None:
-        reason = f"fewer than {FEWEST} lineages survive: no standard error; {advice}"
+        reason = f"no standard error: fewer than {FEWEST} lineages survive in too large a part of Ẑ; {advice}"
         return Interval(source="genealogy", standing=Standing.NONE, reason=reason)
-    return Interval(source=SOURCE, se=se)
+    reason = "" if lineages is None else thin(lineages)
+    return Interval(source=SOURCE, se=se, standing=Standing.UNRELIABLE if reason else Standing.OK, reason=reason)

@@ -211,5 +211,7 @@ class TreeSamplingSearch(population.PopulationSearch):
         share = np.exp(part - log_sum(part))
         own = [genealogy.lineage_variance(w.log_w, w.eve) if s > 0 else 0.0 for w, s in zip(waves, share, strict=True)]
         se = genealogy.joint_se(share, own)
-        found = genealogy.by_lineage(se, "spend more, or lower lam")
+        last = waves[-1]
+        lineages = genealogy.totals(last.log_w, last.eve) if share[-1] > 0 else None
+        found = genealogy.by_lineage(se, "spend more, or lower lam", lineages)
         return Readout(leaves, log_w, log_z, se, extra=extra, interval=found)

@@ -265,9 +265,10 @@ def _indices(depth: Ids, tried: NDArray[Any], mean: F64, var: F64, law: Law) -> 
 def scores(reward: F64, mass: F64, fresh: int) -> F64:
     """Rewards on the scale of normal scores: piecewise linear through quantiles of p.
 
-    Quantiles reach from `LOWEST`, below which all are alike (how bad the worst are, -∞ included, tells nothing about
-    the best), up to where the best of the fresh rollouts would be; above, the line through the last standard deviation
-    goes on: ranks alone would stretch small differences between many refined samples.
+    Quantiles reach from `LOWEST`, below which all are alike (how bad the worst are tells nothing about the best), up to
+    where the best of the fresh rollouts would be; above, the line through the last standard deviation goes on: ranks
+    alone would stretch small differences between many refined samples. -∞ stands below every finite reward, by their
+    whole range.
 
     Args:
         reward: (n,) of leaves.
@@ -280,7 +281,8 @@ def scores(reward: F64, mass: F64, fresh: int) -> F64:
     finite = reward[np.isfinite(reward)]
     if not len(finite):
         return np.zeros(len(reward))
-    reward = np.clip(reward, finite.min(), finite.max())
+    lowest = finite.min() - max(float(np.ptp(finite)), 1.0)
+    reward = np.clip(reward, lowest, finite.max())
     value, place = np.unique(reward, return_inverse=True)
     tied = np.bincount(place, mass)
     above = np.cumsum(tied[::-1])[::-1] - 0.5 * tied
