@@ -3,7 +3,8 @@
     python -m experiments.demo_plan
 
 Every method plans from start to goal for the same held-out pairs at the same NFE; plans are executed in the environment
-by tracking. Settings are not tuned and the pairs are few: figures with intervals are those of `experiments.planning`.
+by tracking. Settings are those that `experiments.planning` chose on its tuning pairs; pairs are few here, and figures
+with intervals are that experiment's.
 
     table.md     success and NFE of a decision
     plans.png    one search over the maze: predicted plans at each branching level, then the samples
@@ -35,7 +36,7 @@ from treesearch.report import markdown
 from treesearch.result import TaskResult
 
 SHOWN = {"base": "base sampler", "best_of_n": "best-of-N", "fk": "FK", "dts_star": "DTS*"}
-SETTINGS: dict[str, dict[str, Any]] = {"fk": {"lam": 1.0}, "dts_star": dict(NARROW)}
+SETTINGS: dict[str, dict[str, Any]] = {"fk": {"lam": 1.0, "potential": "max"}, "dts_star": NARROW | {"backup": "max"}}
 FRAME = 0.12  # seconds
 EVERY = 6  # environment steps a frame
 STEPS = 10  # rows executed before the next decision of the animation
@@ -188,7 +189,7 @@ def watched(bed: Bed, pair: Pair, rollouts: int, seed: int) -> tuple[list[Moment
         looked = task.best(24)[0][..., :2].numpy()
         moments.append(Moment(int(field.steps[0]), looked, made.plans[0, :, :2].numpy(), made.nfe, made.warm[0]))
 
-    setup = METHODS["dts_star"].make(bed, **NARROW)
+    setup = METHODS["dts_star"].make(bed, **SETTINGS["dts_star"])
     done = play(
         bed,
         setup,
@@ -251,7 +252,7 @@ def main(args: Args) -> None:
     """Plan, print, draw."""
     began = time.perf_counter()
     torch.set_num_threads(args.threads)
-    bed = bed_of(Task(args.maze, args.horizon, "plan"), args.num_steps, args.weights)
+    bed = bed_of(Task(args.maze, args.horizon, "both"), args.num_steps, args.weights)
     pairs = held_out_pairs(args.maze, args.pairs, args.seed, min_cells=args.min_cells)
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.maze}, {len(pairs)} held-out pairs, {args.rollouts} rollouts of {args.num_steps} steps")
@@ -260,7 +261,7 @@ def main(args: Args) -> None:
     print(f"\n{table}\n")
 
     pair = max(pairs, key=lambda p: p.cells)
-    setup = METHODS["dts_star"].make(bed, **NARROW)
+    setup = METHODS["dts_star"].make(bed, **SETTINGS["dts_star"])
     done = play(bed, setup, [pair], rollouts=2 * args.rollouts, seed=args.seed)
     task = done.planner.tasks[0]
     plots.draw_tree(plots.layout(task.tree), args.out / "tree.png")  # selects a backend without a display
