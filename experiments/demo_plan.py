@@ -36,7 +36,7 @@ from treesearch.report import markdown
 from treesearch.result import TaskResult
 
 SHOWN = {"base": "base sampler", "best_of_n": "best-of-N", "fk": "FK", "dts_star": "DTS*"}
-SETTINGS: dict[str, dict[str, Any]] = {"fk": {"lam": 1.0, "potential": "max"}, "dts_star": NARROW | {"backup": "max"}}
+SETTINGS: dict[str, dict[str, Any]] = {"fk": {"lam": 1.0}, "dts_star": NARROW | {"backup": "max"}}
 FRAME = 0.12  # seconds
 EVERY = 6  # environment steps a frame
 STEPS = 10  # rows executed before the next decision of the animation
