@@ -122,6 +122,10 @@ class Maze:
         for name, xy in (("start", start), ("goal", goal)):
             if not self.is_free(self.xy_to_cell(xy)):
                 row, col = self.xy_to_cell(xy)
+                rows, cols = self.shape
+                if not (0 <= row < rows and 0 <= col < cols):
+                    spans = f"x in {-cols / 2:g}..{cols / 2:g}, y in {-rows / 2:g}..{rows / 2:g}"
+                    raise Unreachable(f"{name} {_text(xy)} lies outside the maze: expected {spans}")
                 raise Unreachable(f"{name} {_text(xy)} lies in a wall: row {row}, column {col} of the map")
         cells = _shortest(self, self.xy_to_cell(start), self.xy_to_cell(goal))
         if not cells:

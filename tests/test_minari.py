@@ -206,6 +206,13 @@ def test_export_of_a_run(run_folder, capsys, monkeypatch):
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_run_is_exported_by_its_relative_path(run_folder, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder.parent)
+    what = ["--observation", "2", "--action", "1", "--best", "3"]
+    assert main(["export", run_folder.name, "minari", *what, "--out", "folder/relative-v1"]) == 0
+    assert len(load(run_folder.parent / "folder" / "relative-v1", monkeypatch)) == 3
+
+
 def test_options_of_episodes_are_refused_elsewhere(run_folder, capsys):
     assert main(["export", str(run_folder), "csv", "--draws", "3"]) == 1
     assert "--draws: only with minari" in capsys.readouterr().err

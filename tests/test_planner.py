@@ -223,6 +223,8 @@ def test_a_goal_that_a_check_refuses_costs_nothing_and_the_others_go_on():
     assert agent.decision.nfe == 20 * T
     with pytest.raises(PlanningEnded, match="a wall is in the way"):
         planner(check=check).act(START, [2.0, 0.0])
+    with pytest.raises(ValueError, match=r"check asked for 'goal' of a prompt that has .'start'.: pass goal= to act"):
+        planner(check=check).act(START)
 
 
 def test_forbidden_plans_count_as_failures():

@@ -345,6 +345,10 @@ class Planner:
             self.check(prompt)
         except ValueError as error:
             track.standing, track.reason = Standing.REFUSED, str(error)
+        except KeyError as error:
+            raise ValueError(
+                f"check asked for {error} of a prompt that has {sorted(prompt)}: pass goal= to act"
+            ) from error
 
     def _search(
         self, rows: list[int], prompts: list[dict[str, list[float]]], total: int, began: float, *, warm: bool

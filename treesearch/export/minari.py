@@ -191,7 +191,8 @@ def write_episodes(episodes: Episodes, folder: str | os.PathLike[str], channels:
         "distinct": len(samples.unique(dim=0)),
     } | episodes.facts
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".minari-") as scratch:
+    # Minari joins a relative path onto itself
+    with tempfile.TemporaryDirectory(dir=folder.parent.resolve(), prefix=".minari-") as scratch:
         _write(Path(scratch) / "data", folder.name, samples, channels, episodes.notes, facts)
         folder.mkdir()
         os.replace(Path(scratch) / "data", folder / "data")
