@@ -2,9 +2,9 @@
 
     python -m experiments.demo_plan
 
-Every method plans from start to goal for the same held-out pairs at the same NFE; plans are executed in the environment
-by tracking. Settings are those that `experiments.planning` chose on its tuning pairs; pairs are few here, and figures
-with intervals are that experiment's.
+Every method plans from start to goal for the same held-out pairs at the same NFE; the planned actions are made in the
+environment, open loop. Settings are those that `experiments.planning` chose on its tuning pairs; pairs are few here,
+and figures with intervals are that experiment's.
 
     table.md     success and NFE of a decision
     plans.png    one search over the maze: predicted plans at each branching level, then the samples
@@ -36,7 +36,7 @@ from treesearch.report import markdown
 from treesearch.result import TaskResult
 
 SHOWN = {"base": "base sampler", "best_of_n": "best-of-N", "fk": "FK", "dts_star": "DTS*"}
-SETTINGS: dict[str, dict[str, Any]] = {"fk": {"lam": 1.0}, "dts_star": NARROW | {"backup": "max"}}
+SETTINGS: dict[str, dict[str, Any]] = {"fk": {"lam": 10.0}, "dts_star": NARROW | {"backup": "max"}}
 FRAME = 0.12  # seconds
 EVERY = 6  # environment steps a frame
 STEPS = 10  # rows executed before the next decision of the animation
@@ -48,7 +48,7 @@ class Args:
 
     maze: str = "medium"
     """a maze with a shipped model"""
-    horizon: int | None = 40
+    horizon: int | None = 48
     """rows of a plan, a multiple of 8; the fewer, the harder; None for the model's own"""
     pairs: int = 16
     """start-goal pairs of the table"""
@@ -56,7 +56,7 @@ class Args:
     """shortest route of a pair"""
     rollouts: int = 32
     """budget of a decision: this many times T NFE"""
-    num_steps: int = 20
+    num_steps: int = 10
     """T"""
     seed: int = 0
     """of pairs and plans"""
@@ -252,7 +252,7 @@ def main(args: Args) -> None:
     """Plan, print, draw."""
     began = time.perf_counter()
     torch.set_num_threads(args.threads)
-    bed = bed_of(Task(args.maze, args.horizon, "both"), args.num_steps, args.weights)
+    bed = bed_of(Task(args.maze, args.horizon, "execution"), args.num_steps, args.weights)
     pairs = held_out_pairs(args.maze, args.pairs, args.seed, min_cells=args.min_cells)
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{args.maze}, {len(pairs)} held-out pairs, {args.rollouts} rollouts of {args.num_steps} steps")

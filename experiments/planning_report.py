@@ -24,7 +24,7 @@ TASK = ("maze", "horizon", "by")
 BASE = "best_of_n"
 EXPLAINED = (
     "Success in % with 95 % bootstrap intervals over pairs, seeds pooled. A budget of n rollouts is n·T NFE for each "
-    "decision and environment. `whole`: one decision, executed to its end by tracking. `receding`: replanned."
+    "decision and environment. `whole`: one decision, its actions made open loop. `receding`: replanned."
 )
 RATIOS = (
     "B: the largest budget. Difference: success less best-of-N's at B, in points. Matched: NFE that best-of-N needs "
@@ -128,12 +128,11 @@ def pairs_line(found: Found) -> str:
     if found.pairs is None:
         return NOT_RUN
     rates, test = np.array(found.pairs["rates"]), len(found.pairs["test"])
-    kept = rates[found.pairs["kept"]]
     base = found.success("base")
-    again = "" if base is None else f" With fresh seeds it arrives in {bootstrap(base, found.groups).text()} %."
+    again = "" if base is None else f", with other seeds on the first in {bootstrap(base, found.groups).text()} %"
     return (
-        f"{test} pairs ({len(found.pairs['tune'])} more for tuning) of {len(rates)} candidates, on which the base "
-        f"sampler arrives in {100 * rates.mean():.0f} %; on those kept in {100 * kept.mean():.0f} %.{again}"
+        f"{test} pairs with {len(found.groups or ())} routes, {len(found.pairs['tune'])} more for tuning; "
+        f"chosen before comparing: the base sampler arrives in {100 * rates.mean():.0f} % of all{again}."
     )
 
 

@@ -220,6 +220,16 @@ class Tracking:
     damping: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """The planned actions, open loop; each is held for `stride` steps."""
+
+    stride: int
+
+
+Control = Tracking | Acting
+
+
 class Outcome(NamedTuple):
     """What became of n executed plans."""
 
@@ -229,17 +239,17 @@ class Outcome(NamedTuple):
 
 
 class Field:
-    """n points in one maze, each with its own goal; what is planned for them is tracked, some rows at a time.
+    """n points in one maze, each with its own goal; what is planned for them is carried out, some rows at a time.
 
     Args:
         maze: a name in MAZES.
         starts: (n, 2) positions at rest or (n, 4) observations.
         goals: (n, 2).
-        tracking: how plans are followed.
+        control: how plans are carried out.
     """
 
-    def __init__(self, maze: str, starts: Array, goals: Array, tracking: Tracking) -> None:
-        self.env, self.goals, self.tracking = make(maze), np.asarray(goals, float), tracking
+    def __init__(self, maze: str, starts: Array, goals: Array, control: Control) -> None:
+        self.env, self.goals, self.control = make(maze), np.asarray(goals, float), control
         self.env.reset(seed=0)
         self.reset(starts)
 
@@ -254,7 +264,9 @@ class Field:
         return self.observations.copy()
 
     def run(self, plans: Array, rows: int | None = None) -> Array:
-        """Follow rows 0..rows of plans (n, H, 4 or more), row 0 being now; points at their goal stay as they are.
+        """Carry out rows 0..rows of plans (n, H, C), row 0 being now; points at their goal stay as they are.
+
+        C is 4 or more; for actions, which come last, 6.
 
         Returns:
             Observations (n, 4) afterwards.
@@ -263,19 +275,15 @@ class Field:
         count = plans.shape[1] - 1 if rows is None else min(rows, plans.shape[1] - 1)
         for i in range(len(plans)):
             if not self.reached[i]:
-                self._follow(i, plans[i, : count + 1, :4])
+                self._follow(i, plans[i, : count + 1])
         return self.observations.copy()
 
     def _follow(self, i: int, plan: Array) -> None:
-        point, stride = self.env.point_env, self.tracking.stride
+        point, stride = self.env.point_env, self.control.stride
         point.set_state(self.observations[i, :2], self.observations[i, 2:])
         seen = self.observations[i]
         for step in range((len(plan) - 1) * stride):
-            row, part = divmod(step + 1, stride)
-            after = plan[min(row + 1, len(plan) - 1)]
-            wanted = plan[row] + part / stride * (after - plan[row])
-            push = self.tracking.gain * (wanted[:2] - seen[:2]) + self.tracking.damping * (wanted[2:] - seen[2:])
-            seen = point.step(np.clip(push, -1, 1))[0]
+            seen = point.step(np.clip(self._push(plan, seen, step), -1, 1))[0]
             self.paths[i].append(seen)
             self.steps[i] += 1
             if np.hypot(*(seen[:2] - self.goals[i])) <= RADIUS:
@@ -283,14 +291,23 @@ class Field:
                 break
         self.observations[i] = seen
 
+    def _push(self, plan: Array, seen: Array, step: int) -> Array:
+        """The force at a step of a plan (rows, C)."""
+        if isinstance(self.control, Acting):
+            return plan[step // self.control.stride, 4:6]
+        row, part = divmod(step + 1, self.control.stride)
+        after = plan[min(row + 1, len(plan) - 1), :4]
+        wanted = plan[row, :4] + part / self.control.stride * (after - plan[row, :4])
+        return self.control.gain * (wanted[:2] - seen[:2]) + self.control.damping * (wanted[2:] - seen[2:])
+
     def outcome(self) -> Outcome:
         gaps = np.linalg.norm(self.observations[:, :2] - self.goals, axis=1)
         return Outcome(self.reached.copy(), gaps, self.steps.copy())
 
 
-def execute(maze: str, starts: Array, goals: Array, plans: Array, tracking: Tracking) -> Outcome:
-    """Follow whole plans (n, H, 4 or more) open loop: no replanning, only tracking."""
-    field = Field(maze, starts, goals, tracking)
+def execute(maze: str, starts: Array, goals: Array, plans: Array, control: Control) -> Outcome:
+    """Carry out whole plans (n, H, 4 or more) without replanning."""
+    field = Field(maze, starts, goals, control)
     field.run(plans)
     return field.outcome()
 

@@ -41,7 +41,7 @@ def bed(weights):
 
 
 class Straight:
-    """Plans that go straight to the goal, slower and slower; the noise moves nothing."""
+    """Plans that go straight to the goal, pushing all the way; the noise moves nothing."""
 
     num_steps, state_shape, dtype = 1, (H, 6), torch.float32
     channels, horizon = CHANNELS, H
@@ -52,6 +52,7 @@ class Straight:
         plan = torch.zeros(len(prompts), H, 6)
         plan[..., :2] = start[:, None] + share * (goal - start)[:, None]
         plan[:, : H // 2, 2:4] = ((goal - start) * 2 / ((H - 1) * STRIDE * 0.01))[:, None]
+        plan[..., 4:] = 0.3 * (goal - start)[:, None]
         return {"plan": plan}
 
     def prior(self, noise, cond=None):
@@ -98,20 +99,18 @@ def test_rates_belong_to_their_pairs(bed):
     assert planning.base_rates(bed._replace(kernel=Straight()), pairs, 0, 64) == [0.0, 1.0]
 
 
-def test_the_hardest_pairs_are_kept_by_the_base_sampler_s_rates():
-    rates = [0.9, 0.1, 0.1, 0.6, 0.3, 0.2, 0.8]
-    assert planning.hardest(rates, 4) == [2, 3, 4, 5]  # mean .3; with both of .1 it would be .175
-    with pytest.raises(ValueError, match="no 2 of 3 candidates"):
-        planning.hardest([0.8, 0.9, 1.0], 2)
-    with pytest.raises(ValueError, match="no 4 of 3 candidates"):
-        planning.hardest([0.3, 0.3, 0.3], 4)
+@pytest.mark.parametrize(("rate", "advice"), [(0.1, "lower --min-cells"), (0.7, "raise --min-cells")])
+def test_pairs_on_which_nothing_can_be_compared_are_refused(bed, monkeypatch, rate, advice):
+    monkeypatch.setattr(planning, "base_rates", lambda *_: [rate] * 6)
+    with pytest.raises(ValueError, match=advice):
+        planning.choose_pairs(TASK, bed, planning.Run(pairs=6, min_cells=2))
 
 
 def test_pairs_of_the_same_cells_stay_in_one_split(bed, monkeypatch):
-    monkeypatch.setattr(planning, "base_rates", lambda *_: [0.9] * 2 + [0.3] * 18)
-    row = planning.choose_pairs(TASK, bed, planning.Run(candidates=20, pairs=18))
-    pool = planning.candidates("umaze", 20, planning.CHOICE_SEED)
-    assert sorted(row["test"] + row["tune"]) == sorted(pool[2:])
+    monkeypatch.setattr(planning, "base_rates", lambda *_: [0.3] * 18)
+    row = planning.choose_pairs(TASK, bed, planning.Run(pairs=18, min_cells=3))
+    pool = planning.held_out_pairs("umaze", 18, planning.CHOICE_SEED, min_cells=3)
+    assert sorted(row["test"] + row["tune"]) == sorted(pool)
     cells = {name: {planning.route_of("umaze", pair) for pair in row[name]} for name in ("test", "tune")}
     assert not cells["test"] & cells["tune"]
     assert row["routes"] == [planning.route_of("umaze", pair) for pair in row["test"]]
@@ -119,7 +118,7 @@ def test_pairs_of_the_same_cells_stay_in_one_split(bed, monkeypatch):
 
 
 def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr(planning, "base_rates", lambda *_: [0.3] * 6)
+    monkeypatch.setattr(planning, "base_rates", lambda *_: [0.3] * 4)
     monkeypatch.setattr(planning, "TUNED_AT", 2)
     out, to = tmp_path / "rows.jsonl", tmp_path / "report.md"
     words = [
@@ -129,7 +128,7 @@ def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch):
         "--horizon",
         "8",
         "--reward",
-        "both",
+        "execution",
         "--weights",
         str(weights),
         "--num-steps",
@@ -137,7 +136,7 @@ def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch):
         "--out",
         str(out),
     ]
-    words += ["--pairs", "4", "--candidates", "6", "--seeds", "0", "1", "--tuning-seeds", "9", "--rollouts", "1", "3"]
+    words += ["--pairs", "4", "--min-cells", "2", "--seeds", "0", "1", "--tuning-seeds", "9", "--rollouts", "1", "3"]
     words += ["--methods", "base", "best_of_n", "guidance_scales"]
     words += ["--receding", "dts_star", "--receding-rollouts", "1", "2", "--decisions", "2", "--steps", "4"]
     assert planning.main(words) == 0
@@ -159,7 +158,7 @@ def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch):
 
 def test_another_reward_plans_for_the_same_pairs(tmp_path, weights, monkeypatch):
     asked = []
-    monkeypatch.setattr(planning, "base_rates", lambda *_: asked.append(1) or [0.3] * 6)
+    monkeypatch.setattr(planning, "base_rates", lambda *_: asked.append(1) or [0.3] * 4)
     out = tmp_path / "rows.jsonl"
     words = [
         "run",
@@ -174,7 +173,7 @@ def test_another_reward_plans_for_the_same_pairs(tmp_path, weights, monkeypatch)
         "--out",
         str(out),
     ]
-    words += ["--pairs", "4", "--candidates", "6", "--seeds", "0", "--methods", "base", "--receding"]
+    words += ["--pairs", "4", "--min-cells", "2", "--seeds", "0", "--methods", "base", "--receding"]
     for reward in ("plan", "execution"):
         assert planning.main([*words, "--reward", reward]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]

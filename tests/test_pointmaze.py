@@ -5,6 +5,7 @@ import pytest
 
 from experiments.pointmaze import (
     RADIUS,
+    Acting,
     Field,
     Tracking,
     distances,
@@ -99,6 +100,19 @@ def test_a_plan_in_parts_is_the_plan(data):
     np.testing.assert_allclose(seen, whole.observations, atol=0.02)
     assert (whole.steps[~whole.reached] == 20 * STRIDE).all()
     assert [len(p) - 1 for p in whole.paths] == whole.steps.tolist()
+
+
+def test_actions_are_made_as_they_are(data):
+    plans, goals, _ = plans_of(data, 2)
+    field = Field("medium", plans[:, 0, :4], goals, Acting(stride=STRIDE))
+    field.run(plans, rows=10)
+    env = make("medium")
+    env.reset(seed=0)
+    for i, plan in enumerate(plans):
+        env.point_env.set_state(plan[0, :2], plan[0, 2:4])
+        for action in plan[:10, 4:6].repeat(STRIDE, 0):
+            seen = env.point_env.step(action)[0]
+        np.testing.assert_array_equal(field.observations[i], seen)
 
 
 def test_walls_stop_a_plan_that_crosses_them():
