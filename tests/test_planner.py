@@ -139,6 +139,35 @@ def test_the_actions_are_the_first_rows_of_the_best_plan():
     assert agent.decision.rewards[0] == reward[0]
 
 
+def test_a_plan_is_kept_until_a_better_one_is_found():
+    """In a world that does what the plan says, one rollout a decision never loses what was found before."""
+    gaps = {}
+    for warm in (False, True):
+        runs = [planner(nfe=T, steps=2, warm_start=warm, seed=seed) for seed in range(8)]
+        for agent in runs:
+            position = np.zeros(2)
+            for _ in range(2):
+                position = position + agent.act(position, GOAL).sum(0).numpy() / 2.0
+        made = [agent.decisions[1] for agent in runs]
+        gaps[warm] = np.mean([d.rewards.item() for d in made])
+        kept = [d.kept[0] for d in made]
+        assert any(kept) == warm
+    assert not all(kept)
+    assert gaps[True] > gaps[False]
+
+
+def test_a_kept_plan_starts_where_the_environment_is():
+    never = as_reward(lambda samples, prompts: -samples[:, 0, 0].abs(), "first")
+    agent = Planner(Lines(), never, ts.BestOfN(), budget=ts.Budget(nfe=T), steps=2)
+    agent.act(START, GOAL)
+    shown = agent.decision.plans[0].clone()
+    agent.act([3.0, 4.0], GOAL)  # any two plans that start there are equally good: the last one is kept
+    assert agent.decision.kept == (True,)
+    assert agent.decision.plans[0, 0, :2].tolist() == pytest.approx([6.0, 8.0], rel=0.05)
+    assert torch.allclose(agent.decision.plans[0, 1:-1, 2:], shifted(shown, 2)[1:-1, 2:])
+    assert agent.result.cost.reward_calls == 3  # two searched at half the cost each, one kept
+
+
 def test_a_warm_start_says_that_it_draws_from_another_law_and_has_no_log_z():
     agent = planner()
     agent.act(START, GOAL)

@@ -5,6 +5,7 @@ Every decision
     search     plans τ = (s_h, a_h)_{h<H} whose first observation is the current one and whose last is at the goal
     act        return the first k actions of the best plan; after these the caller asks again
     remember   the best plans, shifted by k rows and ended with copies of their last row
+    keep       the best of these, scored from where the environment now is, unless the search finds a better one
 
 A warm start draws x_t, t < T, around what it remembers instead of x_T from the prior, and costs t instead of T:
 
@@ -42,6 +43,7 @@ from treesearch.result import SearchResult, TaskResult
 
 WARM = "warm start: these are no draws of p, nor is there a Z of p"
 NEEDED = ("renoise", "encode_samples")
+Best = tuple[Tensor, Tensor]
 PACE = 0.9  # share of the pace of the last decision that a deadline counts on
 SEEDS = 3  # population of root keys that seeds of decisions come from
 
@@ -69,6 +71,7 @@ class Decision:
         rewards: (n,) of the plans, NaN where nothing was planned.
         planned: whether a plan was searched for, (n,).
         warm: whether from plans of the decision before, (n,).
+        kept: whether the plan is the one of the decision before, since the search found none better, (n,).
         standings: one a row.
         nfe: network evaluations of all rows together.
         seconds: wall clock.
@@ -79,6 +82,7 @@ class Decision:
     rewards: Tensor
     planned: tuple[bool, ...]
     warm: tuple[bool, ...]
+    kept: tuple[bool, ...]
     standings: tuple[Standing, ...]
     nfe: int
     seconds: float
@@ -184,7 +188,8 @@ class Planner:
         method: any; greedy ones fit best.
         budget: of one decision. Whole numbers are of one environment, seconds of the decision, however many it is for.
         steps: k, rows of a plan that are executed before the next decision.
-        warm_start: go on from the plans of the decision before, where there are any for the same goal.
+        warm_start: go on from the plans of the decision before, where there are any for the same goal, and keep the
+            best of them until the search finds a better one.
         level: t of a warm start; None for T/2.
         keep: plans that a warm start draws from.
         enough: least reward of a plan; one below it is a failure, is executed, but not started from.
@@ -296,7 +301,8 @@ class Planner:
                 cost.add(result.cost)
                 history += result.history
         self.result, self.tasks = SearchResult([found[i] for i in rows], cost, history), found
-        self.decisions.append(self._decide(found, warm, cost, began))
+        last = self._last(warm, prompts, cost) if warm else {}
+        self.decisions.append(self._decide(found, last, cost, began))
         return self.decision.actions
 
     def _prompts(self, observations: Any, goals: Any) -> list[dict[str, list[float]]]:
@@ -386,13 +392,31 @@ class Planner:
                 limits["nfe"] = max(least, min(paced, limits["nfe"] or paced))
         return Budget(**limits)
 
-    def _decide(self, found: dict[int, TaskResult], warm: list[int], cost: Cost, began: float) -> Decision:
-        """Remember the best plans and take their first actions."""
+    def _last(self, rows: list[int], prompts: list[dict[str, list[float]]], cost: Cost) -> dict[int, Best]:
+        """The best plans of the decision before (1, H, C) with what is now known put in, and their rewards (1,)."""
+        kernel: Any = self.kernel
+        asked = [prompts[i] for i in rows]
+        states = kernel.encode_samples(torch.stack([p[0] for i in rows if (p := self.tracks[i].plans) is not None]))
+        if hasattr(kernel, "clamp"):
+            states = kernel.clamp(states, kernel.encode(asked))
+        plans = kernel.decode(states)
+        values = self.reward(states if self.reward.input == "state" else plans, prompts=asked).double().cpu()
+        cost.reward_calls += len(rows)
+        return {i: (plans[j : j + 1], values[j : j + 1]) for j, i in enumerate(rows)}
+
+    def _decide(self, found: dict[int, TaskResult], last: dict[int, Best], cost: Cost, began: float) -> Decision:
+        """Remember the best plans and take their first actions; `last` are those of warm rows before."""
         bests = {i: task.best(self.keep) for i, task in found.items()}
         like = next(iter(bests.values()))[0]
         plans = torch.zeros(len(self.tracks), *like.shape[1:])
         rewards = torch.full((len(self.tracks),), math.nan, dtype=torch.float64)
+        kept = [False] * len(self.tracks)
         for i, (samples, values) in bests.items():
+            if i in last and last[i][1][0] >= values[0]:
+                kept[i] = True
+                samples, values = (
+                    torch.cat([a.to(b), b])[: self.keep] for a, b in zip(last[i], (samples, values), strict=True)
+                )
             plans[i], rewards[i] = samples[0].float().cpu(), values[0]
             self._remember(self.tracks[i], samples, values)
         seconds = time.perf_counter() - began
@@ -402,7 +426,8 @@ class Planner:
             plans=plans,
             rewards=rewards,
             planned=tuple(i in found for i in range(len(self.tracks))),
-            warm=tuple(i in warm for i in range(len(self.tracks))),
+            warm=tuple(i in last for i in range(len(self.tracks))),
+            kept=tuple(kept),
             standings=tuple(track.standing for track in self.tracks),
             nfe=cost.nfe,
             seconds=seconds,
