@@ -33,7 +33,7 @@ from backends.trajectory import TrajectoryKernel, trajectory_kernel
 from experiments.evidence import Cells, Row, check_seeds, command_line, locked, read, table, where_it_ran
 from experiments.grids import How, pick
 from experiments.locomotion import Array, Runners
-from experiments.offline_data import read_npz
+from experiments.offline_data import joined, read_npz
 from experiments.planning import NARROW, Setup
 from experiments.planning_report import bootstrap
 from rewards.trajectory import discounted_return
@@ -105,20 +105,20 @@ def control(setup: Setup, runners: Runners, *, rollouts: int, steps: int, length
     return planner
 
 
-def behaviour_returns(data: Path, length: int) -> Array:
-    """Return of each episode's first `length` steps; episodes that a limit cut earlier are left out.
+def behaviour_returns(data: Sequence[Path], length: int) -> Array:
+    """Return of the first `length` steps of each episode in some files; those that a limit cut earlier are left out.
 
     Raises:
         ValueError: no episode is that long.
     """
-    found = read_npz(data)
+    found = joined([read_npz(path) for path in data])
     kept = [
         found.rewards[end - n : end - n + length].sum(dtype=np.float64)
         for end, n, over in zip(found.ends, found.lengths, found.terminated, strict=True)
         if n >= length or over
     ]
     if not kept:
-        raise ValueError(f"{data.name}: no episode has {length} steps")
+        raise ValueError(f"{', '.join(path.name for path in data)}: no episode has {length} steps")
     return np.array(kept)
 
 
@@ -241,7 +241,7 @@ class Report:
 
     out: Path = Path("experiments/results/locomotion.jsonl")
     """row file"""
-    data: Path | None = None
+    data: tuple[Path, ...] = ()
     """what the model was trained on, for the behaviour's return"""
     to: Path = Path("experiments/results/locomotion.md")
     """the tables"""
@@ -264,9 +264,9 @@ EXPLAINED = (
 )
 
 
-def behaviour_line(rows: Sequence[Row], data: Path | None) -> str:
+def behaviour_line(rows: Sequence[Row], data: Sequence[Path]) -> str:
     """The behaviour's return over as many steps."""
-    if data is None:
+    if not data:
         return "The behaviour's return: not run (--data)."
     found = behaviour_returns(data, rows[0]["length"])
     return (

@@ -99,9 +99,9 @@ def test_control_executes_the_first_actions_of_each_plan(weights):
 def test_behaviour_returns_are_of_the_first_steps(data):
     found = read_npz(data)
     want = [found.rewards[:10].sum(), found.rewards[30:40].sum()]
-    np.testing.assert_allclose(locomotion_planning.behaviour_returns(data, 10), want, rtol=1e-5)
+    np.testing.assert_allclose(locomotion_planning.behaviour_returns([data], 10), want, rtol=1e-5)
     with pytest.raises(ValueError, match="no episode has 31 steps"):
-        locomotion_planning.behaviour_returns(data, 31)
+        locomotion_planning.behaviour_returns([data], 31)
 
 
 def test_the_script_fills_its_rows_and_reports(tmp_path, weights, data, capsys):

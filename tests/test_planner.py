@@ -139,6 +139,12 @@ def test_the_actions_are_the_first_rows_of_the_best_plan():
     assert agent.decision.rewards[0] == reward[0]
 
 
+def test_more_steps_than_a_plan_has_are_refused():
+    planner(steps=H)
+    with pytest.raises(ValueError, match="no more than the 6 rows"):
+        planner(steps=H + 1)
+
+
 def test_a_plan_is_kept_until_a_better_one_is_found():
     """In a world that does what the plan says, one rollout a decision never loses what was found before."""
     gaps = {}

@@ -232,6 +232,8 @@ class Planner:
         if not isinstance(budget, Budget):
             raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...) or ts.Budget(seconds=...)")
         check_whole(steps=steps, keep=keep, patience=patience, max_decisions=max_decisions)
+        if steps > self.spec.state_shape[0]:
+            raise ValueError(f"steps is {steps}, expected no more than the {self.spec.state_shape[0]} rows of a plan")
         if math.isnan(enough):
             raise ValueError("enough is nan, expected the least reward of a plan")
         self.kernel, self.reward, self.method, self.budget = kernel, as_reward(reward), method, budget
