@@ -5,8 +5,8 @@
 
 Pairs are (start, goal) in held-out pairs of cells, `min_cells` or more apart. Before anything is compared, ten plans of
 the base sampler are carried out for each, with seeds of their own: it must arrive on 20 to 60 %, or horizon and
-distance have to change. A third of the pairs, with cells of their own, is for choosing settings, the others for the
-figures. Pairs and rates are a row.
+distance have to change. A third of the pairs, with ordered pairs of cells of their own, is for choosing settings, the
+others for the figures. Pairs and rates are a row.
 
 A cell plans for all pairs at once and makes the planned actions in the environment, open loop: what `Planner.act`
 returns. An error early in a plan is carried to its end, so that most plans that look sound do not arrive.
@@ -16,7 +16,7 @@ returns. An error early in a plan is carried to its end, so that most plans that
 
 Budgets are in rollouts, n·T NFE for each decision and environment. Settings are chosen among at most four by mean
 success at 16 rollouts on the tuning pairs, ties by mean reward. Intervals are of the percentile bootstrap over pairs;
-those of the same cells go together. Rewards, by name:
+those of the same ordered pair of cells go together. Rewards, by name:
 
     execution   `maze_execution`: does it arrive, carried out in a model of the maze? A verifier that knows the maze
     plan        `maze_plan`: does it look sound? Rows in walls, dynamics error, goal missed
@@ -221,6 +221,7 @@ def choose_pairs(task: Task, bed: Bed, run: Run) -> Row:
         **{name: [pool[i] for i in rows] for name, rows in split.items()},
         "routes": [routes[i] for i in split["test"]],
         "fingerprint": bed.kernel.fingerprint,
+        "asked": run.asked,
     }
 
 
@@ -408,6 +409,11 @@ class Run:
                 self._task(Task(maze, self.horizon, self.reward), cells)
         return 0
 
+    @property
+    def asked(self) -> dict[str, int]:
+        """What all rows of a task share."""
+        return {"pairs": self.pairs, "min_cells": self.min_cells, "num_steps": self.num_steps}
+
     def _task(self, task: Task, cells: Cells) -> None:
         if not cells.where(kind="pairs", **task.row):
             same = cells.where(kind="pairs", maze=task.maze, horizon=task.horizon)
@@ -417,6 +423,8 @@ class Run:
             else:
                 cells.add(choose_pairs(task, bed, self) | where_it_ran())
         found = cells.where(kind="pairs", **task.row)[0]
+        if found["asked"] != self.asked:
+            raise ValueError(f"{self.out} has rows of {found['asked']}, not {self.asked}: name another file with --out")
         print(f"{task}: {len(found['test'])} pairs, {len(found['tune'])} for tuning", flush=True)
         for job in self._tuning(task):
             self._fill(job, found, cells)

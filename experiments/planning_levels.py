@@ -80,11 +80,11 @@ def decided(success: F64) -> float:
     """Intraclass correlation of (pairs, states, continuations): between states of a pair, over all within it."""
     within = success.var(2, ddof=1).mean()
     between = success.mean(2).var(1, ddof=1).mean() - within / success.shape[2]
-    return float(between / (within + between))
+    return float(between / (within + between)) if within + between > 0 else float("nan")
 
 
 def predicted(values: F64, endpoints: F64) -> float:
-    """Mean over pairs of the correlation of (pairs, states) with (pairs, states); pairs without a difference drop out."""
+    """Mean over pairs of the correlations over states, both (pairs, states); pairs without a difference drop out."""
     known = [
         np.corrcoef(v, e)[0, 1] for v, e in zip(values, endpoints, strict=True) if v.std() > 1e-9 and e.std() > 1e-9
     ]

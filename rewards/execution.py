@@ -70,6 +70,8 @@ def maze_execution(
         for prompt in prompts or [None]:
             check_reachable(maze, prompt, fixed)
         plan = channels.observations(channels.checked(samples)).double()
+        if not len(plan):
+            return plan.new_zeros(0)
         ends = goals(len(plan), prompts, fixed, 2)
         if by == "plan":
             path = followed(maze, plan, stride, gain, damping)

@@ -9,7 +9,7 @@ import torch
 import treesearch as ts
 from backends.base import Gaussian, describe, expand
 from backends.gaussian import cosine_bar
-from rewards.base import as_reward
+from rewards.base import Reward, as_reward
 from rewards.channels import Channels
 from treesearch.planner import WARM, Planner, PlanningEnded, Standing, WarmStart, lowered, shifted
 from treesearch.testing import check_kernel
@@ -139,12 +139,6 @@ def test_the_actions_are_the_first_rows_of_the_best_plan():
     assert agent.decision.rewards[0] == reward[0]
 
 
-def test_more_steps_than_a_plan_has_are_refused():
-    planner(steps=H)
-    with pytest.raises(ValueError, match="no more than the 6 rows"):
-        planner(steps=H + 1)
-
-
 def test_a_plan_is_kept_until_a_better_one_is_found():
     """In a world that does what the plan says, one rollout a decision never loses what was found before."""
     gaps = {}
@@ -160,6 +154,45 @@ def test_a_plan_is_kept_until_a_better_one_is_found():
         assert any(kept) == warm
     assert not all(kept)
     assert gaps[True] > gaps[False]
+
+
+@pytest.mark.parametrize("what", ["sample", "state"])
+def test_each_environment_keeps_its_own_best_plan_and_remembers_it(what):
+    """A reward that nothing later beats: how near the seventh number of a plan is to its best value so far."""
+    scale = 1.0 if what == "state" else 2.0
+    best = {}
+
+    def spy(samples, prompts):
+        values = -(samples[:, 2, 2] / scale - torch.tensor([p["goal"][0] for p in prompts])).abs()
+        for value, prompt in zip(values.tolist(), prompts, strict=True):
+            key = prompt["goal"][0]
+            best[key] = max(best.get(key, -math.inf), value)
+        return values
+
+    reward = Reward(spy, "spy", input=what)
+    agent = Planner(Lines(), reward, ts.BestOfN(), budget=ts.Budget(nfe=3 * T), steps=1, keep=3, batch_size=1)
+    goals, starts = [[0.3, 0.0], [-0.3, 0.0]], [START, START]
+    agent.act_many(starts, goals)
+    for track in agent.tracks:  # what is executed leaves the plans as they are
+        track.plans = track.plans[:1].repeat(3, 1, 1)
+        track.plans[0, 2, 2] = 2.0 * track.goal[0]
+        track.plans[1:] += 50.0
+    agent.act_many(starts, goals)
+    assert agent.decision.kept == (True, True)
+    assert agent.decision.rewards.abs().max() < 1e-6
+    for i, goal in enumerate(goals):
+        assert agent.decision.plans[i, 2, 2].item() == pytest.approx(2.0 * goal[0])
+        assert agent.tracks[i].plans.shape == (3, H, 4)
+        assert torch.equal(agent.tracks[i].plans[0], shifted(agent.decision.plans[i], 1))
+        assert not torch.equal(agent.tracks[i].plans[0], agent.tracks[i].plans[1])
+
+
+def test_rewards_of_kept_plans_are_within_the_budget():
+    for calls in (1, 5):
+        agent = Planner(Lines(), REACH, ts.BestOfN(), budget=ts.Budget(reward_calls=calls), steps=2)
+        for _ in range(3):
+            agent.act(START, GOAL)
+            assert agent.result.cost.reward_calls == calls
 
 
 def test_a_kept_plan_starts_where_the_environment_is():
@@ -363,9 +396,11 @@ def test_kernels_that_cannot_be_planned_with_are_refused(gaussian):
     Planner(NoNoise(), REACH, ts.BestOfN(), budget=ts.Budget(nfe=100), warm_start=False).act(START, GOAL)
 
 
-def test_a_plan_too_short_for_its_steps_is_refused():
-    with pytest.raises(ValueError, match="less than the plan's 6 rows"):
-        planner(steps=H).act(START, GOAL)
+def test_more_steps_than_a_plan_has_are_refused():
+    planner(steps=H, warm_start=False).act(START, GOAL)
+    for how in ({"steps": H}, {"steps": H + 1, "warm_start": False}):
+        with pytest.raises(ValueError, match="a plan has 6 rows"):
+            planner(**how)
 
 
 def test_levels_above_a_warm_start_leave_the_method():

@@ -117,7 +117,7 @@ def test_pairs_of_the_same_cells_stay_in_one_split(bed, monkeypatch):
     assert 0 < len(row["tune"]) < len(row["test"])
 
 
-def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch):
+def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch, capsys):
     monkeypatch.setattr(planning, "base_rates", lambda *_: [0.3] * 4)
     monkeypatch.setattr(planning, "TUNED_AT", 2)
     out, to = tmp_path / "rows.jsonl", tmp_path / "report.md"
@@ -151,6 +151,8 @@ def test_the_script_fills_its_rows_and_goes_on(tmp_path, weights, monkeypatch):
     before = out.read_bytes()
     assert planning.main(words) == 0
     assert out.read_bytes() == before
+    assert planning.main([*words, "--num-steps", "5"]) == 1  # other rows than those that are there
+    assert "name another file" in capsys.readouterr().err
     assert planning.main(["report", "--out", str(out), "--to", str(to)]) == 0
     assert "dts_star, warm" in to.read_text()
     assert to.with_suffix(".png").exists()
@@ -247,6 +249,9 @@ def test_the_report_says_what_is_saved():
     assert (name, gap.split()[0]) == ("dts_star", "20")
     assert saved.startswith("4.00")
     assert matched.startswith("> 1")
+    few = planning_report.Found(found.task, [r for r in rows if (r["method"], r["rollouts"]) != ("dts_star", 64)])
+    row = planning_report.ratio_row(few, "dts_star", few.curve("dts_star"), few.curve("best_of_n"))
+    assert row[1].split()[0] == "20", "at its own largest budget: .7 against .5"
     line = next(text for text in planning_report.receding_table(found).splitlines() if "warm |" in text)
     assert "2.00" in line
     assert "30 (0 to 60)" in planning_report.success_table(found, ["best_of_n"])

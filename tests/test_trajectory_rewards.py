@@ -360,6 +360,21 @@ def test_acting_is_what_the_environment_does(medium):
     ours = acted(Maze.of("medium"), start[None], actions, 4)[0]
     assert Maze.of("medium").clearance(torch.tensor(np.array(seen))).min() > 0.1  # it touches no wall
     assert torch.allclose(ours, torch.tensor(np.array(seen)), atol=1e-9)
+    into = torch.tensor([[1.0, 0.3]], dtype=torch.float64).expand(1, 40, 2)  # a wall, and along it
+    env.set_state(start[:2].numpy(), start[2:].numpy())
+    walls = np.array([env.step(into[0, 0].numpy())[0][:2] for _ in range(4 * 39)])
+    pushed = acted(Maze.of("medium"), start[None], into, 4)[0, 1:]
+    assert Maze.of("medium").clearance(pushed).min() > 0.095  # in the corner one wall acts at a time
+    assert (pushed - torch.tensor(walls)).norm(dim=1).max() < 0.15
+
+
+def test_within_reach_is_zero_and_nothing_is_asked_of_no_plan():
+    goal = (1.5, 1.5)
+    near = torch.zeros(1, 8, 6, dtype=torch.float64)
+    near[..., :2] = torch.tensor(goal) + 0.31  # .438 away, more on the grid
+    assert maze_execution("medium", goal=goal, by="actions")(near).item() == 0
+    assert maze_execution("medium", goal=goal, by="actions")(near + 0.02).item() < 0
+    assert maze_execution("medium", goal=goal)(near[:0]).shape == (0,)
 
 
 def test_execution_by_actions_does_not_look_at_the_planned_states():

@@ -41,12 +41,27 @@ def test_it_is_straight_where_nothing_is_in_the_way():
 def test_no_step_passes_between_two_walls_that_touch():
     apart = Maze.of([[0, 1], [1, 0]])
     assert way(apart, xy(apart.cell_to_xy((1, 1))), apart.cell_to_xy((0, 0))).isinf().all()
+    near = xy((-0.03, 0.03)).requires_grad_()  # in the goal's cell, beside the other one
+    found = way(apart, near, apart.cell_to_xy((0, 0)))
+    (slope,) = torch.autograd.grad(found.sum(), near)
+    assert found.item() == pytest.approx(0.68, abs=0.1)
+    assert slope.isfinite().all()
+
+
+def test_no_step_cuts_a_corner():
+    bend = Maze.of([[0, 0, 0], [0, 1, 1], [0, 1, 1]])
+    start, goal = (-1 + 0.44, -1.44), (1.44, 1 - 0.44)  # along the walls: 2 down the first, 2 along the second
+    assert 3.88 <= way(bend, xy(start), goal).item() <= 3.88 + 0.25
 
 
 def test_goals_in_walls_are_refused_and_points_there_are_not():
     with pytest.raises(Unreachable, match="in a wall"):
         way(ROOM, xy((0, 0)), ROOM.cell_to_xy((2, 2)))
-    assert way(ROOM, xy((0.0, -0.5), (40.0, -70.0)), ROOM.cell_to_xy((1, 1))).isfinite().all()
+    goal = ROOM.cell_to_xy((1, 1))
+    inside, left, further = way(ROOM, xy((0.0, -0.5), (-3.0, 1.0), (-7.0, 1.0)), goal).tolist()
+    assert 2.0 < inside < 3.5  # out of the wall and round it
+    assert further - left == pytest.approx(4.0)
+    assert left == pytest.approx(2.0, abs=0.1)
 
 
 def test_it_falls_along_the_way():

@@ -32,7 +32,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Kernel, Spec, describe, uniform
+from backends.base import Cond, Kernel, Shared, Spec, describe, uniform
 from rewards.base import Reward, as_reward
 from treesearch.budget import Budget, Cost
 from treesearch.errors import TreeSearchError
@@ -200,7 +200,8 @@ class Planner:
         batch_size: rows of a forward pass.
 
     Attributes:
-        result: of the last decision, one task for each environment that was planned for.
+        result: of the last decision's search, one task for each environment that was planned for; a plan that was kept
+            is not in it, but in `decision`.
         tasks: the same by environment.
         decision, decisions: what was found, last and all.
 
@@ -232,8 +233,9 @@ class Planner:
         if not isinstance(budget, Budget):
             raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...) or ts.Budget(seconds=...)")
         check_whole(steps=steps, keep=keep, patience=patience, max_decisions=max_decisions)
-        if steps > self.spec.state_shape[0]:
-            raise ValueError(f"steps is {steps}, expected no more than the {self.spec.state_shape[0]} rows of a plan")
+        rows = self.spec.state_shape[0] - warm_start  # a warm start needs one row that was not executed
+        if steps > rows:
+            raise ValueError(f"steps is {steps}, expected {rows} or less: a plan has {self.spec.state_shape[0]} rows")
         if math.isnan(enough):
             raise ValueError("enough is nan, expected the least reward of a plan")
         self.kernel, self.reward, self.method, self.budget = kernel, as_reward(reward), method, budget
@@ -296,15 +298,16 @@ class Planner:
         warm = [i for i in rows if self.tracks[i].plans is not None]
         found: dict[int, TaskResult] = {}
         cost, history = Cost(), []
+        last = self._last(warm, prompts, cost) if warm and self.budget.reward_calls != 1 else {}
         for some in (warm, [i for i in rows if i not in warm]):
             if some:
-                result = self._search(some, prompts, len(rows), began, warm=some is warm)
+                spent = len(last) if some is warm else 0
+                result = self._search(some, prompts, len(rows), began, spent, warm=some is warm)
                 found |= dict(zip(some, result.tasks, strict=True))
                 cost.add(result.cost)
                 history += result.history
         self.result, self.tasks = SearchResult([found[i] for i in rows], cost, history), found
-        last = self._last(warm, prompts, cost) if warm else {}
-        self.decisions.append(self._decide(found, last, cost, began))
+        self.decisions.append(self._decide(found, last, warm, cost, began))
         return self.decision.actions
 
     def _prompts(self, observations: Any, goals: Any) -> list[dict[str, list[float]]]:
@@ -359,9 +362,16 @@ class Planner:
             ) from error
 
     def _search(
-        self, rows: list[int], prompts: list[dict[str, list[float]]], total: int, began: float, *, warm: bool
+        self,
+        rows: list[int],
+        prompts: list[dict[str, list[float]]],
+        total: int,
+        began: float,
+        spent: int,
+        *,
+        warm: bool,
     ) -> SearchResult:
-        """Plans for some rows, all from the prior or all from earlier plans."""
+        """Plans for some rows, all from the prior or all from earlier plans, for which `spent` rewards are known."""
         kernel: Any = self.kernel
         method = self.method
         if warm:
@@ -374,17 +384,19 @@ class Planner:
             self.reward,
             method,
             prompts=[prompts[i] for i in rows],
-            budget=self._budget(len(rows), total, describe(kernel), began),
+            budget=self._budget(len(rows), total, describe(kernel), began, spent),
             seed=root_key(self.seed, len(self.decisions), SEEDS),
             batch_size=self.batch_size,
         )
         return flagged(result) if warm else result
 
-    def _budget(self, rows: int, total: int, spec: Spec, began: float) -> Budget:
+    def _budget(self, rows: int, total: int, spec: Spec, began: float, spent: int) -> Budget:
         """A decision's limits for some of its rows; time is turned into NFE at the pace seen so far."""
         each = self.budget
         whole = {name: getattr(each, name) for name in ("nfe", "reward_calls", "iterations")}
         limits: dict[str, Any] = {name: None if v is None else v * rows for name, v in whole.items()}
+        if limits["reward_calls"] is not None:
+            limits["reward_calls"] -= spent
         if each.seconds is not None:
             left = max(each.seconds - (time.perf_counter() - began), 1e-3) if rows < total else each.seconds
             limits["seconds"] = left
@@ -396,17 +408,23 @@ class Planner:
 
     def _last(self, rows: list[int], prompts: list[dict[str, list[float]]], cost: Cost) -> dict[int, Best]:
         """The best plans of the decision before (1, H, C) with what is now known put in, and their rewards (1,)."""
-        kernel: Any = self.kernel
-        asked = [prompts[i] for i in rows]
-        states = kernel.encode_samples(torch.stack([p[0] for i in rows if (p := self.tracks[i].plans) is not None]))
-        if hasattr(kernel, "clamp"):
-            states = kernel.clamp(states, kernel.encode(asked))
-        plans = kernel.decode(states)
-        values = self.reward(states if self.reward.input == "state" else plans, prompts=asked).double().cpu()
-        cost.reward_calls += len(rows)
-        return {i: (plans[j : j + 1], values[j : j + 1]) for j, i in enumerate(rows)}
+        kernel, reward = self.kernel, self.reward
+        before, found = reward.calls() if reward.calls else 0, {}
+        for begin in range(0, len(rows), self.batch_size):
+            some = rows[begin : begin + self.batch_size]
+            asked = [prompts[i] for i in some]
+            states = _placed(
+                kernel, torch.stack([p[0] for i in some if (p := self.tracks[i].plans) is not None]), asked
+            )
+            plans = torch.as_tensor(kernel.decode(states))
+            values = reward(states if reward.input == "state" else plans, prompts=asked).double().cpu()
+            found |= {i: (plans[j : j + 1], values[j : j + 1]) for j, i in enumerate(some)}
+        cost.reward_calls += reward.calls() - before if reward.calls else len(rows)
+        return found
 
-    def _decide(self, found: dict[int, TaskResult], last: dict[int, Best], cost: Cost, began: float) -> Decision:
+    def _decide(
+        self, found: dict[int, TaskResult], last: dict[int, Best], warm: list[int], cost: Cost, began: float
+    ) -> Decision:
         """Remember the best plans and take their first actions; `last` are those of warm rows before."""
         bests = {i: task.best(self.keep) for i, task in found.items()}
         like = next(iter(bests.values()))[0]
@@ -428,7 +446,7 @@ class Planner:
             plans=plans,
             rewards=rewards,
             planned=tuple(i in found for i in range(len(self.tracks))),
-            warm=tuple(i in last for i in range(len(self.tracks))),
+            warm=tuple(i in warm for i in range(len(self.tracks))),
             kept=tuple(kept),
             standings=tuple(track.standing for track in self.tracks),
             nfe=cost.nfe,
@@ -446,6 +464,16 @@ class Planner:
             track.standing = Standing.UNREACHABLE
         elif track.decisions >= self.max_decisions:
             track.standing = Standing.OUT_OF_DECISIONS
+
+
+def _placed(kernel: Any, plans: Tensor, prompts: list[dict[str, list[float]]]) -> Tensor:
+    """States of plans (n, H, C) with what is known by their prompts put in."""
+    states = kernel.encode_samples(plans)
+    if not hasattr(kernel, "clamp"):
+        return states
+    encoded = kernel.encode(prompts) or {}
+    cond = {name: v.value if isinstance(v, Shared) else v for name, v in encoded.items()}
+    return kernel.clamp(states, cond | {"task": torch.arange(len(prompts), device=states.device)})
 
 
 def shifted(plans: Tensor, steps: int) -> Tensor:
