@@ -177,7 +177,7 @@ class Moment(NamedTuple):
     looked: NDArray[np.float32]  # (n, H, 2)
     plan: NDArray[np.float32]  # (H, 2)
     nfe: int
-    warm: bool
+    start: str
 
 
 def watched(bed: Bed, pair: Pair, rollouts: int, seed: int) -> tuple[list[Moment], NDArray[Any], bool]:
@@ -185,9 +185,11 @@ def watched(bed: Bed, pair: Pair, rollouts: int, seed: int) -> tuple[list[Moment
     moments: list[Moment] = []
 
     def watch(field: Field, planner: Planner) -> None:
-        made, task = planner.decision, planner.tasks[0]
-        looked = task.best(24)[0][..., :2].numpy()
-        moments.append(Moment(int(field.steps[0]), looked, made.plans[0, :, :2].numpy(), made.nfe, made.warm[0]))
+        made = planner.decision
+        looked = planner.tasks[0].best(24)[0] if made.searched[0] else made.plans
+        start = "kept" if made.kept[0] else "warm start" if made.warm[0] else "from the prior"
+        plans = (looked[..., :2].numpy(), made.plans[0, :, :2].numpy())
+        moments.append(Moment(int(field.steps[0]), *plans, made.nfe, start))
 
     setup = METHODS["dts_star"].make(bed, **SETTINGS["dts_star"])
     done = play(
@@ -227,8 +229,7 @@ def frames(
         at = max(i for i, moment in enumerate(moments) if moment.step <= step)
         ax.clear()
         draw_moment(ax, bed.maze, moments[at], trail[: step + 1], pair)
-        kind = "warm start" if moments[at].warm else "from the prior"
-        done = "arrived" if arrived and step == len(trail) - 1 else f"{kind}, {moments[at].nfe} NFE"
+        done = "arrived" if arrived and step == len(trail) - 1 else f"{moments[at].start}, {moments[at].nfe} NFE"
         ax.set_title(f"step {step}, decision {at + 1}: {done}", fontsize=10)
         figure.canvas.draw()
         yield np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # pyright: ignore[reportAttributeAccessIssue]

@@ -64,6 +64,7 @@ TRIALS = 10
 LOW, HIGH = 0.2, 0.6  # of the base sampler, over all pairs
 NARROW: How = {"widening_c": 1.0, "widening_alpha": 0.5}
 DYNAMICS = 3.0  # weight of the dynamics error in `maze_plan`
+ARRIVES = 0.0  # `maze_execution` of a plan that arrives
 REACH = 0.35  # at which `maze_execution` counts a goal as reached: a margin for what its model of the maze gets wrong
 SCALES = (0.0, 0.5, 1.0, 2.0)
 TUNED_AT = 16
@@ -293,6 +294,9 @@ def play(
         budget=budget,
         steps=rows,
         warm_start=warm,
+        enough=ARRIVES,  # of a plan that is started from, or executed again
+        done=ARRIVES,
+        patience=decisions + 1,
         seed=seed,
         batch_size=batch_size,
     )

@@ -187,6 +187,28 @@ def test_each_environment_keeps_its_own_best_plan_and_remembers_it(what):
         assert not torch.equal(agent.tracks[i].plans[0], agent.tracks[i].plans[1])
 
 
+def test_a_plan_that_cannot_be_better_costs_no_search():
+    """Of two environments one has what is to be had; it goes on without an evaluation, until it loses it."""
+    reward = as_reward(lambda samples, prompts: torch.tensor([p["goal"][0] for p in prompts]), "goal")
+    agent = Planner(Lines(), reward, ts.BestOfN(), budget=ts.Budget(nfe=4 * T), steps=2, done=0.5)
+    starts, goals = [START, START], [[1.0, 0.0], [0.0, 0.0]]
+    agent.act_many(starts, goals)
+    first = agent.decision
+    assert (first.nfe, first.searched, first.kept) == (8 * T, (True, True), (False, False))
+    agent.act_many(starts, goals)
+    second = agent.decision
+    assert (second.nfe, second.searched, second.kept[0]) == (4 * T, (False, True), True)
+    assert (second.planned, second.warm, len(agent.result.tasks)) == ((True, True), (True, True), 1)
+    assert torch.equal(second.actions[0, 1], first.plans[0, 3, 2:])
+    agent.act_many(starts, goals, active=[True, False])  # nobody is searched for
+    assert (agent.decision.nfe, agent.decision.searched) == (0, (False, False))
+    assert agent.decision.rewards[0].item() == 1.0
+    agent.act_many(starts, [[0.1, 0.0], [0.0, 0.0]])  # another goal
+    assert agent.decision.searched == (True, True)
+    with pytest.raises(ValueError, match="rewards of plans"):
+        planner(done=math.nan)
+
+
 def test_rewards_of_kept_plans_are_within_the_budget():
     for calls in (1, 5):
         agent = Planner(Lines(), REACH, ts.BestOfN(), budget=ts.Budget(reward_calls=calls), steps=2)
@@ -375,7 +397,7 @@ def test_another_number_of_environments_is_refused():
     [
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"level": T + 1}, ValueError, f"expected 1..T = {T}"),
-        ({"enough": math.nan}, ValueError, "enough is nan"),
+        ({"enough": math.nan}, ValueError, "enough and done are nan"),
         ({"budget": 100}, TypeError, "expected ts.Budget"),
     ],
 )

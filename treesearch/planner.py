@@ -69,7 +69,8 @@ class Decision:
         actions: (n, k, A), zero where nothing was planned.
         plans: (n, H, C) in data units, zero where nothing was planned.
         rewards: (n,) of the plans, NaN where nothing was planned.
-        planned: whether a plan was searched for, (n,).
+        planned: whether there is a plan, (n,).
+        searched: whether one was searched for, (n,).
         warm: whether from plans of the decision before, (n,).
         kept: whether the plan is the one of the decision before, since the search found none better, (n,).
         standings: one a row.
@@ -81,6 +82,7 @@ class Decision:
     plans: Tensor
     rewards: Tensor
     planned: tuple[bool, ...]
+    searched: tuple[bool, ...]
     warm: tuple[bool, ...]
     kept: tuple[bool, ...]
     standings: tuple[Standing, ...]
@@ -193,6 +195,7 @@ class Planner:
         level: t of a warm start; None for T/2.
         keep: plans that a warm start draws from.
         enough: least reward of a plan; one below it is a failure, is executed, but not started from.
+        done: reward at which nothing is left to look for: a plan that still has it is kept without a search.
         patience: failures in a row after which a goal counts as unreachable.
         max_decisions: of one environment, then it is given up.
         check: called with a prompt before anything is planned for its goal; a ValueError gives the goal up.
@@ -200,7 +203,7 @@ class Planner:
         batch_size: rows of a forward pass.
 
     Attributes:
-        result: of the last decision's search, one task for each environment that was planned for; a plan that was kept
+        result: of the last decision's search, one task for each environment that was searched for; a plan that was kept
             is not in it, but in `decision`.
         tasks: the same by environment.
         decision, decisions: what was found, last and all.
@@ -222,6 +225,7 @@ class Planner:
         level: int | None = None,
         keep: int = 4,
         enough: float = -math.inf,
+        done: float = math.inf,
         patience: int = 3,
         max_decisions: int = 100,
         check: Callable[[dict[str, list[float]]], object] | None = None,
@@ -236,11 +240,11 @@ class Planner:
         rows = self.spec.state_shape[0] - warm_start  # a warm start needs one row that was not executed
         if steps > rows:
             raise ValueError(f"steps is {steps}, expected {rows} or less: a plan has {self.spec.state_shape[0]} rows")
-        if math.isnan(enough):
-            raise ValueError("enough is nan, expected the least reward of a plan")
+        if math.isnan(enough) or math.isnan(done):
+            raise ValueError(f"enough and done are {enough} and {done}, expected rewards of plans")
         self.kernel, self.reward, self.method, self.budget = kernel, as_reward(reward), method, budget
         self.channels: Any = getattr(kernel, "channels")  # noqa: B009 - beyond the protocol
-        self.steps, self.warm_start, self.keep, self.enough = steps, warm_start, keep, enough
+        self.steps, self.warm_start, self.keep, self.enough, self.done = steps, warm_start, keep, enough, done
         self.level = max(1, self.spec.num_steps // 2) if level is None else level
         if not 1 <= self.level <= self.spec.num_steps:
             raise ValueError(f"level is {level}, expected 1..T = {self.spec.num_steps} (denoising steps left)")
@@ -299,14 +303,16 @@ class Planner:
         found: dict[int, TaskResult] = {}
         cost, history = Cost(), []
         last = self._last(warm, prompts, cost) if warm and self.budget.reward_calls != 1 else {}
-        for some in (warm, [i for i in rows if i not in warm]):
+        settled = {i for i, (_, values) in last.items() if values[0] >= self.done}
+        for some in ([i for i in warm if i not in settled], [i for i in rows if i not in warm]):
             if some:
-                spent = len(last) if some is warm else 0
-                result = self._search(some, prompts, len(rows), began, spent, warm=some is warm)
+                warmly = some[0] in warm
+                spent = len(some) if warmly and last else 0
+                result = self._search(some, prompts, len(rows), began, spent, warm=warmly)
                 found |= dict(zip(some, result.tasks, strict=True))
                 cost.add(result.cost)
                 history += result.history
-        self.result, self.tasks = SearchResult([found[i] for i in rows], cost, history), found
+        self.result, self.tasks = SearchResult([found[i] for i in rows if i in found], cost, history), found
         self.decisions.append(self._decide(found, last, warm, cost, began))
         return self.decision.actions
 
@@ -427,12 +433,13 @@ class Planner:
     ) -> Decision:
         """Remember the best plans and take their first actions; `last` are those of warm rows before."""
         bests = {i: task.best(self.keep) for i, task in found.items()}
+        bests |= {i: (best[0][:0], best[1][:0]) for i, best in last.items() if i not in found}
         like = next(iter(bests.values()))[0]
         plans = torch.zeros(len(self.tracks), *like.shape[1:])
         rewards = torch.full((len(self.tracks),), math.nan, dtype=torch.float64)
         kept = [False] * len(self.tracks)
         for i, (samples, values) in bests.items():
-            if i in last and last[i][1][0] >= values[0]:
+            if i in last and (not len(values) or last[i][1][0] >= values[0]):
                 kept[i] = True
                 samples, values = (
                     torch.cat([a.to(b), b])[: self.keep] for a, b in zip(last[i], (samples, values), strict=True)
@@ -440,12 +447,13 @@ class Planner:
             plans[i], rewards[i] = samples[0].float().cpu(), values[0]
             self._remember(self.tracks[i], samples, values)
         seconds = time.perf_counter() - began
-        self._pace = cost.nfe / seconds
+        self._pace = cost.nfe / seconds if found else self._pace
         return Decision(
             actions=self.channels.actions(plans)[:, : self.steps].clone(),
             plans=plans,
             rewards=rewards,
-            planned=tuple(i in found for i in range(len(self.tracks))),
+            planned=tuple(i in bests for i in range(len(self.tracks))),
+            searched=tuple(i in found for i in range(len(self.tracks))),
             warm=tuple(i in warm for i in range(len(self.tracks))),
             kept=tuple(kept),
             standings=tuple(track.standing for track in self.tracks),
