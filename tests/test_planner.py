@@ -11,8 +11,9 @@ from backends.base import Gaussian, describe, expand
 from backends.gaussian import cosine_bar
 from rewards.base import Reward, as_reward
 from rewards.channels import Channels
-from treesearch.planner import WARM, Planner, PlanningEnded, Standing, WarmStart, lowered, shifted
+from treesearch.planner import Planner, PlanningEnded, Standing
 from treesearch.testing import check_kernel
+from treesearch.warm_start import WARM, WarmStart, lowered, shifted
 
 H, T, SPREAD = 6, 10, 0.1
 BAR = cosine_bar(T).float()

@@ -7,11 +7,8 @@ Every decision
     remember   the best plans, shifted by k rows and ended with copies of their last row
     keep       the best of these, scored from where the environment now is, unless the search finds a better one
 
-A warm start draws x_t, t < T, around what it remembers instead of x_T from the prior, and costs t instead of T:
-
-    x_t = α_t τ_0^(j) + σ_t ε,  j uniform among the plans kept          `kernel.renoise(x, 0, t, noise)`
-
-then x_t -> ... -> x_0 by the kernel's own steps, for any method. This is another law than p, which results say.
+A warm start (`treesearch.warm_start`) draws x_t, t < T, around what it remembers instead of x_T from the prior, and
+costs t instead of T. This is another law than p, which results say.
 
 Sources: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), algorithm 1 and section 5.4
 (receding horizon, and plans that start from the last one, partly noised). Tree search over such plans: Monte Carlo Tree
@@ -20,19 +17,17 @@ Diffusion for System 2 Planning (Yoon et al., 2025).
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Kernel, Shared, Spec, describe, uniform
+from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, as_reward
 from treesearch.budget import Budget, Cost
 from treesearch.errors import TreeSearchError
@@ -40,8 +35,8 @@ from treesearch.loop import search
 from treesearch.methods.base import Method, check_whole
 from treesearch.noise import root_key
 from treesearch.result import SearchResult, TaskResult
+from treesearch.warm_start import WarmStart, flagged, lowered, shifted
 
-WARM = "warm start: these are no draws of p, nor is there a Z of p"
 NEEDED = ("renoise", "encode_samples")
 Best = tuple[Tensor, Tensor]
 PACE = 0.9  # share of the pace of the last decision that a deadline counts on
@@ -105,78 +100,6 @@ class Track:
     failures: int = 0  # in a row
     standing: Standing = Standing.PLANNING
     reason: str = ""  # in the words of `check`
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class WarmStart:
-    """A kernel whose prior is a set of plans, noised up to a level: a chain of `level` steps.
-
-    Args:
-        kernel: has `renoise(x, t_from, t_to, noise)`, and `clamp(x, cond)` if it has known entries.
-        plans: states x_0, (tasks, K, *state).
-        level: t, steps left after the noise.
-
-    Raises:
-        ValueError: a level outside 1..T, or plans of another shape.
-    """
-
-    kernel: Any
-    plans: Tensor
-    level: int
-
-    departs = WARM
-
-    def __post_init__(self) -> None:
-        spec = describe(self.kernel)
-        if not 1 <= self.level <= spec.num_steps:
-            raise ValueError(f"level is {self.level}, expected 1..T = {spec.num_steps} (denoising steps left)")
-        if self.plans.ndim != len(spec.state_shape) + 2 or tuple(self.plans.shape[2:]) != spec.state_shape:
-            want = ("tasks", "K", *spec.state_shape)
-            raise ValueError(f"plans have shape {tuple(self.plans.shape)}, expected {want}")
-
-    @cached_property
-    def _spec(self) -> Spec:
-        return describe(self.kernel)
-
-    @property
-    def num_steps(self) -> int:
-        return self.level
-
-    @property
-    def stochastic(self) -> tuple[bool, ...]:
-        return (True, *self._spec.stochastic[1 : self.level + 1])
-
-    @property
-    def backward_per_nfe(self) -> tuple[int, ...]:
-        return self._spec.backward_per_nfe[: self.level + 1]
-
-    @property
-    def rewards_per_nfe(self) -> tuple[int, ...]:
-        return self._spec.rewards_per_nfe[: self.level + 1]
-
-    @property
-    def fingerprint(self) -> str | None:
-        if self._spec.fingerprint is None:
-            return None
-        data = self.plans.detach().cpu().contiguous().numpy().tobytes()
-        return f"warm({self.level}, {hashlib.blake2b(data, digest_size=8).hexdigest()})({self._spec.fingerprint})"
-
-    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
-        """x_t of a plan. Which one, the first noise entry says: the first observation is known and needs none."""
-        count = self.plans.shape[1]
-        pick = (uniform(noise.flatten(1)[:, 0]) * count).long().clamp_max(count - 1).to(self.plans.device)
-        task = torch.zeros_like(pick) if cond is None else cond["task"].to(self.plans.device)
-        levels = torch.full_like(task, self.level)
-        x = self.kernel.renoise(self.plans[task, pick], torch.zeros_like(levels), levels, noise.to(self.plans))
-        clamp = getattr(self.kernel, "clamp", None)
-        return x if clamp is None else clamp(x, cond)
-
-    def __getattr__(self, attribute: str) -> Any:
-        # The prior here is no proposal for the kernel's own: weights of that one do not apply.
-        if attribute.startswith("__") or attribute in ("kernel", "prior_log_weight"):
-            raise AttributeError(attribute)
-        return getattr(self.kernel, attribute)
 
 
 @final
@@ -482,36 +405,6 @@ def _placed(kernel: Any, plans: Tensor, prompts: list[dict[str, list[float]]]) -
     encoded = kernel.encode(prompts) or {}
     cond = {name: v.value if isinstance(v, Shared) else v for name, v in encoded.items()}
     return kernel.clamp(states, cond | {"task": torch.arange(len(prompts), device=states.device)})
-
-
-def shifted(plans: Tensor, steps: int) -> Tensor:
-    """Plans (..., H, C) that begin `steps` rows later and end with copies of their last row.
-
-    Raises:
-        ValueError: no row would be left.
-    """
-    length = plans.shape[-2]
-    if not 0 <= steps < length:
-        raise ValueError(f"steps is {steps}, expected less than the plan's {length} rows")
-    rows = (torch.arange(length, device=plans.device) + steps).clamp_max(length - 1)
-    return plans[..., rows, :]
-
-
-def lowered(method: Method, level: int) -> Method:
-    """The method for a chain of fewer steps: levels above are left out of `branch_at` and `schedule`."""
-    changes: dict[str, Any] = {}
-    for name in ("branch_at", "schedule"):
-        given = getattr(method, name, None)
-        if isinstance(given, tuple):
-            changes[name] = tuple(t for t in given if t <= level) or None
-    return replace(method, **changes) if changes else method  # type: ignore[type-var]
-
-
-def flagged(result: SearchResult) -> SearchResult:
-    """A result of a warm start without an estimate of Z: its weights are relative to another law than p."""
-    for task in result.tasks:
-        task.readout = replace(task.readout, log_z=None, log_z_se=None, interval=None)
-    return result
 
 
 def _rows(values: Any, what: str) -> Tensor:
