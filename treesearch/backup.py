@@ -16,9 +16,9 @@ import math
 from enum import IntEnum
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from treesearch.compiled import compiled
 from treesearch.tree import Tree
 
 
@@ -41,7 +41,7 @@ def rule_of(name: str, lam: float) -> Rule:
     return Rule.MAX if rule == Rule.SOFT and math.isinf(lam) else rule
 
 
-@njit(cache=True)
+@compiled
 def _value(node, rule, lam, nodes, score):
     """Value of one node from its valued children; NaN where it has none. `score` is scratch for its children."""
     top, count, total, weight = -math.inf, 0, 0.0, 0.0
@@ -74,7 +74,7 @@ def _value(node, rule, lam, nodes, score):
     return total / weight
 
 
-@njit(cache=True)
+@compiled
 def _backup(leaves, rule, lam, nodes):
     """Recompute every ancestor of the leaves, deepest first."""
     stale = np.empty(64, np.int64)
@@ -98,7 +98,7 @@ def _backup(leaves, rule, lam, nodes):
         nodes.mark[node] = -1
 
 
-@njit(cache=True)
+@compiled
 def _recompute(size, rule, lam, nodes):
     score = np.empty(nodes.children[:size].max(), np.float64)
     for node in range(size - 1, -1, -1):
@@ -106,7 +106,7 @@ def _recompute(size, rule, lam, nodes):
             nodes.value[node] = _value(node, rule, lam, nodes, score)
 
 
-@njit(cache=True)
+@compiled
 def _visits(ends, parent, visits):
     for node in range(len(parent)):
         visits[node] = 1 + ends[node]
@@ -114,7 +114,7 @@ def _visits(ends, parent, visits):
         visits[parent[node]] += visits[node] - 1
 
 
-@njit(cache=True)
+@compiled
 def _log_shares(value, log_w, parent):
     valued = np.zeros(len(parent), np.int32)
     for node in range(1, len(parent)):

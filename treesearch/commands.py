@@ -19,12 +19,13 @@ from rewards.base import Reward, RewardError
 from treesearch import __version__, certificate, loop, plots, probe, report, runs, specs
 from treesearch.budget import Budget, Cost
 from treesearch.citations import bibtex
+from treesearch.compiled import kept_in
 from treesearch.errors import BudgetError, KernelError, TreeSearchError, choose
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Options, Session, Workers, read_result
-from treesearch.tree import Tree
+from treesearch.tree import Tree, add_child
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
 HARD = "digit(8) + 10*brightness()"  # a bold eight: best-of-n still rises after 800 samples
@@ -546,6 +547,7 @@ class Env:
                 print(f"{name}: not installed")
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         print(f"threads {torch.get_num_threads()}, CUDA {', '.join(devices) or 'none'}")
+        print(f"compiled code: {_kept()}")
         return 0
 
 
@@ -682,6 +684,13 @@ def _if_plots(draw: Any, caption: str, prefix: str = "") -> list[tuple[str, str]
         return [(prefix + draw().name, caption)]
     except ImportError:
         return []
+
+
+def _kept() -> str:
+    """Where compiled code is kept."""
+    if (folder := kept_in(add_child)) is not None:
+        return f"kept in {folder}"
+    return "compiled in every process, some ten seconds at its first search: NUMBA_CACHE_DIR=FOLDER keeps it"
 
 
 def _print_rewards() -> None:

@@ -16,8 +16,10 @@ import math
 from enum import IntEnum
 
 import numpy as np
-from numba import njit, uint32, uint64
+from numba import uint32, uint64
 from numpy.typing import NDArray
+
+from treesearch.compiled import compiled
 
 U64 = NDArray[np.uint64]
 
@@ -33,7 +35,7 @@ class Stream(IntEnum):
     READOUT = 5
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def philox(c0, c1, c2, c3, k0, k1):
     """Ten rounds on four counter words under two key words; returns four random uint32 words."""
     for _ in range(10):
@@ -50,7 +52,7 @@ def philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def hash64(key, a, b, stream):
     """64 random bits for (key, 32-bit a and b, stream)."""
     w0, w1, _, _ = philox(
@@ -59,7 +61,7 @@ def hash64(key, a, b, stream):
     return (uint64(w1) << uint64(32)) | uint64(w0)
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def child_key(parent, t, ordinal, at_root):
     """Key of child number `ordinal` of a node at level t; the first child of an inner node continues its path."""
     if ordinal == 0 and not at_root:
@@ -67,7 +69,7 @@ def child_key(parent, t, ordinal, at_root):
     return hash64(parent, ordinal, t, uint32(1))
 
 
-@njit(cache=True)
+@compiled
 def _fill_normals(keys, counters, out):
     """Standard normals (n, d): row i is the stream (keys[i], counters[i])."""
     n, d = out.shape
@@ -86,7 +88,7 @@ def _fill_normals(keys, counters, out):
                     out[i, j + 2 * pair + 1] = radius * math.sin(angle)
 
 
-@njit(cache=True)
+@compiled
 def _child_keys(parents, t, ordinals, at_root, out):
     for i in range(len(out)):
         out[i] = child_key(parents[i], t, ordinals[i], at_root)
@@ -117,7 +119,7 @@ def normals(keys: U64, counters: NDArray[np.int64], size: int) -> NDArray[np.flo
     return out
 
 
-@njit(cache=True)
+@compiled
 def _fill_uniforms(key, a, stream, out):
     for i in range(len(out)):
         out[i] = float(hash64(key, i, a, stream) >> uint64(11)) * 2.0**-53

@@ -18,9 +18,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from treesearch.compiled import compiled
 from treesearch.noise import child_key, hash64
 from treesearch.tree import add_child
 
@@ -60,7 +60,7 @@ class Selected(NamedTuple):
     last: NDArray[np.int64]
 
 
-@njit(cache=True)
+@compiled
 def select_wave(nodes, n, policy, wave, iteration, nfe, calls, out):
     """Select up to `wave` leaves; every expansion appends a rollout's nodes, one a branching level.
 
@@ -128,7 +128,7 @@ def select_wave(nodes, n, policy, wave, iteration, nfe, calls, out):
     return n, kids, done, stopped
 
 
-@njit(cache=True)
+@compiled
 def _gather(node, policy, wave, nodes, kids, ids, key, extra, at):
     """Copy the valued children of a node, oldest first, behind `at`; returns how many.
 
@@ -151,7 +151,7 @@ def _gather(node, policy, wave, nodes, kids, ids, key, extra, at):
     return n
 
 
-@njit(cache=True)
+@compiled
 def _cumulate(lam, nodes, ids, key, at, n):
     """Cumulative Boltzmann weights of the children gathered at `at`."""
     top = -math.inf
@@ -175,7 +175,7 @@ def _cumulate(lam, nodes, ids, key, at, n):
         key[i] = total
 
 
-@njit(cache=True)
+@compiled
 def _contenders(c_uct, visits_here, wave, ids, key, extra, at, n):
     """Keep only the children that UCT can choose within this wave, in order; returns how many.
 
@@ -194,7 +194,7 @@ def _contenders(c_uct, visits_here, wave, ids, key, extra, at, n):
     return kept
 
 
-@njit(cache=True)
+@compiled
 def _pick(policy, visits_here, u, key, extra, start, n):
     """Position of the chosen child within start..start+n."""
     if policy.rule == 0:
@@ -219,7 +219,7 @@ def _pick(policy, visits_here, u, key, extra, start, n):
     return at
 
 
-@njit(cache=True)
+@compiled
 def _rollout(node, depth, n, levels, nodes, kids):
     """Append a new child of `node` and its continuation down to x_0; returns (nodes now, kids)."""
     fresh = child_key(nodes.key[node], nodes.t[node], nodes.children[node], node == 0)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from treesearch.compiled import compiled
 
 ROOT = 0
 NONE = -1
@@ -177,7 +178,7 @@ class Tree:
         return row + self.kids.itemsize * int(self.slabs[-1]) / len(self)
 
 
-@njit(cache=True)
+@compiled
 def add_child(node, child, children, start, kids, slabs):
     """Enter a child behind its siblings; returns `kids`, grown if it was full.
 
@@ -209,7 +210,7 @@ def add_child(node, child, children, start, kids, slabs):
     return kids
 
 
-@njit(cache=True)
+@compiled
 def _link(parent, children, start, kids, slabs, first):
     """Enter nodes first.. under their parents."""
     for node in range(first, len(parent)):

@@ -29,10 +29,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from treesearch.compiled import compiled
 from treesearch.engine import Segments
 from treesearch.methods.base import Problem, Unit
 from treesearch.methods.claims import GREEDY_TREE
@@ -110,7 +110,7 @@ def average(tree: Tree, ends: NDArray[np.int64]) -> None:
         _average(ends, tree.columns())
 
 
-@njit(cache=True)
+@compiled
 def _average(nodes: NDArray[np.int64], tree: Columns) -> None:
     """v(x) = Σ_c n_c v_c / Σ_c n_c over children with a value, n_c the iterations through c."""
     for node in nodes:

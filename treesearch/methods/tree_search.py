@@ -40,12 +40,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
 from backends.base import Spec
 from treesearch import backup
 from treesearch.budget import Share
+from treesearch.compiled import compiled
 from treesearch.engine import Segments
 from treesearch.methods.base import (
     GREEDY,
@@ -153,7 +153,7 @@ class Posterior(NamedTuple):
     squares: F64
 
 
-@njit(cache=True)
+@compiled
 def _sweeps(
     parent: NDArray[Any],
     depth: NDArray[Any],
@@ -217,7 +217,7 @@ def fit(parent: NDArray[Any], depth: NDArray[Any], y: F64, tau2: F64, prior: F64
     return tau2
 
 
-@njit(cache=True)
+@compiled
 def improvement(gap: float, sd: float) -> float:
     """E[(Y - gap)⁺] of Y ~ N(0, sd²)."""
     if sd <= 0.0:
@@ -243,7 +243,7 @@ class Law(NamedTuple):
     price: F64
 
 
-@njit(cache=True)
+@compiled
 def _index(depth: int, tried: float, flying: float, mean: float, var: float, law: Law) -> float:
     """Index of a node with `tried` children and `flying` rollouts on their way."""
     left = var / (1.0 + flying * var / law.below[depth])
@@ -252,7 +252,7 @@ def _index(depth: int, tried: float, flying: float, mean: float, var: float, law
     return improvement(gap, sd) / (1.0 + (tried + flying) * hope) / law.price[depth]
 
 
-@njit(cache=True)
+@compiled
 def _indices(depth: Ids, tried: NDArray[Any], mean: F64, var: F64, law: Law) -> F64:
     """Index of every node; leaves have none (-1)."""
     out = np.full(len(depth), -1.0)
@@ -297,7 +297,7 @@ def scores(reward: F64, mass: F64, fresh: int) -> F64:
     return np.interp(reward, knot, grid) + slope * np.maximum(reward - knot[-1], 0.0)
 
 
-@njit(cache=True)
+@compiled
 def _masses(parent: NDArray[Any], children: NDArray[Any]) -> F64:
     """Probability of each node if every node's children share its own evenly."""
     mass = np.ones(len(parent))
@@ -306,7 +306,7 @@ def _masses(parent: NDArray[Any], children: NDArray[Any]) -> F64:
     return mass
 
 
-@njit(cache=True)
+@compiled
 def _visit(ends: Ids, parent: NDArray[Any], visits: NDArray[Any]) -> None:
     """Count an iteration at each end and all above it."""
     for end in ends:
