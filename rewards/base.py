@@ -11,10 +11,13 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor
+
+from rewards.lending import lend
 
 Input = Literal["sample", "state"]
 
@@ -33,7 +36,7 @@ class Reward:
     """r(samples, prompts) -> (n,) float64, higher is better; -inf forbids a sample.
 
     Args:
-        fn: called as fn(samples, prompts) on n samples and None or n prompts.
+        fn: called as fn(samples, prompts) on n samples and None or n prompts; it may not write into them.
         name: shown in errors, run cards and tables.
         input: "sample" for what `kernel.decode` returns, "state" for x_0 itself.
         calls: reports how many samples were really scored so far, where that is not every one (a cache).
@@ -50,19 +53,35 @@ class Reward:
         """Score n samples.
 
         Raises:
-            RewardError: the function raised, or returned a wrong shape, complex values, NaN or +inf.
+            RewardError: the function raised, wrote into its samples or prompts, or returned a wrong shape, complex
+                values, NaN or +inf.
         """
         return self.attached(samples, prompts).detach()
 
     def attached(self, samples: Any, prompts: Sequence[Any] | None = None) -> Tensor:
         """The same with its graph: a differentiable reward has a gradient to samples that require one."""
+        if isinstance(self.fn, _Joined):  # its parts are lent what they read
+            return self._values(samples, prompts)
+        lent, marks = lend(samples)
+        given, more = lend(_by_position(prompts))
+        values = self._values(lent, given)
+        for changed, what in ((marks, "samples"), (more, "prompts")):
+            if any(mark() for mark in changed):
+                raise RewardError(
+                    f"reward {self.name!r} wrote into its {what}, which others read after it: compute out of place "
+                    "(x = x - 0.5 for x.sub_(0.5) or x -= 0.5), or on a copy of them"
+                )
+        return values
+
+    def _values(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
+        n = len(samples)  # before a list that was lent is emptied
         try:
             values = self.fn(samples, prompts)
         except RewardError:
             raise
         except Exception as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
-        return check_rewards(values, len(samples), self.name)
+        return check_rewards(values, n, self.name)
 
     def __add__(self, other: Reward | float) -> Reward:
         return _combine(self, other, torch.add, "+")
@@ -78,6 +97,7 @@ class Reward:
 
     __radd__ = __add__
     __rmul__ = __mul__
+    __array_ufunc__ = None  # 0.5 of numpy on the left leaves the sum to __radd__
 
     def __rsub__(self, other: float) -> Reward:
         return -self + other
@@ -90,15 +110,18 @@ class Reward:
         """r limited to [low, high]: a floor keeps one term from drowning others, a ceiling stops over-optimising."""
         if not low < high:
             raise ValueError(f"clip needs low < high, got {low} and {high}")
-        return _wrap(self, lambda v: v.clamp(low, high), f"clip({self.name}, {low:g}, {high:g})")
+        return wrap(self, lambda v: v.clamp(low, high), f"clip({self.name}, {low:g}, {high:g})")
 
     def gate(self, condition: Reward, above: float, otherwise: float = -math.inf) -> Reward:
         """r where `condition` is at least `above`, else `otherwise`."""
 
+        if math.isnan(above) or math.isnan(otherwise) or otherwise == math.inf:
+            raise ValueError(f"gate needs numbers, and otherwise below inf, got above={above}, otherwise={otherwise}")
+
         def apply(value: Tensor, allowed: Tensor) -> Tensor:
             return torch.where(allowed >= above, value, torch.full_like(value, otherwise))
 
-        return _combine(self, condition, apply, f"gate[>={above:g}]")
+        return _combine(self, condition, apply, f"gate[>={above:g}]", may_forbid=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,21 +197,22 @@ def as_reward(function: Reward | Callable[..., Any], name: str | None = None, in
 
 
 def check_rewards(values: Any, n: int, name: str) -> Tensor:
-    """Rewards as float64 (n,) on the CPU.
+    """Rewards as float64 (n,) on the CPU, in memory of their own.
 
     Raises:
         RewardError: shape, dtype or a NaN or +inf value; the message says which rows and what to do.
     """
     try:
-        values = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(f"reward {name!r} returned {type(values).__name__}, expected {n} numbers: {error}") from error
+        values = _tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        got = f"reward {name!r} returned {type(values).__name__}"
+        raise RewardError(f"{got}, expected a tensor or a list of {n} numbers: {error}") from error
     if values.is_complex():
         raise RewardError(f"reward {name!r} returned complex values ({values.dtype}), expected real ones")
     if values.shape != (n,):
         hint = ": squeeze the last axis" if values.shape == (n, 1) else ": return one number per sample"
         raise RewardError(f"reward {name!r} returned shape {tuple(values.shape)}, expected ({n},){hint}")
-    values = values.double().cpu()
+    values = values.to("cpu", torch.float64, copy=True)
     for bad, what in ((values.isnan(), "nan"), (values == math.inf, "+inf")):
         if bad.any():
             rows = bad.nonzero().flatten().tolist()
@@ -197,6 +221,33 @@ def check_rewards(values: Any, n: int, name: str) -> Tensor:
                 f"reward {name!r} returned {what} ({more}): return a finite number, or -inf to forbid", rows
             )
     return values
+
+
+def _tensor(values: Any) -> Tensor:
+    """Numbers of any kind, with their graph where they have one.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, OverflowError: no numbers.
+    """
+    if isinstance(values, Tensor):
+        return values.to_dense() if values.layout is not torch.strided else values
+    if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) for v in values):
+        return torch.stack([v.reshape(()) if v.numel() == 1 else v for v in values])
+    if not hasattr(values, "__array__"):
+        return torch.as_tensor(values)
+    import numpy as np
+
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError("a masked array has entries that are no numbers, fill them")
+    array = np.asarray(values)  # columns of a table too: by position, whatever their labels
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"an array of {array.dtype}")
+    return torch.from_numpy(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
+
+
+def _by_position(prompts: Sequence[Any] | None) -> Sequence[Any] | None:
+    """Prompts that are read in their order: prompts[i] of a table's column would be the one labelled i."""
+    return prompts if prompts is None or isinstance(prompts, (list, tuple, str, Tensor)) else list(prompts)
 
 
 def _takes_prompts(function: Callable[..., Any]) -> bool:
@@ -208,38 +259,73 @@ def _takes_prompts(function: Callable[..., Any]) -> bool:
     return any(p.name == "prompts" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str) -> Reward:
-    def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-        return apply(reward.attached(samples, prompts))
-
-    return Reward(fn, name, reward.input, reward.calls, reward.settings)
+def wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str) -> Reward:
+    """The reward apply(r), of values (n,) to values (n,)."""
+    return Reward(_Joined(name, (reward,), apply), name, reward.input, reward.calls, reward.settings)
 
 
-def _combine(left: Reward, right: Reward | float, op: Callable[[Tensor, Tensor], Tensor], symbol: str) -> Reward:
-    if isinstance(right, (int, float)):
-        constant = torch.tensor(float(right), dtype=torch.float64)
-        return _wrap(left, lambda v: op(v, constant.expand_as(v)), f"({left.name} {symbol} {right:g})")
+def _combine(
+    left: Reward,
+    right: Reward | float,
+    op: Callable[[Tensor, Tensor], Tensor],
+    symbol: str,
+    *,
+    may_forbid: bool = False,
+) -> Reward:
+    if isinstance(right, Real):
+        number = float(right)
+        if not math.isfinite(number):
+            raise ValueError(f"cannot combine {left.name} {symbol} {number}: expected a finite number or a reward")
+        constant = torch.tensor(number, dtype=torch.float64)
+        return wrap(left, lambda v: op(v, constant.expand_as(v)), f"({left.name} {symbol} {number:g})")
     if not isinstance(right, Reward):
         raise TypeError(f"cannot combine a reward with {type(right).__name__}: wrap it with as_reward")
     if left.input != right.input:
         raise ValueError(f"{left.name} reads the {left.input}, {right.name} the {right.input}: give both one input")
     name = f"({left.name} {symbol} {right.name})"
-    if left.calls is None or right.calls is None:  # one part scores every sample, and so does the pair
+    joined = _Joined(name, (left, right), op, may_forbid=may_forbid)
+    counts = None if left.calls is None or right.calls is None else joined.calls  # else one scores every sample
+    return Reward(joined, name, left.input, counts, left.settings + right.settings)
 
-        def both(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-            return op(left.attached(samples, prompts), right.attached(samples, prompts))
 
-        return Reward(both, name, left.input, settings=left.settings + right.settings)
-    counts, total = (left.calls, right.calls), 0
+class _Joined:
+    """A function of the values of one reward or of two, which read the same samples."""
 
-    def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-        nonlocal total
-        before = [count() for count in counts]
-        values = op(left.attached(samples, prompts), right.attached(samples, prompts))
-        total += max(count() - b for count, b in zip(counts, before, strict=True))
+    def __init__(
+        self, name: str, parts: tuple[Reward, ...], apply: Callable[..., Tensor], *, may_forbid: bool = False
+    ) -> None:
+        self.name, self.parts, self.apply, self.may_forbid = name, parts, apply, may_forbid
+        self.scored = 0
+
+    def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
+        before = [part.calls() if part.calls else 0 for part in self.parts]
+        terms = [part.attached(samples, prompts) for part in self.parts]
+        self.scored += max(part.calls() - b if part.calls else 0 for part, b in zip(self.parts, before, strict=True))
+        values = self.apply(*terms)
+        self._check(values, terms)
         return values
 
-    return Reward(fn, name, left.input, lambda: total, left.settings + right.settings)
+    def calls(self) -> int:
+        """Samples really scored so far, by the part that scored more."""
+        return self.scored
+
+    def _check(self, values: Tensor, terms: list[Tensor]) -> None:
+        """Refuse what finite terms cannot mean.
+
+        Raises:
+            RewardError: NaN or +inf, or -inf although no term forbids the sample; the message names the terms.
+        """
+        forbidden = torch.stack([term.isinf() for term in terms]).any(0)
+        bad = values.isnan() | (values == math.inf) | (values.isinf() & ~forbidden & (not self.may_forbid))
+        if not bad.any():
+            return
+        rows = bad.nonzero().flatten().tolist()
+        of = " and ".join(f"{p.name} = {float(v[rows[0]]):g}" for p, v in zip(self.parts, terms, strict=True))
+        raise RewardError(
+            f"{self.name} is {float(values[rows[0]])} where {of} ({len(rows)} of {len(values)} rows, first row "
+            f"{rows[0]}): scale or clip this term before it is combined",
+            rows,
+        )
 
 
 def content(value: Any) -> list[bytes]:

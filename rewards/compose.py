@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardError, content
+from rewards.base import Reward, RewardError, content, wrap
 
 
 def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | None = None) -> Reward:
@@ -95,12 +95,7 @@ def normalise(reward: Reward, mean: float, std: float) -> Reward:
         raise ValueError(f"mean is {mean}, expected a finite number")
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"std is {std}, expected a positive finite number")
-    name = f"normalise({reward.name}, {mean:.6g}, {std:.6g})"
-
-    def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-        return (reward.attached(samples, prompts) - mean) / std
-
-    return Reward(fn, name, reward.input, reward.calls, reward.settings)
+    return wrap(reward, lambda v: (v - mean) / std, f"normalise({reward.name}, {mean:.6g}, {std:.6g})")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,7 @@ def test_algebra_refuses_what_it_cannot_combine() -> None:
         VALUE.clip(2, 1)
     with pytest.raises(ValueError, match="x reads the sample, square the state: give both one input"):
         VALUE + dataclasses.replace(SQUARE, input="state")
-    with pytest.raises(RewardError, match=r"'\(forbid \* 0\)' returned nan .* row 2"):
+    with pytest.raises(RewardError, match=r"\(forbid \* 0\) is nan where forbid = -inf .* row 2"):
         (FORBID * 0)(X)  # -inf · 0 is not quietly 0
 
 
@@ -102,8 +104,14 @@ def test_prompts_belong_to_their_samples(method: object, wrap: object) -> None:
         (torch.zeros(2), r"returned shape \(2,\), expected \(3,\): return one number per sample"),
         (1.0, r"returned shape \(\), expected \(3,\): return one number"),
         (torch.zeros(3, dtype=torch.complex64), r"returned complex values \(torch.complex64\), expected real ones"),
-        (["a", "b", "c"], "returned list, expected 3 numbers"),
-        (None, "returned NoneType, expected 3 numbers"),
+        (["a", "b", "c"], "returned list, expected a tensor or a list of 3 numbers"),
+        (None, "returned NoneType, expected a tensor or a list of 3 numbers"),
+        ((i for i in range(3)), "returned generator, expected a tensor or a list of 3 numbers"),
+        ([1.0, 10**400, 2.0], "returned list, expected a tensor or a list of 3 numbers"),
+        (np.array([1, None, 2]), "returned ndarray, .*an array of object"),
+        (np.ma.array([1, 2, 3], mask=[0, 1, 0]), "a masked array has entries that are no numbers"),
+        (np.float64(2), r"returned shape \(\), expected \(3,\)"),
+        (torch.tensor([1.0, 7e4, 1.0]).half(), r"returned \+inf \(1 of 3 rows, first row 1\)"),
     ],
 )
 def test_a_reward_that_breaks_its_contract_is_an_error(returned: object, message: str) -> None:
@@ -111,11 +119,106 @@ def test_a_reward_that_breaks_its_contract_is_an_error(returned: object, message
         Reward(lambda x, _: returned, "bad")(X)
 
 
-@pytest.mark.parametrize("returned", [[1, 2, 3], np.array([1.0, 2.0, 3.0]), torch.tensor([1, 2, 3])])
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, 2, 3],
+        np.array([1.0, 2.0, 3.0]),
+        torch.tensor([1, 2, 3]),
+        torch.tensor([1, 2, 3]).to_sparse(),
+        torch.tensor([1.0, 2, 3]).bfloat16(),
+        torch.tensor([1.0, 2, 3]).half(),
+        np.array([3, 2, 1])[::-1],  # torch takes no negative strides,
+        np.array([1, 2, 3], ">f4"),  # no foreign order of bytes,
+        np.array([1, 2, 3], np.longdouble),  # no 80 bits
+        [np.float32(1), np.int64(2), 3.0],
+        [torch.tensor(1.0), torch.tensor([2.0]), torch.tensor(3)],
+    ],
+)
 def test_numbers_of_any_kind_are_taken(returned: object) -> None:
     values = as_reward(lambda x: returned)(X)
     assert values.dtype == torch.float64
     assert values.tolist() == [1, 2, 3]
+
+
+class Column:
+    """A column of a table: iterated in its order, indexed by label."""
+
+    def __init__(self, values: list[object]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self.values)
+
+    def __getitem__(self, label: int) -> object:
+        return self.values[label - 1]
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array(self.values)
+
+
+def test_columns_of_a_table_are_read_by_position() -> None:
+    assert as_reward(lambda x: Column([1.0, 2.0, 3.0]))(X).tolist() == [1, 2, 3]
+    words = Column(["a", "bb", "ccc"])
+    by_index = as_reward(lambda x, prompts: [len(prompts[i]) for i in range(len(x))])
+    assert by_index(X, words).tolist() == [1, 2, 3]
+    assert cached(by_index)(X, words).tolist() == [1, 2, 3]
+
+
+def test_results_share_no_memory_with_samples_or_between_calls() -> None:
+    x, buffer = torch.arange(3.0, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    values = as_reward(lambda x: x)(x)
+    values -= values.mean()
+    assert x.tolist() == [0, 1, 2]
+    reused = as_reward(lambda x: buffer.copy_(x))
+    first, _ = reused(x), reused(x + 1)
+    assert first.tolist() == [0, 1, 2]
+
+
+def test_a_list_of_tensors_keeps_its_graph() -> None:
+    x = torch.arange(3.0, requires_grad=True)
+    as_reward(lambda x: [v**2 for v in x]).attached(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 2, 4]
+
+
+HUGE = as_reward(lambda x: x[:, 0].double() * 1.7e308, "huge")  # 0 and 1 in X[:2]
+
+
+@pytest.mark.parametrize(
+    ("reward", "terms"),
+    [
+        (HUGE + HUGE, "(huge + huge) is inf where huge = 1.7e+308 and huge = 1.7e+308"),
+        (-HUGE - HUGE, "((huge * -1) - huge) is -inf where (huge * -1) = -1.7e+308 and huge = 1.7e+308"),
+        (HUGE * -10, "(huge * -10) is -inf where huge = 1.7e+308"),
+        (HUGE * HUGE, "(huge * huge) is inf where"),
+        (normalise(HUGE, 0, 1e-3), "normalise(huge, 0, 0.001) is inf where huge = 1.7e+308"),
+        (1 + 2 * (HUGE + HUGE).clip(-1, 1), "(huge + huge) is inf where"),
+        (0 * HUGE.gate(HUGE, above=INF), "((huge gate[>=inf] huge) * 0) is nan where (huge gate[>=inf] huge) = -inf"),
+        (FORBID.gate(FORBID, above=9) - FORBID.gate(FORBID, above=9), "is nan where"),
+    ],
+)
+def test_arithmetic_beyond_floats_names_its_terms(reward: Reward, terms: str) -> None:
+    with pytest.raises(RewardError, match=re.escape(terms)) as caught:
+        reward(X[:2])
+    assert caught.value.rows[-1] == 1
+
+
+@pytest.mark.parametrize("number", [math.nan, INF, -INF])
+def test_constants_are_finite(number: float) -> None:
+    for attempt in (lambda: VALUE + number, lambda: number * VALUE, lambda: VALUE.min(number)):
+        with pytest.raises(ValueError, match="expected a finite number or a reward"):
+            attempt()
+    with pytest.raises(ValueError, match="gate needs numbers"):
+        VALUE.gate(SQUARE, above=math.nan)
+
+
+@pytest.mark.parametrize("two", [2, np.float32(2), np.float64(2), np.int64(2)])
+def test_numbers_of_numpy_combine_from_either_side(two: object) -> None:
+    assert [(two * VALUE)(X).tolist(), (VALUE * two)(X).tolist()] == [[0, 2, 4]] * 2
 
 
 def test_an_exception_keeps_its_cause() -> None:
