@@ -259,7 +259,7 @@ def write(rows: Path, to: Path, methods: Sequence[str]) -> str:
     sections = [f"## {found.title}\n\n{section(found, methods)}" for found in finds]
     text = "\n\n".join(["# Planning in PointMaze", f"{EXPLAINED} {RATIOS}", *sections]) + "\n"
     to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(text)
+    to.write_text(text, encoding="utf-8")
     draw(finds, methods, to.with_suffix(".png"))
     return text
 

@@ -29,6 +29,7 @@ import treesearch as ts
 from backends.base import Gaussian
 from backends.gaussian import LinearGaussian
 from rewards.analytic import linear
+from treesearch import host
 
 COLUMNS = ("parent", "t", "visits", "value", "reward", "log_w", "key")
 METHODS = {
@@ -89,11 +90,6 @@ class Killer(threading.Thread):
                 os.kill(self.killed[-1], signal.SIGKILL)
 
 
-def resident() -> float:
-    """Megabytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def differences(found: ts.SearchResult, alone: ts.SearchResult) -> list[str]:
     """What two results do not share."""
     trees = zip(found.tasks, alone.tasks, strict=True)
@@ -148,7 +144,7 @@ def main(args: Args) -> dict[str, Any]:
                     "seconds": round(found.cost.seconds, 1),
                     "killed": len(killer.killed),
                     "nodes": sum(len(task.tree) for task in found.tasks),
-                    "resident_mb": round(resident(), 1),
+                    "resident_mb": round((host.resident() or 0) / 2**20, 1),
                 }
             )
             print(json.dumps(searches[-1]), flush=True)

@@ -189,7 +189,7 @@ def append_row(path: Path, row: dict[str, float]) -> None:
     """Add one epoch to the curve, and the header when the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
-    with path.open("a", newline="") as file:
+    with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         if new:
             writer.writeheader()

@@ -29,12 +29,12 @@ def claim(path: str | os.PathLike[str]) -> bool:
 
 def note(path: str | os.PathLike[str], text: object) -> None:
     """Append a line to a file that several processes write."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(f"{text}\n")
 
 
 def noted(path: str | os.PathLike[str]) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def total(x):

@@ -494,7 +494,7 @@ def test_a_full_disk_keeps_the_waves_before_it(store: Path, monkeypatch: pytest.
                 patch.undo()
                 if file == "events":
                     args[0]._events.close()
-                    args[0]._events = open("/dev/full", "w")  # noqa: SIM115 - closed with the run
+                    args[0]._events = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closed with the run
                     return args[0].event(args[1])
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

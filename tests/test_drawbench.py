@@ -278,7 +278,7 @@ def test_a_killed_run_does_not_repeat_finished_cells(tmp_path, finished, monkeyp
     with pytest.raises(RuntimeError, match="killed"):
         command(tmp_path)
     assert len(rows(tmp_path)) == 2 * (2 + 1 + 1)
-    with open(tmp_path / "cells.jsonl", "a") as file:
+    with open(tmp_path / "cells.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "row", "met')
     before, calls[:] = set().union(*calls), []
     monkeypatch.setattr(drawbench, "search", lambda job, *rest: calls.append(job.keys) or search(job, *rest))
@@ -332,7 +332,7 @@ def test_a_cell_under_way_goes_on(tmp_path, finished, capsys):
 
 
 def write_prompts(file, lines, columns=("Prompts", "Category")):
-    with open(file, "w", newline="") as out:
+    with open(file, "w", encoding="utf-8", newline="") as out:
         csv.writer(out).writerows([columns, *lines])
     return file
 

@@ -47,7 +47,7 @@ def test_graphml_reads_back(tree: ts.Tree, tmp_path: Path) -> None:
 
 def test_table_reads_back(tree: ts.Tree, tmp_path: Path) -> None:
     write_csv(tree, tmp_path / "tree.csv")
-    with open(tmp_path / "tree.csv", newline="") as file:
+    with open(tmp_path / "tree.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(tree)
     for name in ("parent", "t", "visits", "value", "reward", "log_w"):

@@ -150,7 +150,7 @@ def test_cells(tmp_path):
     file = tmp_path / "cells.jsonl"
     cells = Cells(file, ("kind", "settings"))
     cells.add({"kind": "a", "settings": {"x": 1, "y": 2}, "value": 1 / 3, "none": math.inf, "nested": [math.nan]})
-    with open(file, "a") as opened:
+    with open(file, "a", encoding="utf-8") as opened:
         opened.write('{"kind": "b", "sett')  # killed
     again = Cells(file, ("kind", "settings"))
     assert {"kind": "a", "settings": {"y": 2, "x": 1}} in again

@@ -37,6 +37,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 
 from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, RewardError, as_reward
+from treesearch import host
 from treesearch.budget import Cost
 from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
 from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
@@ -240,7 +241,7 @@ class _Worker(_Process):
 
     def _report(self, station: Station) -> dict[str, Any]:
         said, self._said = self._said, []
-        memory = torch.cuda.max_memory_allocated() if self.device else _resident()
+        memory = torch.cuda.max_memory_allocated() if self.device else host.resident()
         counters = replace(station.counters)
         return {"counters": counters, "batch_size": station.engine.batch_size, "memory": memory, "said": said}
 
@@ -335,17 +336,6 @@ def _gather(parts: list[tuple[Any, Any, list[int]]], device: str | None) -> Any:
         return [samples[i] for samples, _, rows in parts for i in rows]
     batch = torch.cat([as_tensor(samples, dtype)[torch.tensor(rows)] for samples, dtype, rows in parts])
     return batch if device is None else batch.to(device)
-
-
-def _resident() -> int:
-    """Bytes of memory of this process."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # --------------------------------------------------------------------------------------------------------------- pool
@@ -1350,7 +1340,7 @@ class RayEngine:
                 "nfe": seen["counters"].rows,
                 "nfe_per_second": round(seen["counters"].rows / max(1e-9, seen["counters"].seconds), 1),
                 "batch_size": seen["batch_size"],
-                "memory_mb": round(seen["memory"] / 2**20, 1),
+                "memory_mb": None if seen["memory"] is None else round(seen["memory"] / 2**20, 1),
             }
             for number, seen in self._seen.items()
         }

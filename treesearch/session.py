@@ -34,8 +34,9 @@ from treesearch.certificate import Context
 from treesearch.engine import Arrival, Engine, Segments, encode
 from treesearch.errors import BudgetError, StoreError, choose, unknown
 from treesearch.methods import METHODS
-from treesearch.methods.base import AUTO, Method, Problem, Search, Status
+from treesearch.methods.base import AUTO, MEMORY, Method, Problem, Search, Status
 from treesearch.methods.best_of_n import BestOfN
+from treesearch.methods.population import planned_memory
 from treesearch.noise import root_key
 from treesearch.result import SearchResult, TaskResult
 from treesearch.states import MemoryStates, StateStore
@@ -192,6 +193,7 @@ class Session:
         self.spec = describe(kernel)
         self.keys = [root_key(seed, task, stream_id) for task in range(self.num_tasks)]
         self.cost, self.pilot = Cost(), Pilot()
+        self.memory = planned_memory()
         self.history: list[dict[str, Any]] = []
         self.run: runs.Run | None = None
         self.searches: list[Search] = []
@@ -261,6 +263,7 @@ class Session:
             "pilot": asdict(self.pilot),
             "verified": self.verified,
             "options": asdict(self.options),
+            "memory": self.memory,
             "versions": {
                 "treesearch": __version__,
                 "torch": str(torch.__version__),
@@ -273,6 +276,7 @@ class Session:
         """Take up a run where its log ends; recorded rewards decide, nothing is computed again."""
         self.run = run
         self.pilot, self.verified = Pilot(**run.config["pilot"]), run.config["verified"]
+        self.memory = run.config.get("memory", self.memory)
         self.history = [b.meta["history"] for b in blocks]
         used = blocks[-1].meta["slots"] if blocks else 0
         self.cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost(**run.config["pilot"]["cost"])
@@ -551,7 +555,8 @@ class Session:
     def _begin(self, states: StateStore, slots: int) -> None:
         """Start every task's search on what the pilot left of the budget."""
         share = self._share()
-        self.searches = [self.method.start(Problem(i, self.spec, key, share)) for i, key in enumerate(self.keys)]
+        each = self.memory // self.num_tasks
+        self.searches = [self.method.start(Problem(i, self.spec, key, share, each)) for i, key in enumerate(self.keys)]
         self.states, self._slots = states, slots
         make = Engine if self.workers is None else self.workers.engine
         self.engine = make(
@@ -695,7 +700,8 @@ def read_result(config: dict[str, Any], blocks: list[runs.Block]) -> SearchResul
     noisy = tuple(t not in config.get("deterministic", ()) for t in range(config["num_steps"] + 1))
     spec = Spec(config["num_steps"], shape, shape, noisy, torch.device("cpu"), torch.float32, None, 1)
     method = build_method(config["method"])
-    searches = [method.start(Problem(i, spec, root_key(config["seed"], i), Share())) for i in range(len(prompts))]
+    each = config.get("memory", MEMORY) // len(prompts)
+    searches = [method.start(Problem(i, spec, root_key(config["seed"], i), Share(), each)) for i in range(len(prompts))]
     if blocks:
         rebuild(searches, blocks, 0)
     over, late = config["status"] == "finished", config.get("out_of_time", False)

@@ -20,6 +20,7 @@ from treesearch.weights import F64
 
 AUTO = "auto"
 GREEDY = "greedy: not a sample of π"
+MEMORY = 2**31  # bytes that the populations of a search may take, unless the machine allows less
 
 
 class Status(StrEnum):
@@ -39,6 +40,7 @@ class Problem(NamedTuple):
     spec: Spec
     key: int  # noise key of the root
     share: Share  # what this task may spend in all
+    memory: int = MEMORY  # bytes that its population may take
 
     @property
     def num_steps(self) -> int:

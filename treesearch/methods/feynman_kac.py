@@ -51,7 +51,8 @@ class FeynmanKac:
     """Feynman-Kac steering.
 
     Args:
-        num_particles: K of one population; None for one population as large as budget and memory allow.
+        num_particles: K of one population; None for one population as large as the budget pays for and the planned
+            memory holds (`treesearch.methods.population`).
         lam: λ of the target, or "auto".
         potential: difference, max, sum or immediate (`rewards.potentials`).
         schedule: levels t at which endpoints are scored, 0 (x_0 itself) among them; None for five equally spaced.
@@ -212,7 +213,7 @@ class FeynmanKacSearch(population.PopulationSearch):
         if not done:
             return Readout(np.empty(0, np.int64), np.empty(0))
         log_w = np.concatenate([p.steer.final for p in done])
-        log_z, warnings = log_mean(log_w), []
+        log_z, warnings = log_mean(log_w), self.memory_warnings()
         se = _standard_error([p.steer for p in done]) if log_z > -math.inf else None
         if self.method.tempering == "ess":
             warnings.append("temperatures chosen from the particles: consistent, not unbiased")

@@ -7,11 +7,14 @@ from. The terminal level scores x_0 itself and never resamples. With `rollouts` 
 particle is rolled out to x_0 with the noise of its own key, the rollout hangs below it in the tree, and its offspring
 draw afresh; a particle then costs T + Σ t over the levels above 0. Several populations run side by side in groups whose
 size is fixed, so that no result depends on the batch size; what is left of a budget makes a last, smaller one.
+
+A population of no given size is as large as the budget pays for and as fits the memory planned for it. The plan is
+`MEMORY` for all tasks together, or less where a share of what the process may take at all (`treesearch.host`) is less.
+What is free at the moment has no say: equal seeds give equal numbers. Runs record the plan and resume with it.
 """
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,17 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from treesearch import host
 from treesearch.budget import INFINITE, Share
 from treesearch.engine import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit
+from treesearch.methods.base import MEMORY, NO_NODES, Problem, Readout, Status, Unit
 from treesearch.noise import Stream, child_keys, uniforms
 from treesearch.tree import ROOT, Tree
 from treesearch.weights import F64
 
 GROUP_ROWS = 256  # particles that run side by side, in whole populations
 TIMED_SIZE = 64  # size of a population where only the clock limits it
-MEMORY_SHARE = 0.25  # of free memory that one population may take
+MEMORY_SHARE = 0.25  # of the memory that the process may take
 
 Ids = NDArray[np.int64]
 
@@ -92,6 +96,7 @@ class PopulationSearch(ABC):
         self.group: list[Population] = []
         self.groups: list[list[int]] = []  # sizes of the populations begun, by group
         self.level = 0
+        self.wanted = 0  # particles that the budget would have paid for side by side, where memory made them fewer
 
     @property
     def busy(self) -> bool:
@@ -142,12 +147,13 @@ class PopulationSearch(ABC):
         self.share, self.status = share, Status.RUNNING
 
     def state(self) -> dict[str, Any]:
-        return {"groups": [[[k, len(list(same))] for k, same in groupby(sizes)] for sizes in self.groups]}
+        groups = [[[k, len(list(same))] for k, same in groupby(sizes)] for sizes in self.groups]
+        return {"groups": groups} | ({"wanted": self.wanted} if self.wanted else {})
 
     def restore(self, state: dict[str, Any], ends: Ids) -> None:
         """Repeat the decisions on the recorded rewards; the recorded parents must be the ones they lead to."""
         del ends
-        at = 1
+        at, self.wanted = 1, state.get("wanted", 0)
         for sizes in state["groups"]:
             self._begin([k for k, count in sizes for _ in range(count)])
             while self.group and at < len(self.tree):
@@ -218,14 +224,41 @@ class PopulationSearch(ABC):
         """K for one population of `fits` particles, or for several where memory or the clock asks for it."""
         if self.share.timed or self.share.nfe == self.share.reward_calls == INFINITE:
             return TIMED_SIZE
-        populations = -(-fits // memory_cap(self.problem.spec))
+        populations = -(-fits // max(1, self._held(fits)))
         return -(-fits // max(1, populations))
 
+    def _held(self, wanted: int) -> int:
+        """How many of the particles wanted side by side the planned memory holds."""
+        most = memory_cap(self.problem)
+        if wanted > most:
+            self.wanted = max(self.wanted, wanted)
+        return min(wanted, most)
 
-def memory_cap(spec: Spec) -> int:
-    """Particles that fit a share of the free memory: eight copies of a state each (state, law, noise, endpoint)."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, int(MEMORY_SHARE * free / (8 * max(8, spec.state_bytes))))
+    def memory_warnings(self) -> list[str]:
+        """What a reader must know of a population that memory made smaller."""
+        if not self.wanted:
+            return []
+        most, planned = max(map(max, self.groups)), self.problem.memory / 2**20
+        return [
+            f"memory: populations of at most {most} particles, where the budget would pay for {self.wanted} side by "
+            f"side: {planned:.0f} MiB are planned for them; give num_particles where the method has it, allow the "
+            "process more memory, or spread the budget over fewer tasks"
+        ]
+
+
+def planned_memory() -> int:
+    """Bytes for the populations of a search: `MEMORY`, or a share of a tighter limit, rounded down to a power of two.
+
+    What `ulimit` leaves differs a little from one process to the next; the power of two hardly ever does.
+    """
+    allowed = host.memory()
+    share = MEMORY if allowed is None else max(1, int(MEMORY_SHARE * allowed))
+    return min(MEMORY, 1 << (share.bit_length() - 1))
+
+
+def memory_cap(problem: Problem) -> int:
+    """Particles that fit the task's memory: eight copies of a state each (state, law, noise, endpoint)."""
+    return max(1, problem.memory // (8 * max(8, problem.spec.state_bytes)))
 
 
 def price(spec: Spec, levels: tuple[int, ...], *, rollouts: bool = False) -> int:

@@ -177,9 +177,9 @@ class TreeSamplingSearch(population.PopulationSearch):
         fits = left.units(self.problem.num_steps, calls)
         if fits < 1:
             return []
-        most = population.memory_cap(self.problem.spec)
-        size = min(self._planned(done, fits), fits, most)
-        return [fits if size < fits <= min(most, 2 * size) else size]  # no small wave at the end
+        size = self._held(min(self._planned(done, fits), fits))
+        whole = size < fits <= min(population.memory_cap(self.problem), 2 * size)
+        return [fits if whole else size]  # no small wave at the end
 
     def _planned(self, done: int, fits: int) -> int:
         """Leaves of the next wave."""
@@ -206,7 +206,7 @@ class TreeSamplingSearch(population.PopulationSearch):
         }
         leaves = np.concatenate([p.nodes for p in self.finished])
         if log_z == -math.inf:
-            return Readout(leaves, log_w, log_z, extra=extra)
+            return Readout(leaves, log_w, log_z, warnings=self.memory_warnings(), extra=extra)
         part = np.array([s + log_mean(w.final) for w, s in zip(waves, shares, strict=True)])
         share = np.exp(part - log_sum(part))
         own = [genealogy.lineage_variance(w.log_w, w.eve) if s > 0 else 0.0 for w, s in zip(waves, share, strict=True)]
@@ -214,4 +214,4 @@ class TreeSamplingSearch(population.PopulationSearch):
         last = waves[-1]
         lineages = genealogy.totals(last.log_w, last.eve) if share[-1] > 0 else None
         found = genealogy.by_lineage(se, "spend more, or lower lam", lineages)
-        return Readout(leaves, log_w, log_z, se, extra=extra, interval=found)
+        return Readout(leaves, log_w, log_z, se, warnings=self.memory_warnings(), extra=extra, interval=found)
