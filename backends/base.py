@@ -7,13 +7,19 @@ Randomness is an argument: `prior` and `Transition.sample` turn standard normals
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from types import MethodType
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from rewards.base import content
 
 Cond = dict[str, Any] | None
 """Conditioning of n rows: row tensors (n, ...) gathered by the engine, always with `task` int64 (n,)."""
@@ -113,8 +119,12 @@ class Spec(NamedTuple):
         return any(self.stochastic[1 : t + 1]) if t <= self.num_steps else True
 
 
-def describe(kernel: Kernel) -> Spec:
+def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
     """Read a kernel's attributes, fill in the defaults and check them.
+
+    Args:
+        kernel: to be read; its fingerprint is asked now, since weights may have changed since it was made.
+        identify: False leaves the fingerprint out, which may read every weight.
 
     Raises:
         ValueError: an attribute has a wrong value.
@@ -123,34 +133,52 @@ def describe(kernel: Kernel) -> Spec:
     if isinstance(kernel, type):
         raise TypeError(f"kernel is the class {kernel.__name__}, expected an object of it: {kernel.__name__}(...)")
     for name in ("num_steps", "state_shape", "prior", "transition", "decode"):
-        if not hasattr(kernel, name):
+        if optional(kernel, name, _ABSENT) is _ABSENT:
             raise TypeError(f"{type(kernel).__name__} is not a kernel: it has no `{name}`; see backends.base.Kernel")
     steps, shape = int(kernel.num_steps), tuple(int(s) for s in kernel.state_shape)
     if steps < 1:
         raise ValueError(f"kernel.num_steps is {steps}, expected at least 1")
-    stochastic = getattr(kernel, "stochastic", None)
+    stochastic = optional(kernel, "stochastic")
     stochastic = (True,) * (steps + 1) if stochastic is None else tuple(bool(s) for s in stochastic)
     if len(stochastic) != steps + 1:
         raise ValueError(f"kernel.stochastic has {len(stochastic)} entries, expected num_steps + 1 = {steps + 1}")
     return Spec(
         num_steps=steps,
         state_shape=shape,
-        noise_shape=tuple(getattr(kernel, "noise_shape", shape)),
+        noise_shape=tuple(optional(kernel, "noise_shape", shape)),
         stochastic=stochastic,
-        device=torch.device(getattr(kernel, "device", "cpu")),
-        dtype=getattr(kernel, "dtype", torch.float32),
-        fingerprint=getattr(kernel, "fingerprint", None),
-        rows_per_nfe=int(getattr(kernel, "rows_per_nfe", 1)),
+        device=torch.device(optional(kernel, "device", "cpu")),
+        dtype=optional(kernel, "dtype", torch.float32),
+        fingerprint=optional(kernel, "fingerprint") if identify else None,
+        rows_per_nfe=int(optional(kernel, "rows_per_nfe", 1)),
         backward_per_nfe=_by_level(kernel, "backward_per_nfe", steps),
         rewards_per_nfe=_by_level(kernel, "rewards_per_nfe", steps),
-        previews=getattr(kernel, "preview", None) is not None,
-        departs=getattr(kernel, "departs", None),
+        previews=optional(kernel, "preview") is not None,
+        departs=optional(kernel, "departs"),
     )
+
+
+_ABSENT: Any = object()
+
+
+def optional(kernel: Any, name: str, default: Any = None) -> Any:
+    """An optional attribute of a kernel, the default where it has none.
+
+    Raises:
+        RuntimeError: it has one, a property say, that ends in an AttributeError: taken for absent it would be a fault
+            that nobody sees.
+    """
+    try:
+        return getattr(kernel, name)
+    except AttributeError as error:
+        if inspect.getattr_static(kernel, name, _ABSENT) is _ABSENT:
+            return default
+        raise RuntimeError(f"{type(kernel).__name__}.{name} failed with AttributeError: {error}") from error
 
 
 def _by_level(kernel: Kernel, name: str, steps: int) -> tuple[int, ...]:
     """A number for each t in 0..T."""
-    given = getattr(kernel, name, 0)
+    given = optional(kernel, name, 0)
     each = (given,) * (steps + 1) if isinstance(given, int) else tuple(map(int, given))
     if len(each) != steps + 1:
         raise ValueError(f"kernel.{name} has {len(each)} entries, expected num_steps + 1 = {steps + 1}")
@@ -321,12 +349,119 @@ def _log_categorical(probs: Tensor, x: Tensor) -> Tensor:
     return probs.double().gather(-1, x.long()[..., None]).squeeze(-1).log().sum(-1)
 
 
+PASSED_ON = frozenset(
+    {
+        *("num_steps", "state_shape", "noise_shape", "stochastic", "device", "dtype", "rows_per_nfe"),
+        *("backward_per_nfe", "rewards_per_nfe", "scores", "departs", "prior", "prior_log_weight", "transition"),
+        *("encode", "decode", "preview", "renoise", "diagnose"),
+        # Of kernels on a `backends.diffusion.Chain`, and of trajectories.
+        *("chain", "channels", "card", "horizon", "normalisation", "clamp", "encode_samples"),
+    }
+)
+"""What a wrapper hands on as it is, unless it has its own: the kernel contract and nothing else."""
+MAKES_KERNELS = frozenset({"from_image", "from_noise", "with_horizon"})
+"""Methods that return a kernel, whatever their annotation says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapper:
+    """A kernel around another: it passes on the kernel contract, changed where it says so, and nothing else.
+
+    A wrapper defines what it changes. The rest of `PASSED_ON` is the wrapped kernel's, less what the class withholds.
+    A method of the wrapped kernel that returns a kernel (one of `MAKES_KERNELS`, or annotated to return its own class,
+    `Self` or `Kernel`) returns this wrapper around that kernel. Other attributes are not there: ask `wrapper.kernel`.
+
+    Args:
+        kernel: the wrapped kernel.
+
+    Raises:
+        RuntimeError: a property, of the wrapper or of the kernel, that ends in an AttributeError.
+    """
+
+    kernel: Any
+
+    withheld: ClassVar[frozenset[str]] = frozenset()
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same around the kernel on a device; itself where the kernel cannot be moved."""
+        move = optional(self.kernel, "to")
+        return self if move is None else self._around(move(device), "to")
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Its name, the fingerprint of the kernel and its own settings; None where one of them is unknown."""
+        inner = optional(self.kernel, "fingerprint")
+        settings = None if inner is None else self._settings()
+        return None if settings is None else f"{type(self).__name__}({inner}, {settings})"
+
+    def _settings(self) -> str | None:
+        """What tells it from other wrappers of its class, the same in every process; None if that cannot be told."""
+        digest = hashlib.blake2b(digest_size=12)
+        try:
+            for field in fields(self)[1:]:
+                digest.update(b"".join(content([field.name, getattr(self, field.name)])))
+        except TypeError:
+            return None
+        return digest.hexdigest()
+
+    def _passed(self, name: str, value: Any) -> Any:
+        """An attribute of the kernel as the wrapper hands it on."""
+        return value
+
+    def _around(self, kernel: Any, method: str) -> Self:
+        if not hasattr(kernel, "transition"):
+            name = f"{type(self.kernel).__name__}.{method}"
+            raise TypeError(
+                f"{name} returned {type(kernel).__name__}, expected a kernel: return it, also if it is self"
+            )
+        return replace(self, kernel=kernel)
+
+    def _again(self, method: Callable[..., Any], name: str) -> MethodType:
+        """A method of the kernel that makes kernels, as one of the wrapper."""
+
+        @functools.wraps(method)
+        def again(self: Wrapper, *args: Any, **kwargs: Any) -> Wrapper:
+            return self._around(method(*args, **kwargs), name)
+
+        return MethodType(again, self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "kernel":  # copy and pickle ask before there is a kernel
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        if inspect.getattr_static(type(self), name, None) is not None:
+            self._explain(name)
+        found = _ABSENT if name in self.withheld else optional(self.kernel, name, _ABSENT)
+        if found is not _ABSENT and (name in MAKES_KERNELS or _makes_kernels(found, self.kernel)):
+            return self._again(found, name)
+        if found is not _ABSENT and name in PASSED_ON:
+            return self._passed(name, found)
+        hint = "" if found is _ABSENT else f": {type(self.kernel).__name__} has it, ask the wrapper's `kernel`"
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+
+    def _explain(self, name: str) -> None:
+        """Raise what a property of the wrapper ended in: Python forgets it where there is a `__getattr__`."""
+        try:
+            object.__getattribute__(self, name)
+        except AttributeError as error:
+            raise RuntimeError(f"{type(self).__name__}.{name} failed with AttributeError: {error}") from error
+
+
+def _makes_kernels(method: Any, kernel: Any) -> bool:
+    """Whether a method of the kernel, no constructor of its class, says that it returns a kernel."""
+    if getattr(method, "__self__", None) is not kernel:
+        return False
+    said = getattr(method, "__annotations__", {}).get("return")
+    name = said if isinstance(said, str) else getattr(said, "__name__", "")
+    own = {kind.__name__ for kind in type(kernel).__mro__ if kind is not object}
+    return name.rpartition(".")[2].strip("\"'") in own | {"Self", "Kernel"}
+
+
 Guide = Callable[[Tensor, Tensor, Transition, Cond], Transition]
 """(x_t, t, base transition, cond) -> proposal that carries its own log_weight."""
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Wrapper):
     """A kernel that proposes from q instead of p and whose steps carry log p/q, so that no method changes its target.
 
     Args:
@@ -335,26 +470,14 @@ class Guided:
         name: tells guides apart in the fingerprint; without one there is no fingerprint, and resume recomputes an edge.
     """
 
-    kernel: Any
     guide: Guide
     name: str | None = None
-
-    def to(self, device: str | torch.device) -> Guided:
-        """The same, with the base kernel moved to a device if it can be."""
-        return replace(self, kernel=self.kernel.to(device) if hasattr(self.kernel, "to") else self.kernel)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
         return self.guide(x, t, self.kernel.transition(x, t, cond), cond)
 
-    @property
-    def fingerprint(self) -> str | None:
-        inner = getattr(self.kernel, "fingerprint", None)
-        return None if inner is None or self.name is None else f"{self.name}({inner})"
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__") or attribute == "kernel":
-            raise AttributeError(attribute)
-        return getattr(self.kernel, attribute)
+    def _settings(self) -> str | None:
+        return self.name
 
 
 def shift_mean(shift: Callable[[Tensor, Tensor, Gaussian, Cond], Tensor]) -> Guide:

@@ -27,21 +27,20 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, describe, expand, log_normal
+from backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, log_normal, optional
 from backends.diffusion import Chain
 
 
 @dataclass(frozen=True, eq=False)
-class _Masked:
+class _Masked(Wrapper):
     """A kernel with known entries, the same for every row.
 
     Args:
@@ -54,13 +53,12 @@ class _Masked:
         ValueError: shapes that do not fit, no known entry, or a value that is not finite.
     """
 
-    kernel: Any
     mask: Tensor
     values: Tensor
 
     def __post_init__(self) -> None:
-        spec, name = describe(self.kernel), type(self.kernel).__name__
-        if not isinstance(getattr(self.kernel, "chain", None), Chain) or spec.noise_shape != spec.state_shape:
+        spec, name = self._spec, type(self.kernel).__name__
+        if not isinstance(optional(self.kernel, "chain"), Chain) or spec.noise_shape != spec.state_shape:
             raise TypeError(f"{name} is no kernel on a backends.diffusion.Chain: its noise levels are unknown")
         for label, tensor in (("mask", self.mask), ("values", self.values)):
             if tuple(tensor.shape) != spec.state_shape:
@@ -75,21 +73,9 @@ class _Masked:
         object.__setattr__(self, "values", clean.to(spec.device, spec.dtype))
         object.__setattr__(self, "mask", self.mask.to(spec.device))
 
-    def to(self, device: str | torch.device) -> Self:
-        """The same, with the base kernel moved to a device."""
-        return replace(self, kernel=self.kernel.to(device) if hasattr(self.kernel, "to") else self.kernel)
-
     @cached_property
-    def fingerprint(self) -> str | None:
-        inner = getattr(self.kernel, "fingerprint", None)
-        if inner is None:
-            return None
-        held = torch.cat([self.mask.double().flatten(), self.values.double().flatten()])
-        digest = hashlib.blake2b(held.cpu().numpy().tobytes(), digest_size=12).hexdigest()
-        return f"{type(self).__name__}({inner}, {digest}{self._settings()})"
-
-    def _settings(self) -> str:
-        return ""
+    def _spec(self) -> Spec:
+        return describe(self.kernel, identify=False)
 
     def _open(self, cond: Cond) -> Tensor:
         """Entries under the mask that the base kernel does not clamp itself, broadcastable to (n, *state)."""
@@ -111,12 +97,6 @@ class _Masked:
         top = torch.full((len(x),), self.kernel.num_steps, device=x.device)
         return torch.where(self._open(cond), self._noised(noise.to(x.device, x.dtype), top), x)
 
-    def __getattr__(self, attribute: str) -> Any:
-        # `with_horizon` and the like of the kernel would return it without what is known.
-        if attribute.startswith("__") or attribute in ("kernel", "with_horizon"):
-            raise AttributeError(attribute)
-        return getattr(self.kernel, attribute)
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -132,7 +112,7 @@ class Clamp(_Masked):
     def stochastic(self) -> Tensor:
         """(T + 1,) bool: replaced entries are noisy wherever the level below has noise."""
         below = self.kernel.chain.schedule.sigma[:-1] > 0
-        base = torch.as_tensor(describe(self.kernel).stochastic)
+        base = torch.as_tensor(self._spec.stochastic)
         return base | torch.cat([torch.ones(1, dtype=torch.bool), below])
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
@@ -168,11 +148,8 @@ class Condition(_Masked):
         super().__post_init__()
         if not self.tolerance > 0:
             raise ValueError(f"tolerance is {self.tolerance}, expected a positive number")
-        if not all(describe(self.kernel).stochastic[2:]):
+        if not all(self._spec.stochastic[2:]):
             raise ValueError("a chain without noise has no law to condition: use eta > 0")
-
-    def _settings(self) -> str:
-        return f", tolerance={self.tolerance!r}"
 
     def prior_log_weight(self, x: Tensor, cond: Cond = None) -> Tensor:
         """log p(x_T) - log q(x_T), (n,) float64."""
@@ -182,7 +159,7 @@ class Condition(_Masked):
         log_p = log_normal(x.double()[..., None], x.new_zeros(1).double(), base)
         log_q = log_normal(x.double()[..., None], (alpha * self.values.double())[..., None], sigma)
         weight = torch.where(held, log_p - log_q, 0.0).flatten(1).sum(1)
-        inner = getattr(self.kernel, "prior_log_weight", None)
+        inner = optional(self.kernel, "prior_log_weight")
         return weight if inner is None else weight + inner(x, cond)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Observed:

@@ -440,17 +440,18 @@ def test_each_task_starts_from_its_own_plans():
     assert ((x > 50).all((1, 2))).tolist() == [True, False, True]
 
 
-def test_a_warm_start_delegates_all_but_its_own():
+def test_a_warm_start_passes_on_the_contract_but_its_own():
     class Weighted(Lines):
         backward_per_nfe = tuple(range(T + 1))
-        extra = "kept"
+        extra = "beyond the contract"
 
         def prior_log_weight(self, x, cond=None):
             return torch.ones(len(x))
 
     kernel = WarmStart(Weighted(), torch.zeros(1, 1, H, 4), 3)
     assert describe(kernel).backward_per_nfe == (0, 1, 2, 3)
-    assert kernel.extra == "kept"
+    assert not hasattr(kernel, "extra")
+    assert kernel.kernel.extra == "beyond the contract"
     assert not hasattr(kernel, "prior_log_weight")
     other = WarmStart(Weighted(), torch.ones(1, 1, H, 4), 3)
     assert kernel.fingerprint != other.fingerprint

@@ -247,7 +247,9 @@ def test_the_shipped_model_keeps_out_of_walls():
     crashes = wall_collision("medium", model.channels)
     walls = ts.search(model, crashes, ts.BestOfN(n=8), prompts=prompts, batch_size=16)
     untaught = copy.copy(model)
-    untaught.network = TrajectoryNetwork(6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untaught.network = TrajectoryNetwork(6)
     blind = ts.search(untaught, crashes, ts.BestOfN(n=8), prompts=prompts, batch_size=16)
     rows, unfit = (np.mean([-np.asarray(task.rewards) for task in run.tasks]) for run in (walls, blind))
     assert rows < 6

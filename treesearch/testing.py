@@ -3,8 +3,14 @@
     def test_my_kernel():
         check_kernel(MyKernel(), prompts=["a red cube"])
 
-Each raises AssertionError with what was expected and what came. `atol` is the room that a network needs because its
-rows differ in the last digits with the batch they are in; kernels in closed form pass with atol=0.
+Each raises `CheckFailed`, an AssertionError, with what was expected and what came; it does so under `python -O` too.
+
+The rows of a network differ in their last digits with the batch they are in, so comparisons across batches leave room,
+`atol`. Without one it is what rounding explains: λ ε Σ_layers √n of the largest entry of the row, with ε of the
+network's dtype, n the terms of a sum, λ = 4 (a sum of n terms misses by more with probability 2 exp(-λ²/2)), times the
+steps of a chain and 1/α_t where a step divides by α_t. Kernels in closed form pass with atol=0.
+
+Source: A New Approach to Probabilistic Rounding Error Analysis (Higham and Mary, 2019), theorem 2.4.
 """
 
 from __future__ import annotations
@@ -12,18 +18,19 @@ from __future__ import annotations
 import copy
 import math
 import os
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from backends.base import Kernel, Shared, Spec, Transition, describe
+from backends.base import Kernel, Shared, Spec, Transition, Wrapper, describe, optional
 from rewards.base import Reward, as_reward
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError
@@ -36,6 +43,66 @@ from treesearch.noise import child_keys, normals, root_key
 from treesearch.result import SearchResult, TaskResult
 from treesearch.runs import read_blocks
 from treesearch.tree import ROOT, Tree
+
+
+class CheckFailed(AssertionError):
+    """A law that does not hold."""
+
+
+def require(holds: Any, message: str) -> None:
+    """Raise where a law does not hold: an `assert` would be gone under `python -O`."""
+    if not holds:
+        raise CheckFailed(message)
+
+
+LAM = 4.0  # λ of the bound on rounding
+UNSEEN = 256.0  # Σ √n of a network that cannot be looked into: eight layers of sums of 1,000 terms
+
+
+@dataclass(frozen=True)
+class Room:
+    """How far two computations of the same rows may be apart: atol (1 + |want|) + share · max |row of want|."""
+
+    atol: float = 0.0
+    share: float = 0.0
+
+    def times(self, factor: float) -> Room:
+        """More of what rounding explains; what was asked for stays."""
+        return Room(self.atol, self.share * factor)
+
+    def of(self, want: Tensor) -> Tensor:
+        """For each entry of want (n, ...), float64."""
+        size = want.double().abs()
+        largest = torch.where(size.isfinite(), size, 0.0).reshape(len(want), -1).amax(1)
+        return self.atol * (1 + size) + self.share * largest.reshape(-1, *(1,) * (want.ndim - 1))
+
+
+def rounding(kernel: Kernel) -> Room:
+    """What rounding explains in one evaluation: λ u Σ √n of a row's largest entry, u half of ε."""
+    weights = [w for network in _networks(kernel) for w in network.parameters()]
+    length = sum(math.sqrt(math.prod(w.shape[1:])) for w in weights if w.ndim > 1)
+    dtypes = [w.dtype for w in weights if w.is_floating_point()] + [describe(kernel, identify=False).dtype]
+    eps = max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point), default=0.0)
+    return Room(share=LAM * eps / 2 * max(length, UNSEEN))
+
+
+def _networks(kernel: Any) -> Iterator[nn.Module]:
+    """Networks that a kernel, the kernels that it wraps, or their pipelines hold."""
+    if isinstance(kernel, Wrapper):
+        yield from _networks(kernel.kernel)
+    for value in (kernel, *getattr(kernel, "__dict__", {}).values()):
+        parts = getattr(value, "components", None)  # of a pipeline
+        held = (value, *parts.values()) if isinstance(parts, Mapping) else (value,)
+        yield from (part for part in held if isinstance(part, nn.Module))
+
+
+def _gain(kernel: Kernel, t: int) -> float:
+    """How often more the rounding of a network's output counts in x̂_0: 1/α_t where it predicts ε."""
+    chain = optional(kernel, "chain")
+    alpha: Any = getattr(chain, "alpha", None)
+    if getattr(getattr(chain, "schedule", None), "prediction", "") != "epsilon" or not isinstance(alpha, Tensor):
+        return 1.0
+    return 1 / float(alpha[t])
 
 
 def total(samples: Any) -> Tensor:
@@ -73,7 +140,12 @@ def bare_chain(
 
 
 def check_kernel(
-    kernel: Kernel, prompts: Sequence[Any] | None = None, *, rows: int = 16, atol: float = 1e-5, proposal: bool = False
+    kernel: Kernel,
+    prompts: Sequence[Any] | None = None,
+    *,
+    rows: int = 16,
+    atol: float | None = None,
+    proposal: bool = False,
 ) -> None:
     """Laws of a kernel.
 
@@ -81,73 +153,90 @@ def check_kernel(
         kernel: the kernel.
         prompts: conditioning to try it with; rows take them in turn.
         rows: states at each level.
-        atol: how far a row may move with its batch.
+        atol: how far a row may move with its batch, None for what rounding explains.
         proposal: whether its steps carry log p/q (a guided kernel); otherwise `log_weight` must be zero.
+
+    Raises:
+        CheckFailed: a law does not hold; the message names it, the rows and the gap.
     """
-    spec = describe(kernel)
+    spec, room = describe(kernel), rounding(kernel) if atol is None else Room(atol)
     task = np.arange(rows) % len(prompts) if prompts is not None else np.zeros(rows, np.int64)
     cond = conditioning(kernel, prompts, task)
     keys = [np.arange(rows, dtype=np.uint64) + np.uint64(1000 * k) for k in range(2)]
     state = torch.random.get_rng_state()
     path = [_check_prior(kernel, spec, cond, keys)]
     for t in range(spec.num_steps, 0, -1):
-        path.append(_check_step(kernel, spec, path[-1], t, cond, keys, atol, proposal))
-    _check_mixed_levels(kernel, spec, path, cond, keys[0], atol)
+        path.append(_check_step(kernel, spec, path[-1], t, cond, keys, room, proposal))
+    _check_mixed_levels(kernel, spec, path, cond, keys[0], room)
     for n in (1, rows):
         got = len(kernel.decode(path[-1][:n]))
-        assert got == n, f"decode: expected {n} samples of {n} states, got {got}"
+        require(got == n, f"decode: expected {n} samples of {n} states, got {got}")
     again = describe(kernel).fingerprint
-    assert spec.fingerprint == again, f"fingerprint: expected {spec.fingerprint!r} twice, got {again!r}"
+    require(spec.fingerprint == again, f"fingerprint: expected {spec.fingerprint!r} twice, got {again!r}")
     same = torch.equal(state, torch.random.get_rng_state())
-    assert same, "the kernel drew from torch's global generator: expected all randomness from `noise`"
-    _check_search_keeps_p(kernel, spec, prompts, atol)
+    require(same, "the kernel drew from torch's global generator: expected all randomness from `noise`")
+    _check_search_keeps_p(kernel, spec, prompts, room.times(spec.num_steps))
 
 
 def _check_prior(kernel: Kernel, spec: Spec, cond: dict[str, Any], keys: list[np.ndarray]) -> Tensor:
     one, other = (noise(spec, k, spec.num_steps + 1) for k in keys)
     x, want = kernel.prior(one, cond), (len(one), *spec.state_shape)
-    assert tuple(x.shape) == want, f"prior: expected shape {want}, got {tuple(x.shape)}"
-    assert x.dtype == spec.dtype, f"prior: expected kernel.dtype {spec.dtype}, got {x.dtype}"
-    _same("prior: two calls with one noise", kernel.prior(one, cond), x, 0)
+    require(tuple(x.shape) == want, f"prior: expected shape {want}, got {tuple(x.shape)}")
+    require(x.dtype == spec.dtype, f"prior: expected kernel.dtype {spec.dtype}, got {x.dtype}")
+    _same("prior: two calls with one noise", kernel.prior(one, cond), x)
     _agrees(spec.stochastic[0], x, kernel.prior(other, cond), 0)
     return x
 
 
 def _check_step(
-    kernel: Kernel, spec: Spec, x: Tensor, t: int, cond: dict[str, Any], keys: list[np.ndarray], atol: float, q: bool
+    kernel: Kernel, spec: Spec, x: Tensor, t: int, cond: dict[str, Any], keys: list[np.ndarray], room: Room, q: bool
 ) -> Tensor:
     n, before, level = len(x), x.clone(), torch.full((len(x),), t)
     one, other = (noise(spec, k, t) for k in keys)
     law = kernel.transition(x, level, cond)
-    assert isinstance(law, Transition), f"transition: expected the methods of Transition, got {type(law).__name__}"
+    require(isinstance(law, Transition), f"transition: expected the methods of Transition, got {type(law).__name__}")
     y = law.sample(one)
     for name, got in (("sample", y), ("endpoint", law.endpoint)):
-        assert got.shape == x.shape, f"{name} at t = {t}: expected shape {tuple(x.shape)}, got {tuple(got.shape)}"
-    assert y.dtype == spec.dtype, f"sample at t = {t}: expected {spec.dtype}, got {y.dtype}"
-    assert torch.isfinite(y.double()).all(), f"sample at t = {t}: expected finite states"
-    _same(f"sample at t = {t}: two calls with one noise", law.sample(one), y, 0)
-    _same(f"transition at t = {t} wrote into its input", x, before, 0)
+        require(got.shape == x.shape, f"{name} at t = {t}: expected shape {tuple(x.shape)}, got {tuple(got.shape)}")
+    require(y.dtype == spec.dtype, f"sample at t = {t}: expected {spec.dtype}, got {y.dtype}")
+    require(torch.isfinite(y.double()).all(), f"sample at t = {t}: expected finite states")
+    _same(f"sample at t = {t}: two calls with one noise", law.sample(one), y)
+    _same(f"transition at t = {t} wrote into its input", x, before)
     _agrees(spec.stochastic[t], y, law.sample(other), t)
     log_q, log_w = law.log_prob(y), law.log_weight(y)
     for name, got in (("log_prob", log_q), ("log_weight", log_w)):
-        assert got.shape == (n,), f"{name} at t = {t}: expected shape ({n},), got {tuple(got.shape)}"
+        require(got.shape == (n,), f"{name} at t = {t}: expected shape ({n},), got {tuple(got.shape)}")
         finite = torch.isfinite(got).all()
-        assert finite, f"{name} of the law's own sample at t = {t}: expected finite, got {got.tolist()}"
-    assert q or not log_w.any(), f"log_weight at t = {t}: expected zeros of a base kernel, got {log_w.tolist()}"
+        require(finite, f"{name} of the law's own sample at t = {t}: expected finite, got {_short(got.tolist())}")
+    zeros = f"log_weight at t = {t}: expected zeros of a base kernel, got {_short(log_w.tolist())}"
+    require(q or not log_w.any(), zeros)
     mean, std = getattr(law, "mean", None), getattr(law, "std", None)
     if isinstance(mean, Tensor) and isinstance(std, Tensor) and mean.shape == y.shape and (std > 0).all():
-        z = (y.double() - mean.double()) / std.double()
-        want = (-0.5 * z**2 - std.double().log() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
-        _same(f"log_prob at t = {t} beside N(mean, std²)", log_q.double(), want, max(atol, 1e-6) * max(1, y[0].numel()))
+        _check_density(f"log_prob at t = {t} beside N(mean, std²)", log_q, y, mean, std)
     pick = torch.tensor([0, 0, n - 1, n // 2])
     picked = {k: v[pick] if isinstance(v, Tensor) and len(v) == n else v for k, v in cond.items()}
     alone = kernel.transition(x[pick], level[pick], picked)
-    _same(f"take with repeats at t = {t}", law.take(pick).sample(other[:4]), alone.sample(other[:4]), atol)
+    _same(
+        f"take with repeats at t = {t}",
+        law.take(pick).sample(other[:4]),
+        alone.sample(other[:4]),
+        room.times(_gain(kernel, t)),
+    )
     return y
 
 
+def _check_density(what: str, log_q: Tensor, x: Tensor, mean: Tensor, std: Tensor) -> None:
+    """log N(x; mean, std²): a sum of D terms, each with the rounding of (x - mean)/std in the dtype of log_q or x."""
+    z, size = (x.double() - mean.double()) / std.double(), torch.maximum(x.abs(), mean.abs()).double()
+    terms = -0.5 * z**2 - std.double().log() - 0.5 * math.log(2 * math.pi)
+    eps = max(torch.finfo(v.dtype).eps for v in (log_q, x))
+    parts = 0.5 * z**2 + std.double().log().abs() + 1
+    room = LAM * eps * (math.sqrt(z[0].numel()) * parts + (z * size / std.double()).abs()).flatten(1).sum(1)
+    _same(what, log_q.double(), terms.flatten(1).sum(1), room)
+
+
 def _check_mixed_levels(
-    kernel: Kernel, spec: Spec, path: list[Tensor], cond: dict[str, Any], keys: np.ndarray, atol: float
+    kernel: Kernel, spec: Spec, path: list[Tensor], cond: dict[str, Any], keys: np.ndarray, room: Room
 ) -> None:
     """Rows of one call may have different t: each must come out as it does alone."""
     n = len(keys)
@@ -160,11 +249,12 @@ def _check_mixed_levels(
         row = {k: v[[i]] if isinstance(v, Tensor) and len(v) == n else v for k, v in cond.items()}
         one = kernel.transition(x[[i]], t[[i]], row)
         where = f"row {i} at t = {int(t[i])} in a batch of mixed levels, beside the row alone"
-        _same(f"sample: {where}", together[[i]], one.sample(draws[[i]]), atol)
-        _same(f"endpoint: {where}", law.endpoint[[i]], one.endpoint, atol)
+        near = room.times(_gain(kernel, int(t[i])))
+        _same(f"sample: {where}", together[[i]], one.sample(draws[[i]]), near)
+        _same(f"endpoint: {where}", law.endpoint[[i]], one.endpoint, near)
 
 
-def _check_search_keeps_p(kernel: Kernel, spec: Spec, prompts: Sequence[Any] | None, atol: float) -> None:
+def _check_search_keeps_p(kernel: Kernel, spec: Spec, prompts: Sequence[Any] | None, room: Room) -> None:
     methods: list[Method] = [BestOfN(lam=0.0)]
     if all(spec.branchable(t) for t in range(1, spec.num_steps + 1)):
         # Without resampling: proposals rightly resample on their p/q.
@@ -175,7 +265,7 @@ def _check_search_keeps_p(kernel: Kernel, spec: Spec, prompts: Sequence[Any] | N
         found = search(kernel, _indifferent, method, prompts=prompts, budget=budget, batch_size=5)
         for i, task in enumerate(found.tasks):
             want = kernel.decode(bare_chain(kernel, 12, task=i, prompts=prompts)[-1])
-            _same(f"{type(method).__name__} with lam = 0, task {i}, beside the bare chain", task.samples, want, atol)
+            _same(f"{type(method).__name__} with lam = 0, task {i}, beside the bare chain", task.samples, want, room)
 
 
 def _indifferent(samples: Any) -> Tensor:
@@ -186,11 +276,27 @@ def _indifferent(samples: Any) -> Tensor:
 
 
 def check_reward(
-    reward: Reward | Callable[..., Any], samples: Any, prompts: Sequence[Any] | None = None, *, atol: float = 1e-5
+    reward: Reward | Callable[..., Any],
+    samples: Any,
+    prompts: Sequence[Any] | None = None,
+    *,
+    atol: float | None = None,
 ) -> None:
-    """Laws of a reward on at least three samples; give different prompts, or a misplaced one goes unseen."""
+    """Laws of a reward; give different prompts, or a misplaced one goes unseen.
+
+    Args:
+        reward: the reward.
+        samples: at least three.
+        prompts: one a sample.
+        atol: how far a reward may move with its batch, None for what rounding explains in float32.
+
+    Raises:
+        CheckFailed: a law does not hold.
+        ValueError: too few samples to compare.
+    """
     reward, n = as_reward(reward), len(samples)
-    assert n >= 3, f"expected at least three samples to compare, got {n}"
+    if n < 3:
+        raise ValueError(f"expected at least three samples to compare, got {n}")
     before = copy.deepcopy(samples)
 
     def score(rows: Sequence[int]) -> Tensor:
@@ -198,33 +304,50 @@ def check_reward(
         return reward(chosen, None if prompts is None else [prompts[i] for i in rows])
 
     whole = reward(samples, prompts)  # shape, NaN and +inf are checked by Reward itself
-    _same("reward wrote into its samples", samples, before, 0)
-    _same("reward: two calls with the same samples", score(range(n)), whole, atol)
-    _same("reward of n single rows beside one batch", torch.cat([score([i]) for i in range(n)]), whole, atol)
-    _same("reward of two parts beside one batch", torch.cat([score(range(2)), score(range(2, n))]), whole, atol)
+    largest = whole[whole.isfinite()].abs().max() if whole.isfinite().any() else torch.tensor(0.0)
+    unit = torch.finfo(torch.float32).eps / 2
+    room = Room(share=LAM * unit * UNSEEN).of(largest.expand(n)) if atol is None else Room(atol)
+    _same("reward wrote into its samples", samples, before)
+    _same("reward: two calls with the same samples", score(range(n)), whole, room)
+    _same("reward of n single rows beside one batch", torch.cat([score([i]) for i in range(n)]), whole, room)
+    _same("reward of two parts beside one batch", torch.cat([score(range(2)), score(range(2, n))]), whole, room)
     back = list(range(n))[::-1]
-    _same("reward of the rows in reverse order, turned back", score(back).flip(0), whole, atol)
+    _same("reward of the rows in reverse order, turned back", score(back).flip(0), whole, room)
 
 
 # Methods and stores
 
 
-class Counting:
+@dataclass
+class Tally:
+    """Network evaluations: of one state each, and in how many calls."""
+
+    rows: int = 0
+    calls: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Counting(Wrapper):
     """A kernel that counts its own network evaluations and has a fingerprint."""
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.rows, self.calls = kernel, 0, 0
-        self.fingerprint = getattr(kernel, "fingerprint", None) or "conformance"
+    seen: Tally = field(default_factory=Tally)
+
+    @property
+    def fingerprint(self) -> str:
+        return optional(self.kernel, "fingerprint") or "conformance"
+
+    @property
+    def rows(self) -> int:
+        return self.seen.rows
+
+    @property
+    def calls(self) -> int:
+        return self.seen.calls
 
     def transition(self, x: Tensor, t: Tensor, cond: Any = None) -> Transition:
-        self.rows += len(x)
-        self.calls += 1
+        self.seen.rows += len(x)
+        self.seen.calls += 1
         return self.kernel.transition(x, t, cond)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "kernel" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.kernel, name)
 
 
 def check_method(method: Method, kernel: Kernel, reward: Callable[..., Any] = total, *, atol: float = 0.0) -> None:
@@ -245,7 +368,7 @@ def check_method(method: Method, kernel: Kernel, reward: Callable[..., Any] = to
     for size in (1, 7) if ordered else ():
         same_result(run(batch_size=size), first, atol, f"batch_size = {size}")
     shared = np.isin(run(seed=seed + 1).tree.key, first.tree.key).sum()
-    assert not shared, f"another seed: expected other noise keys, got {shared} shared ones"
+    require(not shared, f"another seed: expected other noise keys, got {shared} shared ones")
     check_edges(kernel, first.tasks[0], seed, atol)
     three = run(tasks=3).tasks
     check_noise([task.tree for task in three], steps)
@@ -253,7 +376,7 @@ def check_method(method: Method, kernel: Kernel, reward: Callable[..., Any] = to
         same_task(run(tasks=1).tasks[0], three[0], atol, "a task alone beside the same task among three")
     if "lam" in (field.name for field in fields(method)):
         calm = run(replace(method, lam=0.0))
-        assert calm.log_z in (None, 0.0), f"log_z at lam = 0: expected 0 or None, got {calm.log_z}"
+        require(calm.log_z in (None, 0.0), f"log_z at lam = 0: expected 0 or None, got {calm.log_z}")
         check_edges(kernel, calm.tasks[0], seed, atol)
     if ordered:
         with tempfile.TemporaryDirectory() as folder:
@@ -270,17 +393,19 @@ def check_budget(method: Method, kernel: Kernel, reward: Callable[..., Any] = to
             search(kernel, reward, method, budget=Budget(nfe=unit.nfe - 1))
         except BudgetError as error:
             told = str(error)
-        assert str(unit.nfe) in told, f"a budget below {unit.name}: expected BudgetError with {unit.nfe}, got {told!r}"
+        require(
+            str(unit.nfe) in told, f"a budget below {unit.name}: expected BudgetError with {unit.nfe}, got {told!r}"
+        )
     for nfe in (max(unit.nfe, full), full + 1, 2 * full + spec.num_steps - 1):
         counted: Any = Counting(kernel)
         result = search(counted, reward, method, budget=Budget(nfe=nfe))
         spent = result.cost.nfe
-        assert spent == counted.rows, f"cost.nfe: expected {counted.rows}, which the kernel counted, got {spent}"
-        assert spent <= nfe, f"budget of {nfe} NFE: spent {spent}"
+        require(spent == counted.rows, f"cost.nfe: expected {counted.rows}, which the kernel counted, got {spent}")
+        require(spent <= nfe, f"budget of {nfe} NFE: spent {spent}")
         done = result.status in (Status.FINISHED, Status.EXHAUSTED)
-        assert done or spent >= 0.97 * nfe, f"budget of {nfe} NFE: expected at least 97 % spent, got {spent}"
+        require(done or spent >= 0.97 * nfe, f"budget of {nfe} NFE: expected at least 97 % spent, got {spent}")
         calls = search(kernel, reward, method, budget=Budget(nfe=nfe, reward_calls=nfe // 2)).cost.reward_calls
-        assert calls <= nfe // 2, f"budget of {nfe // 2} reward calls: spent {calls}"
+        require(calls <= nfe // 2, f"budget of {nfe // 2} reward calls: spent {calls}")
 
 
 def check_noise(trees: Sequence[Tree], num_steps: int) -> None:
@@ -293,16 +418,16 @@ def check_noise(trees: Sequence[Tree], num_steps: int) -> None:
         level = np.repeat(above, steps) - (np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps))
         used.append(np.stack([np.repeat(tree.key[1:], steps), level.astype(np.uint64)], 1))
     rows = np.concatenate(used)
-    assert rows[:, 1].max() <= num_steps + 1
+    require(rows[:, 1].max() <= num_steps + 1, f"noise: expected t up to {num_steps + 1}, got {rows[:, 1].max()}")
     shared = len(rows) - len(np.unique(rows, axis=0))
-    assert not shared, f"noise: expected {len(rows)} different (key, t), got {shared} shared ones"
+    require(not shared, f"noise: expected {len(rows)} different (key, t), got {shared} shared ones")
 
 
 def check_edges(kernel: Kernel, task: TaskResult, seed: int, atol: float = 0.0, number: int = 0) -> None:
     """Every sample is what the kernel itself draws along the sample's path, from the keys of the path."""
     tree, spec, states, z = task.tree, describe(kernel), dict[int, Any](), dict[int, Tensor]()
     key, got = root_key(seed, number), int(tree.key[ROOT])
-    assert got == key, f"root key of task {number}: expected {key}, got {got}"
+    require(got == key, f"root key of task {number}: expected {key}, got {got}")
     cond = conditioning(kernel, None, np.array([number]))
     for node in range(1, len(tree)):
         x: Any = states.get(int(tree.parent[node]))
@@ -319,7 +444,7 @@ def check_edges(kernel: Kernel, task: TaskResult, seed: int, atol: float = 0.0, 
                 x = kernel.transition(x, torch.tensor([t]), cond).sample(noise(spec, keys, t))
         states[node] = x
     want = kernel.decode(torch.cat([states[int(leaf)] for leaf in task.leaves]))
-    _same("samples beside the kernel's own steps along their paths", task.samples, want, atol)
+    _same("samples beside the kernel's own steps along their paths", task.samples, want, Room(atol))
 
 
 def check_store(
@@ -338,7 +463,7 @@ def check_store(
     straight = search(kernel, reward, method, budget=budget, seed=5)
     same_result(search(kernel, reward, method, budget=budget, seed=5, store=whole), straight, atol, "with a store")
     log, ends = (whole / "tree.bin").read_bytes(), [end for _, end in read_blocks(whole)]
-    assert ends[-1] == len(log), f"tree.bin: expected whole blocks up to byte {len(log)}, got {ends[-1]}"
+    require(ends[-1] == len(log), f"tree.bin: expected whole blocks up to byte {len(log)}, got {ends[-1]}")
     damaged = {f"log cut at byte {at}": log[:at] for at in np.linspace(12, len(log) - 1, cuts, dtype=int).tolist()}
     damaged["log cut between two waves"] = log[: ends[len(ends) // 3]]
     damaged["log without its second wave"] = log[: ends[0]] + log[ends[min(1, len(ends) - 1)] :]
@@ -357,14 +482,14 @@ def check_store(
     stored = session.states.get(session.searches[0].tree.slot[straight.leaves])
     if session.run is not None:
         session.run.close("finished")
-    _same("stored states beside the samples", kernel.decode(stored), straight.samples, 0)
+    _same("stored states beside the samples", kernel.decode(stored), straight.samples)
 
 
 def same_result(got: SearchResult, want: SearchResult, atol: float = 0.0, where: str = "a second run") -> None:
     """Two searches found the same trees at the same cost."""
     for name in ("nfe", "reward_calls"):
         a, b = getattr(got.cost, name), getattr(want.cost, name)
-        assert a == b, f"{where}: cost.{name}: expected {b}, got {a}"
+        require(a == b, f"{where}: cost.{name}: expected {b}, got {a}")
     for a, b in zip(got.tasks, want.tasks, strict=True):
         same_task(a, b, atol, where)
 
@@ -373,26 +498,61 @@ def same_task(got: TaskResult, want: TaskResult, atol: float = 0.0, where: str =
     """Two tasks have the same tree, samples and weights."""
     for name in ("parent", "t", "key", "visits"):
         a, b = getattr(got.tree, name), getattr(want.tree, name)
-        assert np.array_equal(a, b), f"{where}: tree.{name}: expected {b}, got {a}"
+        if not np.array_equal(a, b):
+            raise CheckFailed(f"{where}: tree.{name}: {_differing(a, b)}")
     for name in ("value", "reward", "log_w"):
         a, b = torch.from_numpy(getattr(got.tree, name)), torch.from_numpy(getattr(want.tree, name))
-        _same(f"{where}: tree.{name}", a, b, max(atol, 1e-12))  # a rebuilt value sums its children in another order
-    _same(f"{where}: samples", got.samples, want.samples, atol)
-    _same(f"{where}: log_weights", got.log_weights, want.log_weights, max(atol, 1e-12))
+        _same(
+            f"{where}: tree.{name}", a, b, Room(max(atol, 1e-12))
+        )  # a rebuilt value sums its children in another order
+    _same(f"{where}: samples", got.samples, want.samples, Room(atol))
+    _same(f"{where}: log_weights", got.log_weights, want.log_weights, Room(max(atol, 1e-12)))
 
 
-def _same(what: str, got: Any, want: Any, atol: float) -> None:
+def _same(what: str, got: Any, want: Any, room: Room | Tensor = Room()) -> None:
+    """Raise where rows differ by more than the room, which may be one number for each row."""
     if not isinstance(got, Tensor) or not isinstance(want, Tensor):
-        assert list(got) == list(want), f"{what}: expected {want}, got {got}"
+        if list(got) != list(want):
+            raise CheckFailed(f"{what}: {_differing(got, want)}")
         return
-    assert got.shape == want.shape, f"{what}: expected shape {tuple(want.shape)}, got {tuple(got.shape)}"
-    close = torch.isclose(got.double(), want.double(), rtol=atol, atol=atol, equal_nan=True)
-    if not close.all():
-        row = int((~close).nonzero()[0, 0])
-        raise AssertionError(f"{what}: expected {want[row].tolist()} in row {row}, got {got[row].tolist()}")
+    require(got.shape == want.shape, f"{what}: expected shape {tuple(want.shape)}, got {tuple(got.shape)}")
+    one, other = got.double().reshape(len(got), -1), want.double().reshape(len(want), -1)
+    allowed = (room.of(want) if isinstance(room, Room) else room[:, None]).to(other).reshape(len(want), -1)
+    same = (one == other) | (one.isnan() & other.isnan())
+    gap = torch.where(same, 0.0, (one - other).abs())
+    far = ~same & ~(gap <= allowed)
+    if far.any():
+        raise CheckFailed(f"{what}: {_far_rows(one, other, gap, allowed.expand(gap.shape), far)}")
+
+
+def _far_rows(got: Tensor, want: Tensor, gap: Tensor, allowed: Tensor, far: Tensor) -> str:
+    """Which rows (n, entries) are too far apart, and the widest gap."""
+    rows = far.any(1).nonzero().flatten().tolist()
+    over = torch.where(far, gap.nan_to_num(math.inf, math.inf), -1.0)
+    row, entry = divmod(int(over.argmax()), max(1, gap.shape[1]))
+    return (
+        f"{len(rows)} of {len(got)} rows differ ({_short(rows)}), most in row {row}, entry {entry}: expected "
+        f"{float(want[row, entry]):.7g}, got {float(got[row, entry]):.7g}, a gap of {float(gap[row, entry]):.2g} where "
+        f"{float(allowed[row, entry]):.2g} is allowed"
+    )
+
+
+def _differing(got: Any, want: Any) -> str:
+    """Where two sequences differ first."""
+    if len(got) != len(want):
+        return f"expected {len(want)} entries, got {len(got)}"
+    rows = [i for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b]
+    first = rows[0]
+    return (
+        f"{len(rows)} of {len(want)} differ ({_short(rows)}): expected {_short(want[first])}, got {_short(got[first])}"
+    )
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 def _agrees(stochastic: bool, one: Tensor, other: Tensor, t: int) -> None:
     differ = not torch.equal(one, other)
     gave = "different states" if differ else "the same states"
-    assert differ == stochastic, f"stochastic[{t}] is {stochastic}, but two noises gave {gave}"
+    require(differ == stochastic, f"stochastic[{t}] is {stochastic}, but two noises gave {gave}")

@@ -9,7 +9,6 @@ Source: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
@@ -17,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Spec, describe, uniform
+from backends.base import Cond, Spec, Wrapper, describe, optional, uniform
 from treesearch.methods.base import Method
 from treesearch.result import SearchResult
 
@@ -26,7 +25,7 @@ WARM = "warm start: these are no draws of p, nor is there a Z of p"
 
 @final
 @dataclass(frozen=True, eq=False)
-class WarmStart:
+class WarmStart(Wrapper):
     """A kernel whose prior is a set of plans, noised up to a level: a chain of `level` steps.
 
     Args:
@@ -38,23 +37,24 @@ class WarmStart:
         ValueError: a level outside 1..T, or plans of another shape.
     """
 
-    kernel: Any
     plans: Tensor
     level: int
 
     departs = WARM
+    withheld = frozenset({"prior_log_weight"})  # the prior here is no proposal for the kernel's own
 
     def __post_init__(self) -> None:
-        spec = describe(self.kernel)
+        spec = self._spec
         if not 1 <= self.level <= spec.num_steps:
             raise ValueError(f"level is {self.level}, expected 1..T = {spec.num_steps} (denoising steps left)")
         if self.plans.ndim != len(spec.state_shape) + 2 or tuple(self.plans.shape[2:]) != spec.state_shape:
             want = ("tasks", "K", *spec.state_shape)
             raise ValueError(f"plans have shape {tuple(self.plans.shape)}, expected {want}")
+        object.__setattr__(self, "plans", self.plans.detach().to(spec.device))
 
     @cached_property
     def _spec(self) -> Spec:
-        return describe(self.kernel)
+        return describe(self.kernel, identify=False)
 
     @property
     def num_steps(self) -> int:
@@ -72,13 +72,6 @@ class WarmStart:
     def rewards_per_nfe(self) -> tuple[int, ...]:
         return self._spec.rewards_per_nfe[: self.level + 1]
 
-    @property
-    def fingerprint(self) -> str | None:
-        if self._spec.fingerprint is None:
-            return None
-        data = self.plans.detach().cpu().contiguous().numpy().tobytes()
-        return f"warm({self.level}, {hashlib.blake2b(data, digest_size=8).hexdigest()})({self._spec.fingerprint})"
-
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         """x_t of a plan. Which one, the first noise entry says: the first observation is known and needs none."""
         count = self.plans.shape[1]
@@ -86,14 +79,8 @@ class WarmStart:
         task = torch.zeros_like(pick) if cond is None else cond["task"].to(self.plans.device)
         levels = torch.full_like(task, self.level)
         x = self.kernel.renoise(self.plans[task, pick], torch.zeros_like(levels), levels, noise.to(self.plans))
-        clamp = getattr(self.kernel, "clamp", None)
+        clamp = optional(self.kernel, "clamp")
         return x if clamp is None else clamp(x, cond)
-
-    def __getattr__(self, attribute: str) -> Any:
-        # The prior here is no proposal for the kernel's own: weights of that one do not apply.
-        if attribute.startswith("__") or attribute in ("kernel", "prior_log_weight"):
-            raise AttributeError(attribute)
-        return getattr(self.kernel, attribute)
 
 
 def shifted(plans: Tensor, steps: int) -> Tensor:

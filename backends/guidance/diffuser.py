@@ -23,7 +23,7 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Transition, expand
+from backends.base import Cond, Gaussian, Transition, expand, optional
 from backends.guidance.shared import RewardGuided, clamped, unpack
 
 At = Literal["mean", "state"]
@@ -65,14 +65,14 @@ class Diffuser(RewardGuided):
             raise ValueError(f"n_guide_steps is {self.n_guide_steps}, expected at least 1")
         if not 0 <= self.t_stopgrad < self._spec.num_steps:
             raise ValueError(f"t_stopgrad is {self.t_stopgrad}, expected 0..T - 1 = {self._spec.num_steps - 1}")
-        if self.at == "state" and not isinstance(getattr(getattr(self.kernel, "chain", None), "std", None), Tensor):
+        if self.at == "state" and not isinstance(getattr(optional(self.kernel, "chain"), "std", None), Tensor):
             raise TypeError(f"{type(self.kernel).__name__} has no `chain.std`: guide at='mean'")
 
     @property
     def departs(self) -> str | None:
         """Why the chain is no proposal for p; None where it is one."""
-        inner = getattr(self.kernel, "departs", None)
-        return "value guidance at x_t: its steps move x_t without weights" if self.at == "state" else inner
+        moved = "value guidance at x_t: its steps move x_t without weights"
+        return moved if self.at == "state" else self._spec.departs
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
         """The moved step.

@@ -27,7 +27,7 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Transition, expand
+from backends.base import Cond, Transition, expand, optional
 from backends.guidance.shared import RewardGuided, clamped, unpack
 
 At = Literal["noised", "denoised"]
@@ -68,9 +68,9 @@ class PolicyGuided(RewardGuided):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number >= 0")
         if self.at not in get_args(At):
             raise ValueError(f"unknown at {self.at!r}: choose noised or denoised")
-        if getattr(self.kernel, "channels", None) is None:
+        if optional(self.kernel, "channels") is None:
             raise TypeError(f"{type(self.kernel).__name__} has no `channels`: expected a kernel of trajectories")
-        if not isinstance(getattr(getattr(self.kernel, "chain", None), "alpha", None), Tensor):
+        if not isinstance(getattr(optional(self.kernel, "chain"), "alpha", None), Tensor):
             raise TypeError(f"{type(self.kernel).__name__} has no `chain.alpha`: expected α_t of x_t = α_t x_0 + σ_t ε")
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:

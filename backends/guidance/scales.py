@@ -24,7 +24,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Guided, Spec, describe, expand, uniform
+from backends.base import Cond, Gaussian, Guided, Spec, Wrapper, describe, expand, optional, uniform
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ScaledStep:
 
 @final
 @dataclass(frozen=True)
-class GuidanceScales:
+class GuidanceScales(Wrapper):
     """A guided kernel whose states know their guidance scale.
 
     Args:
@@ -92,12 +92,11 @@ class GuidanceScales:
         ValueError: scales or levels out of range.
     """
 
-    kernel: Any
     scales: tuple[float, ...]
     levels: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if getattr(self.kernel, "scores", None) is None and not isinstance(self.kernel, Guided):
+        if optional(self.kernel, "scores") is None and not isinstance(self.kernel, Guided):
             raise TypeError(f"{type(self.kernel).__name__} has no guide to scale: wrap TDS(kernel, reward) or the like")
         if not self.scales or len(set(self.scales)) < len(self.scales):
             raise ValueError(f"scales are {self.scales}, expected one or more, each once")
@@ -119,15 +118,6 @@ class GuidanceScales:
         """As for the base kernel, and where a scale is drawn."""
         draws = len(self.scales) > 1
         return tuple(s or (draws and (t == 0 or t in self.levels)) for t, s in enumerate(self._spec.stochastic))
-
-    @property
-    def fingerprint(self) -> str | None:
-        inner = self._spec.fingerprint
-        return None if inner is None else f"GuidanceScales({inner}, {self.scales}, {self.levels})"
-
-    def to(self, device: str | torch.device) -> GuidanceScales:
-        """The same, with the kernel moved to a device if it can be."""
-        return replace(self, kernel=self.kernel.to(device)) if hasattr(self.kernel, "to") else self
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         x = self.kernel.prior(noise[:, :-1], cond)
@@ -153,11 +143,8 @@ class GuidanceScales:
         """Samples without their scales."""
         return self.kernel.decode(x0[:, :-1])
 
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__") or attribute in ("kernel", "with_horizon"):
-            raise AttributeError(attribute)
-        found = getattr(self.kernel, attribute)
-        return self._lifted(attribute, found) if attribute in LIFTED and found is not None else found
+    def _passed(self, name: str, value: Any) -> Any:
+        return self._lifted(name, value) if name in LIFTED and value is not None else value
 
     def _lifted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         """An optional method of the kernel, for states with scales."""
@@ -179,7 +166,7 @@ class GuidanceScales:
 
     @cached_property
     def _spec(self) -> Spec:
-        return describe(self.kernel)
+        return describe(self.kernel, identify=False)
 
     @cached_property
     def _draws(self) -> Tensor:

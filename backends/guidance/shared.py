@@ -18,19 +18,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Shared, Spec, Transition, describe, expand
+from backends.base import Cond, Gaussian, Shared, Spec, Transition, Wrapper, describe, expand, optional
 from rewards.base import Reward, as_reward
 
 PROMPTS = "guide_prompts"
 
 
 @dataclass(frozen=True)
-class RewardGuided(ABC):
+class RewardGuided(Wrapper, ABC):
     """A kernel whose steps depend on a differentiable reward, which gets the prompts of the search.
 
     Args:
@@ -41,12 +41,11 @@ class RewardGuided(ABC):
         TypeError: the kernel is guided by a gradient already.
     """
 
-    kernel: Any
     reward: Reward
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", as_reward(self.reward))
-        if (inner := getattr(self.kernel, "scores", None)) is not None:
+        if (inner := optional(self.kernel, "scores")) is not None:
             raise TypeError(
                 f"{type(self.kernel).__name__} is guided by {inner.name!r} already: guide once, by the sum of rewards"
             )
@@ -57,12 +56,8 @@ class RewardGuided(ABC):
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """What the base kernel makes of the prompts, and the prompts themselves for the reward."""
-        encode = getattr(self.kernel, "encode", None)
+        encode = optional(self.kernel, "encode")
         return ((encode(prompts) if encode else None) or {}) | {PROMPTS: Shared(list(prompts))}
-
-    def to(self, device: str | torch.device) -> Self:
-        """The same, with the base kernel moved to a device if it can be."""
-        return replace(self, kernel=self.kernel.to(device)) if hasattr(self.kernel, "to") else self
 
     @property
     def scores(self) -> Reward:
@@ -71,7 +66,7 @@ class RewardGuided(ABC):
 
     @cached_property
     def _spec(self) -> Spec:
-        return describe(self.kernel)
+        return describe(self.kernel, identify=False)
 
     def _slope(self, x: Tensor, t: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         """∇_x r(decode(x)) of states x (k, *state) as if they were samples; no network takes part."""
@@ -95,7 +90,7 @@ class RewardGuided(ABC):
 
     def _draw(self, endpoint: Tensor) -> Any:
         """What a search would show the reward: a preview, where the kernel has one."""
-        preview = getattr(self.kernel, "preview", None)
+        preview = optional(self.kernel, "preview")
         return self.kernel.decode(endpoint) if preview is None else preview(endpoint)
 
     def _check_finite(self, gradient: Tensor, t: Tensor) -> None:
@@ -107,20 +102,10 @@ class RewardGuided(ABC):
                 "levels, with window=(low, high) where the guide has one"
             )
 
-    @property
-    def fingerprint(self) -> str | None:
-        """Settings, name of the reward and fingerprint of the base kernel; None where that has none."""
-        if self._spec.fingerprint is None:
-            return None
+    def _settings(self) -> str:
+        """Name and settings of the reward, and the guide's own."""
         settings = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[2:]]
-        reward = f"{self.reward.name!r} {self.reward.settings}"
-        return f"{type(self).__name__}({self._spec.fingerprint}, {reward}, {', '.join(settings)})"
-
-    def __getattr__(self, attribute: str) -> Any:
-        # `with_horizon` of the kernel would return it without its guide.
-        if attribute.startswith("__") or attribute in ("kernel", "with_horizon"):
-            raise AttributeError(attribute)
-        return getattr(self.kernel, attribute)
+        return f"{self.reward.name!r} {self.reward.settings}, {', '.join(settings)}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +137,7 @@ class GradientGuided(RewardGuided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        steps = describe(self.kernel).num_steps
+        steps = self._spec.num_steps
         if self.window is not None:
             low, high = self.window
             if not 1 <= low <= high <= steps:
@@ -245,7 +230,7 @@ def unpack(cond: Cond) -> tuple[Cond, list[Any] | None]:
 
 def clamped(kernel: Any, x: Tensor, cond: Cond) -> Tensor:
     """x with known entries put back, where the kernel knows any."""
-    clamp = getattr(kernel, "clamp", None)
+    clamp = optional(kernel, "clamp")
     return x if clamp is None or cond is None else clamp(x, cond)
 
 

@@ -1,0 +1,252 @@
+"""Every wrapper passes on the kernel contract and nothing else, and stays around what a kernel's methods return."""
+
+import ast
+import copy
+import importlib
+import inspect
+import pickle
+import pkgutil
+from pathlib import Path
+from typing import Self
+
+import pytest
+import torch
+
+import backends
+import treesearch
+from backends.base import MAKES_KERNELS, PASSED_ON, Gaussian, Guided, Kernel, Wrapper, describe, optional
+from backends.gaussian_trajectories import GaussianTrajectories
+from backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion
+from backends.inpainting import Clamp, Condition
+from rewards.base import Reward
+from rewards.channels import Channels
+from treesearch.testing import Counting
+from treesearch.warm_start import WarmStart
+
+F64 = torch.float64
+ROOT = Path(__file__).parent.parent
+MASK = torch.tensor([[True, False], [False, False], [True, False]])
+
+
+def score(samples, prompts):
+    return samples.double().flatten(1).sum(1)
+
+
+REWARD = Reward(score, "sum")
+
+
+def half(x, t, law, cond):
+    return law
+
+
+class Bed(GaussianTrajectories):
+    """A kernel with every method that a wrapper may meet, and some that return kernels."""
+
+    def __init__(self, name="bed"):
+        super().__init__(torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64), channels=Channels(1, 1), num_steps=6)
+        self.name = name
+
+    @property
+    def fingerprint(self):
+        return self.name
+
+    def renoise(self, x, t_from, t_to, noise):
+        return x + noise
+
+    def from_image(self, image):
+        return Bed("from_image")
+
+    def from_noise(self, x_T):
+        return Bed("from_noise")
+
+    def with_horizon(self, horizon):
+        return Bed("with_horizon")
+
+    def to(self, device):
+        return Bed(f"to {device}")
+
+    def one_day(self) -> Self:
+        return Bed("one_day")
+
+
+def make(kind, kernel):
+    """A wrapper of each class."""
+    held = torch.zeros(3, 2, dtype=F64)
+    made = {
+        Guided: lambda k: Guided(k, half, "half"),
+        TDS: lambda k: TDS(k, REWARD),
+        DAS: lambda k: DAS(k, REWARD),
+        DPS: lambda k: DPS(k, REWARD),
+        TrustRegion: lambda k: TrustRegion(k, REWARD),
+        Diffuser: lambda k: Diffuser(k, REWARD),
+        PolicyGuided: lambda k: PolicyGuided(k, REWARD),
+        GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),
+        Clamp: lambda k: Clamp(k, MASK, held),
+        Condition: lambda k: Condition(k, MASK, held),
+        WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),
+        Counting: lambda k: Counting(k),
+    }
+    return made[kind](kernel)
+
+
+def modules():
+    for package in (backends, treesearch):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith("__main__") and "distributed" not in found.name:
+                yield importlib.import_module(found.name)
+
+
+def below(kind):
+    return {kind, *(c for direct in kind.__subclasses__() for c in below(direct))}
+
+
+CLASSES = {c for module in modules() for c in vars(module).values() if inspect.isclass(c)}
+WRAPPERS = sorted((c for c in CLASSES & below(Wrapper) if not c.__name__.startswith("_")), key=lambda c: c.__name__)
+CONCRETE = [c for c in WRAPPERS if c is not Wrapper and not inspect.isabstract(c)]
+KERNELS = {
+    c for c in CLASSES - below(Wrapper) if all(hasattr(c, name) for name in ("prior", "transition", "decode"))
+} - {Kernel}
+NAMES = sorted(
+    {name for c in KERNELS for name in dir(c) if not name.startswith("_")} | set(dir(Bed())) - set(dir(object))
+)
+NAMES = [name for name in NAMES if not name.startswith("_")]
+
+
+def inner_most(kernel):
+    return inner_most(kernel.kernel) if isinstance(kernel, Wrapper) else kernel
+
+
+def test_every_kernel_and_wrapper_was_found():
+    assert {"DiffusersKernel", "TrajectoryKernel", "DiffusionKernel", "LinearGaussian"} <= {c.__name__ for c in KERNELS}
+    for kind in CONCRETE:
+        assert isinstance(make(kind, Bed()), kind)
+
+
+@pytest.mark.parametrize("kind", CONCRETE, ids=lambda c: c.__name__)
+def test_every_public_name_of_every_kernel_is_passed_wrapped_again_or_refused(kind):
+    class Full(Bed):
+        pass
+
+    for name in NAMES:
+        if name not in PASSED_ON and not hasattr(Bed(), name):
+            setattr(Full, name, lambda self, *args: Bed())
+    wrapper, bed = make(kind, Full()), Full()
+    for name in NAMES:
+        if name in MAKES_KERNELS | {"one_day"}:
+            made = getattr(wrapper, name)() if name == "one_day" else getattr(wrapper, name)(0)
+            assert type(made) is kind, name
+            assert inner_most(made).name == name
+        elif hasattr(kind, name) or name in vars(wrapper):
+            assert hasattr(wrapper, name), name
+        else:
+            assert hasattr(wrapper, name) == (name in PASSED_ON - kind.withheld and hasattr(bed, name)), name
+
+
+@pytest.mark.parametrize("kind", CONCRETE, ids=lambda c: c.__name__)
+def test_a_wrapper_is_named_after_what_it_does_and_to_whom(kind):
+    wrapper = make(kind, Bed())
+    told = wrapper.fingerprint
+    assert told is not None
+    assert told == make(kind, Bed()).fingerprint
+    assert "bed" in told
+    assert told != make(kind, Bed("other")).fingerprint
+    moved = wrapper.to("cpu")
+    assert type(moved) is kind
+    assert inner_most(moved).name == "to cpu"
+
+
+@pytest.mark.parametrize("kind", CONCRETE, ids=lambda c: c.__name__)
+def test_a_wrapper_can_be_copied_and_sent(kind):
+    wrapper = make(kind, Bed())
+    for other in (copy.copy(wrapper), copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper))):
+        assert type(other) is kind
+        assert other.fingerprint == wrapper.fingerprint
+        assert describe(other) == describe(wrapper)
+
+
+def test_the_wrapper_of_a_wrapper_keeps_both():
+    nested = Condition(TDS(Guided(Bed(), half, "half"), REWARD), MASK, torch.zeros(3, 2, dtype=F64))
+    moved = nested.with_horizon(3).from_noise(0).to("cpu")
+    assert [type(k) for k in (moved, moved.kernel, moved.kernel.kernel)] == [Condition, TDS, Guided]
+    assert inner_most(moved).name == "to cpu"
+    assert moved.scores is REWARD
+    assert "Guided" in nested.fingerprint
+    assert "TDS" in nested.fingerprint
+
+
+def test_settings_tell_wrappers_apart():
+    values = torch.zeros(3, 2, dtype=F64)
+    tolerant = [Condition(Bed(), MASK, values, tolerance=t).fingerprint for t in (0.1, 0.2)]
+    clamps = [Clamp(Bed(), MASK, v).fingerprint for v in (values, values + 1)]
+    scales = [GuidanceScales(Guided(Bed(), half, "half"), (0.0, w), (2,)).fingerprint for w in (1.0, 2.0)]
+    for one, other in (tolerant, clamps, scales):
+        assert one != other
+    assert Guided(Bed(), half).fingerprint is None  # two functions cannot be told apart
+    assert TDS(Guided(Bed(), half), REWARD).fingerprint is None
+
+
+class Failing(Bed):
+    @property
+    def departs(self):
+        return self.misspelt
+
+    @property
+    def rows_per_nfe(self):
+        return self.misspelt
+
+
+class FailingWrapper(Guided):
+    @property
+    def departs(self):
+        return self.misspelt
+
+
+def test_a_property_that_fails_is_not_taken_for_absent():
+    for look in (
+        lambda: describe(Failing()),
+        lambda: describe(Guided(Failing(), half)),
+        lambda: getattr(Guided(Failing(), half), "departs", None),
+        lambda: getattr(TDS(Guided(Failing(), half), REWARD), "rows_per_nfe", 1),
+        lambda: describe(FailingWrapper(Bed(), half)),
+        lambda: FailingWrapper(Bed(), half).departs,
+    ):
+        with pytest.raises(RuntimeError, match=r"misspelt|rows_per_nfe"):
+            look()
+    assert optional(Bed(), "departs", "none") == "none"
+
+
+def test_what_moves_a_kernel_must_return_it():
+    class Moved(Bed):
+        def to(self, device):
+            return None
+
+    with pytest.raises(TypeError, match="returned NoneType, expected a kernel"):
+        Guided(Moved(), half).to("cpu")
+    assert isinstance(Guided(Still(), half).to("cpu"), Guided)
+
+
+class Still:
+    """A kernel that cannot be moved."""
+
+    num_steps, state_shape = 2, (1,)
+
+    def prior(self, noise, cond=None):
+        return noise
+
+    def transition(self, x, t, cond=None):
+        return Gaussian(0.5 * x, torch.ones(len(x), 1), x)
+
+    def decode(self, x0):
+        return x0
+
+
+@pytest.mark.parametrize("package", ["backends", "rewards", "treesearch", "experiments"])
+def test_nothing_else_passes_attributes_on(package):
+    """A class of its own with a `__getattr__` would be a list of exceptions again."""
+    for path in (ROOT / package).rglob("*.py"):
+        if "def __getattr__" not in (text := path.read_text("utf-8")):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.name != "Wrapper":
+                passes = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__getattr__"]
+                assert not any("kernel" in ast.unparse(f) for f in passes), f"{path}: {node.name}"
