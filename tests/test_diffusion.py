@@ -258,9 +258,12 @@ def test_zero_terminal_snr_runs_with_v() -> None:
         prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True, clip_sample=False
     )
     scheduler.set_timesteps(T)
-    kernel = kernel_of(scheduler, eta=1.0)
-    theirs = run_ddim(*in_float64(scheduler, kernel.model), noises().double(), 1.0)
-    assert_chains_equal(run(kernel, noises()), theirs)
+    for eta in (1.0, 0.9):
+        kernel = kernel_of(scheduler, eta=eta)
+        ours, theirs = run(kernel, noises()), run_ddim(*in_float64(scheduler, kernel.model), noises().double(), eta)
+        if eta < 1:  # at 1, √(1 - ᾱ_s - σ²) is √0 here, and the NaN of a rounding error there
+            assert_chains_equal(ours, theirs)
+        assert all(x.isfinite().all() for x in ours)
 
 
 def test_fingerprint_changes_with_weights_and_settings() -> None:
