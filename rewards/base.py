@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rewards.lending import lend
+from rewards.redact import marked_url, redacted
 
 Input = Literal["sample", "state"]
 
@@ -148,7 +150,7 @@ class Facts:
 
 
 HOW = {"device", "batch_size", "allow_pickle", "concurrency", "timeout", "retries", "backoff", "max_pause"}
-HOW |= {"token_env", "token_header"}
+HOW |= {"token_env", "token_header", "max_bytes"}
 """Settings of factories that say how to score, not what."""
 
 Factory = TypeVar("Factory", bound=Callable[..., Reward])
@@ -165,7 +167,8 @@ def facts(**known: Any) -> Callable[[Factory], Factory]:
             reward = factory(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments.items()
             chosen = [_told(k, v) for k, v in given if k not in HOW and v != signature.parameters[k].default]
-            return replace(reward, settings=(f"{factory.__name__}({', '.join(chosen)})",))
+            chosen.sort(key=lambda told: not told.startswith("url="))  # it may have come by the name of a variable
+            return replace(reward, settings=(redacted(f"{factory.__name__}({', '.join(chosen)})"),))
 
         made.facts = Facts(**known)  # type: ignore[attr-defined]
         return made  # type: ignore[return-value]
@@ -174,9 +177,11 @@ def facts(**known: Any) -> Callable[[Factory], Factory]:
 
 
 def _told(name: str, value: Any) -> str:
-    """A setting in words that are the same in another process; what follows the path of a URL may be secret."""
+    """A setting in words that are the same in another process; a URL without what may be secret in it."""
+    if name == "url_env":
+        name, value = "url", os.environ.get(value, "")
     if name == "url":
-        value = str(value).partition("?")[0]
+        value = marked_url(str(value))
     return f"{name}={getattr(value, '__qualname__', None) or repr(value)}"
 
 

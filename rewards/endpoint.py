@@ -4,11 +4,13 @@
 
 Asked again: 408, 425, 429, every 5xx, time-outs and broken connections. Everything else is an error at once.
 Credentials are read when a request is sent, on the machine that sends it: an `Endpoint` holds only the name of the
-variable, and every error passes through `Endpoint.error`, which strikes their value out of what came.
+variable, and every error passes through `Endpoint.error`, which strikes their value out of what came, with all of the
+URL that may be a key.
 """
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import functools
 import json
@@ -16,13 +18,16 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
-from threading import Event
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from rewards.base import RewardError
+from rewards.exchange import Answer, Exchange
+from rewards.redact import secrets_of, struck
 
 Ask = Callable[[Any], Any]
 """Posts a JSON value and returns the JSON value that came back."""
@@ -31,6 +36,7 @@ Result = TypeVar("Result")
 
 _AGAIN = {408, 425, 429}
 _QUOTED = 300
+MAX_BYTES = 2**24
 
 
 class _Trouble(NamedTuple):
@@ -46,10 +52,11 @@ class Endpoint:
     """Where to post, and how patiently.
 
     Args:
-        url: http or https; its path and query are never shown, but secrets belong in `token_env`.
+        url: http or https; what may be a key in its path and query is never shown, see `rewards.redact`.
         token_env: name of the environment variable with the credentials, None to send none.
         token_header: header that carries them, as "Bearer ..." in Authorization and bare in any other.
-        timeout: seconds to connect, and between two bytes of an answer.
+        timeout: seconds of one request, from the name of the host to the last byte of the answer.
+        max_bytes: of one answer, after decompression.
         retries: attempts after the first.
         backoff: seconds before the first retry; each further pause is twice as long.
         max_pause: longest pause in seconds; an endpoint that asks for more is given up.
@@ -67,10 +74,15 @@ class Endpoint:
     backoff: float = 0.5
     max_pause: float = 60.0
     concurrency: int = 4
+    max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        _ = parts.port  # raises where it is no port
+        try:
+            _ = parts.port
+        except ValueError as error:  # it repeats what stands there, which may be a password
+            wrong = "out of range" if "out of range" in str(error) else "that is no number"
+            raise ValueError(f"expected a port of 0 to 65535 in the url, got one {wrong}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected a url such as http://localhost:8000/score, got one without scheme or host")
         if parts.username or parts.password:
@@ -78,7 +90,7 @@ class Endpoint:
                 "the url holds a user name or password: put the credentials in an environment variable "
                 "and give its name as token_env"
             )
-        for name in ("timeout", "max_pause", "concurrency"):
+        for name in ("timeout", "max_pause", "concurrency", "max_bytes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
         for name in ("retries", "backoff"):
@@ -100,17 +112,23 @@ class Endpoint:
         """
         if not batches:
             return []
-        stop = Event()
-        with _client(self._headers(), self.timeout) as client, ThreadPoolExecutor(self.concurrency) as pool:
-            ask = functools.partial(self._ask, client, stop)
-            futures = [pool.submit(task, ask, rows) for rows in batches]
-            try:
-                done = wait(futures, return_when=FIRST_EXCEPTION).done
-                _raise_first(futures, done, batches)
-                return [future.result() for future in futures]
-            finally:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+        stop, exchange = Event(), Exchange(self._headers(), self.timeout, self.max_bytes)
+        ask = functools.partial(self._ask, exchange, stop)
+        futures = [Future[Result]() for _ in batches]
+        waiting: SimpleQueue[tuple[Future[Result], Sequence[int]]] = SimpleQueue()
+        try:
+            for job in zip(futures, batches, strict=True):
+                waiting.put(job)
+            for _ in range(min(self.concurrency, len(batches))):
+                Thread(target=_work, args=(waiting, lambda rows: task(ask, rows)), daemon=True).start()
+            done = wait(futures, return_when=FIRST_EXCEPTION).done
+            _raise_first(futures, done, batches)
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            exchange.close()
 
     def error(self, text: str, rows: Sequence[int] = ()) -> RewardError:
         """An error that names the host and holds no credentials, even where an answer repeated them."""
@@ -121,10 +139,10 @@ class Endpoint:
         text = self._struck(value if isinstance(value, str) else json.dumps(value))
         return repr(text if len(text) <= _QUOTED else text[:_QUOTED] + " ...")
 
-    def _ask(self, client: Any, stop: Event, payload: Any) -> Any:
+    def _ask(self, exchange: Exchange, stop: Event, payload: Any) -> Any:
         """The answer to one request, asked for as often as allowed."""
-        attempt = 1
-        while isinstance(answer := self._attempt(client, payload), _Trouble):
+        content, attempt = json.dumps(payload, allow_nan=False).encode(), 1
+        while isinstance(answer := self._attempt(exchange, content), _Trouble):
             if not answer.again:
                 raise self.error(f"refused a request: {answer.what}")
             if answer.retry_after > self.max_pause:
@@ -137,24 +155,31 @@ class Endpoint:
             attempt += 1
         return answer
 
-    def _attempt(self, client: Any, payload: Any) -> Any:
+    def _attempt(self, exchange: Exchange, content: bytes) -> Any:
         """The JSON value that came back, or `_Trouble`."""
         import httpx2
 
         try:
-            response = client.post(self.url, json=payload)
-        except httpx2.TimeoutException as error:
-            return _Trouble(f"{type(error).__name__}, nothing came for {self.timeout:g} s", again=True)
+            answer = exchange.post(self.url, content)
+        except TimeoutError:
+            return _Trouble(f"no whole answer within timeout = {self.timeout:g} s", again=True)
         except httpx2.RequestError as error:
             return _Trouble(f"{type(error).__name__}: {error}", again=True)
-        text, status = response.text, response.status_code
+        except ValueError as error:
+            return _Trouble(f"it sent {error}", again=False)
+        return self._read(answer)
+
+    def _read(self, answer: Answer) -> Any:
+        text, status = answer.body.decode("utf-8", "replace"), answer.status
         if status in _AGAIN or status >= 500:
-            return _Trouble(f"HTTP {status} {self.quote(text)}", True, _seconds(response.headers.get("Retry-After")))
+            return _Trouble(f"HTTP {status} {self.quote(text)}", True, _seconds(answer.headers.get("Retry-After")))
         if status != 200:
             return _Trouble(f"HTTP {status} {self.quote(text)}{self._advice(status)}", again=False)
+        if not answer.whole:
+            return _Trouble(f"its answer has more than max_bytes = {self.max_bytes} bytes", again=False)
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return _Trouble(f"expected JSON, got {self.quote(text)}", again=False)
 
     def _backoff(self, attempt: int) -> float:
@@ -177,11 +202,9 @@ class Endpoint:
         return {self.token_header: f"Bearer {token}" if self.token_header.lower() == "authorization" else token}
 
     def _struck(self, text: str) -> str:
-        """The text without the credentials, plain or as JSON writes them."""
+        """The text without the credentials and without what may be a key in the URL."""
         token = os.environ.get(self.token_env, "").strip() if self.token_env else ""
-        for form in filter(None, (token, json.dumps(token)[1:-1])):
-            text = text.replace(form, "***")
-        return text
+        return struck(text, [token, *secrets_of(self.url)])
 
     def _advice(self, status: int) -> str:
         if status in (401, 403):
@@ -192,25 +215,38 @@ class Endpoint:
         return ": check the path of the url" if status in (404, 405) or 300 <= status < 400 else ""
 
 
+def address(url: str | None, url_env: str | None) -> str:
+    """A URL that is given, or held by an environment variable.
+
+    Raises:
+        ValueError: neither, both, or a variable that is not set.
+    """
+    if (url is None) == (url_env is None):
+        raise ValueError(f"got {'no url' if url is None else 'a url and url_env'}: give one, url or url_env")
+    found = url if url_env is None else os.environ.get(url_env, "").strip()
+    if not found:
+        raise ValueError(f"no url: set the environment variable {url_env}" if url_env else "expected a url, got ''")
+    return found
+
+
 def pause(stop: Event, seconds: float) -> None:
     """Wait, unless another request has failed for good."""
     stop.wait(seconds)
 
 
-def _client(headers: dict[str, str], timeout: float) -> Any:
-    try:
-        import httpx2
-    except ImportError as error:
-        raise ImportError("rewards behind an endpoint need httpx2: pip install httpx2") from error
-    return httpx2.Client(headers=headers, timeout=timeout, verify=_certificates())
-
-
-@functools.cache
-def _certificates() -> Any:
-    """Reading the trusted certificates takes longer than most requests: once per process."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
+def _work(waiting: SimpleQueue[tuple[Future[Result], Sequence[int]]], task: Callable[[Sequence[int]], Result]) -> None:
+    """Do what waits, until nothing does; an interrupted search leaves this thread behind, which ends by itself."""
+    while True:
+        try:
+            future, rows = waiting.get_nowait()
+        except Empty:
+            return
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(task(rows))
+        except (Exception, asyncio.CancelledError) as error:
+            future.set_exception(error)
 
 
 def _raise_first(futures: list[Future[Any]], done: set[Future[Any]], batches: Sequence[Sequence[int]]) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.endpoint import Ask, Endpoint
+from rewards.endpoint import MAX_BYTES, Ask, Endpoint, address
 from rewards.remote import base64_pngs, check_pairs
 
 RUBRIC = """You grade images that were made from a prompt.
@@ -48,9 +48,10 @@ _FIELD = re.compile(r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)"?')
     source="G-Eval (Liu et al., 2023) for expected=True",
 )
 def VLMJudge(
-    url: str,
-    model: str,
+    url: str | None = None,
+    model: str = "",
     *,
+    url_env: str | None = None,
     rubric: str = RUBRIC,
     low: float = 0,
     high: float = 10,
@@ -63,6 +64,7 @@ def VLMJudge(
     backoff: float = 0.5,
     max_pause: float = 60.0,
     concurrency: int = 8,
+    max_bytes: int = MAX_BYTES,
 ) -> Reward:
     """r = the mark that a vision-language model gives an image; not the same twice on most endpoints, so wrap it
     in `cached()` and a search sees one mark a sample.
@@ -70,15 +72,18 @@ def VLMJudge(
     Args:
         url: base of the API, such as http://localhost:8000/v1; requests go to /chat/completions below it.
         model: name of the model there.
+        url_env: name of an environment variable that holds the URL instead, for one with a key in its path or query.
         rubric: what the judge is told; {prompt}, {low} and {high} are filled in.
         low, high: ends of the scale; an answer outside counts as none. With `expected`, whole numbers within 0..9.
         expected: score by the mean over the digits of the first token instead of reading the text.
         options: more fields of the request; they replace `temperature` (0) and `max_tokens`, None leaves a field out.
-        token_env, token_header, timeout, retries, backoff, max_pause, concurrency: see `Endpoint`.
+        token_env, token_header, timeout, retries, backoff, max_pause, concurrency, max_bytes: see `Endpoint`.
 
     Raises:
-        ValueError: an argument out of range, or credentials in the URL.
+        ValueError: an argument out of range, credentials in the URL, no URL or no model.
     """
+    if not model:
+        raise ValueError("got no model: give the name that the endpoint knows it by")
     if not low < high:
         raise ValueError(f"expected low < high, got {low} and {high}")
     if expected and (low not in range(10) or high not in range(10)):
@@ -86,7 +91,7 @@ def VLMJudge(
     defaults = {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
     fields = (defaults if expected else {"temperature": 0, "max_tokens": 512}) | dict(options)
     endpoint = Endpoint(
-        url=_completions(url),
+        url=_completions(address(url, url_env)),
         token_env=token_env,
         token_header=token_header,
         timeout=timeout,
@@ -94,6 +99,7 @@ def VLMJudge(
         backoff=backoff,
         max_pause=max_pause,
         concurrency=concurrency,
+        max_bytes=max_bytes,
     )
     request = {"model": model} | {name: value for name, value in fields.items() if value is not None}
     return Reward(_Judge(endpoint, request, rubric, low, high, expected), f"judge({model})")

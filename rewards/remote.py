@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.endpoint import Ask, Endpoint
+from rewards.endpoint import MAX_BYTES, Ask, Endpoint, address
 from rewards.vision import pixels
 
 Build = Callable[[Any, Sequence[Any] | None], Any]
@@ -44,8 +44,9 @@ def parse_scores(answer: Any) -> Sequence[float]:
     memory="none here",
 )
 def HTTPReward(
-    url: str,
+    url: str | None = None,
     *,
+    url_env: str | None = None,
     batch_size: int = 16,
     build: Build = build_images,
     parse: Parse = parse_scores,
@@ -56,23 +57,25 @@ def HTTPReward(
     backoff: float = 0.5,
     max_pause: float = 60.0,
     concurrency: int = 4,
+    max_bytes: int = MAX_BYTES,
 ) -> Reward:
     """r(samples, prompts) = what the scorer at `url` answers; a scorer that is not deterministic wants `cached()`.
 
     Args:
         url: of the scorer; its host is part of the reward's name.
+        url_env: name of an environment variable that holds the URL instead, for one with a key in its path or query.
         batch_size: samples a request.
         build: called on the samples and prompts of a batch, returns what is sent as JSON.
         parse: called on the JSON value that came, returns one number a sample.
-        token_env, token_header, timeout, retries, backoff, max_pause, concurrency: see `Endpoint`.
+        token_env, token_header, timeout, retries, backoff, max_pause, concurrency, max_bytes: see `Endpoint`.
 
     Raises:
-        ValueError: an argument out of range, or credentials in the URL.
+        ValueError: an argument out of range, credentials in the URL, or no URL.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     endpoint = Endpoint(
-        url=url,
+        url=address(url, url_env),
         token_env=token_env,
         token_header=token_header,
         timeout=timeout,
@@ -80,6 +83,7 @@ def HTTPReward(
         backoff=backoff,
         max_pause=max_pause,
         concurrency=concurrency,
+        max_bytes=max_bytes,
     )
     return Reward(_Scorer(endpoint, batch_size, build, parse), f"http({endpoint.host})")
 
@@ -122,7 +126,7 @@ class _Scorer:
             raise self.endpoint.error(f"answered {len(scores)} scores for {n} samples, {got}")
         for i, score in enumerate(scores):
             number = isinstance(score, (int, float)) and not isinstance(score, bool)
-            if not number or math.isnan(score) or score == math.inf:
+            if not number or score != score or score > sys.float_info.max:  # of any length: 10**400 is JSON too
                 raise self.endpoint.error(
                     f"answered {self.endpoint.quote(score)} as score {i} of {n}, expected finite numbers, {got}"
                 )

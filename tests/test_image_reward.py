@@ -11,8 +11,8 @@ import pytest
 import tiny
 import tiny_clip
 import torch
-from torch import Tensor
 from tolerance import float32_tolerance
+from torch import Tensor
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
 import treesearch as ts

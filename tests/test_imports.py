@@ -14,7 +14,14 @@ LIGHT = {"rewards": {"torch"}, "backends": {"torch", "numpy", "diffusers"}}
 OURS = {
     "rewards": {"rewards"},
     "backends": {"backends", "rewards.base", "rewards.channels"},
-    "treesearch": {"treesearch", "backends.base", "rewards.base", "rewards.channels", "rewards.potentials"},
+    "treesearch": {
+        "treesearch",
+        "backends.base",
+        "rewards.base",
+        "rewards.redact",
+        "rewards.channels",
+        "rewards.potentials",
+    },
 }
 ONLY = {"ray": "treesearch/distributed.py", "networkx": "treesearch/export/"}
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
+import gzip
 import io
 import json
 import logging
 import math
+import os
 import pickle
+import signal
 import socket
 import threading
 import time
 import traceback
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -268,7 +274,7 @@ def test_time_outs(server, pauses) -> None:
     done.set()
     assert len(pauses) == 1
     server.reply = lambda body, _: (time.sleep(0.3), (200, {}, {}))[1]
-    with pytest.raises(RewardError, match=r"in 1 attempt, last error: ReadTimeout, nothing came for 0.05 s"):
+    with pytest.raises(RewardError, match=r"in 1 attempt, last error: no whole answer within timeout = 0.05 s"):
         HTTPReward(server.url, timeout=0.05, retries=0)(IMAGES)
 
 
@@ -333,6 +339,8 @@ def test_a_failure_wakes_and_stops_the_others(server) -> None:
         ({"scores": [None, 1]}, "answered 'null' as score 0 of 2"),
         ({"scores": ["0.5", 1]}, "answered '0.5' as score 0 of 2"),
         ({"scores": [True, 1]}, "answered 'true' as score 0 of 2"),
+        ('{"scores": [1' + "0" * 400 + ", 1]}", "answered '1000.* as score 0 of 2"),
+        ("[" * 200_000, r"expected JSON, got '\[\[\["),
         ({"scores": 3}, r"answered no scores \(TypeError: .*check parse"),
         ({"error": "out of memory"}, r"answered no scores \(KeyError: .*scores.*\), got .*out of memory"),
         ([1, 2], r"answered no scores \(TypeError"),
@@ -362,7 +370,12 @@ def test_minus_infinity_forbids(server) -> None:
         ({"backoff": -0.5}, "backoff is -0.5, expected 0 or more"),
         ({"url": "localhost:8000/score"}, "expected a url such as http://localhost:8000/score"),
         ({"url": "ftp://localhost/score"}, "expected a url such as"),
-        ({"url": "http://localhost:99999/"}, "Port out of range"),
+        ({"url": "http://localhost:99999/"}, "expected a port of 0 to 65535 in the url, got one out of range"),
+        ({"url": "http://me:hunter2@localhost:hunter3/"}, "got one that is no number"),
+        ({"max_bytes": 0}, "max_bytes is 0, expected a positive number"),
+        ({"url": None}, "got no url: give one, url or url_env"),
+        ({"url_env": "NO_SUCH_VARIABLE"}, "got a url and url_env"),
+        ({"url": None, "url_env": "NO_SUCH_VARIABLE"}, "set the environment variable NO_SUCH_VARIABLE"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -375,6 +388,146 @@ def test_prompts_that_do_not_pair_up_are_refused() -> None:
         for prompts in (PROMPTS[:6], [*PROMPTS, "more"]):
             with pytest.raises(RewardError, match=f"got {len(prompts)} prompts for 7 samples: give one a sample"):
                 reward(IMAGES, prompts)
+
+
+PATH, QUERY = "T0PS3CR3TPATH", "q9-s3cr3t"
+
+
+def test_keys_of_a_url_reach_no_error_name_or_setting(server, pauses, caplog, monkeypatch) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = f"http://{server.host}/hooks/{PATH}/score?key={QUERY}"
+    reward = HTTPReward(url, retries=1, batch_size=4)
+    shown = [repr(reward), reward.name, repr(reward.fn), str(reward.settings)]
+    for status, answer in [(500, PATH), (404, f"no /hooks/{PATH}/score?key={QUERY}"), (200, QUERY), (200, {QUERY: 1})]:
+        server.reply = lambda *_, s=status, a=answer: (s, {}, a)
+        with pytest.raises(RewardError) as caught:
+            reward(IMAGES, PROMPTS)
+        shown.append(everything(caught.value))
+    server.reply = lambda *_: (0, {}, "")
+    with pytest.raises(RewardError) as caught:
+        reward(IMAGES, PROMPTS)
+    shown += [everything(caught.value), caplog.text]
+    assert server.paths[0].endswith(f"/{PATH}/score?key={QUERY}")
+    assert not [text for text in shown if PATH in text or QUERY in text]
+    monkeypatch.setenv("SCORER_URL", url)
+    assert HTTPReward(url_env="SCORER_URL", batch_size=4).settings == reward.settings
+    judges = [VLMJudge(url, "m", options={"api_key": QUERY}), VLMJudge(model="m", url_env="SCORER_URL", options={})]
+    assert judges[0].settings == VLMJudge(url, "m", options={"api_key": QUERY}).settings != judges[1].settings
+    assert not [judge for judge in judges if PATH in str(judge.settings) or QUERY in str(judge.settings)]
+    assert HTTPReward(url.replace(PATH, "other")).settings != HTTPReward(url).settings
+
+
+def raw(reply: bytes, then: Callable[[socket.socket], None] = lambda _: None) -> Iterator[str]:
+    """The URL of a server that answers anything with `reply`, whatever it was sent, and goes on with `then`."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    line, _ = listening.accept()
+                    with line, contextlib.suppress(OSError):
+                        line.recv(65536)
+                        line.sendall(reply)
+                        then(line)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/score"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def endless(line: socket.socket) -> None:
+    while True:
+        line.sendall(b" " * 65536)
+
+
+def drip(line: socket.socket) -> None:
+    while True:
+        line.sendall(b" ")
+        time.sleep(0.01)
+
+
+def drip_headers(line: socket.socket) -> None:
+    for i in range(10**6):
+        line.sendall(f"X-{i}: 1\r\n".encode())
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def limited(megabytes: int) -> Iterator[None]:
+    """Refuse more memory of Python's than this at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("way", ["gzip", "deflate", "plain", "status"])
+def test_an_answer_has_a_limit_in_bytes(way: str) -> None:
+    most, bomb = 100_000, b" " * 2**25
+    body = gzip.compress(bomb) if way == "gzip" else zlib.compress(bomb)
+    head = HEAD if way != "status" else HEAD.replace(b"200 OK", b"400 Bad")
+    packed = way in ("gzip", "deflate")
+    reply = head + (
+        f"Content-Encoding: {way}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body if packed else b"\r\n"
+    )
+    for url in raw(reply, (lambda _: None) if packed else endless):
+        reward = HTTPReward(url, max_bytes=most, retries=0, timeout=20)
+        with limited(8), pytest.raises(RewardError, match=r"more than max_bytes = 100000 bytes|HTTP 400") as caught:
+            reward(IMAGES[:1])
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("packed", ["gzip", "deflate", "x-gzip"])
+def test_compressed_answers_within_the_limit_are_read(packed: str) -> None:
+    body = zlib.compress(b'{"scores": [3]}') if packed == "deflate" else gzip.compress(b'{"scores": [3]}')
+    reply = HEAD + f"Content-Encoding: {packed}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    for url in raw(reply):
+        assert HTTPReward(url)(IMAGES[:1]).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("br", "'br', which was not asked for"), ("gzip", "a body that is no gzip")]
+)
+def test_other_encodings_are_refused(name: str, what: str) -> None:
+    for url in raw(HEAD + f"Content-Encoding: {name}\r\nContent-Length: 2\r\n\r\n[]".encode()):
+        with pytest.raises(RewardError, match=what):
+            HTTPReward(url)(IMAGES[:1])
+
+
+SLOW = {
+    "body": (HEAD + b"Content-Length: 1000000\r\n\r\n", drip),
+    "headers": (HEAD, drip_headers),
+    "silence": (b"", drip),
+}
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_an_answer_that_drips_has_a_limit_in_seconds(slow: str) -> None:
+    """Each byte comes long before the limit, and a whole answer would take hours."""
+    reply, then = SLOW[slow]
+    for url in raw(reply, then if slow != "silence" else lambda _: time.sleep(5)):
+        with pytest.raises(RewardError, match=r"no whole answer within timeout = 0.2 s"):
+            HTTPReward(url, timeout=0.2, retries=0)(IMAGES[:1])
+
+
+def test_an_interrupt_waits_for_no_answer() -> None:
+    """Neither the call nor the end of the process: an answer would take an hour."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("interrupts reach the main thread only")
+
+    def interrupt(line: socket.socket) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        drip(line)
+
+    for url in raw(SLOW["body"][0], interrupt):
+        with pytest.raises(KeyboardInterrupt):
+            HTTPReward(url, timeout=3600, retries=0)(IMAGES[:1])
+        assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 
 
 def everything(error: BaseException) -> str:
