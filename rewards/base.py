@@ -7,11 +7,12 @@ r(samples) -> (n,) float64, higher is better
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, TypeVar, final
 
@@ -33,9 +34,12 @@ class RewardError(ValueError):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reward:
     """r(samples, prompts) -> (n,) float64, higher is better; -inf forbids a sample.
+
+    Two rewards are equal when they were built from the same expression of registered factories and plain settings, so
+    that a guide's values serve a search for its reward; others are equal when they are the same function.
 
     Args:
         fn: called as fn(samples, prompts) on n samples and None or n prompts; it may not write into them.
@@ -43,6 +47,7 @@ class Reward:
         input: "sample" for what `kernel.decode` returns, "state" for x_0 itself.
         calls: reports how many samples were really scored so far, where that is not every one (a cache).
         settings: what tells it from rewards of the same name; a resumed search must find the same.
+        source: digest of the expression it was built from; None where a part of it is known by its object alone.
     """
 
     fn: Callable[[Any, Sequence[Any] | None], Any]
@@ -50,6 +55,18 @@ class Reward:
     input: Input = "sample"
     calls: Callable[[], int] | None = None
     settings: tuple[str, ...] = ()
+    source: str | None = field(default=None, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return self._identity() == other._identity() if isinstance(other, Reward) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        if self.source is not None:
+            return self.source, self.input
+        return self.fn, self.name, self.input, self.calls, self.settings
 
     def __call__(self, samples: Any, prompts: Sequence[Any] | None = None) -> Tensor:
         """Score n samples.
@@ -112,7 +129,8 @@ class Reward:
         """r limited to [low, high]: a floor keeps one term from drowning others, a ceiling stops over-optimising."""
         if not low < high:
             raise ValueError(f"clip needs low < high, got {low} and {high}")
-        return wrap(self, lambda v: v.clamp(low, high), f"clip({self.name}, {low:g}, {high:g})")
+        source = built_from("clip", self, low, high)
+        return wrap(self, lambda v: v.clamp(low, high), f"clip({self.name}, {low:g}, {high:g})", source)
 
     def gate(self, condition: Reward, above: float, otherwise: float = -math.inf) -> Reward:
         """r where `condition` is at least `above`, else `otherwise`."""
@@ -123,7 +141,8 @@ class Reward:
         def apply(value: Tensor, allowed: Tensor) -> Tensor:
             return torch.where(allowed >= above, value, torch.full_like(value, otherwise))
 
-        return _combine(self, condition, apply, f"gate[>={above:g}]", may_forbid=True)
+        settings = (above, otherwise)
+        return _combine(self, condition, apply, f"gate[>={above:g}]", settings=settings, may_forbid=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,14 +185,51 @@ def facts(**known: Any) -> Callable[[Factory], Factory]:
         def made(*args: Any, **kwargs: Any) -> Reward:
             reward = factory(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments.items()
-            chosen = [_told(k, v) for k, v in given if k not in HOW and v != signature.parameters[k].default]
+            chosen = [_told(k, v) for k, v in given if k not in HOW and not _usual(v, signature.parameters[k].default)]
             chosen.sort(key=lambda told: not told.startswith("url="))  # it may have come by the name of a variable
-            return replace(reward, settings=(redacted(f"{factory.__name__}({', '.join(chosen)})"),))
+            source = built_from(f"{factory.__module__}.{factory.__qualname__}", *_what(signature, args, kwargs))
+            settings = (redacted(f"{factory.__name__}({', '.join(chosen)})"),)
+            return replace(reward, settings=settings, source=source)
 
         made.facts = Facts(**known)  # type: ignore[attr-defined]
         return made  # type: ignore[return-value]
 
     return attach
+
+
+def _what(signature: inspect.Signature, args: Any, kwargs: Any) -> list[Any]:
+    """Settings of a factory that say what to score, in order and with its defaults."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return [value for name, value in bound.arguments.items() if name not in HOW]
+
+
+def built_from(head: str, *parts: Any) -> str | None:
+    """A digest of the expression head(parts...), None where a part is neither plain data nor a reward that has one.
+
+    Numbers stand for themselves exactly, an integer for the same float too. A digest, for a part may be secret.
+    """
+    told = [_plain(part) for part in parts]
+    if None in told:
+        return None
+    return hashlib.sha256(f"{head}({', '.join(map(str, told))})".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _plain(value: Any) -> str | None:
+    if isinstance(value, Reward):
+        return value.source and f"{value.input}:{value.source}"
+    if value is None or isinstance(value, (bool, str)):
+        return repr(value)
+    if isinstance(value, (int, float)):
+        return repr(float(value)) if float(value) == value else repr(value)
+    if isinstance(value, (list, tuple)):
+        return built_from("", *value)
+    return None
+
+
+def _usual(value: Any, default: Any) -> bool:
+    """Whether a setting is its default: tensors and other objects never are, unless they are the same object."""
+    return value is default or (_plain(value) is not None and _plain(value) == _plain(default))
 
 
 def _told(name: str, value: Any) -> str:
@@ -264,9 +320,9 @@ def _takes_prompts(function: Callable[..., Any]) -> bool:
     return any(p.name == "prompts" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str) -> Reward:
-    """The reward apply(r), of values (n,) to values (n,)."""
-    return Reward(_Joined(name, (reward,), apply), name, reward.input, reward.calls, reward.settings)
+def wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str, source: str | None = None) -> Reward:
+    """The reward apply(r), of values (n,) to values (n,); `source` as in `Reward`."""
+    return Reward(_Joined(name, (reward,), apply), name, reward.input, reward.calls, reward.settings, source)
 
 
 def _combine(
@@ -275,14 +331,16 @@ def _combine(
     op: Callable[[Tensor, Tensor], Tensor],
     symbol: str,
     *,
+    settings: tuple[float, ...] = (),
     may_forbid: bool = False,
 ) -> Reward:
+    source = built_from(symbol, left, float(right) if isinstance(right, Real) else right, *settings)
     if isinstance(right, Real):
         number = float(right)
         if not math.isfinite(number):
             raise ValueError(f"cannot combine {left.name} {symbol} {number}: expected a finite number or a reward")
         constant = torch.tensor(number, dtype=torch.float64)
-        return wrap(left, lambda v: op(v, constant.expand_as(v)), f"({left.name} {symbol} {number:g})")
+        return wrap(left, lambda v: op(v, constant.expand_as(v)), f"({left.name} {symbol} {number:g})", source)
     if not isinstance(right, Reward):
         raise TypeError(f"cannot combine a reward with {type(right).__name__}: wrap it with as_reward")
     if left.input != right.input:
@@ -290,7 +348,7 @@ def _combine(
     name = f"({left.name} {symbol} {right.name})"
     joined = _Joined(name, (left, right), op, may_forbid=may_forbid)
     counts = None if left.calls is None or right.calls is None else joined.calls  # else one scores every sample
-    return Reward(joined, name, left.input, counts, left.settings + right.settings)
+    return Reward(joined, name, left.input, counts, left.settings + right.settings, source)
 
 
 class _Joined:

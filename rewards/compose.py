@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardError, content, wrap
+from rewards.base import Reward, RewardError, built_from, content, wrap
 
 
 def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | None = None) -> Reward:
@@ -40,7 +40,8 @@ def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | Non
     if size < 1:
         raise ValueError(f"size is {size}, expected at least 1")
     cache = _Cache(reward, size, key or (lambda sample: b"".join(content(sample))))
-    return Reward(cache.score, reward.name, reward.input, reward.calls or (lambda: cache.misses), reward.settings)
+    calls, source = reward.calls or (lambda: cache.misses), built_from("cached", reward)
+    return Reward(cache.score, reward.name, reward.input, calls, reward.settings, source)
 
 
 class _Cache:
@@ -95,7 +96,8 @@ def normalise(reward: Reward, mean: float, std: float) -> Reward:
         raise ValueError(f"mean is {mean}, expected a finite number")
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"std is {std}, expected a positive finite number")
-    return wrap(reward, lambda v: (v - mean) / std, f"normalise({reward.name}, {mean:.6g}, {std:.6g})")
+    name, source = f"normalise({reward.name}, {mean:.6g}, {std:.6g})", built_from("normalise", reward, mean, std)
+    return wrap(reward, lambda v: (v - mean) / std, name, source)
 
 
 @dataclass(frozen=True, kw_only=True)

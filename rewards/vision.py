@@ -17,7 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rewards.base import Reward
+from rewards.base import Reward, built_from
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -194,7 +194,8 @@ def frames(reward: Reward, which: Literal["all", "first", "middle", "last"] = "a
         repeated = None if prompts is None else [p for p in prompts for _ in range(chosen.shape[1])]
         return reward.attached(chosen.flatten(0, 1), repeated).view(chosen.shape[:2]).mean(1)
 
-    return Reward(fn, f"frames({reward.name}, {which})", reward.input, settings=reward.settings)
+    name, source = f"frames({reward.name}, {which})", built_from("frames", reward, which)
+    return Reward(fn, name, reward.input, settings=reward.settings, source=source)
 
 
 def once(build: Callable[P, T], maxsize: int | None = None) -> Callable[P, T]:
