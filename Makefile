@@ -5,6 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
 DATA ?= mnist.npz
+RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
 .PHONY: help setup demo demo-plan test test-slow lint bench bench-ray bench-async bench-pipelines soak evidence mixtures mnist-evidence train-mnist planning policy-data train-maze clean
 
@@ -26,7 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## search for high-reward digits with every method at equal NFE, into runs/demo
 	@rm -rf runs/demo
-	@$(PY) -m treesearch compare --store runs/demo
+	@$(PY) -m treesearch compare --store runs/demo --methods best_of_n fk \
+	    "dts(widening_c=1, widening_alpha=0.5)" "dts_star(widening_c=1, widening_alpha=0.5)"
 
 demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree of plans, an animation, into runs/demo-plan
 	@$(PY) -m experiments.demo_plan
@@ -45,45 +47,49 @@ lint: $(STAMP)  ## format, lint and types
 evidence: mixtures mnist-evidence  ## every method at equal NFE: hours; run again to go on
 
 mixtures: $(STAMP)  ## sampling on mixtures with known targets, then the report
-	@$(PY) -m experiments.mixtures run
-	@$(PY) -m experiments.mixtures report
+	@$(PY) -m experiments.mixtures run --out $(RESULTS)/mixtures.jsonl
+	@$(PY) -m experiments.mixtures report --rows $(RESULTS)/mixtures.jsonl --out $(RESULTS)/mixtures.md
 
 mnist-evidence: $(STAMP)  ## sampling and search on MNIST, then the report: make mnist-evidence DATA=path/to/mnist.npz
-	@$(PY) -m experiments.mnist_evidence run --data $(DATA)
-	@$(PY) -m experiments.mnist_evidence run --part search --out experiments/results/mnist_search.jsonl --work runs/mnist_search
-	@$(PY) -m experiments.mnist_evidence report
+	@$(PY) -m experiments.mnist_evidence run --data $(DATA) --out $(RESULTS)/mnist_evidence.jsonl
+	@$(PY) -m experiments.mnist_evidence run --part search --out $(RESULTS)/mnist_search.jsonl --work runs/mnist_search
+	@$(PY) -m experiments.mnist_evidence report --rows $(RESULTS)/mnist_evidence.jsonl $(RESULTS)/mnist_search.jsonl \
+	    --out $(RESULTS)/mnist_evidence.md
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
-	@$(PY) -m experiments.bench
+	@$(PY) -m experiments.bench --out $(RESULTS)/bench.json
 
 bench-ray: $(STAMP)  ## how much of their speed workers keep: ratios within one run, and a model of large clusters
-	@$(PY) -m experiments.bench_ray
+	@$(PY) -m experiments.bench_ray --out $(RESULTS)/bench_ray.json
 
 bench-async: $(STAMP)  ## quality of asynchronous search against serial, 30 seeds
-	@$(PY) -m experiments.async_quality
+	@$(PY) -m experiments.async_quality --out $(RESULTS)/async_quality.json
 
 bench-pipelines: $(STAMP)  ## cost of a search beside a diffusers pipeline's own loop, memory against its plan
-	@$(PY) -m experiments.bench_pipelines
+	@$(PY) -m experiments.bench_pipelines --out $(RESULTS)/bench_pipelines.json
 
 soak: $(STAMP)  ## 200 workers killed during a long search: nothing lost, memory flat
-	@$(PY) -m experiments.soak --kills 200
+	@$(PY) -m experiments.soak --kills 200 --out $(RESULTS)/soak.json
 
 train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=path/to/mnist.npz
-	@$(PY) -m experiments.train_classifiers --data $(DATA)
-	@$(PY) -m experiments.train_mnist --data $(DATA) --out checkpoints/mnist
-	@$(PY) -m experiments.evaluate_mnist --data $(DATA)
+	@$(PY) -m experiments.train_classifiers --data $(DATA) \
+	    --reward-weights rewards/weights/mnist_classifier.safetensors --judge-weights experiments/weights/mnist_judge.safetensors
+	@$(PY) -m experiments.train_mnist --data $(DATA) --out checkpoints/mnist --weights backends/weights/mnist.safetensors \
+	    --curve $(RESULTS)/mnist/curve.csv
+	@$(PY) -m experiments.evaluate_mnist --data $(DATA) --out $(RESULTS)/mnist
 
 planning: $(STAMP)  ## planners at equal NFE in the Medium maze, then the report: hours; run again to go on
-	@$(PY) -m experiments.planning run
-	@$(PY) -m experiments.planning report
+	@$(PY) -m experiments.planning run --out $(RESULTS)/planning.jsonl
+	@$(PY) -m experiments.planning report --out $(RESULTS)/planning.jsonl --to $(RESULTS)/planning.md
 
 policy-data: $(STAMP)  ## data under a target policy: published guidance beside FK and trees
-	@$(PY) -m experiments.generate_data --bed gaussian --n 8000
-	@$(PY) -m experiments.generate_data --bed maze --n 64
+	@$(PY) -m experiments.generate_data --bed gaussian --n 8000 --out $(RESULTS)/policy_data.json
+	@$(PY) -m experiments.generate_data --bed maze --n 64 --out $(RESULTS)/policy_data.json
 
 train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model again: an hour
 	@$(PY) -m experiments.pointmaze --maze medium --out runs/pointmaze/medium.npz
-	@$(PY) -m experiments.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium
+	@$(PY) -m experiments.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium \
+	    --weights backends/weights/maze_medium.safetensors --curve $(RESULTS)/trajectory/medium.csv
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist

@@ -76,7 +76,7 @@ class Args:
     """of all noise"""
     work: Path = Path("runs/async_quality")
     """finished cells, per task"""
-    out: Path = Path("experiments/results/async_quality.json")
+    out: Path = Path("runs/results/async_quality.json")
     """figures as JSON"""
 
 

@@ -48,7 +48,7 @@ class Args:
     """timed rounds of each ratio, after one that warms up"""
     nodes: int = 1_000_000
     """largest tree of parts c and d"""
-    out: Path = Path("experiments/results/bench.json")
+    out: Path = Path("runs/results/bench.json")
     """figures as JSON"""
 
 

@@ -63,7 +63,7 @@ class Args:
     """steps of a sample"""
     rounds: int = 5
     """timed rounds of each ratio, after one that warms up"""
-    out: Path = Path("experiments/results/bench_pipelines.json")
+    out: Path = Path("runs/results/bench_pipelines.json")
     """figures as JSON"""
 
 

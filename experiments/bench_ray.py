@@ -70,7 +70,7 @@ class Args:
     """parts to run, separated by commas; the model takes its costs from part a, of this run or of the results file"""
     rounds: int = 3
     """timed rounds; every case is run once in each"""
-    out: Path = Path("experiments/results/bench_ray.json")
+    out: Path = Path("runs/results/bench_ray.json")
     """figures as JSON; a table goes beside it as .md"""
 
 

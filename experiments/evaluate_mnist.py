@@ -40,7 +40,7 @@ class Args:
 
     data: Path
     """npz file with train_x, train_y, test_x, test_y: uint8 images (n, 28, 28) and labels."""
-    out: Path = Path("experiments/results/mnist")
+    out: Path = Path("runs/results/mnist")
     samples: int = 2000
     quality: bool = True
     speed: bool = True

@@ -39,7 +39,7 @@ class Args:
 
     maze: str = "medium"
     weights: Path = Path("backends/weights/maze_medium.safetensors")
-    out: Path = Path("experiments/results/trajectory/figures.json")
+    out: Path = Path("runs/results/trajectory/figures.json")
     """Gets or replaces the entry of this maze and number of steps."""
     pairs: int = 60
     plans: int = 16

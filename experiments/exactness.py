@@ -33,7 +33,7 @@ class Args:
     """independent tasks a cell"""
     seed: int = 0
     """of all noise"""
-    out: Path = Path("experiments/results/exactness.json")
+    out: Path = Path("runs/results/exactness.json")
     """figures as JSON"""
 
 

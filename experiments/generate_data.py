@@ -295,7 +295,7 @@ class Args:
     """of all noise"""
     datasets: Path | None = None
     """folder for the Minari datasets of the first seed"""
-    out: Path = Path("experiments/results/policy_data.json")
+    out: Path = Path("runs/results/policy_data.json")
     """gets or replaces the entry of this bed and λ"""
 
 

@@ -197,7 +197,7 @@ class Run:
     """T of the chain"""
     device: str = "cpu"
     """of the model"""
-    out: Path = Path("experiments/results/locomotion.jsonl")
+    out: Path = Path("runs/results/locomotion.jsonl")
     """row file"""
 
     def run(self) -> int:
@@ -239,11 +239,11 @@ def chosen(method: str, rows: Sequence[Row]) -> How:
 class Report:
     """Tables from the rows."""
 
-    out: Path = Path("experiments/results/locomotion.jsonl")
+    out: Path = Path("runs/results/locomotion.jsonl")
     """row file"""
     data: tuple[Path, ...] = ()
     """what the model was trained on, for the behaviour's return"""
-    to: Path = Path("experiments/results/locomotion.md")
+    to: Path = Path("runs/results/locomotion.md")
     """the tables"""
 
     def run(self) -> int:

@@ -295,7 +295,7 @@ class Run:
     """size of the pools of rollouts behind references, 1 for those of the report"""
     batch_size: int = 4096
     """rows of a forward pass"""
-    out: Path = Path("experiments/results/mixtures.jsonl")
+    out: Path = Path("runs/results/mixtures.jsonl")
     """one row a cell"""
     work: Path = Path("runs/mixtures")
     """references"""
@@ -341,9 +341,9 @@ class Run:
 class Report:
     """Tables and the figure from what has been run."""
 
-    rows: tuple[Path, ...] = (Path("experiments/results/mixtures.jsonl"),)
+    rows: tuple[Path, ...] = (Path("runs/results/mixtures.jsonl"),)
     """what `run` wrote; files that are not there are left out"""
-    out: Path = Path("experiments/results/mixtures.md")
+    out: Path = Path("runs/results/mixtures.md")
     """the tables; the figure stands beside them"""
 
     def run(self) -> int:

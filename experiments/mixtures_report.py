@@ -104,6 +104,7 @@ def floors_of(rows: Sequence[Row]) -> dict[str, float]:
 def write(files: Sequence[Path], out: Path, key: Sequence[str], names: Mapping[str, Sequence[str]]) -> str:
     """Write the report and its figure; returns the report."""
     rows = shared.read_all(files, key)
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure = figures.distance_figure(gather(rows, "bed", names), "mmd2", floors_of(rows), out.with_suffix(".png"))
     text = compose(rows, figure, names)
     out.write_text(text, "utf-8")

@@ -451,7 +451,7 @@ class Run:
     """rows of a forward pass"""
     device: str = "cpu"
     """where the model runs"""
-    out: Path = Path("experiments/results/mnist_evidence.jsonl")
+    out: Path = Path("runs/results/mnist_evidence.jsonl")
     """one row a cell"""
     work: Path = Path("runs/mnist_evidence")
     """the pool, and features of leaves"""
@@ -567,9 +567,9 @@ def whole(text: str) -> int:
 class Report:
     """Tables and figures from what has been run."""
 
-    rows: tuple[Path, ...] = tuple(Path(f"experiments/results/mnist_{part}.jsonl") for part in ("evidence", "search"))
+    rows: tuple[Path, ...] = tuple(Path(f"runs/results/mnist_{part}.jsonl") for part in ("evidence", "search"))
     """what `run` wrote; files that are not there are left out"""
-    out: Path = Path("experiments/results/mnist_evidence.md")
+    out: Path = Path("runs/results/mnist_evidence.md")
     """the tables; the figures stand beside them"""
 
     def run(self) -> int:

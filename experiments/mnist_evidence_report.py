@@ -315,6 +315,7 @@ def draw(rows: Sequence[Row], names: Names, out: Path) -> list[str]:
 def write(files: Sequence[Path], out: Path, key: Sequence[str], names: Names) -> str:
     """Write the report and its figures; returns the report."""
     rows = shared.read_all(files, key)
+    out.parent.mkdir(parents=True, exist_ok=True)
     text = compose(rows, names, draw(rows, names, out))
     out.write_text(text, "utf-8")
     return text

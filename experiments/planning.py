@@ -397,7 +397,7 @@ class Run:
     """rows of a forward pass"""
     device: str = "cpu"
     """of the model; plans are executed on the CPU"""
-    out: Path = Path("experiments/results/planning.jsonl")
+    out: Path = Path("runs/results/planning.jsonl")
     """row file"""
 
     def run(self) -> int:
@@ -469,9 +469,9 @@ class Run:
 class Report:
     """Tables and a figure from the rows."""
 
-    out: Path = Path("experiments/results/planning.jsonl")
+    out: Path = Path("runs/results/planning.jsonl")
     """row file"""
-    to: Path = Path("experiments/results/planning.md")
+    to: Path = Path("runs/results/planning.md")
     """the tables; the figure stands beside them"""
 
     def run(self) -> int:

@@ -54,7 +54,7 @@ class Args:
     """resident memory that the driver may gain between the first searches and the last"""
     seed: int = 0
     """of the moments and of the first search"""
-    out: Path = Path("experiments/results/soak.json")
+    out: Path = Path("runs/results/soak.json")
     """figures as JSON"""
 
 

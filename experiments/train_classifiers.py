@@ -34,8 +34,8 @@ class Args:
 
     data: Path
     """npz file with train_x, train_y, test_x, test_y: uint8 images (n, 28, 28) and labels."""
-    reward_weights: Path = Path("rewards/weights/mnist_classifier.safetensors")
-    judge_weights: Path = Path("experiments/weights/mnist_judge.safetensors")
+    reward_weights: Path = Path("checkpoints/mnist_classifier.safetensors")
+    judge_weights: Path = Path("checkpoints/mnist_judge.safetensors")
     which: tuple[str, ...] = ("reward", "judge")
     reward_epochs: int = 6
     judge_epochs: int = 8

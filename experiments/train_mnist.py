@@ -40,9 +40,9 @@ class Args:
     """npz file with train_x, test_x: uint8 images (n, 28, 28)."""
     out: Path
     """Folder for the checkpoint; training goes on from the one found there."""
-    weights: Path = Path("backends/weights/mnist.safetensors")
+    weights: Path = Path("checkpoints/mnist.safetensors")
     """Where the EMA weights are exported, in float16, after every `export_every`-th epoch."""
-    curve: Path = Path("experiments/results/mnist/curve.csv")
+    curve: Path = Path("runs/results/mnist/curve.csv")
     epochs: int = 11
     export_every: int = 1
     batch_size: int = 128

@@ -43,9 +43,9 @@ class Args:
     """Episodes, of one file or several: .npz or .hdf5 with D4RL's arrays, or the folder of a Minari dataset."""
     out: Path
     """Folder for the checkpoint; training goes on from the one found there."""
-    weights: Path = Path("backends/weights/maze_medium.safetensors")
+    weights: Path = Path("checkpoints/maze_medium.safetensors")
     """Where the EMA weights are exported, in float16, after every epoch."""
-    curve: Path = Path("experiments/results/trajectory/medium.csv")
+    curve: Path = Path("runs/results/trajectory/medium.csv")
     horizons: tuple[int, ...] = (48, 56, 64)
     stride: int = 4
     """Environment steps a row."""

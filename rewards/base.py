@@ -252,9 +252,18 @@ def as_reward(function: Reward | Callable[..., Any], name: str | None = None, in
     if not callable(function):
         raise TypeError(f"expected a reward or a function of samples, got {type(function).__name__}")
     label: str = name or getattr(function, "__name__", type(function).__name__)
-    if _takes_prompts(function):
-        return Reward(lambda samples, prompts: function(samples, prompts=prompts), label, input)
-    return Reward(lambda samples, prompts: function(samples), label, input)
+    return Reward(_Plain(function, _takes_prompts(function)), label, input)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A plain callable as a reward's function; of one callable they are equal, and so are the rewards."""
+
+    function: Callable[..., Any]
+    takes_prompts: bool
+
+    def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Any:
+        return self.function(samples, prompts=prompts) if self.takes_prompts else self.function(samples)
 
 
 def check_rewards(values: Any, n: int, name: str) -> Tensor:

@@ -29,6 +29,14 @@ BEDS = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_key(tmp_path_factory):
+    """The command line's key of this user, for the tests only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(params=BEDS)
 def bed(request):
     return BEDS[request.param]

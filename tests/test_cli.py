@@ -12,8 +12,8 @@ import time
 import pytest
 
 from treesearch import runs, specs
-from treesearch.cli import COMMANDS, main
-from treesearch.commands import count
+from treesearch.cli import COMMANDS, METHODS, main
+from treesearch.commands import Compare, count, panels, read_result_of, seconds
 
 TOY = ["--kernel", "gaussian(dim=2)", "--reward", "0.5*linear(1.0) + linear((0.1, 0.2))"]
 
@@ -100,15 +100,15 @@ def test_dry_run_predicts_and_leaves_nothing(tmp_path, capsys):
         (["rnu"], 2, "did you mean 'run'"),
         (["run", "dst"], 2, "did you mean 'dts'"),
         (["run", "dts", "--nffe", "3"], 2, "--nfe"),
-        (["run", "dts", "--kernel", "gausian", "--nfe", "1k"], 1, "did you mean 'gaussian'"),
-        (["run", "dts", "--reward", "digi(3)", "--nfe", "1k"], 1, "did you mean 'digit'"),
+        (["run", "dts", "--kernel", "gausian", "--nfe", "1k"], 2, "did you mean 'gaussian'"),
+        (["run", "dts", "--reward", "digi(3)", "--nfe", "1k"], 2, "did you mean 'digit'"),
         (["run", "dts", "--kernel", "gaussian", "--reward", "linear", "--nfe", "3"], 1, "minimum is 5"),
-        (["run", "dts", "--kernel", "gaussian", "--reward", "linear", "--nfe", "ten"], 1, "10k"),
+        (["run", "dts", "--kernel", "gaussian", "--reward", "linear", "--nfe", "ten"], 2, "10k"),
         (["run", "fk", "--kernel", "gaussian", "--reward", "linear"], 1, "no budget"),
         (["run", "fk", "--potential", "differense", "--nfe", "1k"], 2, "did you mean 'difference'"),
-        (["run", "dts", "--reward", "__import__('os')", "--nfe", "1k"], 1, "unknown reward"),
-        (["run", "dts", "--reward", "linear().__class__", "--nfe", "1k"], 1, "cannot read"),
-        (["run", "dts", "--kernel", "./none.py:make", "--nfe", "1k"], 1, "no such file"),
+        (["run", "dts", "--reward", "__import__('os')", "--nfe", "1k"], 2, "unknown reward"),
+        (["run", "dts", "--reward", "linear().__class__", "--nfe", "1k"], 2, "cannot read"),
+        (["run", "dts", "--kernel", "./none.py:make", "--nfe", "1k"], 2, "no such file"),
         (["show", "nowhere"], 1, "holds no run"),
         (["resume", "nowhere"], 1, "holds no run"),
     ],
@@ -185,8 +185,137 @@ def test_names_load(capsys):
     assert "resampling" in out
     assert all(name in out for name in specs.REWARDS)
     assert "zai-org/ImageReward/ImageReward.pt (Apache-2.0)" in out
-    assert main(["list", "reward"]) == 1
+    assert main(["list", "reward"]) == 2
 
 
-def test_counts():
-    assert [count(t) for t in ("10k", "2M", "1_500", "1.5k")] == [10_000, 2_000_000, 1_500, 1_500]
+def test_amounts():
+    assert [count(t) for t in ("10k", "2M", "1_500", "1.5k", "1e3")] == [10_000, 2_000_000, 1_500, 1_500, 1_000]
+    assert [seconds(t) for t in ("90", "90s", "10m", "1.5h", "0.5")] == [90, 90, 600, 5400, 0.5]
+
+
+FEW = ["--kernel", "gaussian", "--reward", "linear", "--dry-run"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            ["--nfe", text]
+            for text in ("1,000", "1.5", "-5", "0", "nan", "inf", "1e99", "ten", "10 k", "5x", "", "0x10")
+        ),
+        *(["--seconds", text] for text in ("abc", "-1", "nan", "inf", "0", "10 minutes", "1:30")),
+        ["--reward-calls", "1,000"],
+        ["--iterations", "some"],
+        ["--nfe", "100", "--seed", "-1"],
+        ["--nfe", "100", "--seed", "one"],
+        ["--nfe", "100", "--batch-size", "0"],
+        ["--nfe", "100", "--keep-states", "al"],
+        ["--nfe", "100", "--gpus-per-worker", "1"],
+        ["--nfe", "100", "--workers", "2"],  # a dry run predicts one process
+        *(
+            ["--nfe", "100", "--reward", text]
+            for text in (
+                "linear(**{'c': 2})",
+                "linear(*[1])",
+                "linear(c=",
+                "linear() + 'a'",
+                "linear(z=1)",
+                "linear().clip(2, 1)",
+            )
+        ),
+        ["--nfe", "100", "--reward", "kernel"],
+        ["--nfe", "100", "--reward", "(" * 300 + "1" + ")" * 300],
+    ],
+)
+def test_what_cannot_be_read_is_wrong_usage(words, capsys):
+    assert run("best-of-n", *FEW, *words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path):
+    store = str(tmp_path / "r")
+    assert run("fk", *TOY, "--nfe", "400", "--store", store) == 0
+    for words in (
+        ["plot", store, store + "x", "--what", "tree"],
+        ["plot", store, "--task", "0"],
+        ["plot", store, "--what", "tree", "--task", "1"],
+        ["export", store, "csv", "--draws", "0"],
+        ["export", store, "npz", "--best", "3"],
+        ["export", store, "csv", "--kernel", "gaussian"],
+        ["export", store, "minari", "--draws", "3", "--best", "3"],
+        ["export", store, "npz", "--task", "1"],
+        ["run", "fk", *TOY, "--nfe", "400", "--on-interrupt", "drain"],
+        ["bench", "--kernel", "gaussian", "--batch-sizes", "0"],
+    ):
+        assert main(words) == 2, words
+
+
+def test_one_bad_run_hides_no_other(tmp_path, capsys):
+    for name in ("a", "b"):
+        assert run("best-of-n", *TOY, "--nfe", "100", "--store", str(tmp_path / name)) == 0
+    bad = {"c": "[[", "d": "{}", "e": "[" * 10**5, "f": "null"}
+    for name, text in bad.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "g" / "run.json").mkdir(parents=True)
+    capsys.readouterr()
+    assert main(["ls", str(tmp_path), "--json"]) == 0
+    listed = {os.path.basename(line["run"]): line for line in json.loads(capsys.readouterr().out)}
+    assert [listed[name]["nfe"] for name in ("a", "b", *bad, "g")] == [100, 100, None, None, None, None, None]
+    assert all(len(listed[name]["status"]) > 10 for name in (*bad, "g"))
+    paths = [str(tmp_path / name) for name in ("c", "a", "b")]
+    assert main(["plot", *paths, "--out", str(tmp_path / "p.png")]) == 1
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    assert str(tmp_path / "c") in capsys.readouterr().err
+
+
+def test_a_comparison_goes_on_without_a_method_that_cannot_run(tmp_path, capsys):
+    folder = tmp_path / "c"
+    words = [
+        "--methods",
+        "fk(num_particles=500)",
+        "best_of_n",
+        "fk(num_particles=8)",
+        "--nfe",
+        "400",
+        "--store",
+        str(folder),
+    ]
+    assert main(["compare", *TOY, *words]) == 1
+    out = capsys.readouterr().out
+    assert "fk: not run: Budget(nfe=400) is below one population of 500" in out
+    assert set(json.loads((folder / "summary.json").read_text())) == {"best_of_n", "fk_1"}
+
+
+def test_a_method_has_one_set_of_defaults():
+    assert {spec: specs.method(spec) for spec in Compare().methods} == {
+        spec: METHODS[spec.replace("_", "-")]() for spec in Compare().methods
+    }
+
+
+def test_different_searches_stand_in_panels_of_their_own(tmp_path):
+    stores = {}
+    for name, words in {
+        "a": ["--reward", "linear(1.0)"],
+        "b": ["--reward", "linear(1.0)", "--seed", "1"],
+        "c": ["--reward", "linear(2.0)"],
+        "d": ["--reward", "linear(1.0)", "--prompts", "x"],
+        "e/a": ["--reward", "linear(1.0)", "--kernel", "gaussian(num_steps=6)"],
+    }.items():
+        stores[str(tmp_path / name)] = name
+        assert run("best-of-n", "--kernel", "gaussian", *words, "--nfe", "120", "--store", str(tmp_path / name)) == 0
+    found = panels({path: read_result_of(path) for path in stores})
+    assert [[stores[path] for path in curves] for curves in found.values()] == [["a", "b"], ["c"], ["d"], ["e/a"]]
+
+
+def test_the_output_s_reader_is_gone():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert main(["cite"]) == 141
+
+
+def test_limits_of_a_run_are_of_both_kinds(capsys):
+    assert run("best-of-n", *FEW, "--nfe", "1M", "--seconds", "0.001", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["nfe"] < 10**6

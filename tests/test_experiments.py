@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,24 @@ def script(name, *words):
     )
     assert job.returncode == 0, job.stderr
     return job.stdout
+
+
+COMMITTED = ("experiments/", "backends/", "rewards/", "treesearch/", "docs/", "tests/")
+READ = {("evaluate_trajectory.py", "weights")}  # an input
+
+
+def committed_defaults():
+    """Arguments of scripts whose default lies among the files of the repository."""
+    for path in sorted((Path(__file__).parent.parent / "experiments").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                texts = [c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)]
+                if any(isinstance(text, str) and text.startswith(COMMITTED) for text in texts):
+                    yield path.name, node.target.id
+
+
+def test_no_script_writes_over_committed_files_unless_it_is_told_to():
+    assert set(committed_defaults()) == READ
 
 
 @pytest.fixture(scope="module")

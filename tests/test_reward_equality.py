@@ -42,6 +42,7 @@ def other(x: torch.Tensor) -> torch.Tensor:
         (lambda: counted().clip(-1, 1), lambda: counted().clip(-1.0, 1.0)),
         (lambda: counted().gate(counted(2), above=0), lambda: counted().gate(counted(2), above=0)),
         (lambda: normalise(cached(counted()), 0, 2), lambda: normalise(cached(counted()), 0, 2)),
+        (lambda: as_reward(other), lambda: as_reward(other)),
         (lambda: specs.reward("2*digit(8) + brightness()"), lambda: specs.reward("2*digit(8) + brightness")),
     ],
 )

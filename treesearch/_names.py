@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def look_here_last() -> None:
+    """`python -m treesearch` and `python -c` look into the working directory before all else, where a person's own
+    json.py or rewards.py would hide Python's and ours; so it comes last, unless it is where this library lies."""
+    first, here = sys.path[:1], os.getcwd()
+    if sys.argv[:1] in (["-m"], ["-c"]) and first == (["" if sys.argv[0] == "-c" else here]) and here != _ROOT:
+        sys.path.append(sys.path.pop(0))
 
 
 def check(name: str) -> None:
@@ -20,5 +32,6 @@ def check(name: str) -> None:
         )
 
 
+look_here_last()
 check("rewards")
 check("backends")

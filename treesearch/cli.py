@@ -3,13 +3,15 @@
     treesearch run dts --reward "digit(8)" --nfe 10k --store runs/eight
     treesearch resume runs/eight --nfe 20k
 
-Exit codes: 0 done, 1 an error (its message says what to do), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error (its message says what to do; --debug shows its traceback), 2 wrong usage (a number, an
+option, a name or an expression that cannot be read), 130 interrupted, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass
 from typing import Annotated, Any, Union
@@ -20,8 +22,10 @@ from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPref
 
 from rewards.base import RewardError
 from treesearch import commands
-from treesearch.errors import TreeSearchError, unknown
+from treesearch.blame import where
+from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
+from treesearch.report import say
 from treesearch.specs import METHOD_NAMES
 
 METHODS = {name.replace("_", "-"): CLASSES[path] for name, path in METHOD_NAMES.items()}
@@ -48,6 +52,7 @@ COMMANDS = {
     "cite": commands.Cite,
 }
 _Command: Any = Union[tuple(Annotated[c, subcommand(name)] for name, c in COMMANDS.items())]  # noqa: UP007 - from the table
+EXPECTED = (TreeSearchError, RewardError, ValueError, TypeError, ImportError, OSError)
 _STYLE = (CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes)
 
 
@@ -56,23 +61,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _leave_busy_cores_alone()
     try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_quietly()
+        return 141
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    debug = "--debug" in argv
+    try:
+        command = _parse(argv)
+        return command if isinstance(command, int) else command.run()
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        say("\ntreesearch: interrupted", error=True)
+        return 130
+    except SystemExit as error:  # of code that the command runs; the parser's own is dealt with in `_parse`
+        _tell(error, f"the kernel or the reward ended the process: {error!r}", debug=debug)
+    except EXPECTED as error:
+        _tell(error, str(error), debug=debug)
+        return 2 if isinstance(error, UsageError) else 1
+    except Exception as error:
+        _tell(error, f"{type(error).__name__}: {error}", debug=debug)
+    return 1
+
+
+def _parse(argv: list[str]) -> Any:
+    """The command, or the exit code of a parser that has said everything."""
+    try:
         _check_names(argv)
         if argv[:1] and argv[0] in COMMANDS:
-            command = tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"treesearch {argv[0]}", config=_STYLE)
-        else:
-            command = tyro.cli(_Command, args=argv, prog="treesearch", description=__doc__, config=_STYLE)
-        return command.run()
+            return tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"treesearch {argv[0]}", config=_STYLE)
+        return tyro.cli(_Command, args=argv, prog="treesearch", description=__doc__, config=_STYLE)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    except _Usage as error:
-        print(f"treesearch: {error}", file=sys.stderr)
-        return 2
-    except (TreeSearchError, RewardError, ValueError, TypeError, ImportError, OSError) as error:
-        print(f"treesearch: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ntreesearch: interrupted", file=sys.stderr)
-        return 130
+
+
+def _tell(error: BaseException, text: str, *, debug: bool) -> None:
+    """An error for people: what, where in their own files, and the traceback if it was asked for."""
+    if debug:
+        say("".join(traceback.format_exception(error)).rstrip(), error=True)
+    say(f"treesearch: {text}", error=True)
+    if (at := where(error)) and at not in text:
+        say(f"  raised at {at}", error=True)
+    if not debug and not isinstance(error, EXPECTED):
+        say("  --debug shows the traceback", error=True)
+
+
+def _close_quietly() -> None:
+    """Let Python's own last flush of a pipe that nobody reads find another place."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
 def _leave_busy_cores_alone() -> None:
@@ -82,17 +129,13 @@ def _leave_busy_cores_alone() -> None:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), idle)))
 
 
-class _Usage(ValueError):
-    """A command or method that does not exist."""
-
-
 def _check_names(argv: Sequence[str]) -> None:
     """Suggest the nearest command or method before the parser sees a wrong one."""
     words = [a for a in argv if not a.startswith("-")]
     if words and words[0] not in COMMANDS and argv[0] == words[0]:
-        raise _Usage(unknown("command", words[0], COMMANDS))
+        raise UsageError(unknown("command", words[0], COMMANDS))
     if words[:1] == ["run"] and len(argv) > 1 and not argv[1].startswith("-") and argv[1] not in METHODS:
-        raise _Usage(unknown("method", argv[1], METHODS))
+        raise UsageError(unknown("method", argv[1], METHODS))
 
 
 if __name__ == "__main__":

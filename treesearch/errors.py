@@ -12,6 +12,10 @@ class TreeSearchError(Exception):
     """Base of the errors this library raises on purpose."""
 
 
+class UsageError(TreeSearchError, ValueError):
+    """Something typed that cannot be read: a number, an option, a name, an expression."""
+
+
 class BudgetError(TreeSearchError, ValueError):
     """A budget too small for one unit of the method, or none at all."""
 

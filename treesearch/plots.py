@@ -7,6 +7,7 @@ grid                     samples as one image
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.errors import missing
+from treesearch.text import label
 from treesearch.tree import Tree
 
 DRAWN_NODES = 3_000  # a picture with more says no more
@@ -68,15 +70,23 @@ def layout(tree: Tree, limit: int = DRAWN_NODES) -> Layout:
 
 def draw_curves(curves: Mapping[str, Curve], path: str | Path, ylabel: str = "best reward") -> Path:
     """Write a PNG of one line a name."""
+    return draw_panels({"": curves}, path, ylabel)
+
+
+def draw_panels(panels: Mapping[str, Mapping[str, Curve]], path: str | Path, ylabel: str = "best reward") -> Path:
+    """Write a PNG of one panel a title, each with axes of its own and one line a name."""
     plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for name, line in curves.items():
-        (drawn,) = axes.plot(line.nfe, line.best, label=name, linewidth=1.6, drawstyle="steps-post")
-        axes.plot(line.nfe[-1:], line.best[-1:], "o", color=drawn.get_color(), markersize=5)
-    axes.set_xlabel("network evaluations (NFE)")
-    axes.set_ylabel(ylabel)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    height = 4.0 if len(panels) == 1 else 3.2 * len(panels)
+    figure, rows = plt.subplots(len(panels), figsize=(6.4, height), layout="constrained", squeeze=False)
+    for axes, (title, curves) in zip(rows[:, 0], panels.items(), strict=True):
+        for name, line in curves.items():
+            (drawn,) = axes.plot(line.nfe, line.best, label=label(name), linewidth=1.6, drawstyle="steps-post")
+            axes.plot(line.nfe[-1:], line.best[-1:], "o", color=drawn.get_color(), markersize=5)
+        axes.set_title(label(title), fontsize=9)
+        axes.set_xlabel("network evaluations (NFE)")
+        axes.set_ylabel(label(ylabel))
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
     return _save(plt, figure, path)
 
 
@@ -134,6 +144,8 @@ def _pyplot() -> Any:
 
 
 def _save(plt: Any, figure: Any, path: str | Path) -> Path:
-    figure.savefig(path, dpi=140)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for the letter
+        figure.savefig(path, dpi=140)
     plt.close(figure)
     return Path(path)

@@ -51,8 +51,11 @@ def estimate(session: Session) -> dict[str, Any]:
     per_reward = (time.perf_counter() - began) / size
     unit = session.method.unit(spec)
     units = min(budget.share(tasks).units(unit.nfe, unit.reward_calls), getattr(session.method, "n", None) or INFINITE)
-    if units > INFINITE // 10**6:  # no limit that counts: the clock's, or one unit
-        units = 1 if budget.seconds is None else max(1, int(budget.seconds / (unit.nfe * per_nfe * tasks)))
+    if budget.seconds is not None:
+        each = tasks * (unit.nfe * per_nfe + unit.reward_calls * per_reward)
+        units = max(1, min(units, int(budget.seconds / max(each, 1e-9))))
+    elif units > INFINITE // 10**6:  # no limit that counts
+        units = 1
     nfe, rewards = units * unit.nfe * tasks, units * unit.reward_calls * tasks
     rollouts = nfe // spec.num_steps
     nodes = rollouts * (1 if isinstance(session.method, BestOfN) else 6) + tasks

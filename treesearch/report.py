@@ -1,9 +1,14 @@
-"""What people read: the progress line, the table, the summary of a run and its card."""
+"""What people read: the progress line, the table, the summary of a run and its card.
+
+Everything that reaches a terminal goes through `say` or `print_table`, and a card through `treesearch.text`: prompts
+and names are text of others.
+"""
 
 from __future__ import annotations
 
 import math
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +18,21 @@ from treesearch import certificate
 from treesearch.budget import Cost
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Snapshot
+from treesearch.text import code, markdown, plain, printable
 
 DASH = "-"
+
+
+def say(text: Any = "", *, error: bool = False) -> None:
+    """Print lines of text, with nothing in them that a terminal obeys; errors go to stderr."""
+    stream = sys.stderr if error else sys.stdout
+    print(_encodable(printable(text), stream), file=stream, flush=True)
+
+
+def _encodable(text: str, stream: Any) -> str:
+    """Text that a stream of a small alphabet (LANG=C) can hold: what it cannot is escaped."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Progress:
@@ -26,7 +44,7 @@ class Progress:
     """
 
     def __init__(self, name: str, *, quiet: bool = False) -> None:
-        self.name, self.quiet = name, quiet
+        self.name, self.quiet = plain(name), quiet
         self._began, self._first, self._line = time.perf_counter(), None, ""
         self._record: dict[str, Any] | None = None
         self._total: int | None = None
@@ -55,7 +73,9 @@ class Progress:
             f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s{_workers(record.get('workers'))}"
         )
         if self._live is not None:
-            self._live.update(self._line)
+            from rich.text import Text
+
+            self._live.update(Text(self._line))
 
     def settle(self, ess: float) -> None:
         """The line's last word: waves carry the ESS of a slightly smaller tree."""
@@ -65,7 +85,7 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
-            print(self._line, flush=True)
+            say(self._line)
 
 
 def _workers(found: Mapping[str, Any] | None) -> str:
@@ -140,22 +160,29 @@ COLUMNS = ("method", "best", "mean", "log Z", "ESS", "roots", "NFE", "rewards", 
 
 def print_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
     """Print a table to the terminal."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    head, *body = ([plain(cell) for cell in line] for line in [columns, *lines])
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    needed = sum(max(len(line[i]) for line in [columns, *lines]) + 2 for i in range(len(columns)))
-    Console(width=max(needed, Console().width)).print(table)
+    for i, column in enumerate(head):
+        table.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=True)
+    for line in body:
+        table.add_row(*map(Text, line))
+    needed = sum(max(cell_len(line[i]) for line in [head, *body]) + 2 for i in range(len(head)))
+    console = Console(width=max(needed, Console().width))
+    with console.capture() as captured:
+        console.print(table)
+    sys.stdout.write(_encodable(captured.get(), sys.stdout))
 
 
-def markdown(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+def markdown_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
     """The same table for a card."""
     rule = ["---"] + ["---:"] * (len(columns) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
+    told = [list(map(markdown, line)) for line in [columns, *lines]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [told[0], rule, *told[1:]])
 
 
 def card(
@@ -169,12 +196,16 @@ def card(
     columns: Sequence[str] = COLUMNS,
 ) -> None:
     """Write README.md of a run folder: what was asked, what came out, what to know, what it may claim, the pictures."""
-    asked = "\n".join(f"- {key}: `{value}`" for key, value in command.items())
-    known = "\n".join(f"- {name}: {note}" for name, found in notes.items() for note in found) or "- none"
-    claimed = "\n\n".join("\n".join([f"{k}:", "", *(f"- {x}" for x in v)]) for k, v in certificates.items())
-    shown = "\n\n".join(f"![{caption}]({file})\n\n{caption}" for file, caption in pictures)
+    asked = "\n".join(f"- {markdown(key)}: {code(value)}" for key, value in command.items())
+    told = [f"- {markdown(name)}: {markdown(note)}" for name, found in notes.items() for note in found]
+    known = "\n".join(told) or "- none"
+    claimed = "\n\n".join(
+        "\n".join([f"{markdown(name)}:", "", *(f"- {markdown(line)}" for line in found)])
+        for name, found in certificates.items()
+    )
+    shown = "\n\n".join(f"![{markdown(caption)}]({file})\n\n{markdown(caption)}" for file, caption in pictures)
     path.joinpath("README.md").write_text(
-        f"# {title}\n\n{asked}\n\n{markdown(lines, columns)}\n\n"
+        f"# {markdown(title)}\n\n{asked}\n\n{markdown_table(lines, columns)}\n\n"
         "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
         "ESS is the effective number of samples among the weights. Roots: distinct draws of x_T among the samples "
         f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"

@@ -4,25 +4,28 @@
     mnist(num_steps=50)        with settings
     ./mine.py:make(eta=0.5)    an attribute of a file or of a package, called if settings follow or if it is a factory
     2*digit(8) + compressibility().clip(-3, 0)      rewards have an algebra
+    tds(./k.py:make(), "./my files/r.py":score)     plug-ins stand wherever a name may; quotes where a path needs them
 
-Expressions hold names of the registry, literals, + - *, and the methods of `Reward`; nothing else is evaluated.
+Expressions hold names of the registry, plug-ins, literals, + - *, and the methods of `Reward`; nothing else is
+evaluated. A plug-in that needs no argument is a factory and is called, a function that does is a reward.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
-import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from treesearch.errors import TreeSearchError, unknown
+from rewards.base import Reward, as_reward
+from treesearch import plugins
+from treesearch.blame import where
+from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS
+from treesearch.references import OPERATIONS, is_mark, marked, written
 
 KERNELS = {
     "mnist": "backends.mnist:mnist_kernel",
@@ -91,8 +94,6 @@ METHOD_NAMES = {
     "rollover": "RolloverBudget",
     "noise_search": "NoiseSearch",
 }
-_REWARD_METHODS = ("min", "clip", "gate")
-_PLUGIN = re.compile(r"^\s*([^()\s]+\.py|[A-Za-z_][\w.]*):([A-Za-z_][\w.]*)\s*(\(.*\))?\s*$", re.DOTALL)
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
@@ -119,8 +120,8 @@ class Recipe:
             )
         if not isinstance(self.what, str) and not callable(self.what):
             raise TypeError(f"Recipe({self.what!r}): expected an expression or a factory")
-        if isinstance(self.what, str) and (plugin := _PLUGIN.match(self.what)) and plugin[1].endswith(".py"):
-            object.__setattr__(self, "what", self.what.replace(plugin[1], str(Path(plugin[1]).resolve()), 1))
+        if isinstance(self.what, str):
+            object.__setattr__(self, "what", absolute(self.what))
 
     def kernel(self, device: str | None = None) -> Any:
         """The kernel, on a device if one is named."""
@@ -143,8 +144,12 @@ def place(kernel: Any, device: str | None) -> Any:
     return kernel.to(device) if device is not None and hasattr(kernel, "to") else kernel
 
 
-class SpecError(TreeSearchError, ValueError):
+class SpecError(UsageError):
     """A name or an expression that cannot be read."""
+
+
+class PluginError(TreeSearchError):
+    """A plug-in that was found and failed."""
 
 
 class UnknownName(SpecError):
@@ -173,7 +178,36 @@ def reward(spec: str) -> Any:
 def method(spec: str) -> Any:
     """The method that an expression names, such as fk(num_particles=8)."""
     short = {name: METHODS[path] for name, path in METHOD_NAMES.items()}
-    return _build(spec.replace("-", "_"), "method", short | METHODS)
+    head, bracket, settings = spec.partition("(")
+    return _build(head.replace("-", "_") + bracket + settings, "method", short | METHODS)
+
+
+def guide(spec: str) -> str | None:
+    """The expression of the reward that a kernel's expression is guided by, None where it shows none."""
+    node: ast.expr | None
+    node, found = _parse(spec, "kernel")
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KERNELS:
+        arguments = _arguments(load(KERNELS[node.func.id]), node)
+        if isinstance(reward := arguments.get("reward"), ast.expr):
+            return written(ast.unparse(reward), found)
+        node = arguments.get("kernel")
+    return None
+
+
+def plugins_in(spec: str) -> list[str]:
+    """The plug-ins that an expression names, as path:attribute, in order."""
+    return list(_parse(spec, "expression")[1].values())
+
+
+def names_in(spec: str) -> list[str]:
+    """The names that an expression uses, in order; not those of plug-ins."""
+    found = [node.id for node in ast.walk(_parse(spec, "expression")[0]) if isinstance(node, ast.Name)]
+    return [name for name in found if not is_mark(name)]
+
+
+def absolute(spec: str) -> str:
+    """The expression with absolute paths, so that it means the same from another folder."""
+    return written(*marked(spec))
 
 
 def load(path: str) -> Any:
@@ -181,65 +215,123 @@ def load(path: str) -> Any:
 
     Raises:
         SpecError: no such file, module or attribute.
+        PluginError: it failed while it was loaded.
     """
-    where, _, attributes = path.partition(":")
-    try:
-        found = _file(where) if where.endswith(".py") else importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        raise SpecError(f"cannot load {path!r}: {error}") from error
+    place, _, attributes = path.rpartition(":")
+    found = _module(place, path)
     for name in attributes.split("."):
         if not hasattr(found, name):
-            raise SpecError(unknown(f"attribute of {where}", name, [n for n in dir(found) if n[0] != "_"]))
+            raise SpecError(unknown(f"attribute of {place}", name, [n for n in dir(found) if n[0] != "_"]))
         found = getattr(found, name)
     return found
+
+
+def _module(place: str, path: str) -> Any:
+    file = Path(place).expanduser().resolve()
+    if place.endswith(".py") and not file.is_file():
+        raise SpecError(f"cannot load {path!r}: no such file")
+    try:
+        return plugins.load_file(file) if place.endswith(".py") else importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place + ".").startswith(error.name + "."):
+            raise SpecError(f"cannot load {path!r}: {error}") from error
+        raise PluginError(f"cannot load {path!r}: {_told(error)}") from error
+    except Exception as error:
+        raise PluginError(f"cannot load {path!r}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """An error of a plug-in, with the line of its file."""
+    at = where(error)
+    return f"{type(error).__name__}: {error}" + (f" ({at})" if at else "")
 
 
 def _lazy(path: str) -> Callable[..., Any]:
     return lambda *args, **settings: load(path)(*args, **settings)
 
 
-def _file(where: str) -> Any:
-    file = Path(where).resolve()
-    if not file.is_file():
-        raise SpecError(f"cannot load {where!r}: no such file")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise SpecError(f"cannot load {where!r}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _build(spec: str, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
-    if plugin := _PLUGIN.match(spec):
-        found = load(f"{plugin[1]}:{plugin[2]}")
-        if plugin[3] is None:
-            is_factory = isinstance(found, type) or (what == "kernel" and not hasattr(found, "transition"))
-            return found() if is_factory else found
-        names, spec = {"plugin": found}, f"plugin{plugin[3]}"
+def _parse(spec: str, what: str) -> tuple[ast.expr, dict[str, str]]:
+    text, found = marked(spec)
     try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError as error:
+        return ast.parse(text, mode="eval").body, found
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         hint = (
             f': write diffusers("{spec}", num_steps=50)' if what == "kernel" and "/" in spec and "(" not in spec else ""
         )
-        raise SpecError(f"cannot read the {what} {spec!r}: {error.msg}{hint}") from error
-    value = _evaluate(tree, what, names)
-    return value() if isinstance(tree, ast.Name) and callable(value) and tree.id in names else value
+        raise SpecError(f"cannot read the {what} {spec!r}: {getattr(error, 'msg', error)}{hint}") from error
+
+
+def _arguments(factory: Callable[..., Any], call: ast.Call) -> dict[str, Any]:
+    """Arguments of a call as they are written, by the names that its factory gives them."""
+    settings = {k.arg: k.value for k in call.keywords if k.arg}
+    try:
+        return inspect.signature(factory).bind(*call.args, **settings).arguments
+    except TypeError as error:
+        raise SpecError(f"{ast.unparse(call)}: {error}") from error
+
+
+def _build(spec: str, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
+    tree, found = _parse(spec, what)
+    known = {**names, **{name: _Plugin(path, load(path)) for name, path in found.items()}}
+    try:
+        return _value(tree, what, known)
+    except UnknownName:
+        raise
+    except SpecError as error:
+        raise SpecError(written(str(error), found)) from error
+    except RecursionError as error:
+        raise SpecError(f"cannot read the {what}: it is nested too deeply") from error
+
+
+@dataclass(frozen=True)
+class _Plugin:
+    """What a plug-in's path leads to, where an expression names it."""
+
+    path: str
+    found: Any
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """Call the factory.
+
+        Raises:
+            SpecError: arguments that it does not take.
+            PluginError: it failed.
+        """
+        try:
+            inspect.signature(self.found).bind(*args, **settings)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"{self.path}: {error}") from error
+        try:
+            return self.found(*args, **settings)
+        except Exception as error:
+            raise PluginError(f"{self.path} failed: {_told(error)}") from error
+
+    def bare(self) -> Any:
+        """What it is where nothing is called: a factory's product, a function as a reward, or the object itself."""
+        if not isinstance(self.found, type) and not inspect.isroutine(self.found):
+            return self.found
+        return self() if isinstance(self.found, type) or not _needs_arguments(self.found) else as_reward(self.found)
+
+
+def _needs_arguments(function: Callable[..., Any]) -> bool:
+    try:
+        parameters: Sequence[inspect.Parameter] = list(inspect.signature(function).parameters.values())
+    except ValueError:  # compiled, without a signature
+        return True
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        sides = (_evaluate(side, what, names) for side in (node.left, node.right))
-        return _OPERATORS[type(node.op)](*(s() if _bare(s, names) else s for s in sides))
+        sides = [_value(side, what, names) for side in (node.left, node.right)]
+        return _called(_OPERATORS[type(node.op)], node, *sides)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
-        return -_evaluate(node.operand, what, names)
+        return _called(lambda value: -value, node, _value(node.operand, what, names))
     if isinstance(node, ast.Call):
         return _call(node, what, names)
     if isinstance(node, ast.Name):
         if node.id not in names:
-            raise UnknownName(what, node.id, names)
+            raise UnknownName(what, node.id, {name: at for name, at in names.items() if not is_mark(name)})
         return names[node.id]
     try:
         return ast.literal_eval(node)
@@ -249,25 +341,38 @@ def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]
         ) from error
 
 
+def _value(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
+    """A node's value; a factory that is named without being called is called."""
+    value = _evaluate(node, what, names)
+    if isinstance(value, _Plugin):
+        return value.bare()
+    return value() if any(value is factory for factory in names.values()) else value
+
+
 def _call(node: ast.Call, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
     if isinstance(node.func, ast.Attribute):
-        if node.func.attr not in _REWARD_METHODS:
-            raise SpecError(unknown(f"operation of a {what}", node.func.attr, _REWARD_METHODS))
-        owner = _evaluate(node.func.value, what, names)
-        function = getattr(owner() if _bare(owner, names) else owner, node.func.attr)
+        if node.func.attr not in OPERATIONS:
+            raise SpecError(unknown(f"operation of a {what}", node.func.attr, OPERATIONS))
+        owner = _value(node.func.value, what, names)
+        if not isinstance(owner, Reward):
+            raise SpecError(f"{ast.unparse(node)}: .{node.func.attr} is an operation of rewards")
+        function = getattr(owner, node.func.attr)
     elif isinstance(node.func, ast.Name):
         function = _evaluate(node.func, what, names)
     else:
         raise SpecError(f"cannot call {ast.unparse(node.func)!r} in a {what}")
-    args = [_evaluate(a, what, names) for a in node.args]
-    args = [a() if _bare(a, names) else a for a in args]
-    settings = {k.arg: _evaluate(k.value, what, names) for k in node.keywords if k.arg}
+    if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
+        raise SpecError(f"cannot read {ast.unparse(node)!r} in a {what}: write the settings out, without * and **")
+    args = [_value(a, what, names) for a in node.args]
+    settings = {k.arg: _value(k.value, what, names) for k in node.keywords if k.arg}
+    return _called(function, node, *args, **settings)
+
+
+def _called(function: Callable[..., Any], node: ast.expr, *args: Any, **settings: Any) -> Any:
+    """The value of a call; what the function refuses names the part of the expression."""
     try:
         return function(*args, **settings)
-    except TypeError as error:
+    except SpecError:
+        raise
+    except (TypeError, ValueError) as error:
         raise SpecError(f"{ast.unparse(node)}: {error}") from error
-
-
-def _bare(value: Any, names: Mapping[str, Callable[..., Any]]) -> bool:
-    """Whether it is a registered factory that was named without being called."""
-    return any(value is factory for factory in names.values())
