@@ -153,3 +153,21 @@ def test_what_reaches_outside_is_registered() -> None:
     for name, path in (specs.KERNELS | specs.REWARDS).items():
         settings = set(inspect.signature(specs.load(path)).parameters)
         assert name in trust.REACHING or not settings & read, f"{name} takes {settings & read}"
+
+
+def test_a_folder_keeps_no_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.py").write_text("def make(url, api_key):\n    return lambda samples: samples.flatten(1).sum(1)\n", "utf-8")
+    reward = "0.5*./r.py:make('http://h/hooks/S3CRET1?key=S3CRET2', api_key='S3CRET3')"
+    words = ["run", "best-of-n", "--kernel", "gaussian", "--nfe", "50", "--store", "F", "--reward"]
+    assert main([*words, reward]) == 0
+    assert main([*words, reward + "*'"]) == main([*words, reward[:-2]]) == main([*words, f"linear({reward})"]) == 2
+    assert main(["show", "F"]) == 0
+    assert main(["resume", "F"]) == 1
+    said = capsys.readouterr()
+    assert "say it again with --reward" in said.err
+    assert main(["resume", "F", "--reward", reward, "--nfe", "100"]) == 0
+    shown = [path.read_bytes() for path in Path("F").rglob("*") if path.is_file()]
+    assert not any(b"S3CRET" in text for text in [*shown, said.out.encode(), said.err.encode()])

@@ -18,6 +18,7 @@ import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from rewards.base import Reward, RewardError, as_reward
+from rewards.redact import STRUCK
 from treesearch import __version__, certificate, loop, plots, probe, report, runs, specs
 from treesearch import trust as trusting
 from treesearch.budget import INFINITE, Budget
@@ -275,7 +276,7 @@ class Resume(Command):
                 path, kernel, reward, budget=None if budget.empty else budget, batch_size=size, workers=workers
             )
             if self.kernel or self.reward:  # they made the run's own, or `open_session` had refused them
-                runs.write_json(path / COMMAND, trusting.signed(command))
+                runs.write_json(path / COMMAND, kept(command))
             return drive(session, path, command, as_json=self.json)
 
 
@@ -319,11 +320,11 @@ class Compare(Command):
         if (folder / "summary.json").exists():
             raise TreeSearchError(f"{folder} holds a comparison already: name another with --store, or remove it")
         asked = {
-            "kernel": self.what.kernel,
-            "reward": self.what.reward,
+            "kernel": specs.public(self.what.kernel),
+            "reward": specs.public(self.what.reward),
             "NFE of each": self.nfe,
             "seed": self.what.seed,
-        } | ({} if self.also is None else {"not optimised": self.also})
+        } | ({} if self.also is None else {"not optimised": specs.public(self.also)})
         if not self.json:
             _print_asked(asked, methods)
         results: dict[str, SearchResult] = {}
@@ -770,7 +771,12 @@ def load(command: Mapping[str, str], workers: Workers | None = None) -> tuple[An
 def begin(session: Session, path: Path, command: Mapping[str, str]) -> None:
     """Start a new run in a folder, which keeps how to make its kernel and reward."""
     session.start(path)
-    runs.write_json(path / COMMAND, trusting.signed(command))
+    runs.write_json(path / COMMAND, kept(command))
+
+
+def kept(command: Mapping[str, str]) -> dict[str, Any]:
+    """The command as a run folder keeps it: without secrets, with the mark of who made it."""
+    return trusting.signed({what: specs.public(command[what]) for what in ("kernel", "reward")})
 
 
 def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: bool) -> int:
@@ -812,7 +818,10 @@ def finish(session: Session, path: Path, name: str, command: Mapping[str, str], 
     pictures += _if_plots(
         lambda: plots.draw_curves(curves, outputs / "reward.png"), "best reward against NFE", "outputs/"
     )
-    asked = {key: command[key] for key in ("kernel", "reward")} | {"method": repr(session.method), "seed": session.seed}
+    asked = {key: specs.public(command[key]) for key in ("kernel", "reward")} | {
+        "method": repr(session.method),
+        "seed": session.seed,
+    }
     notes = {name: [w for task in found for w in task["warnings"]]}
     lines, claimed = report.rows(name, found, result.cost), report.certified(name, found)
     report.card(path, f"{name} run", asked, lines, notes, pictures, claimed)
@@ -862,6 +871,11 @@ def told(
     typed = {what: text for what, text in (("kernel", kernel), ("reward", reward)) if text is not None}
     rest = [what for what in wanted if what not in typed]
     saved = read_command(path) if rest else {}
+    if struck := [what for what in rest if STRUCK in saved[what]]:
+        raise StoreError(
+            f"{path} keeps {', '.join(f'its {what} as {saved[what]}' for what in struck)}, without what may be secret: "
+            f"say it again with {' and '.join(f'--{what}' for what in struck)}"
+        )
     with of_folder(path, typed=not rest):
         if not trust:
             trusting.check(path, saved, rest)

@@ -15,12 +15,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rewards.base import Reward, as_reward
+from rewards.redact import redacted
 from treesearch import plugins
 from treesearch.blame import where
 from treesearch.errors import TreeSearchError, UsageError, unknown
@@ -210,6 +212,12 @@ def absolute(spec: str) -> str:
     return written(*marked(spec))
 
 
+def public(spec: str) -> str:
+    """The expression with secrets struck out, as files, cards and messages may have it."""
+    text, found = marked(spec)
+    return written(redacted(text), found)
+
+
 def load(path: str) -> Any:
     """The attribute `package.module:attr` or `./file.py:attr`.
 
@@ -258,7 +266,8 @@ def _parse(spec: str, what: str) -> tuple[ast.expr, dict[str, str]]:
         hint = (
             f': write diffusers("{spec}", num_steps=50)' if what == "kernel" and "/" in spec and "(" not in spec else ""
         )
-        raise SpecError(f"cannot read the {what} {spec!r}: {getattr(error, 'msg', error)}{hint}") from error
+        shown = re.sub(r"[\"'].*", "…", spec, flags=re.DOTALL)  # a string may be secret, and where it ends is not known
+        raise SpecError(f"cannot read the {what} {shown!r}: {getattr(error, 'msg', error)}{hint}") from error
 
 
 def _arguments(factory: Callable[..., Any], call: ast.Call) -> dict[str, Any]:
@@ -267,7 +276,7 @@ def _arguments(factory: Callable[..., Any], call: ast.Call) -> dict[str, Any]:
     try:
         return inspect.signature(factory).bind(*call.args, **settings).arguments
     except TypeError as error:
-        raise SpecError(f"{ast.unparse(call)}: {error}") from error
+        raise SpecError(f"{redacted(ast.unparse(call))}: {error}") from error
 
 
 def _build(spec: str, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
@@ -302,9 +311,10 @@ class _Plugin:
         except (TypeError, ValueError) as error:
             raise SpecError(f"{self.path}: {error}") from error
         try:
-            return self.found(*args, **settings)
+            made = self.found(*args, **settings)
         except Exception as error:
             raise PluginError(f"{self.path} failed: {_told(error)}") from error
+        return as_reward(made) if inspect.isroutine(made) else made
 
     def bare(self) -> Any:
         """What it is where nothing is called: a factory's product, a function as a reward, or the object itself."""
@@ -375,4 +385,4 @@ def _called(function: Callable[..., Any], node: ast.expr, *args: Any, **settings
     except SpecError:
         raise
     except (TypeError, ValueError) as error:
-        raise SpecError(f"{ast.unparse(node)}: {error}") from error
+        raise SpecError(f"{redacted(ast.unparse(node))}: {error}") from error
