@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from rewards.base import content
+from rewards.base import content, flat
 
 Cond = dict[str, Any] | None
 """Conditioning of n rows: row tensors (n, ...) gathered by the engine, always with `task` int64 (n,)."""
@@ -229,7 +229,7 @@ class Gaussian:
         gap = x.double() - self.mean.double()
         density = -0.5 * (gap / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
         atom = torch.where(gap == 0, 0.0, -math.inf)
-        return torch.where(std > 0, density, atom).flatten(1).sum(1)
+        return flat(torch.where(std > 0, density, atom)).sum(1)
 
     def log_weight(self, x: Tensor) -> Tensor:
         if self.base_mean is None:
@@ -239,7 +239,7 @@ class Gaussian:
         z = (x.double() - self.mean.double()) / std
         delta = (self.mean.double() - self.base_mean.double()) / std
         moved = torch.where(self.mean == self.base_mean, 0.0, -math.inf)
-        return torch.where(std > 0, -(z * delta + 0.5 * delta**2), moved).flatten(1).sum(1)
+        return flat(torch.where(std > 0, -(z * delta + 0.5 * delta**2), moved)).sum(1)
 
     def take(self, rows: Tensor) -> Gaussian:
         base = None if self.base_mean is None else self.base_mean[rows]

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, log_normal, optional
 from backends.diffusion import Chain
+from rewards.base import flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +159,7 @@ class Condition(_Masked):
         base = x.new_tensor(self.kernel.chain.schedule.prior_std).double()
         log_p = log_normal(x.double()[..., None], x.new_zeros(1).double(), base)
         log_q = log_normal(x.double()[..., None], (alpha * self.values.double())[..., None], sigma)
-        weight = torch.where(held, log_p - log_q, 0.0).flatten(1).sum(1)
+        weight = flat(torch.where(held, log_p - log_q, 0.0)).sum(1)
         inner = optional(self.kernel, "prior_log_weight")
         return weight if inner is None else weight + inner(x, cond)
 
@@ -219,7 +220,7 @@ class Observed:
     def log_weight(self, x: Tensor) -> Tensor:
         gap = (x.double() - self.values.double()) / self.tolerance
         each = -0.5 * gap**2 - math.log(self.tolerance) - 0.5 * math.log(2 * math.pi)
-        return self.law.log_weight(x) + torch.where(self.seen, each, 0.0).flatten(1).sum(1)
+        return self.law.log_weight(x) + flat(torch.where(self.seen, each, 0.0)).sum(1)
 
     def take(self, rows: Tensor) -> Observed:
         return Observed(self.law.take(rows), self.seen[rows], self.values, self.tolerance)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
+from rewards.base import Reward, facts, flat
 
 
 @facts(range="any", differentiable=True)
 def linear(c: float | Sequence[float] = 1.0) -> Reward:
     """r(x) = c·x over vectors (n, D); a number stands for the same in every dimension."""
     weight = torch.as_tensor(c, dtype=torch.float64)
-    return Reward(lambda x, _: (weight * x.double().flatten(1)).sum(1), f"linear({c})")
+    return Reward(lambda x, _: (weight * flat(x.double())).sum(1), f"linear({c})")
 
 
 @facts(range="-inf to 0", differentiable=True)
@@ -23,7 +23,7 @@ def quadratic(k: float = 1.0, y: float | Sequence[float] = 0.0) -> Reward:
     if k <= 0:
         raise ValueError(f"k is {k}, expected a positive number")
     centre = torch.as_tensor(y, dtype=torch.float64)
-    return Reward(lambda x, _: -0.5 * k * ((x.double().flatten(1) - centre) ** 2).sum(1), f"quadratic({k}, {y})")
+    return Reward(lambda x, _: -0.5 * k * ((flat(x.double()) - centre) ** 2).sum(1), f"quadratic({k}, {y})")
 
 
 @facts(range="any", differentiable=True)

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, TypeVar, final
@@ -47,6 +47,8 @@ class Reward:
         input: "sample" for what `kernel.decode` returns, "state" for x_0 itself.
         calls: reports how many samples were really scored so far, where that is not every one (a cache).
         settings: what tells it from rewards of the same name; a resumed search must find the same.
+        prompted: whether it may look at prompts.
+        code: hash of what its function is written as, None where that is not known.
         source: digest of the expression it was built from; None where a part of it is known by its object alone.
     """
 
@@ -56,6 +58,8 @@ class Reward:
     calls: Callable[[], int] | None = None
     settings: tuple[str, ...] = ()
     source: str | None = field(default=None, repr=False)
+    prompted: bool = True
+    code: str | None = field(default=None, repr=False)
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Reward) else NotImplemented
@@ -79,10 +83,14 @@ class Reward:
 
     def attached(self, samples: Any, prompts: Sequence[Any] | None = None) -> Tensor:
         """The same with its graph: a differentiable reward has a gradient to samples that require one."""
+        prompts = as_prompts(prompts)
+        if prompts is not None and len(prompts) != len(samples):
+            got = f"{len(prompts)} prompts for {len(samples)} samples"
+            raise RewardError(f"reward {self.name!r} got {got}: give one a sample")
         if isinstance(self.fn, _Joined):  # its parts are lent what they read
             return self._values(samples, prompts)
         lent, marks = lend(samples)
-        given, more = lend(_by_position(prompts))
+        given, more = lend(prompts)
         values = self._values(lent, given)
         for changed, what in ((marks, "samples"), (more, "prompts")):
             if any(mark() for mark in changed):
@@ -98,7 +106,7 @@ class Reward:
             values = self.fn(samples, prompts)
         except RewardError:
             raise
-        except Exception as error:
+        except (Exception, GeneratorExit) as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
         return check_rewards(values, n, self.name)
 
@@ -251,8 +259,11 @@ def as_reward(function: Reward | Callable[..., Any], name: str | None = None, in
         return function
     if not callable(function):
         raise TypeError(f"expected a reward or a function of samples, got {type(function).__name__}")
+    if isinstance(function, type):
+        raise TypeError(f"reward is the class {function.__name__}, expected an object of it: {function.__name__}(...)")
     label: str = name or getattr(function, "__name__", type(function).__name__)
-    return Reward(_Plain(function, _takes_prompts(function)), label, input)
+    plain = _Plain(function, _takes_prompts(function))
+    return Reward(plain, label, input, prompted=plain.takes_prompts, code=_code(function))
 
 
 @dataclass(frozen=True)
@@ -264,6 +275,37 @@ class _Plain:
 
     def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Any:
         return self.function(samples, prompts=prompts) if self.takes_prompts else self.function(samples)
+
+
+def as_prompts(prompts: Iterable[Any] | None) -> list[Any] | None:
+    """Prompts as a list, in order of iteration: what follows may count on positions.
+
+    Raises:
+        TypeError: a string, or something without an order or a length.
+    """
+    if prompts is None or type(prompts) is list:
+        return prompts
+    kind = type(prompts).__name__
+    if isinstance(prompts, (str, bytes)):
+        raise TypeError(f"prompts is the string {prompts!r}, expected a list of prompts: [{prompts!r}]")
+    if isinstance(prompts, (Set, Mapping)) and not isinstance(prompts, (KeysView, ItemsView)):
+        raise TypeError(f"prompts is a {kind}, which has no positions: give a list of prompts")
+    if hasattr(prompts, "columns"):
+        raise TypeError(f"prompts is a {kind}, a table: give the column that holds them")
+    try:
+        found, count = list(prompts), len(prompts)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise TypeError(f"prompts is a {kind}, expected a list of prompts") from error
+    if len(found) != count:
+        raise TypeError(
+            f"prompts is a {kind} of length {count} that gives {len(found)} entries: give a list of prompts"
+        )
+    return [p.item() if hasattr(p, "item") and getattr(p, "ndim", 1) == 0 else p for p in found]
+
+
+def flat(x: Tensor) -> Tensor:
+    """Rows (n, ...) as (n, size); those without an axis of their own as (n, 1)."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def check_rewards(values: Any, n: int, name: str) -> Tensor:
@@ -304,7 +346,7 @@ def _tensor(values: Any) -> Tensor:
     if isinstance(values, (list, tuple)) and values and all(isinstance(v, Tensor) for v in values):
         return torch.stack([v.reshape(()) if v.numel() == 1 else v for v in values])
     if not hasattr(values, "__array__"):
-        return torch.as_tensor(values)
+        return torch.as_tensor(values, dtype=torch.float64, device="cpu")  # whatever torch's defaults are
     import numpy as np
 
     if isinstance(values, np.ma.MaskedArray):
@@ -313,11 +355,6 @@ def _tensor(values: Any) -> Tensor:
     if array.dtype.kind not in "biufc":
         raise TypeError(f"an array of {array.dtype}")
     return torch.from_numpy(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
-
-
-def _by_position(prompts: Sequence[Any] | None) -> Sequence[Any] | None:
-    """Prompts that are read in their order: prompts[i] of a table's column would be the one labelled i."""
-    return prompts if prompts is None or isinstance(prompts, (list, tuple, str, Tensor)) else list(prompts)
 
 
 def _takes_prompts(function: Callable[..., Any]) -> bool:
@@ -329,9 +366,22 @@ def _takes_prompts(function: Callable[..., Any]) -> bool:
     return any(p.name == "prompts" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def _code(function: Any) -> str | None:
+    """Hash of the source of a function and of what a partial one fixes; None where there is none."""
+    if isinstance(function, functools.partial):
+        inner, fixed = _code(function.func), repr((function.args, sorted(function.keywords.items())))
+        return None if inner is None else hashlib.blake2b(f"{inner}{fixed}".encode(), digest_size=8).hexdigest()
+    if not hasattr(function, "__code__"):
+        function = type(function).forward if isinstance(function, torch.nn.Module) else type(function).__call__
+    try:
+        return hashlib.blake2b(inspect.getsource(function).encode(), digest_size=8).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
 def wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str, source: str | None = None) -> Reward:
     """The reward apply(r), of values (n,) to values (n,); `source` as in `Reward`."""
-    return Reward(_Joined(name, (reward,), apply), name, reward.input, reward.calls, reward.settings, source)
+    return replace(reward, fn=_Joined(name, (reward,), apply), name=name, source=source)
 
 
 def _combine(
@@ -357,7 +407,9 @@ def _combine(
     name = f"({left.name} {symbol} {right.name})"
     joined = _Joined(name, (left, right), op, may_forbid=may_forbid)
     counts = None if left.calls is None or right.calls is None else joined.calls  # else one scores every sample
-    return Reward(joined, name, left.input, counts, left.settings + right.settings, source)
+    known: dict[str, Any] = {"settings": left.settings + right.settings, "prompted": left.prompted or right.prompted}
+    known["code"] = None if left.code is None or right.code is None else left.code + right.code
+    return Reward(joined, name, left.input, counts, source=source, **known)
 
 
 class _Joined:

@@ -14,7 +14,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | Non
         raise ValueError(f"size is {size}, expected at least 1")
     cache = _Cache(reward, size, key or (lambda sample: b"".join(content(sample))))
     calls, source = reward.calls or (lambda: cache.misses), built_from("cached", reward)
-    return Reward(cache.score, reward.name, reward.input, calls, reward.settings, source)
+    return replace(reward, fn=cache.score, calls=calls, source=source)
 
 
 class _Cache:

@@ -274,7 +274,7 @@ def test_nothing_is_computed_again_for_states_that_are_not_kept(tmp_path, keep):
     deep = max(found.leaves, key=lambda leaf: len(found.tree.lineage(found.tree.parent[leaf])))
     assert leg(found.tree, int(deep) - 1, 5).level == 6
     with closing(open_session(tmp_path / "run", kernel, R)) as session:
-        assert torch.equal(session.engine.path(0, int(deep), ROOT, repeated=True), found.samples[deep // 2 - 1])
+        assert torch.equal(session.engine.path(0, int(deep), ROOT), found.samples[deep // 2 - 1])
 
 
 def test_a_kernel_without_a_fingerprint_is_verified_below_a_neighbour(tmp_path):

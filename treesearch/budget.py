@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 INFINITE = 2**62
 
 
@@ -37,12 +39,16 @@ class Budget:
             value = getattr(self, limit.name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isnan(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float, np.integer, np.floating))
+                or not value > 0
+                or math.isnan(value)
+            ):
                 raise ValueError(f"Budget({limit.name}={value!r}): expected a positive number")
             if limit.name != "seconds" and (math.isinf(value) or int(value) != value):
                 raise ValueError(f"Budget({limit.name}={value!r}): expected a whole number, or None for no limit")
-            if limit.name != "seconds":
-                object.__setattr__(self, limit.name, int(value))
+            object.__setattr__(self, limit.name, float(value) if limit.name == "seconds" else int(value))
 
     @property
     def empty(self) -> bool:

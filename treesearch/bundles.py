@@ -25,7 +25,8 @@ from torch import Tensor
 from backends.base import Kernel, describe
 from rewards.base import Reward, content
 from treesearch.budget import Cost
-from treesearch.engine import Arrival, Engine, Flight, Held, Ids, Leg, Segments
+from treesearch.engine import Arrival, Engine, Flight, Held, Ids, Leg, Segments, without_graph
+from treesearch.errors import ended
 from treesearch.states import MemoryStates
 from treesearch.tree import NONE, ROOT
 
@@ -199,6 +200,7 @@ class Station:
         """Whether nothing is under way."""
         return not self._running
 
+    @without_graph()
     def submit(self, bundle: Bundle) -> None:
         """Take a bundle."""
         for number in bundle.forget:
@@ -206,13 +208,14 @@ class Station:
         with self._counting():
             self._begin(bundle, Cost())
 
+    @without_graph()
     def step(self) -> list[tuple[int, Reply | Exception]]:
         """One pass: the bundles that it finished, with their replies or with what their kernel or reward raised."""
         try:
             with self._counting():
                 arrivals = self.engine.step(eager=False)
-        except Exception as error:
-            return self._recover(error)
+        except (Exception, SystemExit) as error:
+            return self._recover(ended(error))
         return [(a.wave, self._reply(a)) for a in arrivals if a.cost is not None]
 
     def close(self) -> None:
@@ -267,7 +270,7 @@ class Station:
         engine, slot = self.engine, ledger.slot[[1 + row]]
         x = None if bundle.start[row] == NONE else engine.states.get(slot)[0]
         for leg in legs:
-            x = engine.retrace(int(bundle.task[row]), leg, x, repeated=True)
+            x = engine.retrace(int(bundle.task[row]), leg, x)
         assert x is not None
         ledger.slot[1 + row] = engine.states.put(x[None])[0]
 
@@ -333,8 +336,8 @@ class Station:
             spent.add(one.beside)
             try:
                 self._begin(one.bundle, spent)
-            except Exception as failure:
-                out.append((one.bundle.number, failure))
+            except (Exception, SystemExit) as failure:
+                out.append((one.bundle.number, ended(failure)))
                 continue
             while not smaller and one.bundle.number in self._running:
                 out += self.step()

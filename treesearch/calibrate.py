@@ -24,6 +24,7 @@ ROLLOUTS = 64
 LEAST = 16
 BUDGET_SHARE = 0.2
 SMALLEST, LARGEST = 1e-6, 1e6
+GRID = 121  # λ that are tried where none near 0 will do: ten a decade
 
 Draw = Callable[[int], tuple[list[F64], list[F64], Cost]]
 
@@ -80,13 +81,16 @@ def lambda_for_ess(rewards: Sequence[F64], log_p: Sequence[F64], target: float) 
             f"lam='auto': the rewards of the pilot hardly vary (ESS fraction {fraction(LARGEST):.2f} at lam = "
             f"{LARGEST:g}): give lam a number"
         )
-    if fraction(SMALLEST) < target:
-        raise ValueError(
-            f"lam='auto': at lam = {SMALLEST:g} the pilot's weights already have an ESS fraction of "
-            f"{fraction(SMALLEST):.3f}, below the target {target:g} (a reward of -inf on most samples, or a proposal "
-            "far from the kernel): give lam a number"
-        )
     low, high = math.log(SMALLEST), math.log(LARGEST)
+    if fraction(SMALLEST) < target:  # a proposal for some λ: its weights are best near that one
+        near = [lam for lam in np.geomspace(SMALLEST, LARGEST, GRID).tolist() if fraction(lam) >= target]
+        if not near:
+            raise ValueError(
+                f"lam='auto': at no lam have the pilot's weights an ESS fraction of {target:g}; at {SMALLEST:g} it "
+                f"is {fraction(SMALLEST):.3f} (a reward of -inf on most samples, or a proposal far from the kernel): "
+                "give lam a number"
+            )
+        low = math.log(near[-1])
     for _ in range(80):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if fraction(math.exp(middle)) >= target else (low, middle)

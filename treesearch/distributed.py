@@ -15,15 +15,13 @@ import math
 import os
 import pickle
 import queue
-import signal
 import socket
 import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -41,9 +39,10 @@ from treesearch import host
 from treesearch.budget import Cost
 from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
 from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
-from treesearch.engine import Arrival, Ids, Leg, Segments, leg, sideways
+from treesearch.engine import Arrival, Ids, Leg, Segments, decode, leg, sideways, without_graph
 from treesearch.engine import encode as encode_prompts
-from treesearch.errors import KernelError, TreeSearchError, choose
+from treesearch.errors import KernelError, TreeSearchError, choose, ended
+from treesearch.interrupts import interrupts_deferred
 from treesearch.specs import Recipe, place
 from treesearch.states import StateStore
 from treesearch.tree import NONE, ROOT, Tree
@@ -58,22 +57,6 @@ FETCH_SECONDS = 60.0  # for an answer that Ray reported ready
 
 class WorkerError(TreeSearchError):
     """Workers could not do the work: what failed, how often, and with which inputs."""
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Ctrl-C takes effect at the end, where no lease is half entered and Ray is in the middle of nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if came:
-        signal.raise_signal(signal.SIGINT)
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
@@ -159,11 +142,20 @@ class _Worker(_Process):
             engine = self._station(setup, search).engine
             state = None if x is None else as_tensor(x, engine.spec.dtype)
             for way in legs:
-                state = engine.retrace(task, way, state, repeated=True)
+                state = engine.retrace(task, way, state)
             assert state is not None
             return as_numpy(state)
 
         return self._do(walk)
+
+    def score(self, setup: list[Any], search: int, task: Ids, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Rewards of samples x_0."""
+
+        def run() -> NDArray[np.float64]:
+            engine = self._station(setup, search).engine
+            return engine.score(task, as_tensor(x, engine.spec.dtype))
+
+        return self._do(run)
 
     def describe(self, what: str, found: tuple[int, list[Any]]) -> Any:
         """Specification of a kernel with its class name, or what a stand-in for a reward must know."""
@@ -184,7 +176,7 @@ class _Worker(_Process):
         def run() -> Any:
             kernel = self._load("kernel", found)
             spec = describe(kernel)
-            samples = kernel.decode(as_tensor(x, spec.dtype).to(spec.device))
+            samples = decode(kernel, as_tensor(x, spec.dtype).to(spec.device))
             return samples.cpu() if isinstance(samples, torch.Tensor) else samples
 
         return self._do(run)
@@ -221,7 +213,7 @@ class _Worker(_Process):
             self._station(setup, search).submit(bundle)
             self._answers[search, bundle.number] = answer
         except BaseException as error:
-            answer.set_exception(error)
+            answer.set_exception(ended(error))
 
     def _step(self, search: int, station: Station) -> None:
         size = station.engine.batch_size
@@ -276,9 +268,11 @@ def _portable(error: Exception) -> Exception:
 def _settle(answer: Future[Any], work: Callable[[], Any]) -> None:
     """Give a future what some work comes to."""
     try:
-        answer.set_result(work())
+        with without_graph():
+            found = work()
+        answer.set_result(found)
     except BaseException as error:
-        answer.set_exception(error)
+        answer.set_exception(ended(error))
 
 
 def _on_cpu(encoded: dict[str, Any]) -> dict[str, Any]:
@@ -303,6 +297,7 @@ class _Scorer(_Process):
         """What a stand-in for a reward must know."""
         return _of_reward(self._load("reward", found))
 
+    @without_graph()
     def score(
         self, setup: list[Any], search: int, parts: list[tuple[list[Any], Any, list[int]]], tasks: list[int], tries: int
     ) -> tuple[NDArray[np.float64], int, int]:
@@ -318,6 +313,8 @@ class _Scorer(_Process):
         for attempt in range(1, tries + 1):
             try:
                 values = reward(samples, prompts)
+            except SystemExit as error:
+                raise ended(error) from error
             except RewardError as error:
                 if error.rows or error.__cause__ is None or attempt == tries:
                     raise
@@ -496,10 +493,10 @@ class RayWorkers:
         """A stand-in for a reward that only workers build."""
         found = self.pool.share("reward", recipe)
         if self.reward_workers:
-            name, sees, settings = self.pool.ask(self.pool.scorers, lambda a: a.describe.remote(found))
+            known = self.pool.ask(self.pool.scorers, lambda a: a.describe.remote(found))
         else:
-            name, sees, settings = self.pool.ask(self.pool.workers, lambda a: a.describe.remote("reward", found))
-        return Reward(_Elsewhere(recipe), name, sees, settings=settings)
+            known = self.pool.ask(self.pool.workers, lambda a: a.describe.remote("reward", found))
+        return Reward(_Elsewhere(recipe), **known)
 
     def engine(
         self,
@@ -695,7 +692,7 @@ class _Pool:
         ).remote(threads)
         return _Actor(next(self._numbers), handle, handle.hello.remote(), time.monotonic())
 
-    @_interrupts_deferred()
+    @interrupts_deferred()
     def pump(self) -> None:
         """Send what can be sent, wait for one answer or for something to be due, and take in all that is there."""
         for engine in self.engines:
@@ -898,7 +895,7 @@ class RayEngine:
             guide_scores=not away and getattr(kernel, "scores", None) == reward,
             angle=trees[0].angle,
         )
-        self._setup = [ray.put(setup)]
+        self._setup, self._model, self.sample = [ray.put(setup)], model, setup.sample
         scoring = replace(setup, kernel=None, encoded=None, reward=judge)
         self.rewards = _Rewards(self, [ray.put(scoring)]) if away else None
         self._numbers = iter(range(10**12))
@@ -929,7 +926,7 @@ class RayEngine:
         """Whether Ctrl-C lets the waves under way arrive."""
         return self.workers.on_interrupt == "drain"
 
-    @_interrupts_deferred()
+    @interrupts_deferred()
     def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> None:
         """Queue a wave of (task, segments) and send what workers have room for."""
         if not work:
@@ -961,7 +958,7 @@ class RayEngine:
         landed = {id(j): self._land(j) for j in [j for j in self._jobs if not j.left]}
         return [Arrival(j.wave, rows, landed.pop(id(j), None)) for j, rows in reversed(arrived)][::-1]
 
-    def path(self, task: int, node: int, above: int, *, repeated: bool) -> torch.Tensor:
+    def path(self, task: int, node: int, above: int) -> torch.Tensor:
         """The state of a node, computed again from the stored state of its ancestor `above` or (the root) the prior."""
         tree, legs = self.trees[task], self._legs(task, node, above)
         x = None if above == ROOT else as_numpy(self.states.get(tree.slot[[above]])[0])
@@ -969,12 +966,20 @@ class RayEngine:
         state = pool.ask(pool.workers, lambda a: a.retrace.remote(self._setup, self.search, task, legs, x))
         levels = slice(int(tree.t[node]) + 1, min(int(tree.t[above]), self.spec.num_steps) + 1)
         steps = levels.stop - levels.start
-        self.cost.nfe += 0 if repeated else steps
-        self.cost.repeated_nfe += steps if repeated else 0
+        self.cost.repeated_nfe += steps
         self.cost.rows += steps * self.spec.rows_per_nfe
         self.cost.backward_nfe += sum(self.spec.backward_per_nfe[levels])
-        self.cost.reward_calls += 0 if repeated else sum(self.spec.rewards_per_nfe[levels])
         return as_tensor(state, self.spec.dtype)
+
+    def score(self, task: Ids, x: torch.Tensor) -> NDArray[np.float64]:
+        """Rewards (n,) of samples x_0 (n, *state) that were scored and paid for before."""
+        pool, states = self.pool, as_numpy(x)
+        if self.rewards is None:
+            return pool.ask(pool.workers, lambda a: a.score.remote(self._setup, self.search, task, states))
+        samples: Any = x
+        if self.sample:
+            samples = pool.ask(pool.workers, lambda a: a.decode.remote(self._model, states))
+        return self.rewards.score(task, samples)
 
     def backlog(self) -> float:
         """Seconds until a worker would begin new work."""
@@ -985,7 +990,7 @@ class RayEngine:
         """Seconds that a worker's leases should take; 0 before anything was measured."""
         return self._seconds(actor) if self._even else 0.0
 
-    @_interrupts_deferred()
+    @interrupts_deferred()
     def close(self) -> None:
         """Let the workers forget this search."""
         if self not in self.pool.engines:
@@ -1211,7 +1216,7 @@ class RayEngine:
             self.arrive(job, rows, reply.reward[begin : begin + len(rows)])
             begin += len(rows)
 
-    @_interrupts_deferred()
+    @interrupts_deferred()
     def settle(self) -> None:
         """Bring home the states of all rows that have arrived."""
         while self.landing:
@@ -1237,7 +1242,7 @@ class RayEngine:
             tree, above = self.trees[task], int(self.trees[task].parent[node])
             while above != ROOT and tree.slot[above] == NONE:
                 above = int(tree.parent[above])
-            tree.slot[node] = self.states.put(self.path(task, node, above, repeated=True)[None])[0]
+            tree.slot[node] = self.states.put(self.path(task, node, above)[None])[0]
 
     def arrive(self, job: _Job, rows: Ids, rewards: NDArray[np.float64]) -> None:
         """Rows of a wave have their rewards."""
@@ -1446,6 +1451,17 @@ class _Rewards:
         self.hits += len(known)
         self._enter(waiting, [i for i, _ in known], [value for _, value in known])
 
+    def score(self, task: Ids, samples: Any) -> NDArray[np.float64]:
+        """Rewards of samples apart from those that wait, by any one scorer."""
+        dtype = samples.dtype if isinstance(samples, torch.Tensor) else None
+        ref = ray.put(as_numpy(samples) if isinstance(samples, torch.Tensor) else samples)
+        parts, rows = [([ref], dtype, list(range(len(task))))], task.tolist()
+        tries = self.limits.reward_tries
+        found = self.pool.ask(
+            self.pool.scorers, lambda a: a.score.remote(self._setup, self.engine.search, parts, rows, tries)
+        )
+        return found[0]
+
     def send(self) -> None:
         """Give scorers what waits, once it fills a batch or has waited for the window."""
         self._waiting = [w for w in self._waiting if w.at]
@@ -1578,9 +1594,9 @@ class _Rewards:
             self._waiting.append(waiting)
 
 
-def _of_reward(reward: Reward) -> tuple[str, Any, tuple[str, ...]]:
-    """Name, input and settings."""
-    return reward.name, reward.input, reward.settings
+def _of_reward(reward: Reward) -> dict[str, Any]:
+    """What is known of it without its function."""
+    return {name: getattr(reward, name) for name in ("name", "input", "settings", "prompted", "code")}
 
 
 def _mean(values: Iterable[float], otherwise: float) -> float:

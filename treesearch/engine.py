@@ -16,7 +16,9 @@ level T it is a neighbour's, z = cos θ z(parent) + sin θ ε(key), again N(0, I
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Kernel, Shared, Spec, Transition
-from rewards.base import Reward, RewardError
+from rewards.base import Reward, RewardError, flat
 from treesearch.budget import Cost
 from treesearch.errors import KernelError
 from treesearch.noise import normals
@@ -34,6 +36,41 @@ from treesearch.states import StateStore, index
 from treesearch.tree import NONE, ROOT, Tree
 
 Ids = NDArray[np.int64]
+
+
+@contextmanager
+def without_graph() -> Iterator[None]:
+    """Keeps no autograd graph and makes no inference tensors, whatever the caller's mode is.
+
+    Guides that need gradients turn them on around what they differentiate.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class _Asking:
+    """Has errors of a kernel say what was asked of it; those that would end a loop here become its own.
+
+    Args:
+        what: makes the words.
+
+    Raises:
+        KernelError: StopIteration or GeneratorExit.
+    """
+
+    def __init__(self, what: Callable[[], str]) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (StopIteration, GeneratorExit)):
+            raise KernelError(f"{self.what()} raised {type(error).__name__}: {error}") from error
+        if isinstance(error, (Exception, SystemExit)):
+            error.add_note(f"in {self.what()}")
+            if "does not require grad" in str(error):
+                error.add_note("a search keeps no graph: put `with torch.enable_grad():` around what is differentiated")
 
 
 class Ledger(Protocol):
@@ -469,7 +506,7 @@ class Engine:
         if self.reward.input == "state":
             return x
         endpoints = self.spec.previews and parts[0][0].hold[parts[0][1][0]]
-        samples = self.kernel.preview(x) if endpoints else self.kernel.decode(x)  # type: ignore[attr-defined]
+        samples = decode(self.kernel, x, "preview" if endpoints else "decode")
         if not hasattr(samples, "__len__") or len(samples) != len(x):
             got = f"{len(samples)} samples" if hasattr(samples, "__len__") else type(samples).__name__
             raise KernelError(f"kernel.decode returned {got} for {len(x)} states, expected one sample each")
@@ -488,11 +525,8 @@ class Engine:
         if pad:
             x, t, task = torch.cat([x, x[:1].expand(pad, *x.shape[1:])]), _pad(t, pad), _pad(task, pad)
         levels = torch.from_numpy(t).to(self.spec.device)
-        try:
+        with _Asking(lambda: f"kernel.transition of {len(t)} rows at t = {np.unique(t).tolist()}"):
             law = self.kernel.transition(x, levels, self._cond(task))
-        except Exception as error:
-            error.add_note(f"in kernel.transition of {len(t)} rows at t = {np.unique(t).tolist()}")
-            raise
         if not hasattr(law, "endpoint"):
             got = type(law).__name__
             raise KernelError(f"kernel.transition returned {got}, expected a law such as backends.base.Gaussian")
@@ -523,9 +557,9 @@ class Engine:
                 f"transition.sample failed on {len(t)} rows of states {self.spec.state_shape}: {error}; mean must have "
                 "the shape of the states, and std one that broadcasts against it, such as (n, 1, ...)"
             ) from error
-        _check_states(x, len(t), self.spec, "transition.sample")
+        x = _states(x, len(t), self.spec, "transition.sample")
         # Asked last: a GPU computes while the noise is made here, and is waited for once.
-        if not (finite := torch.isfinite(x).flatten(1).all(1)).all():
+        if not (finite := torch.isfinite(flat(x)).all(1)).all():
             bad = torch.from_numpy(t)[~finite.cpu()]
             at, hint = sorted(set(bad.tolist())), getattr(self.kernel, "diagnose", lambda t: "")(bad)
             raise KernelError(
@@ -536,8 +570,9 @@ class Engine:
     def _prior(self, task: int, z: Tensor) -> tuple[Tensor, NDArray[np.float64] | float]:
         """x_T from noise z (n, *noise) and the log p/q of the prior draw."""
         cond = self._cond(np.full(len(z), task))
-        x = self.kernel.prior(z, cond)
-        _check_states(x, len(z), self.spec, "kernel.prior")
+        with _Asking(lambda: "kernel.prior"):
+            x = self.kernel.prior(z, cond)
+        x = _states(x, len(z), self.spec, "kernel.prior")
         weight = getattr(self.kernel, "prior_log_weight", None)
         return x, _weights(weight(x, cond), len(z), "kernel.prior_log_weight") if weight else 0.0
 
@@ -610,22 +645,28 @@ class Engine:
         stored = {int(n): self.states.get(tree.slot[[n]])[0] for n in nodes if tree.slot[n] != NONE}
         return torch.stack([found[n] if n in found else stored[n] for n in map(int, nodes)])
 
-    def path(self, task: int, node: int, above: int, *, repeated: bool) -> Tensor:
+    def path(self, task: int, node: int, above: int) -> Tensor:
         """The state of a node, computed again from the stored state of its ancestor `above` or (the root) the prior."""
         tree, nodes = self.trees[task], [node]
         while (parent := int(tree.parent[nodes[-1]])) != above:
             nodes.append(parent)
         x = None if above == ROOT else self.states.get(tree.slot[[above]])[0]
         for step in reversed(nodes):
-            x = self.walk(task, step, x, repeated=repeated)
+            x = self.walk(task, step, x)
         assert x is not None
         return x
 
-    def walk(self, task: int, node: int, x: Tensor | None, *, repeated: bool = True) -> Tensor:
-        """Run the edge to a node again, from its parent's state or the prior; one row at a time."""
-        return self.retrace(task, leg(self.trees[task], node, self.spec.num_steps), x, repeated=repeated)
+    def score(self, task: Ids, x: Tensor) -> NDArray[np.float64]:
+        """Rewards (n,) of samples x_0 (n, *state) that were scored and paid for before."""
+        x = x.to(self.spec.device)
+        samples = x if self.reward.input == "state" else decode(self.kernel, x)
+        return self.reward(samples, None if self.prompts is None else [self.prompts[i] for i in task]).numpy()
 
-    def retrace(self, task: int, leg: Leg, x: Tensor | None, *, repeated: bool) -> Tensor:
+    def walk(self, task: int, node: int, x: Tensor | None) -> Tensor:
+        """Run the edge to a node again, from its parent's state or the prior; one row at a time."""
+        return self.retrace(task, leg(self.trees[task], node, self.spec.num_steps), x)
+
+    def retrace(self, task: int, leg: Leg, x: Tensor | None) -> Tensor:
         """The state at the end of a leg, from the state x at its beginning or, above level T, from the prior."""
         level, key = min(leg.level, self.spec.num_steps), np.array(leg.keys[-1:], np.uint64)
         if leg.level > self.spec.num_steps:
@@ -636,7 +677,7 @@ class Engine:
         for t in range(level, leg.end, -1):
             at = np.array([t])
             law, padding = self._evaluate(row, at, np.array([task]))
-            self._count(self.cost, at, np.array([repeated]), padding)
+            self._count(self.cost, at, np.array([True]), padding)
             row, _ = self._draw(law, key, at)
         return row[0]
 
@@ -668,7 +709,8 @@ def encode(kernel: Kernel, prompts: Sequence[Any]) -> dict[str, Any]:
     """Conditioning of the prompts, one row each."""
     if not hasattr(kernel, "encode"):
         raise TypeError(f"prompts need kernel.encode, which {type(kernel).__name__} lacks; it may return None")
-    encoded = kernel.encode(prompts) or {}
+    with _Asking(lambda: f"kernel.encode of {len(prompts)} prompts, {_brief(prompts)}"):
+        encoded = kernel.encode(prompts) or {}
     for name, rows in encoded.items():
         if not isinstance(rows, Shared) and len(rows) != len(prompts):
             raise KernelError(
@@ -678,14 +720,36 @@ def encode(kernel: Kernel, prompts: Sequence[Any]) -> dict[str, Any]:
     return encoded
 
 
-def _check_states(x: Tensor, n: int, spec: Spec, what: str) -> None:
-    """Raises:
-    KernelError: not n states of the kernel's shape and dtype.
+def _brief(prompts: Sequence[Any], most: int = 3) -> str:
+    """The first prompts, for messages."""
+    shown = ", ".join(textwrap.shorten(repr(p), 80, placeholder="...") for p in prompts[:most])
+    return f"[{shown}{', ...' if len(prompts) > most else ''}]"
+
+
+def decode(kernel: Kernel, x: Tensor, how: str = "decode") -> Any:
+    """What a kernel makes of states (n, *state): samples without a graph."""
+    with _Asking(lambda: f"kernel.{how}"):
+        samples = getattr(kernel, how)(x)
+    if isinstance(samples, Tensor):
+        return samples.detach()
+    if isinstance(samples, (list, tuple)):
+        return [item.detach() if isinstance(item, Tensor) else item for item in samples]
+    return samples
+
+
+def _states(x: Any, n: int, spec: Spec, what: str) -> Tensor:
+    """States without a graph.
+
+    Raises:
+        KernelError: not n states of the kernel's shape and dtype.
     """
+    if not isinstance(x, Tensor):
+        raise KernelError(f"{what} returned {type(x).__name__}, expected a tensor of states")
     if tuple(x.shape) != (n, *spec.state_shape):
         raise KernelError(f"{what} returned shape {tuple(x.shape)}, expected {(n, *spec.state_shape)}")
     if x.dtype != spec.dtype:
         raise KernelError(f"{what} returned {x.dtype}, expected kernel.dtype = {spec.dtype}")
+    return x.detach()
 
 
 def _weights(log_w: Tensor, n: int, what: str) -> NDArray[np.float64]:
@@ -696,7 +760,7 @@ def _weights(log_w: Tensor, n: int, what: str) -> NDArray[np.float64]:
     """
     if tuple(log_w.shape) != (n,):
         raise KernelError(f"{what} returned shape {tuple(log_w.shape)}, expected ({n},)")
-    out = log_w.double().cpu().numpy()
+    out = log_w.detach().double().cpu().numpy()
     if not (out < np.inf).all():  # NaN compares false
         raise KernelError(f"{what} returned NaN or +inf: the proposal q must be positive wherever it draws")
     return out

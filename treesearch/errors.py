@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class TreeSearchError(Exception):
@@ -28,15 +29,24 @@ class StoreError(TreeSearchError):
     """A run folder that cannot be used as asked."""
 
 
-def unknown(what: str, got: str, known: Iterable[str]) -> str:
+def ended(error: BaseException) -> Exception:
+    """The error itself; as a KernelError if it would end the process that it is raised in."""
+    if isinstance(error, Exception):
+        return error
+    made = KernelError(f"a kernel or a reward raised {type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made
+
+
+def unknown(what: str, got: Any, known: Iterable[str]) -> str:
     """Message for an unknown name, with the nearest known one."""
     known = sorted(known)
-    near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {got!r}{hint} (known: {', '.join(known)})"
 
 
-def choose(what: str, got: str, known: Iterable[str]) -> str:
+def choose(what: str, got: Any, known: Iterable[str]) -> str:
     """Return `got` if it is known.
 
     Raises:

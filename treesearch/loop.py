@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from backends.base import Kernel
-from rewards.base import Reward, as_reward
+from rewards.base import Reward, as_prompts, as_reward
 from treesearch import runs
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError, StoreError
@@ -35,8 +38,9 @@ def stream(
     store: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Iterator[Snapshot]:
-    """`search`, wave by wave: an iterator of `Snapshot`; stop iterating to stop the search."""
+    """`search`, wave by wave: an iterator of `Snapshot`; `snapshot.stop()`, or to stop iterating, ends the search."""
     options = Options(batch_size, keep_states, batch_invariant)
+    _check_store(store)
     with ExitStack() as running:
         running.enter_context(_running(workers))
         session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
@@ -68,7 +72,8 @@ def search(
         reward: a `Reward`, a function of n samples (and `prompts`, if it takes them) that returns n numbers, or a
             `ts.Recipe` for one. With workers an object travels to them once; a recipe is built by each of them.
         method: BestOfN, FeynmanKac, TreeSampling, TreeSearch, DiffusionTreeSampling, BeamSearch, ...
-        prompts: one task each, in shared batches; None is one task, and the reward gets prompts=None.
+        prompts: one task each, in shared batches: a list, an array, a column of a table, in order of iteration; None is
+            one task, and the reward gets prompts=None.
         budget: of the whole search, split evenly over tasks; None for methods that know their size.
         seed: of all noise, 0..2^64-1. Same seed, same draws, whatever the batch size.
         batch_size: rows of a forward pass.
@@ -76,7 +81,9 @@ def search(
         batch_invariant: pad every pass to batch_size rows.
         workers: `ts.RayWorkers(...)`, or None to compute in the calling process. The tree is the same.
         store: folder to record the run in; `resume` goes on from it.
-        callbacks: called with a `Snapshot` after every wave.
+        callbacks: called with a `Snapshot` after every wave. One that returns False, raises StopIteration or calls
+            `snapshot.stop()` ends the search there, as if it were interrupted: `resume` goes on. Waves that are under
+            way already (lag, workers, mode="async") arrive first. Other answers mean nothing.
 
     Raises:
         BudgetError: no budget, or one below a unit of the method; the message names the minimum.
@@ -84,6 +91,7 @@ def search(
         StoreError: the folder holds a run already, or cannot be written.
     """
     options = Options(batch_size, keep_states, batch_invariant)
+    _check_store(store)
     with _running(workers):
         session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
         session.start(store)
@@ -105,11 +113,13 @@ def resume(
     """Go on with a run, interrupted or finished; `budget` replaces the old one and counts from the run's start.
 
     Method, seed, prompts, T, state shape and fingerprint come from the run and must match the kernel's; batch size
-    and budget are free. A kernel without a fingerprint has one stored edge recomputed, which the budget pays for.
+    and budget are free. A kernel without a fingerprint has one stored edge computed again, and three recorded samples
+    are scored again; the budget does not pay for either.
 
     Raises:
         StoreError: no run, another format, or something that must not change has; the message names the key.
     """
+    _check_callbacks(callbacks)
     with _running(workers):
         session = open_session(store, kernel, reward, budget=budget, batch_size=batch_size, workers=workers)
         for _ in _drive(session, callbacks):
@@ -144,7 +154,7 @@ def open_session(
             )
         if not look:
             session.verify()
-            run.save(status="running", budget=asdict(budget), verified=session.verified, options=asdict(options))
+            run.save(status="running", budget=asdict(budget), options=asdict(options))
     except BaseException:
         run.close(run.config["status"])
         if session is not None:
@@ -192,18 +202,31 @@ def make_session(
         raise TypeError(f"method is {method!r}, expected an object: ts.{made}")
     if not isinstance(budget, Budget):
         raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...), seconds, reward_calls or iterations")
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed is {seed!r}, expected a whole number")
-    if prompts is not None and not hasattr(prompts, "__len__"):
-        raise TypeError(f"prompts is a {type(prompts).__name__}, expected a list of prompts")
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts is the string {prompts!r}, expected a list of prompts: [{prompts!r}]")
-    if prompts is not None and not len(prompts):
+    _check_callbacks(callbacks)
+    prompts = as_prompts(prompts)
+    if prompts is not None and not prompts:
         raise ValueError("prompts is empty: give at least one, or None for an unconditional search")
+    settings: dict[str, Any] = {"prompts": prompts, "budget": budget, "seed": _seed(seed), "options": options}
+    return Session(_kernel(kernel, workers), _reward(reward, workers), method, workers=workers, **settings)
+
+
+def _check_callbacks(callbacks: Sequence[Callback]) -> None:
     if not all(map(callable, callbacks if isinstance(callbacks, (list, tuple)) else [None])):
         raise TypeError(f"callbacks is {callbacks!r}, expected a list of functions of a Snapshot")
-    settings: dict[str, Any] = {"prompts": prompts, "budget": budget, "seed": int(seed), "options": options}
-    return Session(_kernel(kernel, workers), _reward(reward, workers), method, workers=workers, **settings)
+
+
+def _seed(seed: Any) -> int:
+    try:
+        if isinstance(seed, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(seed)
+    except TypeError as error:
+        raise TypeError(f"seed is {seed!r}, expected a whole number") from error
+
+
+def _check_store(store: Any) -> None:
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise TypeError(f"store is {store!r}, expected the path of a folder, or None")
 
 
 def _kernel(given: Kernel | Recipe, workers: Workers | None) -> Kernel:
@@ -225,10 +248,23 @@ def _running(workers: Workers | None) -> AbstractContextManager[Any]:
 
 
 def _drive(session: Session, callbacks: Sequence[Callback]) -> Iterator[Snapshot]:
-    for snapshot in session.waves():
-        for callback in callbacks:
-            callback(snapshot)
-        yield snapshot
+    with closing(session.waves()) as waves:
+        for snapshot in waves:
+            answers = [_ends(callback, snapshot) for callback in callbacks]
+            if any(answers):
+                snapshot.stop()
+            yield snapshot
+
+
+def _ends(callback: Callback, snapshot: Snapshot) -> bool:
+    """Whether a callback asks for the end of the search, by False or by StopIteration."""
+    try:
+        answer = callback(snapshot)
+    except StopIteration:
+        return True
+    except GeneratorExit as error:
+        raise RuntimeError(f"callback {callback!r} raised GeneratorExit") from error
+    return isinstance(answer, (bool, np.bool_)) and not answer
 
 
 def _hold(snapshots: Iterator[Snapshot], running: AbstractContextManager[Any]) -> Iterator[Any]:

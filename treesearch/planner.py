@@ -30,6 +30,7 @@ from torch import Tensor
 from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, as_reward
 from treesearch.budget import Budget, Cost
+from treesearch.engine import without_graph
 from treesearch.errors import TreeSearchError
 from treesearch.loop import search
 from treesearch.methods.base import Method, check_whole
@@ -121,7 +122,8 @@ class Planner:
         done: reward at which nothing is left to look for: a plan that still has it is kept without a search.
         patience: failures in a row after which a goal counts as unreachable.
         max_decisions: of one environment, then it is given up.
-        check: called with a prompt before anything is planned for its goal; a ValueError gives the goal up.
+        check: called with a prompt before anything is planned for its goal; a ValueError or an answer of False
+            gives the goal up.
         seed: of all noise; every decision has noise of its own.
         batch_size: rows of a forward pass.
 
@@ -207,6 +209,7 @@ class Planner:
         goals = None if goal is None else _rows(goal, "goal")[None]
         return self.act_many(_rows(observation, "observation")[None], goals)[0]
 
+    @without_graph()
     def act_many(self, observations: Any, goals: Any = None, active: Sequence[bool] | None = None) -> Tensor:
         """The next actions (n, k, A) in n environments, planned in one search.
 
@@ -282,7 +285,8 @@ class Planner:
         if self.check is None or track.decisions or track.standing != Standing.PLANNING:
             return
         try:
-            self.check(prompt)
+            if self.check(prompt) is False:
+                raise ValueError("the goal was refused")
         except ValueError as error:
             track.standing, track.reason = Standing.REFUSED, str(error)
         except KeyError as error:

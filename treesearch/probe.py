@@ -13,6 +13,7 @@ from backends.base import Shared, describe
 from rewards.base import Reward
 from treesearch import loop
 from treesearch.budget import INFINITE, Budget
+from treesearch.engine import without_graph
 from treesearch.methods import BestOfN
 from treesearch.noise import child_keys, normals, root_key
 from treesearch.session import Session
@@ -21,6 +22,7 @@ from treesearch.tree import Tree
 ROUNDS = 3
 
 
+@without_graph()
 def estimate(session: Session) -> dict[str, Any]:
     """NFE, memory and seconds of a search, from two batches of network calls and one of rewards (never counted).
 
@@ -82,6 +84,7 @@ def _memory(session: Session) -> dict[str, Any]:
     return {"memory": found.lines()} | ({} if found.fits is None else {"fits": found.fits})
 
 
+@without_graph()
 def bare_loop(kernel: Any, batch_size: int, batches: int, reward: Reward | None = None, seed: int = 0) -> int:
     """The plain denoising loop of a kernel with torch's own noise, decode and reward at its end; returns its NFE."""
     spec = describe(kernel)

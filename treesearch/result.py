@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from rewards.base import Reward, as_reward
 from treesearch.budget import Cost
 from treesearch.certificate import Certificate, Context, certify
-from treesearch.errors import TreeSearchError
+from treesearch.errors import StoreError, TreeSearchError
 from treesearch.methods.base import Readout, Status
 from treesearch.noise import Stream, root_key, uniforms
 from treesearch.tree import Tree
@@ -37,6 +37,20 @@ PER_TASK = (
     "leaves",
     "status",
 )
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Stands for the decoder of a result that has none.
+
+    Args:
+        why: there is none, and what to do.
+    """
+
+    why: str
+
+    def __call__(self, nodes: NDArray[np.int64]) -> Any:
+        raise StoreError(f"{len(nodes)} nodes cannot be decoded: {self.why}")
 
 
 @dataclass(eq=False)
@@ -60,6 +74,14 @@ class TaskResult:
     status: Status
     fetch: Callable[[NDArray[np.int64]], Any] = field(repr=False)
     context: Context = field(repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As data that can travel: samples decoded, on the CPU, in place of what decodes them."""
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not isinstance(self.fetch, Absent):
+            state["samples"] = _own(self.samples)
+            state["fetch"] = Absent("the states of inner nodes stayed where the search ran")
+        return state
 
     @property
     def leaves(self) -> NDArray[np.int64]:
@@ -191,6 +213,15 @@ class SearchResult:
             z = "" if task.log_z is None else f"log Z {task.log_z:.4g}, "
             lines.append(f"{name}{len(task.leaves)} samples, {top}{z}ESS {task.diagnostics['ess']:.1f}")
         return f"SearchResult({'; '.join(lines)}; {self.cost.nfe} NFE, {self.cost.reward_calls} reward calls)"
+
+
+def _own(samples: Any) -> Any:
+    """Samples on the CPU in memory of their own: a view travels with all that it is a view of."""
+    if isinstance(samples, Tensor):
+        return samples.detach().cpu().clone()
+    if isinstance(samples, np.ndarray):
+        return samples.copy()
+    return [_own(item) if isinstance(item, (Tensor, np.ndarray)) else item for item in samples]
 
 
 class AmbiguousTask(TreeSearchError, AttributeError):

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Protocol
@@ -26,19 +24,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Kernel, Spec, describe
-from rewards.base import Reward
+from rewards.base import Reward, RewardError
 from treesearch import __version__, runs
 from treesearch.budget import Budget, Cost, Share
 from treesearch.calibrate import Pilot, choose_lambda
 from treesearch.certificate import Context
-from treesearch.engine import Arrival, Engine, Segments, encode
-from treesearch.errors import BudgetError, StoreError, choose, unknown
+from treesearch.engine import Arrival, Engine, Segments, decode, encode, without_graph
+from treesearch.errors import BudgetError, StoreError, TreeSearchError, choose, unknown
+from treesearch.interrupts import first_interrupt, interrupts_deferred, interrupts_unwrapped
 from treesearch.methods import METHODS
 from treesearch.methods.base import AUTO, MEMORY, Method, Problem, Search, Status
 from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.population import planned_memory
 from treesearch.noise import root_key
-from treesearch.result import SearchResult, TaskResult
+from treesearch.result import Absent, SearchResult, TaskResult
 from treesearch.states import MemoryStates, StateStore
 from treesearch.tree import NONE, ROOT, Tree
 from treesearch.weights import ess
@@ -46,6 +45,12 @@ from treesearch.weights import ess
 Callback = Callable[["Snapshot"], Any]
 KEEP = ("all", "frontier", "none")
 PREVIEWED = "rewards above t = 0 are of approximate previews, those of the samples are not"
+UNPROMPTED = "neither the kernel nor the reward takes prompts: here they change nothing but the noise"
+NOISY = "the reward gives one sample another value each time: whether it is the one of this run cannot be told"
+REWRITTEN = "the code of the reward is another than when this run began; the samples scored again came out the same"
+SAME = 1e-3  # relative difference at which numbers that a network gave count as one
+LARGEST = 1e300  # of |r| and |λ r|: sums and differences of them are finite
+UNDECODED = Absent("this run was read without its kernel: use treesearch.resume")
 GROWTH = 1.1  # the ESS of the history is computed again when the trees have grown by this factor
 
 
@@ -65,9 +70,13 @@ class Options:
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
+            raise TypeError(f"batch_size is {self.batch_size!r}, expected a whole number")
+        if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
         choose("keep_states", self.keep_states, KEEP)
+        if not isinstance(self.batch_invariant, bool):
+            raise TypeError(f"batch_invariant is {self.batch_invariant!r}, expected True or False")
 
 
 @dataclass
@@ -81,6 +90,7 @@ class Snapshot:
         record: the wave's history record.
         result: makes the result so far.
         total: NFE budget, None without one.
+        stop: ends the search after this wave; `resume` goes on from there.
     """
 
     wave: int
@@ -89,6 +99,25 @@ class Snapshot:
     record: dict[str, Any]
     result: Callable[[], SearchResult]
     total: int | None
+    stop: Callable[[], None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As data: with the result so far, and nothing to stop."""
+        return vars(self) | {"result": Found(self.result()), "stop": _is_elsewhere}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result as a function that returns it."""
+
+    result: SearchResult
+
+    def __call__(self) -> SearchResult:
+        return self.result
+
+
+def _is_elsewhere() -> None:
+    raise TreeSearchError("this snapshot was copied: its search is elsewhere, stop it there")
 
 
 @dataclass
@@ -131,7 +160,8 @@ class Runner(Protocol):
     def submit(self, wave: int, work: Sequence[tuple[int, Segments]]) -> Any: ...
     def finish(self, wave: int) -> Cost: ...
     def collect(self) -> list[Arrival]: ...
-    def path(self, task: int, node: int, above: int, *, repeated: bool) -> Tensor: ...
+    def path(self, task: int, node: int, above: int) -> Tensor: ...
+    def score(self, task: NDArray[np.int64], x: Tensor) -> NDArray[np.float64]: ...
     def settle(self) -> None: ...
     def backlog(self) -> float: ...
     def summary(self) -> dict[str, Any]: ...
@@ -201,7 +231,9 @@ class Session:
         self._next, self._best, self._ess = 0, -np.inf, (0, 0.0)
         self._told, self._staleness = [0] * self.num_tasks, Staleness()
         self._encoded = encoded
-        self.verified = 0  # NFE spent on checking a kernel without a fingerprint
+        self.doubts: list[str] = []  # what resuming could not make sure of
+        self._inner: dict[int, NDArray[np.int64]] = {}  # by task: nodes above t = 0 whose states are kept
+        self._stopped = False
         self._seconds = 0.0  # of earlier sessions
         self._out_of_time = False
         self._began = time.perf_counter()
@@ -210,6 +242,8 @@ class Session:
     def num_tasks(self) -> int:
         return 1 if self.prompts is None else len(self.prompts)
 
+    @without_graph()
+    @interrupts_unwrapped()
     def start(self, store: str | os.PathLike[str] | None) -> None:
         """Check the budget, resolve λ, open the run folder, start the searches."""
         self.check_budget()
@@ -255,13 +289,14 @@ class Session:
             "fingerprint": self.spec.fingerprint,
             "deterministic": [t for t, noisy in enumerate(self.spec.stochastic) if not noisy],
             "previews": self.spec.previews,
+            "unprompted": self.unprompted,
             **({} if self.spec.departs is None else {"departs": self.spec.departs}),
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
+            "reward_code": self.reward.code,
             "kernel": getattr(self.kernel, "class_name", type(self.kernel).__name__),
             "budget": asdict(self.budget),
             "pilot": asdict(self.pilot),
-            "verified": self.verified,
             "options": asdict(self.options),
             "memory": self.memory,
             "versions": {
@@ -272,10 +307,12 @@ class Session:
             },
         }
 
+    @without_graph()
+    @interrupts_unwrapped()
     def restore(self, run: runs.Run, blocks: list[runs.Block]) -> None:
         """Take up a run where its log ends; recorded rewards decide, nothing is computed again."""
         self.run = run
-        self.pilot, self.verified = Pilot(**run.config["pilot"]), run.config["verified"]
+        self.pilot = Pilot(**run.config["pilot"])
         self.memory = run.config.get("memory", self.memory)
         self.history = [b.meta["history"] for b in blocks]
         used = blocks[-1].meta["slots"] if blocks else 0
@@ -290,34 +327,72 @@ class Session:
         if self.method.lag and len(blocks[-1].nodes):
             self._inflight.append(again)
 
+    @without_graph()
+    @interrupts_unwrapped()
     def verify(self) -> None:
-        """Recompute the cheapest stored edge of a kernel without a fingerprint; the budget pays for it.
+        """Compute a little of what a run has recorded again: one edge of a kernel without a fingerprint, some rewards.
+
+        This is work done again, `Cost.repeated_nfe`, and no budget pays for it: however often a run is resumed, its
+        tree is that of a straight one.
 
         Raises:
-            StoreError: the kernel does not reproduce it.
+            StoreError: the kernel or the reward does not reproduce it.
         """
-        if self.spec.fingerprint is not None:
-            return
+        if self.spec.fingerprint is None:
+            self._verify_kernel()
+        self._verify_reward()
+
+    def _verify_kernel(self) -> None:
+        """Walk the cheapest stored edge again."""
         found = [(path, task) for task in range(self.num_tasks) if (path := self._cheapest_path(task))]
         if not found:
             return
-        (price, node, above), task = min(found)
-        # A population on its way has spoken for its budget: there the check is work done again.
-        busy = any(search.busy for search in self.searches)
-        if not busy and self.budget.nfe is not None and self.cost.nfe + price > self.budget.nfe:
-            return  # nothing will be computed either
-        tree = self.searches[task].tree
-        again = self.engine.path(task, node, above, repeated=busy)
-        stored = self.states.get(tree.slot[[node]])[0]
+        (_, node, above), task = min(found)
+        again = self.engine.path(task, node, above)
+        stored = self.states.get(self.searches[task].tree.slot[[node]])[0]
         if not torch.allclose(again.cpu().double(), stored.cpu().double(), rtol=1e-3, atol=1e-3):
             raise StoreError(
                 f"fingerprint: the kernel does not reproduce node {node} of task {task}, so it is not the one this run "
                 "was made with (weights, num_steps, eta, guidance?): resume with the original kernel"
             )
-        if not busy:
-            self.verified += price
-            for search in self.searches:
-                search.extend(self._share())
+
+    def _verify_reward(self) -> None:
+        """Score the lowest, the middle and the highest recorded sample again: a name and settings are not all of it."""
+        task, node, recorded = self._scored()
+        if not len(task):
+            return
+        finite = recorded[np.isfinite(recorded)]
+        room = SAME * float(np.ptp(finite)) if len(finite) else 0.0
+        pick = np.unique(np.argsort(recorded, kind="stable")[[0, len(task) // 2, -1]])
+        task, node, recorded = task[pick], node[pick], recorded[pick]
+        x = self.states.get(np.array([self.searches[i].tree.slot[n] for i, n in zip(task, node, strict=True)]))
+        again = self.engine.score(task, x)
+        same = _alike(again, recorded, room)
+        if same.all():
+            was = self.run.config.get("reward_code") if self.run is not None else None
+            if was is not None and self.reward.code not in (None, was):
+                self.doubts.append(REWRITTEN)
+            return
+        alone = np.concatenate([self.engine.score(task[i : i + 1], x[i : i + 1]) for i in range(len(task))])
+        if not _alike(alone, again, room).all():
+            self.doubts.append(NOISY)
+            return
+        i = int(np.argmin(same))
+        raise StoreError(
+            f"reward: {self.reward.name!r} is {again[i]:g} at node {node[i]} of task {task[i]}, where the run has "
+            f"{recorded[i]:g}: it is not the one that this run was made with; resume with that one, or begin a new run"
+        )
+
+    def _scored(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """(task, node, reward) of all samples whose states are stored."""
+        found = [
+            (i, s.tree, leaves[s.tree.slot[leaves] != NONE])
+            for i, s in enumerate(self.searches)
+            for leaves in [s.tree.leaves]
+        ]
+        task = np.concatenate([np.full(len(leaves), i) for i, _, leaves in found])
+        node = np.concatenate([leaves for _, _, leaves in found])
+        return task, node, np.concatenate([tree.reward[leaves] for _, tree, leaves in found])
 
     def _cheapest_path(self, task: int) -> tuple[int, int, int] | None:
         """(NFE, node, stored ancestor or the root) of the cheapest walk between stored states."""
@@ -332,23 +407,32 @@ class Session:
         i = int(np.argmin(np.where(price > 0, price, top + 1)))
         return int(price[i]), int(stored[i]), int(above[i])
 
-    def waves(self) -> Iterator[Snapshot]:
+    def waves(self) -> Generator[Snapshot]:
         """Run until the budget is spent, one snapshot a wave.
 
         Where the engine drains, a first Ctrl-C stops the asking and takes effect once what is under way has arrived.
         """
         status = "interrupted"
         try:
-            with _first_interrupt(self._stop) if self.engine.drains else nullcontext():
-                yield from self._flow() if self.method.mode == "async" else self._in_waves()
-            status = "finished"
+            with first_interrupt(self._stop) if self.engine.drains else nullcontext():
+                steps = self._flow() if self.method.mode == "async" else self._in_waves()
+                while (snapshot := _next(steps)) is not None:
+                    if not self._stopped:
+                        yield snapshot
+            status = "stopped" if any(s.status == Status.STOPPED for s in self.searches) else "finished"
         finally:
             self.close(status)
+
+    def stop(self) -> None:
+        """End the search after the wave that is yielded; what is under way already arrives and is recorded."""
+        self._stopped = True
+        self._stop()
 
     def _stop(self) -> None:
         """Ask for nothing new."""
         for search in self.searches:
-            search.status = Status.STOPPED
+            if search.status == Status.RUNNING:
+                search.status = Status.STOPPED
 
     def _in_waves(self) -> Iterator[Snapshot]:
         """Run a wave, tell it, send the next one, record it; with a lag the next one is under way already."""
@@ -359,12 +443,33 @@ class Session:
             else:
                 for (task, segments), rewards in zip(wave.work, wave.known, strict=True):
                     self.searches[task].tree.reward[segments.last] = rewards
-            for task, segments in wave.work:
-                self.searches[task].tell(segments)
+            self._check_sizes(wave)
+            with interrupts_deferred():
+                for task, segments in wave.work:
+                    self.searches[task].tell(segments)
             if wave.known is None:
                 self._drop(wave)
-                self._advance()
+                if self.engine.ahead:  # others compute while this wave is recorded
+                    self._advance()
                 yield self._settle(wave)
+
+    def _check_sizes(self, wave: Wave) -> None:
+        """Raises:
+        RewardError: numbers of which sums or differences would not be finite.
+        """
+        if not wave.work:
+            return
+        reward = np.concatenate([self.searches[i].tree.reward[s.last] for i, s in wave.work])
+        lam = self.method.lam if isinstance(self.method.lam, (int, float)) and np.isfinite(self.method.lam) else 1.0
+        bad = np.isfinite(reward) & (np.abs(reward) > LARGEST / max(1.0, lam))
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            task, node = [(i, node) for i, s in wave.work for node in s.last][row]
+            where = f"node {node} (t = {self.searches[task].tree.t[node]}) of task {task}"
+            raise RewardError(
+                f"reward {self.reward.name!r} is {reward[row]:g}, lam {self.method.lam}: sums of such numbers are not "
+                f"finite; scale it, or return -inf to forbid [{where}]"
+            )
 
     def _settle(self, wave: Wave) -> Snapshot:
         """Record a wave that was told, once its states are there."""
@@ -387,6 +492,7 @@ class Session:
             known = {w.number: w for w in self._inflight}
             for number, rows, cost in self.engine.collect():
                 of = known[number]
+                self._check_sizes(of)
                 for task, count in of.tell(self.searches, rows):
                     self._staleness.add(self._told[task] - of.told[task], count)
                     self._told[task] += count
@@ -425,7 +531,8 @@ class Session:
         active = [i for i, s in enumerate(self.searches) if s.status == Status.RUNNING and not s.full]
         before = [len(s.tree) for s in self.searches]
         capacity = -(-self.engine.capacity // max(1, len(active)))
-        work = [(i, self.searches[i].ask(capacity)) for i in active]
+        with interrupts_deferred():
+            work = [(i, self.searches[i].ask(capacity)) for i in active]
         hits = [np.empty(0, runs.HIT)]
         for i in active:
             ended = np.empty(len(self.searches[i].hits), runs.HIT)
@@ -453,15 +560,26 @@ class Session:
         return self.engine.backlog() if self.history else 0.0
 
     def _drop(self, wave: Wave) -> None:
-        """Forget the states that the search cannot start from any more (keep_states="frontier")."""
+        """Forget the states that the search cannot start from any more (keep_states="frontier").
+
+        Only nodes that were kept so far and those of this wave are looked at; states that have yet to come home wait.
+        """
         if self.options.keep_states != "frontier":
             return
         for task, _ in wave.work:
-            tree = self.searches[task].tree
-            stale = np.flatnonzero((tree.t > 0) & (tree.slot != NONE))
-            stale = np.setdiff1d(stale, self.searches[task].frontier())
+            tree, frontier = self.searches[task].tree, self.searches[task].frontier()
+            if frontier is None:
+                continue
+            start, stop = wave.bounds[task]
+            new = np.arange(start, stop)[tree.t[start:stop] > 0]
+            if task not in self._inner:
+                self._inner[task] = np.flatnonzero((tree.t[:start] > 0) & (tree.slot[:start] != NONE))
+            nodes = np.concatenate([self._inner[task], new])
+            kept, home = np.isin(nodes, frontier), tree.slot[nodes] != NONE
+            stale = nodes[~kept & home]
             self.states.drop(tree.slot[stale])
             tree.slot[stale] = NONE
+            self._inner[task] = nodes[kept | ~home]
 
     def _record(self, wave: Wave) -> Snapshot:
         """The wave's history record; written to the run folder, handed to the caller."""
@@ -488,7 +606,7 @@ class Session:
         self.history.append(record)
         if self.run is not None:
             self._write(self.run, wave, record)
-        return Snapshot(wave.number, self._best, self.cost.copy(), record, self.result, self.budget.nfe)
+        return Snapshot(wave.number, self._best, self.cost.copy(), record, self.result, self.budget.nfe, self.stop)
 
     def _write(self, run: runs.Run, wave: Wave, record: dict[str, Any]) -> None:
         nodes = np.concatenate([runs.records(i, s.tree, *wave.bounds[i]) for i, s in enumerate(self.searches)])
@@ -507,6 +625,8 @@ class Session:
         """Seconds of this session and the ones before it."""
         return self._seconds + time.perf_counter() - self._began
 
+    @without_graph()
+    @interrupts_unwrapped()
     def result(self) -> SearchResult:
         """Everything so far."""
         tasks, config = [], self.config()
@@ -522,6 +642,7 @@ class Session:
                 readout.warnings.append(PREVIEWED)
             if self.spec.departs is not None:
                 readout.warnings.append(self.spec.departs)
+            readout.warnings += [UNPROMPTED] * self.unprompted + self.doubts
             fetch = self._fetcher(search)
             context = self._context(config, i)
             tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch, context))
@@ -547,7 +668,7 @@ class Session:
             size, parts = self.options.batch_size, []
             for at in range(0, max(len(nodes), 1), size):
                 x = self.states.get(search.tree.slot[nodes[at : at + size]]).to(self.spec.device)
-                parts.append(self.kernel.decode(x))
+                parts.append(decode(self.kernel, x))
             return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]
 
         return fetch
@@ -579,9 +700,14 @@ class Session:
             self._encoded = {} if self.prompts is None else encode(self.kernel, self.prompts)
         return self._encoded
 
+    @property
+    def unprompted(self) -> bool:
+        """Whether there are prompts that nothing takes."""
+        return self.prompts is not None and not self._conditioning() and not self.reward.prompted
+
     def _share(self) -> Share:
-        """One task's part of what is left beside the pilot and the check of an unknown kernel."""
-        beside = {"nfe": self.pilot.cost["nfe"] + self.verified, "reward_calls": self.pilot.cost["reward_calls"]}
+        """One task's part of what is left beside the pilot."""
+        beside = {name: self.pilot.cost[name] for name in ("nfe", "reward_calls")}
         limits = {name: getattr(self.budget, name) for name in beside}
         left = {name: max(1, limit - beside[name]) for name, limit in limits.items() if limit is not None}
         return replace(self.budget, **left).share(self.num_tasks)
@@ -598,9 +724,10 @@ class Session:
         self.cost = Cost(**self.pilot.cost)
 
     def _draw_pilot(self, n: int) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], Cost]:
-        """Rewards and log p/q of n rollouts a task, and their cost."""
+        """Rewards and log p/q of n rollouts a task, and their cost; of the kernel that a guide proposes for."""
+        guide = hasattr(type(self.kernel), "proposes_for") and self.spec.departs is None
         session = Session(
-            self.kernel,
+            self.kernel.proposes_for if guide else self.kernel,  # type: ignore[attr-defined]
             self.reward,
             BestOfN(n=n),
             prompts=self.prompts,
@@ -635,27 +762,15 @@ class Staleness:
         return round(self.total / max(1, self.rows), 2)
 
 
-@contextmanager
-def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Has a first Ctrl-C call `stop` and raise KeyboardInterrupt at the end; a second one raises at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before, came = signal.getsignal(signal.SIGINT), []
+@without_graph()
+@interrupts_unwrapped()
+def _next(steps: Iterator[Snapshot]) -> Snapshot | None:
+    """The next snapshot, None at the end: modes that hold while it is made end with it."""
+    return next(steps, None)
 
-    def handler(number: int, frame: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-        stop()
 
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if came:
-        raise KeyboardInterrupt
+def _alike(a: NDArray[np.float64], b: NDArray[np.float64], room: float) -> NDArray[np.bool_]:
+    return (a == b) | (np.abs(a - b) <= room + SAME * np.abs(b))
 
 
 def _merge(number: int, waves: Sequence[Wave]) -> Wave:
@@ -711,13 +826,10 @@ def read_result(config: dict[str, Any], blocks: list[runs.Block]) -> SearchResul
         readout = search.readout()
         readout.extra |= Pilot(**config["pilot"]).diagnostics()
         readout.warnings += [config["departs"]] if "departs" in config else []
-        tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, _no_samples, context))
+        readout.warnings += [UNPROMPTED] if config.get("unprompted") else []
+        tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, UNDECODED, context))
     cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost()
     return SearchResult(tasks, cost, [b.meta["history"] for b in blocks])
-
-
-def _no_samples(nodes: NDArray[np.int64]) -> Any:
-    raise StoreError(f"{len(nodes)} samples were asked of a run read without its kernel: use treesearch.resume")
 
 
 def build_method(config: dict[str, Any]) -> Method:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.base import Kernel, Shared, Spec, Transition, Wrapper, describe, optional
-from rewards.base import Reward, as_reward
+from rewards.base import Reward, as_reward, flat
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError
 from treesearch.loop import open_session, resume, search, stream
@@ -107,7 +107,7 @@ def _gain(kernel: Kernel, t: int) -> float:
 
 def total(samples: Any) -> Tensor:
     """A reward for tensors: the sum of a sample's entries."""
-    return torch.as_tensor(samples).double().flatten(1).sum(1)
+    return flat(torch.as_tensor(samples).double()).sum(1)
 
 
 def noise(spec: Spec, keys: np.ndarray, t: int) -> Tensor:

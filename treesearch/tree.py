@@ -99,6 +99,15 @@ class Tree:
     def __len__(self) -> int:
         return self._size
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Its nodes, without the room for more."""
+        data = {name: column[: self._size].copy() for name, column in self._data.items()}
+        return {"angle": self.angle, "kids": self.kids[: self.slabs[-1]].copy(), "slabs": self.slabs, "data": data}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._data, self.angle, self.kids, self.slabs = (state[name] for name in ("data", "angle", "kids", "slabs"))
+        self._trim(len(self._data["t"]))
+
     def reserve(self, extra: int) -> None:
         """Make room for `extra` more nodes; views taken before are stale afterwards."""
         need, have = self._size + extra, len(self._data["t"])

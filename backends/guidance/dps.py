@@ -23,6 +23,7 @@ from torch import Tensor
 
 from backends.base import expand
 from backends.guidance.shared import GradientGuided
+from rewards.base import flat
 
 Normalise = Literal["none", "residual", "gradient"]
 
@@ -56,7 +57,7 @@ class DPS(GradientGuided):
         if self.normalise == "none":
             return self.scale * gradient
         if self.normalise == "gradient":
-            norm = gradient.double().flatten(1).norm(dim=1)
+            norm = flat(gradient.double()).norm(dim=1)
             unit = torch.where(expand(norm, gradient) > 0, gradient / expand(norm, gradient), 0.0)
             return self.scale * std * gradient[0].numel() ** 0.5 * unit
         if (rewards > 0).any():

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from backends.base import Cond, Transition, expand, optional
 from backends.guidance.shared import RewardGuided, clamped, unpack
+from rewards.base import flat
 
 At = Literal["noised", "denoised"]
 
@@ -102,7 +103,7 @@ class PolicyGuided(RewardGuided):
         self.kernel.channels.actions(g).copy_(self.kernel.channels.actions(slope))
         if not self.normalise:
             return g
-        norm = expand(g.flatten(1).norm(dim=1), g)
+        norm = expand(flat(g).norm(dim=1), g)
         return torch.where(norm > 0, g / norm, 0.0)
 
     @cached_property

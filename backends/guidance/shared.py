@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Cond, Gaussian, Shared, Spec, Transition, Wrapper, describe, expand, optional
-from rewards.base import Reward, as_reward
+from rewards.base import Reward, as_reward, flat
 
 PROMPTS = "guide_prompts"
 
@@ -64,6 +64,11 @@ class RewardGuided(Wrapper, ABC):
         """The reward that an evaluation calls."""
         return self.reward
 
+    @property
+    def proposes_for(self) -> Any:
+        """The kernel p that the weights of the steps lead back to."""
+        return self.kernel
+
     @cached_property
     def _spec(self) -> Spec:
         return describe(self.kernel, identify=False)
@@ -94,7 +99,7 @@ class RewardGuided(Wrapper, ABC):
         return self.kernel.decode(endpoint) if preview is None else preview(endpoint)
 
     def _check_finite(self, gradient: Tensor, t: Tensor) -> None:
-        bad = ~gradient.isfinite().flatten(1).all(1)
+        bad = ~flat(gradient.isfinite()).all(1)
         if bad.any():
             raise ValueError(
                 f"the gradient of reward {self.reward.name!r} is NaN or infinite in {int(bad.sum())} of {len(bad)} "
@@ -192,7 +197,7 @@ class GradientGuided(RewardGuided):
         move = torch.where(std > 0, self.shift(std, gradient, rewards), 0.0)
         if self.limit is None:
             return move
-        size = torch.where(std > 0, move.double() / std.double(), 0.0).flatten(1).norm(dim=1)
+        size = flat(torch.where(std > 0, move.double() / std.double(), 0.0)).norm(dim=1)
         return move * expand((self.limit / size).clamp(max=1.0), move)
 
     @property

@@ -100,8 +100,8 @@ class Search(Protocol):
         """Asynchronous mode: whether it has as much in flight as it wants."""
         ...
 
-    def frontier(self) -> NDArray[np.int64]:
-        """Nodes above t = 0 that later segments can start from."""
+    def frontier(self) -> NDArray[np.int64] | None:
+        """Nodes above t = 0 that later segments can start from; None where that is every one of them."""
         ...
 
     def ask(self, capacity: int) -> Segments:

@@ -184,8 +184,8 @@ class DiffusionTree:
         """Asynchronous: whether as many iterations are in flight as may be."""
         return self.method.mode == "async" and self.pending >= self.method.wave
 
-    def frontier(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self.tree.t > 0)
+    def frontier(self) -> None:
+        """Any node can branch again."""
 
     def ask(self, capacity: int) -> Segments:
         del capacity  # the result depends on the wave, never on the batch size

@@ -336,8 +336,8 @@ class NestedSearch:
         self.tau2: F64 | None = None
         self.model: Posterior | None = None
 
-    def frontier(self) -> Ids:
-        return np.flatnonzero(self.tree.t > 0)
+    def frontier(self) -> None:
+        """Any node can branch again."""
 
     def ask(self, capacity: int) -> Segments:
         del capacity  # the result depends on the wave, never on the batch size

@@ -1,0 +1,72 @@
+"""Ctrl-C, and whatever else a signal handler raises, at places where nothing is half done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C takes effect at the end: a tree is never left half grown, a lease never half entered."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Has a first Ctrl-C call `stop` and raise KeyboardInterrupt at the end; a second one raises at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, came = signal.getsignal(signal.SIGINT), []
+
+    def handler(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        stop()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts_unwrapped() -> Iterator[None]:
+    """Has what a signal handler raises inside compiled code come out as itself.
+
+    A compiled function knows nothing of Python's exceptions: it returns its result, and Python, which finds an
+    exception set beside it, reports a SystemError whose cause is that exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (found := _within(error)) is None:
+            raise
+        raise found from None
+
+
+def _within(error: BaseException | None) -> BaseException | None:
+    """The cause of a SystemError in a chain of causes."""
+    while error is not None:
+        if isinstance(error, SystemError) and error.__cause__ is not None:
+            return error.__cause__
+        error = error.__cause__
+    return None
