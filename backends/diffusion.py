@@ -22,15 +22,15 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from backends import fingerprint
 from backends.base import Cond, Gaussian, expand
+from backends.quiet import Quiet
 from backends.schedules import Prediction, Schedule
 
 Step = Literal["ddim", "ddpm", "renoise"]
@@ -127,7 +127,8 @@ class DiffusionKernel:
     """The chain that a network defines.
 
     Args:
-        model: called as model(x, timestep) with timestep (n,); returns a tensor like x, or has it as `.sample`.
+        model: called as model(x, timestep) with timestep (n,); returns a tensor like x, or has it as `.sample`. A
+            network is moved to the device, called in evaluation mode and otherwise left as it is.
         state_shape: shape of one state.
         schedule: the grid, and what the network returns.
         eta, step, clip_sample: as for `Chain`.
@@ -156,8 +157,8 @@ class DiffusionKernel:
         self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
         self.stochastic = self.chain.stochastic
         self._decode = decode
-        if isinstance(model, nn.Module):
-            model.to(self.device).eval().requires_grad_(False)
+        networks = [model.to(self.device)] if isinstance(model, nn.Module) else []
+        self._quiet = Quiet(*networks)
 
     def to(self, device: str | torch.device) -> DiffusionKernel:
         """The same kernel, moved to a device."""
@@ -168,10 +169,11 @@ class DiffusionKernel:
         return self
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        self._quiet.look()
         return noise.to(self.device, self.dtype)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+        with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             output = self.model(x, self.chain.timestep[t])
             output = getattr(output, "sample", output)
             if not isinstance(output, Tensor) or output.shape != x.shape:
@@ -188,14 +190,10 @@ class DiffusionKernel:
     def decode(self, x0: Tensor) -> Any:
         return x0 if self._decode is None else self._decode(x0)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str | None:
-        """Hash of the weights, the grid and the settings; None for a model without weights to hash."""
+        """Hash of the network as it is now, the grid and the settings; None for a model that cannot be read."""
         if not isinstance(self.model, nn.Module):
             return None
-        digest = hashlib.blake2b(digest_size=12)
-        digest.update(repr((self.name, *self.chain.settings())).encode())
-        for key, value in (self.chain.tables() | self.model.state_dict()).items():
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return f"{self.name}:{digest.hexdigest()}"
+        found = fingerprint.of([self.name, self.chain.settings(), self.chain.tables(), self.model, self._decode])
+        return None if found is None else f"{self.name}:{found}"

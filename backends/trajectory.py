@@ -20,11 +20,9 @@ The shipped weights are the project's own: `backends/weights/README.md`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, final
@@ -32,9 +30,11 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from backends import fingerprint
 from backends.base import Cond, Gaussian, expand
 from backends.diffusion import Chain, Step
 from backends.mnist import cosine_alphas_cumprod
+from backends.quiet import Quiet
 from backends.schedules import Prediction, Schedule
 from rewards.channels import Channels, entry
 
@@ -163,7 +163,8 @@ class TrajectoryKernel:
     """The clamped chain of a trajectory network: prompts {"start": observation, "goal": position} are what is known.
 
     Args:
-        network: called as network(x, timestep, mask) with x and mask (n, H, C) and timestep (n,); returns (n, H, C).
+        network: called as network(x, timestep, mask) with x and mask (n, H, C) and timestep (n,); returns (n, H, C). It
+            is moved to the device, called in evaluation mode and otherwise left as it is.
         channels: how a row is split.
         normalisation: between states and data units.
         horizon: H.
@@ -202,7 +203,7 @@ class TrajectoryKernel:
         self.device, self.dtype = torch.device(device), torch.float32
         self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
         self.stochastic = self.chain.stochastic
-        network.to(self.device).eval().requires_grad_(False)
+        self._quiet = Quiet(network.to(self.device))
 
     def to(self, device: str | torch.device) -> TrajectoryKernel:
         """The same kernel, moved to a device."""
@@ -229,10 +230,11 @@ class TrajectoryKernel:
         )
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        self._quiet.look()
         return self.clamp(self.chain.schedule.prior_std * noise.to(self.device, self.dtype), cond)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+        with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             known, mask = self._known(x, cond)
             x = torch.where(mask, known, x)
             law = self.chain.law(x, t, self.network(x, self.chain.timestep[t], mask))
@@ -283,16 +285,12 @@ class TrajectoryKernel:
         std = (sigma[t_to] ** 2 - (scale * sigma[t_from]) ** 2).clamp_min(0).sqrt()
         return expand(scale.to(x.dtype), x) * x + expand(std.to(x.dtype), x) * noise.to(x.device, x.dtype)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the weights, the grid and the settings."""
-        digest = hashlib.blake2b(digest_size=12)
-        settings = (self.name, self.channels, self.normalisation, self.horizon, *self.chain.settings())
-        digest.update(repr(settings).encode())
-        for key, value in (self.chain.tables() | self.network.state_dict()).items():
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return f"{self.name}:{digest.hexdigest()}"
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of the network as it is now, the grid and the settings; None for a network that cannot be read."""
+        settings = (self.name, self.channels, self.normalisation, self.horizon, self.chain.settings())
+        found = fingerprint.of([settings, self.chain.tables(), self.network])
+        return None if found is None else f"{self.name}:{found}"
 
     def _known(self, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         if cond is None or "mask" not in cond:

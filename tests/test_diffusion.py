@@ -46,7 +46,7 @@ def kernel_of(scheduler, model=None, num_steps: int = T, shape=SHAPE, **options)
     config = scheduler.config
     final = None if config.get("set_alpha_to_one") is False else 1.0
     return DiffusionKernel(
-        model or Toy(),
+        model or Toy().requires_grad_(False),
         state_shape=shape,
         schedule=Schedule.variance_preserving(
             scheduler.alphas_cumprod,

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backends import fingerprint
 from backends.base import Cond, Gaussian, Shared
 from backends.diffusion import Chain, Step
-from backends.pipelines import fingerprint, memory, vae
+from backends.pipelines import memory, vae
 from backends.pipelines.family import Family, Settings
 from backends.pipelines.loading import CheckpointError, as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
+from backends.quiet import Quiet
 from backends.schedules import Schedule
 
 FAMILIES = {
@@ -51,7 +53,7 @@ class DiffusersKernel:
 
     Args:
         pipe: a pipeline of one of the known families, with whatever LoRA or adapters it has loaded. Its modules are
-            frozen, and moved to `device`.
+            moved to `device`, called in evaluation mode and otherwise left as they are.
         num_steps: T.
         eta: η in [0, 1]; 0 is deterministic after the prior (and cannot branch), 1 is ancestral sampling.
         step: "ddim", "ddpm" or "renoise", see `backends.diffusion`; None takes what the scheduler stands for: renoising
@@ -126,9 +128,8 @@ class DiffusersKernel:
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._network_dtype = _dtype_of(pipe)  # kept: the module walks through all of its parts to find it
         self._tiny = tiny_decoder(preview, self._network_dtype)
-        self._freed: dict[str, bytes] = {}  # digests of text encoders that are gone
-        for module in self._modules().values():
-            module.eval().requires_grad_(False)
+        self._freed: dict[str, str | None] = {}  # digests of text encoders that are gone
+        self._quiet = Quiet(*self._modules().values())
         _upcast(pipe)
         if getattr(pipe, "vae", None) is not None:
             pipe.vae.enable_tiling() if tiling else None
@@ -226,6 +227,7 @@ class DiffusersKernel:
         other = copy.copy(self)
         other.pipe, other.device = copy.copy(self.pipe), torch.device("meta")
         vars(other.pipe).update({name: memory.shadow(module) for name, module in self._modules().items()})
+        other._quiet = Quiet(*other._modules().values())
         other.family = type(self.family)(other.pipe, self.family.settings)
         other.chain = copy.copy(self.chain).to("meta")
         other.text_encoders = "free" if self.text_encoders == "free" else "keep"
@@ -293,6 +295,7 @@ class DiffusersKernel:
         return other
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        self._quiet.look()
         noise = noise.to(self.device, self.dtype)
         if self._root is None:
             return self.chain.schedule.prior_std * noise
@@ -302,7 +305,7 @@ class DiffusersKernel:
         return float(schedule.alpha[-1]) * self._root + float(schedule.sigma[-1]) * noise
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        with torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
+        with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             output = self.family.predict(x.to(self._network_dtype), self.chain.timestep[t], cond).float()
             return self.chain.law(x, t, output)
 
@@ -328,7 +331,8 @@ class DiffusersKernel:
             if gone := [n for n in self.family.needs if "encoder" in n and getattr(self.pipe, n) is None]:
                 raise ValueError(f"{gone[0]} was freed after the first prompts: use text_encoders='offload'")
             self._place_encoders(self.device)
-            with torch.no_grad():
+            self._quiet.look()
+            with self._quiet, torch.no_grad():
                 parts = [self.family.encode(asked[i : i + _ENCODE]) for i in range(0, len(asked), _ENCODE)]
             self._encoded = (asked, _join(parts))
             if self.text_encoders != "keep":
@@ -341,8 +345,9 @@ class DiffusersKernel:
         for name in names:
             if device is None:
                 if self.device.type != "meta":
-                    self._freed[name] = fingerprint.of_module(getattr(self.pipe, name))
+                    self._freed[name] = fingerprint.of(getattr(self.pipe, name))
                 setattr(self.pipe, name, None)
+                self._quiet = Quiet(*self._modules().values())
             else:
                 getattr(self.pipe, name).to(device)
         if device is None and names:
@@ -372,7 +377,7 @@ class DiffusersKernel:
         return images
 
     def _draw(self, decoder: Any, x0: Tensor) -> Tensor:
-        with torch.set_grad_enabled(x0.requires_grad and torch.is_grad_enabled()):
+        with self._quiet, torch.set_grad_enabled(x0.requires_grad and torch.is_grad_enabled()):
             latents = self.family.unpack(x0.to(self.device))
             return vae.to_unit(latents) if decoder is None else vae.decode(decoder, latents, self.decode_batch)
 
@@ -380,18 +385,15 @@ class DiffusersKernel:
         return {name: m for name, m in self.pipe.components.items() if isinstance(m, nn.Module) and name not in _UNREAD}
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of settings, grid, root and a sample of every weight; asked once a search."""
-        root = {} if self._root is None else {"root": self._root}
+    def fingerprint(self) -> str | None:
+        """Hash of settings, grid, root and networks as they are now; None where one of them cannot be read."""
         config = {k: v for k, v in self.pipe.config.items() if isinstance(v, (bool, int, float)) and k[0] != "_"}
-        chain = {"chain": self.chain.settings(), "shape": self.state_shape, "dtype": str(self._network_dtype)}
-        tiled = {"tiled": bool(getattr(getattr(self.pipe, "vae", None), "use_tiling", False))}
-        parts = self._freed | {name: fingerprint.of_module(module) for name, module in self._modules().items()}
+        chain = (self.chain.settings(), self.chain.tables(), self.state_shape, str(self._network_dtype))
+        parts = self._freed | {name: fingerprint.of(module) for name, module in self._modules().items()}
         if self._tiny is not None:
-            parts["preview"] = fingerprint.of_module(self._tiny)
-        known = [vars(self.family.settings), config, chain, tiled, self.chain.tables(), root, parts]
-        digest = fingerprint.of_settings({str(i): fingerprint.of_settings(k) for i, k in enumerate(known)})
-        return f"{type(self.pipe).__name__}:{digest.hex()}"
+            parts["preview"] = fingerprint.of(self._tiny)
+        digest = fingerprint.of([vars(self.family.settings), config, chain, self._root, parts])
+        return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
 
 
 def _family(pipe: Any, settings: Settings) -> Family:

@@ -124,7 +124,7 @@ def tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:
         return None
     if not (isinstance(preview, nn.Module) and hasattr(preview, "decode")):
         raise TypeError(f"preview is {type(preview).__name__}, expected a tiny decoder: a checkpoint, or a module")
-    return preview.eval().requires_grad_(False)
+    return preview
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from backends.quiet import Quiet
+
 
 def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
     """Images in [0, 1], (n, 3, h, w) or videos (n, f, 3, h, w), float32, from latents (n, ...).
@@ -30,7 +32,8 @@ def _decode(vae: Any, latents: Tensor) -> Tensor:
     scaled = unscale(vae, latents).to(vae.dtype)
     # Decoders that are told a time finish the denoising: at x_0 there is none left.
     time = {"temb": scaled.new_zeros(len(scaled))} if vae.config.get("timestep_conditioning") else {}
-    images = vae.decode(scaled, **time, return_dict=False)[0].float()
+    with Quiet(vae):  # here, since a checkpoint calls this again when the gradient is taken
+        images = vae.decode(scaled, **time, return_dict=False)[0].float()
     return to_unit(images.transpose(1, 2) if images.ndim == 5 else images)
 
 

@@ -1,0 +1,103 @@
+"""A search in the middle of a training loop: networks stay as the caller left them, and are called in eval mode."""
+
+import pytest
+import tiny
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+import treesearch as ts
+from backends.diffusion import DiffusionKernel
+from backends.guidance import TDS
+from backends.pipelines import DiffusersKernel
+from backends.quiet import Quiet
+from backends.schedules import Schedule
+from backends.trajectory import Normalisation, TrajectoryKernel
+from rewards.base import Reward
+from rewards.channels import Channels
+
+SCHEDULE = Schedule.flow(torch.linspace(0, 1, 4, dtype=torch.float64))
+REWARD = Reward(lambda samples, prompts: samples.flatten(1).mean(1), "mean")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line, self.drop = nn.Linear(2, 2), nn.Dropout(0.5)
+
+    def forward(self, x, timestep, mask=None):
+        return self.line(self.drop(x))
+
+
+def seeded(network):
+    with torch.no_grad():
+        for i, weight in enumerate(network.parameters()):
+            weight.copy_(torch.linspace(-1, 1, weight.numel()).reshape(weight.shape) + 0.1 * i)
+    return network
+
+
+def diffusion(folder):
+    network = seeded(Net())
+    return network, lambda: DiffusionKernel(network, state_shape=(2,), schedule=SCHEDULE), None
+
+
+def trajectory(folder):
+    network, channels = seeded(Net()), Channels(1, 1)
+
+    def kernel():
+        normal = Normalisation((0.0, 0.0), (1.0, 1.0))
+        return TrajectoryKernel(network, channels=channels, normalisation=normal, horizon=4, schedule=SCHEDULE)
+
+    return network, kernel, None
+
+
+def pipeline(folder):
+    pipe = DiffusionPipeline.from_pretrained(str(tiny.checkpoint("sd", folder)))
+    parts = nn.ModuleDict({name: m for name, m in pipe.components.items() if isinstance(m, nn.Module)})
+    parts.scheduler = pipe.scheduler
+    return parts, lambda: DiffusersKernel(pipe, num_steps=3, device="cpu"), ["a cat"]
+
+
+def standing(network):
+    """What a caller sees of a network."""
+    told = [(name, part.training) for name, part in network.named_modules()]
+    told += [(name, w.requires_grad, w.dtype, w.grad is None) for name, w in network.named_parameters()]
+    scheduler = getattr(network, "scheduler", None)
+    return told, None if scheduler is None else str(vars(scheduler))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [diffusion, trajectory, pipeline])
+def test_a_search_leaves_the_network_as_it_was(make, tmp_path):
+    network, kernel, prompts = make(tmp_path)
+    found = []
+    for training in (False, True):
+        network.train(training).requires_grad_(training)
+        next(iter(network.children())).eval()  # a part that the caller does not train
+        before = standing(network)
+        for wrapped in (kernel(), TDS(kernel(), REWARD)):
+            result = ts.search(wrapped, REWARD, ts.BestOfN(n=3), prompts=prompts)
+            assert standing(network) == before
+            assert not result.samples.requires_grad
+            found.append(result.samples)
+    for one, other in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(one, other)  # no dropout took part
+
+
+def test_a_call_that_fails_leaves_the_network_as_it_was():
+    network = Net()
+    kernel = DiffusionKernel(network, state_shape=(2,), schedule=SCHEDULE)
+    with pytest.raises(RuntimeError, match="shape"):
+        kernel.transition(torch.zeros(1, 3), torch.tensor([1]))
+    assert network.drop.training
+    assert network.line.weight.requires_grad
+
+
+def test_calls_within_calls_end_in_turn():
+    network, quiet = Net(), None
+    quiet = Quiet(network)
+    with quiet:
+        with quiet:
+            pass
+        assert not network.training
+    assert network.training
