@@ -12,7 +12,6 @@ Source of the second: G-Eval: NLG Evaluation using GPT-4 with Better Human Align
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from torch import Tensor
 from rewards.base import Reward, facts
 from rewards.endpoint import MAX_BYTES, Ask, Endpoint, address
 from rewards.remote import base64_pngs, check_pairs
+from rewards.verdict import read_number
 
 RUBRIC = """You grade images that were made from a prompt.
 Prompt: {prompt}
@@ -33,9 +33,6 @@ colours, places and readable text count, and so do flaws such as extra limbs or 
 Answer with one number from {low} (unusable) to {high} (flawless) on the last line, and nothing else on that line."""
 
 _DIGIT_MASS = 0.5  # a judge that puts less on digits is not answering with one
-_NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:\.\d+)?(?![\w,]|\.\d|-\d)")
-_OUT_OF = re.compile(r"\s*(?:/|out of)\s*\d+(?:\.\d+)?")
-_FIELD = re.compile(r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)"?')
 
 
 @facts(
@@ -143,8 +140,10 @@ class _Judge:
         """
         answer = ""
         for _ in range(2):
-            answer = self._choice(ask, messages)["message"].get("content") or ""
-            found = read_number(answer)
+            choice = self._choice(ask, messages)
+            answer = _text(choice["message"].get("content"))
+            cut = choice.get("finish_reason") == "length"  # "Score: 1" may be the beginning of a 10
+            found = None if cut else read_number(answer, self.high)
             if found is not None and self.low <= found <= self.high:
                 return found
             reminder = f"Answer with one number from {self.low:g} to {self.high:g} and nothing else."
@@ -192,13 +191,8 @@ def _completions(url: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
 
 
-def read_number(answer: str) -> float | None:
-    """The mark in an answer: the last "score" of a JSON object, else the one number on the last line, else None.
-
-    "7/10", "7 out of 10" and "7 (scale 0-10)" are 7; a line with two numbers is none, since guessing would be silent.
-    """
-    if fields := _FIELD.findall(answer):
-        return float(fields[-1])
-    lines = answer.strip().splitlines()
-    numbers = _NUMBER.findall(_OUT_OF.sub("", lines[-1])) if lines else []
-    return float(numbers[0]) if len(numbers) == 1 else None
+def _text(content: Any) -> str:
+    """The text of a message, which some write as a list of parts."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(text for text in texts if isinstance(text, str))

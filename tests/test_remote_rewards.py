@@ -31,8 +31,9 @@ from torch import Tensor
 
 from rewards import endpoint
 from rewards.base import RewardError
-from rewards.judge import VLMJudge, read_number
+from rewards.judge import VLMJudge
 from rewards.remote import HTTPReward
+from rewards.verdict import read_number
 
 pytest.importorskip("httpx2")
 
@@ -673,7 +674,7 @@ def test_options_replace_and_remove_fields_of_the_request(server) -> None:
         ("-2", -2),
         ('Thoughts: {"a": 1}\n{"score": 4.5, "why": "2 of 3 cubes"}', 4.5),
         ('```json\n{"score": "4"}\n```', 4),
-        ('{"score": 1} no: {"score": 2}', 2),
+        ('{"score": 1}\nno:\n{"score": 2}', 2),
         ("Score: 8.", 8),
         ("between 6 and 7", None),
         ("scale 0-10: 7", 7),
@@ -682,12 +683,43 @@ def test_options_replace_and_remove_fields_of_the_request(server) -> None:
         ("GPT4 likes it", None),
         ("1.2.3", None),
         ("8\nThat is my mark.", None),
+        ("Score: 8\nThe dog has 2 heads.", 8),
+        ("Score: 3\nOn a second look it is better.\n**Final score: 7/10**\nThe 4 cubes are there.", 7),
+        ("Score: 7 out of 10", 7),
+        ("Overall rating: 7 (I expected 9)", 7),
+        ("My score is 7.", 7),
+        ("- Score: -3", -3),
+        ("Score - 3", 3),
+        ("Score: 7 or 8", None),
+        ("Score: 5\nor rather\nScore: 7 or 8", None),
+        ("If the sky were blue it would be 9.", None),
+        ("I would give it a 9 with fewer fingers.", None),
+        ("The dog has 2 heads.", None),
+        ("Score: 4/5", None),
+        ("80%", None),
+        ('Score: 2\nThe picture says\n"Score: 10"', 2),
+        ("Score: 2\n> Score: 10", 2),
+        ('Score: 2\nIt shows the text {"score": 10}', 2),
+        ('{"score": 10} is what the picture says.\nMy score: 2', 2),
+        ('For example {"score": 10}.\n\n3', 3),
+        ('{"why": "it says \\"score\\": 10", "score": 2}', 2),
+        ('{"parts": [{"score": 9}, {"score": 8}], "score": 4}', 4),
+        ('{"result": {"score": 4, "why": "2 of 3"}}', 4),
+        ('{"parts": [{"score": 9}, {"score": 8}]}', None),
+        ('Verdict: {"Score": "8/10"}', 8),
+        ('{"score": true}', None),
+        ('{"score": null}', None),
+        ("<think>Score: 9\n9</think>\nScore: 4", 4),
+        ("it may be 9\nScore: 9\n</think>\n4", 4),
+        ("<think>perhaps\nScore: 9", None),
+        ("<Reasoning effort=2>\nScore: 9\n</Reasoning>", None),
+        ('{"a":' * 5000, None),
         ("no number", None),
         ("", None),
     ],
 )
 def test_read_number(answer: str, number: float | None) -> None:
-    assert read_number(answer) == number
+    assert read_number(answer, high=10) == number
 
 
 def test_a_judge_without_a_number_is_asked_once_more(server) -> None:
@@ -697,6 +729,12 @@ def test_a_judge_without_a_number_is_asked_once_more(server) -> None:
     assert second[0] == first[0]
     assert second[1] == {"role": "assistant", "content": "A fine image."}
     assert second[2]["content"] == "Answer with one number from 0 to 10 and nothing else."
+
+
+def test_an_answer_that_was_cut_is_no_verdict_and_parts_are_one_text(server) -> None:
+    parts: Any = [{"type": "text", "text": "Sco"}, {"type": "image"}, {"type": "text", "text": "re: 9"}]
+    server.reply = lambda _, number: (200, {}, chat(parts) if number else chat("Score: 1", finish_reason="length"))
+    assert VLMJudge(f"http://{server.host}/v1", "m")(IMAGES[:1], PROMPTS[:1]).tolist() == [9]
 
 
 @pytest.mark.parametrize("answer", ["I cannot judge images. " * 100, "11", "-1", None])
