@@ -34,6 +34,7 @@ from rewards.base import RewardError
 from rewards.judge import VLMJudge
 from rewards.remote import HTTPReward
 from rewards.verdict import read_number
+from treesearch.cli import main
 
 pytest.importorskip("httpx2")
 
@@ -416,6 +417,25 @@ def test_keys_of_a_url_reach_no_error_name_or_setting(server, pauses, caplog, mo
     assert judges[0].settings == VLMJudge(url, "m", options={"api_key": QUERY}).settings != judges[1].settings
     assert not [judge for judge in judges if PATH in str(judge.settings) or QUERY in str(judge.settings)]
     assert HTTPReward(url.replace(PATH, "other")).settings != HTTPReward(url).settings
+
+
+def test_keys_of_a_url_reach_no_file_of_a_run_which_goes_on_with_the_key_given_again(
+    server, tmp_path, capsys, monkeypatch
+) -> None:
+    url, store = f"http://{server.host}/hooks/{PATH}/score?key={QUERY}", str(tmp_path / "r")
+    words = ["--kernel", "mnist(num_steps=2)", "--reward", f'0.5*http("{url}")', "--nfe", "8", "--batch-size", "4"]
+    assert main(["run", "best-of-n", *words, "--store", store]) == 0
+    assert main(["compare", *words[:-4], "--methods", "best_of_n", "--nfe", "8", "--store", str(tmp_path / "c")]) == 0
+    assert main(["run", "best-of-n", "--reward", f'http("{url}", batchsize=4)']) == 2
+    assert main(["resume", store, "--nfe", "16"]) == 1
+    shown = capsys.readouterr()
+    assert "without what may be secret: say it again with --reward" in shown.err
+    texts = [shown.out, shown.err] + [p.read_bytes().decode("latin1") for p in tmp_path.rglob("*") if p.is_file()]
+    assert not [text for text in texts if PATH in text or QUERY in text]
+    monkeypatch.setenv("SCORER_URL", url)
+    assert main(["resume", store, "--nfe", "16", "--reward", '0.5*http(url_env="SCORER_URL")']) == 0
+    assert main(["resume", store, "--nfe", "24"]) == 0
+    assert set(server.paths) == {f"/hooks/{PATH}/score?key={QUERY}"}
 
 
 def raw(reply: bytes, then: Callable[[socket.socket], None] = lambda _: None) -> Iterator[str]:

@@ -264,7 +264,9 @@ def _parse(spec: str, what: str) -> tuple[ast.expr, dict[str, str]]:
         return ast.parse(text, mode="eval").body, found
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         hint = (
-            f': write diffusers("{spec}", num_steps=50)' if what == "kernel" and "/" in spec and "(" not in spec else ""
+            f': write diffusers("{redacted(spec)}", num_steps=50)'
+            if what == "kernel" and "/" in spec and "(" not in spec
+            else ""
         )
         shown = re.sub(r"[\"'].*", "…", spec, flags=re.DOTALL)  # a string may be secret, and where it ends is not known
         raise SpecError(f"cannot read the {what} {shown!r}: {getattr(error, 'msg', error)}{hint}") from error
@@ -347,7 +349,7 @@ def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]
         return ast.literal_eval(node)
     except ValueError as error:
         raise SpecError(
-            f"cannot read {ast.unparse(node)!r} in a {what}: names, numbers, + - * and calls only"
+            f"cannot read {redacted(ast.unparse(node))!r} in a {what}: names, numbers, + - * and calls only"
         ) from error
 
 
@@ -365,14 +367,16 @@ def _call(node: ast.Call, what: str, names: Mapping[str, Callable[..., Any]]) ->
             raise SpecError(unknown(f"operation of a {what}", node.func.attr, OPERATIONS))
         owner = _value(node.func.value, what, names)
         if not isinstance(owner, Reward):
-            raise SpecError(f"{ast.unparse(node)}: .{node.func.attr} is an operation of rewards")
+            raise SpecError(f"{redacted(ast.unparse(node))}: .{node.func.attr} is an operation of rewards")
         function = getattr(owner, node.func.attr)
     elif isinstance(node.func, ast.Name):
         function = _evaluate(node.func, what, names)
     else:
-        raise SpecError(f"cannot call {ast.unparse(node.func)!r} in a {what}")
+        raise SpecError(f"cannot call {redacted(ast.unparse(node.func))!r} in a {what}")
     if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
-        raise SpecError(f"cannot read {ast.unparse(node)!r} in a {what}: write the settings out, without * and **")
+        raise SpecError(
+            f"cannot read {redacted(ast.unparse(node))!r} in a {what}: write the settings out, without * and **"
+        )
     args = [_value(a, what, names) for a in node.args]
     settings = {k.arg: _value(k.value, what, names) for k in node.keywords if k.arg}
     return _called(function, node, *args, **settings)
