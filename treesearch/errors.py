@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +70,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
+        what = path if error.filename is None else os.fsdecode(error.filename)
         raise StoreError(
-            f"cannot write to {path}: {error.strerror}; the waves recorded so far are safe, "
-            "make room and resume the run"
+            f"cannot write to {what}: {error.strerror}; the waves recorded so far are safe, "
+            f"{'make room' if full else 'mend that'} and resume the run"
         ) from error

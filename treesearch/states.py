@@ -2,28 +2,39 @@
 
 A shard is a valid safetensors file at every moment: its header announces room for about 64 MB of states and the file
 is extended to that length at once (sparse), then rows are written in place. Closing it cuts header and file to the
-rows that it holds. Slot s is row s % rows_per_shard of shard s // rows_per_shard.
+rows that it holds. Slot s is row s % rows_per_shard of shard s // rows_per_shard. The checksum of a state (CRC-32)
+lies with its node, not with the state: one that does not match is damaged, or another run's.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import struct
+import zlib
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from treesearch import files
 from treesearch.errors import StoreError, writing
+from treesearch.tree import NONE
+
+Ids = NDArray[np.int64]
+log = logging.getLogger("treesearch")
 
 SHARD_BYTES = 64 * 2**20
 CHUNK_BYTES = 16 * 2**20
+_NEAR = 2**16  # bytes between rows that are read together with what lies between them
 _HEADER = 512  # bytes of JSON, padded with blanks so that it can be rewritten in place
-_NAMES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -113,14 +124,33 @@ class MemoryStates:
         """Nothing is open."""
 
 
+class LostStates(StoreError):
+    """States that are missing or do not match their checksums.
+
+    Args:
+        folder: of the run.
+        shard: file name of the first of them.
+        slots: places of all that were asked for and lost.
+    """
+
+    def __init__(self, folder: Path, shard: str, slots: NDArray[np.int64]) -> None:
+        self.slots = slots
+        few = ", ".join(map(str, slots[:4])) + (", ..." if len(slots) > 4 else "")
+        super().__init__(
+            f"{folder / shard} is missing or damaged: {len(slots)} states (places {few}) are lost; put back the file"
+        )
+
+
 class ShardStates:
-    """States in `states-00000.safetensors`, ... of a folder.
+    """States in `states-00000.safetensors`, ... of a folder, each verified when it is read.
 
     Args:
         folder: the run folder.
         shape, dtype: of one state.
         used: slots already written (when a run goes on); later rows overwrite what lies behind them.
         shard_bytes: size of a shard.
+        run: the run's id, kept in every shard.
+        look: nothing will be put.
     """
 
     def __init__(
@@ -130,41 +160,70 @@ class ShardStates:
         dtype: torch.dtype,
         used: int = 0,
         shard_bytes: int = SHARD_BYTES,
+        *,
+        run: str = "",
+        look: bool = False,
     ) -> None:
-        self.folder, self.shape, self.dtype, self.used = folder, shape, dtype, used
+        self.folder, self.shape, self.dtype, self.used, self.run = folder, shape, dtype, used, run
         self._row = max(1, int(np.prod(shape)) * dtype.itemsize)
         self.rows = max(1, shard_bytes // self._row)
-        self._open: tuple[int, int] | None = None  # (shard, file descriptor)
+        self._sums = np.zeros(1024, np.uint32)
+        self._own: set[int] = set()  # shards known to be of this run
+        self._open: tuple[int, BinaryIO] | None = None
+        shard, row = divmod(used, self.rows)
+        if row and not look and not self._holds(shard, row):
+            self.used = (shard + 1) * self.rows  # what is lost stays lost: no shard is filled up with zeros
 
     def path(self, shard: int) -> Path:
         """File of a shard."""
         return self.folder / f"states-{shard:05d}.safetensors"
 
+    @property
+    def there(self) -> bool:
+        """Whether the shard that is written to is still in its place."""
+        return self._open is None or files.same(self.path(self._open[0]), self._open[1])
+
     def put(self, x: Tensor) -> NDArray[np.int64]:
-        data = x.detach().to("cpu", self.dtype).contiguous()
+        data = _bytes(x.detach().to("cpu", self.dtype).contiguous())
         slots = np.arange(self.used, self.used + len(x))
+        self.recall(slots, _checksums(data))
         at = 0
         while at < len(x):
             shard, row = divmod(self.used, self.rows)
             n = min(len(x) - at, self.rows - row)
             with writing(self.folder):
-                _write_all(self._descriptor(shard), _bytes(data[at : at + n]), 8 + _HEADER + row * self._row)
+                files.write_at(self._file(shard, row), data[at : at + n].reshape(-1).data, 8 + _HEADER + row * self._row)
             self.used, at = self.used + n, at + n
         return slots
 
     def get(self, slots: NDArray[Any]) -> Tensor:
+        """The rows of the given slots, in order.
+
+        Raises:
+            LostStates: some are missing or damaged.
+        """
         slots = np.asarray(slots, np.int64)
-        out = np.empty((len(slots), self._row), np.uint8)
-        for shard in np.unique(slots // self.rows):
-            rows = np.flatnonzero(slots // self.rows == shard)
-            path = self.path(int(shard))
-            try:
-                file = np.memmap(path, np.uint8, "r", offset=8 + _HEADER)
-            except (OSError, ValueError) as error:
-                raise StoreError(f"{path} is missing or damaged, the states in it cannot be read: {error}") from error
-            count = len(file) // self._row
-            out[rows] = file[: count * self._row].reshape(count, self._row)[slots[rows] % self.rows]
+        out, shard = np.zeros((len(slots), self._row), np.uint8), slots // self.rows
+        bad = (slots < 0) | (slots >= len(self._sums))
+        for number in np.unique(shard[~bad]):
+            at = np.flatnonzero((shard == number) & ~bad)
+            bad[at] = ~self._read(int(number), slots[at] % self.rows, out, at)
+        bad[~bad] = _checksums(out[~bad]) != self._sums[slots[~bad]]
+        if bad.any():
+            raise LostStates(self.folder, self.path(int(shard[bad][0])).name, slots[bad])
         return torch.from_numpy(out).view(self.dtype).reshape(len(slots), *self.shape)
+
+    def recall(self, slots: NDArray[Any], sums: NDArray[np.uint32]) -> None:
+        """Checksums of states, as their nodes' records have them."""
+        if len(slots) and (most := int(slots.max()) + 1) > len(self._sums):
+            grown = np.zeros(max(most, 2 * len(self._sums)), np.uint32)
+            grown[: len(self._sums)] = self._sums
+            self._sums = grown
+        self._sums[slots] = sums
+
+    def sums(self, slots: NDArray[Any]) -> NDArray[np.uint32]:
+        """Checksums of the states in the given slots, 0 for none."""
+        return np.where(slots == NONE, 0, self._sums[slots]).astype(np.uint32)
 
     def drop(self, slots: NDArray[Any]) -> None:
         """Files only grow: what was written stays."""
@@ -173,35 +232,81 @@ class ShardStates:
     def sync(self) -> None:
         """Force written rows to the disk."""
         if self._open is not None:
-            os.fdatasync(self._open[1])
+            files.sync(self._open[1])
 
     def close(self) -> None:
         """Cut the last shard to the rows it holds."""
         if self._open is not None:
-            shard, descriptor = self._open
-            self._announce(descriptor, self.used - shard * self.rows)
-            os.close(descriptor)
+            shard, file = self._open
             self._open = None
+            with writing(self.folder), closing(file):
+                self._announce(file, self.used - shard * self.rows)
 
-    def _descriptor(self, shard: int) -> int:
+    def _read(self, shard: int, rows: NDArray[np.int64], out: NDArray[np.uint8], at: Ids) -> NDArray[np.bool_]:
+        """Rows of a shard into out[at], and which of them are there; neighbours are read together."""
+        there = np.zeros(len(rows), np.bool_)
+        try:
+            with files.reading(self.path(shard)) as file:
+                self._check_own(shard, file)
+                order = np.argsort(rows, kind="stable")
+                near = max(1, _NEAR // self._row)
+                for part in np.split(order, np.flatnonzero(np.diff(rows[order]) > near) + 1):
+                    first, last = int(rows[part[0]]), int(rows[part[-1]])
+                    file.seek(8 + _HEADER + first * self._row)
+                    data = np.frombuffer(file.read((last + 1 - first) * self._row), np.uint8)
+                    whole = data[: len(data) // self._row * self._row].reshape(-1, self._row)
+                    part = part[rows[part] - first < len(whole)]
+                    out[at[part]], there[part] = whole[rows[part] - first], True
+        except OSError as error:
+            log.warning("%s cannot be read: %s", self.path(shard), error.strerror)
+        return there
+
+    def _check_own(self, shard: int, file: BinaryIO) -> None:
+        """Raises:
+        StoreError: the shard says that it is another run's; a header that cannot be read says nothing.
+        """
+        if shard in self._own:
+            return
+        try:
+            found = json.loads(file.read(8 + _HEADER)[8:])["__metadata__"]["run"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            found = self.run
+        if found != self.run:
+            raise StoreError(f"{self.path(shard)} is of another run ({found!r}, not {self.run!r}): put back its own")
+        self._own.add(shard)
+
+    def _holds(self, shard: int, rows: int) -> bool:
+        """Whether a shard is there with so many rows, to be gone on with."""
+        path = self.path(shard)
+        try:
+            with files.reading(path) as file:
+                self._check_own(shard, file)
+                return not path.is_symlink() and os.fstat(file.fileno()).st_size >= 8 + _HEADER + rows * self._row
+        except OSError:
+            return False
+
+    def _file(self, shard: int, row: int) -> BinaryIO:
+        """The shard to write to; one that begins takes the place of whatever has its name."""
         if self._open is not None and self._open[0] == shard:
             return self._open[1]
         if self._open is not None:
-            os.fsync(self._open[1])
-            os.close(self._open[1])
-        descriptor = os.open(self.path(shard), os.O_RDWR | os.O_CREAT, 0o644)
-        self._announce(descriptor, self.rows)
-        self._open = (shard, descriptor)
-        return descriptor
+            with closing(self._open[1]):
+                self.sync()
+            self._open = None
+        file = files.in_place(self.path(shard), new=row == 0)
+        self._open = (shard, file)
+        self._announce(file, self.rows)
+        self._own.add(shard)
+        return file
 
-    def _announce(self, descriptor: int, rows: int) -> None:
+    def _announce(self, file: BinaryIO, rows: int) -> None:
         """Write the header for `rows` states and make the file as long as it says."""
-        entry = {"dtype": _NAMES[self.dtype], "shape": [rows, *self.shape], "data_offsets": [0, rows * self._row]}
-        header = json.dumps({"states": entry}).encode()
+        entry = {"dtype": DTYPES[self.dtype], "shape": [rows, *self.shape], "data_offsets": [0, rows * self._row]}
+        header = json.dumps({"__metadata__": {"run": self.run}, "states": entry}).encode()
         if len(header) > _HEADER:
             raise StoreError(f"a state of {len(self.shape)} axes needs a longer header than {_HEADER} bytes")
-        _write_all(descriptor, struct.pack("<Q", _HEADER) + header.ljust(_HEADER), 0)
-        os.ftruncate(descriptor, 8 + _HEADER + rows * self._row)
+        files.write_at(file, struct.pack("<Q", _HEADER) + header.ljust(_HEADER), 0)
+        file.truncate(8 + _HEADER + rows * self._row)
 
 
 def index(rows: NDArray[np.int64]) -> slice | Tensor:
@@ -211,12 +316,20 @@ def index(rows: NDArray[np.int64]) -> slice | Tensor:
     return slice(first, first + n) if together else torch.from_numpy(rows)
 
 
-def _bytes(data: Tensor) -> bytes:
-    return data.reshape(len(data), -1).view(torch.uint8).numpy().tobytes()
+def forget(slot: NDArray[Any], lost: LostStates) -> int:
+    """Strike lost states from a tree's `slot`, as if they had not been kept; how many there were."""
+    gone = np.isin(slot, lost.slots) & (slot != NONE)
+    slot[gone] = NONE
+    return int(gone.sum())
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _bytes(data: Tensor) -> NDArray[np.uint8]:
+    """Rows (n, *state) as bytes (n, row)."""
+    return data.reshape(len(data), math.prod(data.shape[1:])).view(torch.uint8).numpy()
+
+
+def _checksums(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """CRC-32 of each row of bytes."""
+    n, size = rows.shape
+    view = memoryview(rows.reshape(-1))
+    return np.fromiter((zlib.crc32(view[i : i + size]) for i in range(0, n * size, size)), np.uint32, n)
