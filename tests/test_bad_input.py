@@ -24,7 +24,7 @@ from backends.base import Gaussian
 from backends.gaussian import LinearGaussian
 from rewards.analytic import linear
 from rewards.base import Reward, RewardError
-from treesearch import runs
+from treesearch import files, runs
 
 T = 5
 KERNEL = LinearGaussian(num_steps=T)
@@ -332,22 +332,26 @@ def waves(store: Path) -> list[int]:
 
 @pytest.mark.parametrize("method", [TREE, ts.DiffusionTreeSearch(wave=4, lag=1), ts.FeynmanKac(num_particles=16)])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_a_damaged_log_goes_on_from_its_last_whole_wave(store: Path, method: object, damage: str) -> None:
+def test_a_log_damaged_in_its_last_block_goes_on_from_the_wave_before(
+    store: Path, method: object, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     straight = search(method=method)
     search(method=method, store=store)
     ends, log = waves(store), store / "tree.bin"
-    data = bytearray(log.read_bytes())
-    at = ends[2] + 40  # inside the fourth block
+    data, at = bytearray(log.read_bytes()), ends[-2] + 40
     if damage == "flip":
         data[at] ^= 1
     else:
         del data[at:]
     log.write_bytes(data)
-    assert waves(store) == ends[:3]
+    assert waves(store) == ends[:-1]
     again = resume(store)
     same(again, straight)
     assert (again.cost.nfe, again.cost.reward_calls) == (straight.cost.nfe, straight.cost.reward_calls)
     assert len(waves(store)) == len(ends)
+    (kept,) = store.glob("tree-cut-*.bin")
+    assert kept.read_bytes() == data[ends[-2] :]
+    assert f"the {len(data) - ends[-2]} bytes of an interrupted one behind it are cut" in caplog.text
     assert len((store / "events.jsonl").read_text().splitlines()) >= len(ends)
 
 
@@ -357,7 +361,10 @@ def test_a_damaged_log_goes_on_from_its_last_whole_wave(store: Path, method: obj
         (lambda path: (path / "run.json").unlink(), "holds no run: there is no run.json in it"),
         (lambda path: (path / "run.json").write_text('{"format": 1,'), "run.json cannot be read"),
         (lambda path: (path / "run.json").write_text("[]"), "run.json cannot be read: it is no JSON object"),
-        (lambda path: edit(path, format=99), "has format 99, this version reads format 1: use its version"),
+        (
+            lambda path: edit(path, format=99),
+            r"has format 99 \(treesearch .*\), this version reads format 2: use the version that wrote it",
+        ),
         (lambda path: edit(path, drop="seed"), "run.json lacks 'seed': it is damaged"),
         (lambda path: edit(path, method={"name": "MagicSearch"}), "unknown method 'MagicSearch'"),
         (
@@ -365,8 +372,7 @@ def test_a_damaged_log_goes_on_from_its_last_whole_wave(store: Path, method: obj
             "BestOfN has settings this version does not know",
         ),
         (lambda path: (path / "tree.bin").unlink(), "has no readable tree.bin: No such file"),
-        (lambda path: (path / "tree.bin").write_bytes(b"not a log"), "tree.bin is no tree log of format 1"),
-        (lambda path: (path / "states-00000.safetensors").unlink(), "states-00000.safetensors is missing or damaged"),
+        (lambda path: (path / "tree.bin").write_bytes(b"not a log"), "tree.bin is no tree log of format 2"),
     ],
 )
 def test_a_folder_that_is_no_good_run(store: Path, spoil_folder: Callable[[Path], object], message: str) -> None:
@@ -475,7 +481,7 @@ def test_two_processes_on_one_run(store: Path) -> None:
 
 
 FILES = {
-    "states": (os, "pwrite"),
+    "states": (files, "write_at"),
     "log": (os, "fdatasync"),
     "events": (runs.Run, "event"),
     "run": (runs, "write_json"),
@@ -494,7 +500,7 @@ def test_a_full_disk_keeps_the_waves_before_it(store: Path, monkeypatch: pytest.
                 patch.undo()
                 if file == "events":
                     args[0]._events.close()
-                    args[0]._events = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closed with the run
+                    args[0]._events = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - closed with the run
                     return args[0].event(args[1])
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

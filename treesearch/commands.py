@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from rewards.base import Reward, RewardError, as_reward
 from rewards.redact import STRUCK
-from treesearch import __version__, certificate, loop, plots, probe, report, runs, specs
+from treesearch import __version__, certificate, files, loop, plots, probe, report, runs, specs
 from treesearch import trust as trusting
 from treesearch.budget import INFINITE, Budget
 from treesearch.citations import bibtex
@@ -382,7 +382,7 @@ class Compare(Command):
                     told |= beside(task, also) | {"certificate": task.certificate(also).asdict()}
         runs.write_json(folder / "summary.json", found)
         records = [{"method": name, **task, **results[name].cost.as_dict()} for name in results for task in found[name]]
-        (folder / "comparison.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        files.write_text(folder / "comparison.jsonl", "".join(json.dumps(record) + "\n" for record in records))
         columns = report.COLUMNS if also is None else (*report.COLUMNS, f"{also.name}, best", "draws")
         lines = [row for name, r in results.items() for row in report.rows(name, found[name], r.cost)]
         if also is not None:
@@ -452,9 +452,9 @@ class Ls(Command):
     def _line(path: Path) -> dict[str, Any]:
         """A run's line; of one that cannot be read its error, so that it hides none of the others."""
         try:
-            config, last = runs.read_config(path), None
-            for block, _ in runs.read_blocks(path):
-                last = block.meta["history"]
+            config = runs.read_config(path)
+            blocks, _ = runs.read_log(path, config)
+            last = blocks[-1].meta["history"] if blocks else None
             best = last["best_reward"] if last else None
             return {
                 "run": str(path),
@@ -607,7 +607,9 @@ class Export(Command):
                 raise TreeSearchError("the samples of this run are no images: export npz")
             if self.to == "npz":
                 rewards, log_weights = task.rewards.numpy(), task.log_weights.numpy()
-                np.savez_compressed(out, samples=np.asarray(task.samples), rewards=rewards, log_weights=log_weights)
+                samples = np.asarray(task.samples)
+                with files.replacing(out) as scratch, open(scratch, "wb") as file:
+                    np.savez_compressed(file, samples=samples, rewards=rewards, log_weights=log_weights)
         say(out)
         return 0
 
@@ -632,7 +634,7 @@ class Export(Command):
         kernel, result = self._result()
         name = Path(self.path).resolve().name + ("" if self.task is None else f"-task{self.task}")
         chosen = {what: getattr(self, what) for what in ("task", "draws", "best", "observation", "action")}
-        folder = self.out or Path(self.path) / "minari" / minari.named(name)
+        folder = self.out or files.subfolder(Path(self.path) / "minari") / minari.named(name)
         out = minari.write_minari(result, folder, kernel, **chosen)
         say(f"{out}\nload it with MINARI_DATASETS_PATH={out.resolve().parent} and minari.load_dataset({out.name!r})")
         return 0
@@ -770,8 +772,7 @@ def load(command: Mapping[str, str], workers: Workers | None = None) -> tuple[An
 
 def begin(session: Session, path: Path, command: Mapping[str, str]) -> None:
     """Start a new run in a folder, which keeps how to make its kernel and reward."""
-    session.start(path)
-    runs.write_json(path / COMMAND, kept(command))
+    session.start(path, {COMMAND: kept(command)})
 
 
 def kept(command: Mapping[str, str]) -> dict[str, Any]:
@@ -795,6 +796,8 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
     for task in found["tasks"]:
         for warning in task["warnings"]:
             say(f"  note: {warning}")
+    if session.lost is not None:
+        return 1
     say(path / "README.md")
     return 0
 
@@ -807,9 +810,10 @@ def finish(session: Session, path: Path, name: str, command: Mapping[str, str], 
         result = session.result()
         found = report.summary(result)
         progress.settle(sum(task["ess"] for task in found))
+    if session.lost is not None:
+        return result  # there is no folder to write to
     runs.write_json(path / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
-    outputs = path / "outputs"
-    outputs.mkdir(exist_ok=True)
+    outputs = files.subfolder(path / "outputs")
     pictures = []
     for i, task in enumerate(result.tasks):
         if contact_sheet(task, outputs / f"task{i}.png") is not None:
@@ -910,8 +914,8 @@ def read_command(path: Path) -> dict[str, str]:
             f"--kernel and --reward, or use treesearch.resume({str(path)!r}, kernel, reward)"
         )
     try:
-        with open(file, "rb") as opened:
-            found = json.loads(opened.read(COMMAND_BYTES))
+        with files.reading(file, COMMAND_BYTES) as opened:
+            found = json.loads(opened.read())
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{file} cannot be read: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(found.get(k), str) for k in ("kernel", "reward")):
@@ -922,7 +926,7 @@ def read_command(path: Path) -> dict[str, str]:
 def read_result_of(path: str | Path) -> tuple[dict[str, Any], SearchResult]:
     """Configuration and result of a run folder, without its kernel: everything but the decoded samples."""
     config = runs.read_config(path)
-    return config, read_result(config, [block for block, _ in runs.read_blocks(Path(path))])
+    return config, read_result(config, runs.read_log(Path(path), config)[0])
 
 
 def _brief(error: Exception) -> str:

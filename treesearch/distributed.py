@@ -41,10 +41,10 @@ from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_te
 from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
 from treesearch.engine import Arrival, Ids, Leg, Segments, decode, leg, sideways, without_graph
 from treesearch.engine import encode as encode_prompts
-from treesearch.errors import KernelError, TreeSearchError, choose, ended
+from treesearch.errors import KernelError, StoreError, TreeSearchError, choose, ended
 from treesearch.interrupts import interrupts_deferred
 from treesearch.specs import Recipe, place
-from treesearch.states import StateStore
+from treesearch.states import LostStates, StateStore, forget
 from treesearch.tree import NONE, ROOT, Tree
 
 log = logging.getLogger("treesearch")
@@ -960,6 +960,8 @@ class RayEngine:
 
     def path(self, task: int, node: int, above: int) -> torch.Tensor:
         """The state of a node, computed again from the stored state of its ancestor `above` or (the root) the prior."""
+        if self not in self.pool.engines:
+            raise StoreError(f"node {node} of task {task} is to be computed again, but its workers are gone: resume")
         tree, legs = self.trees[task], self._legs(task, node, above)
         x = None if above == ROOT else as_numpy(self.states.get(tree.slot[[above]])[0])
         pool = self.pool
@@ -1149,7 +1151,11 @@ class RayEngine:
         states = None
         if from_state.any():
             slots, start[from_state] = np.unique(slot[from_state], return_inverse=True)
-            states = as_numpy(self.states.get(slots))
+            try:
+                states = as_numpy(self.states.get(slots))
+            except LostStates as lost:
+                forget(lost, [tree.slot for tree in self.trees])
+                return self._bundle(actor, parts)
         kept = np.where(here[:, None], kept[:, 1:], NONE)
         return Bundle(
             number=next(self._numbers),

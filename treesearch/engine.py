@@ -32,7 +32,7 @@ from rewards.base import Reward, RewardError, flat
 from treesearch.budget import Cost
 from treesearch.errors import KernelError
 from treesearch.noise import normals
-from treesearch.states import StateStore, index
+from treesearch.states import StateStore, index, recovered
 from treesearch.tree import NONE, ROOT, Tree
 
 Ids = NDArray[np.int64]
@@ -630,7 +630,15 @@ class Engine:
         """Nothing is open."""
 
     def _fetch(self, trees: Nodes, task: int, nodes: Ids) -> Tensor:
-        """States of nodes, recomputed along their path where they are not stored."""
+        """States of nodes, recomputed along their path where they are not stored or were lost."""
+        return recovered(lambda: self._gather(trees, task, nodes), [trees[task].slot])
+
+    def _gather(self, trees: Nodes, task: int, nodes: Ids) -> Tensor:
+        """States of nodes, recomputed along their path where they are not stored.
+
+        Raises:
+            LostStates: some that should be stored are not.
+        """
         tree = trees[task]
         if (tree.slot[nodes] != NONE).all():
             return self.states.get(tree.slot[nodes])

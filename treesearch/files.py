@@ -101,10 +101,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace a text file atomically."""
-    with replacing(path) as scratch, open(scratch, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as scratch:
+        descriptor = os.open(scratch, os.O_WRONLY | _COMMON)
+        try:
+            view = memoryview(text.encode())
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

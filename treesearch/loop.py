@@ -137,8 +137,9 @@ def open_session(
     workers: Workers | None = None,
     look: bool = False,
 ) -> Session:
-    """A session that stands where a run folder's log ends; see `resume`. `look` is for reading only."""
-    run, blocks = runs.Run.open(store)
+    """A session that stands where a run folder's log ends; see `resume`. `look` is for reading only: it takes no lock
+    and changes nothing."""
+    run, blocks = runs.Run.open(store, look=look)
     session = None
     try:
         config = run.config
@@ -154,7 +155,7 @@ def open_session(
             )
         if not look:
             session.verify()
-            run.save(status="running", budget=asdict(budget), options=asdict(options))
+            run.go_on(status="running", budget=asdict(budget), options=asdict(options))
     except BaseException:
         run.close(run.config["status"])
         if session is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.errors import missing
+from treesearch.files import replacing
 from treesearch.text import label
 from treesearch.tree import Tree
 
@@ -128,7 +129,8 @@ def grid(samples: Any, path: str | Path, columns: int = 8, scale: int = 2) -> Pa
         sheet[:, y : y + height, x : x + width] = image
     pixels = (sheet.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    with replacing(path) as scratch:
+        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(scratch)
     return Path(path)
 
 
@@ -144,8 +146,8 @@ def _pyplot() -> Any:
 
 
 def _save(plt: Any, figure: Any, path: str | Path) -> Path:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), replacing(path) as scratch:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for the letter
-        figure.savefig(path, dpi=140)
+        figure.savefig(scratch, dpi=140, format=scratch.suffix[1:] or "png")
     plt.close(figure)
     return Path(path)

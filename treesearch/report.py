@@ -16,6 +16,7 @@ from typing import Any
 
 from treesearch import certificate
 from treesearch.budget import Cost
+from treesearch.files import write_text
 from treesearch.result import SearchResult, TaskResult
 from treesearch.session import Snapshot
 from treesearch.text import code, markdown, plain, printable
@@ -204,13 +205,13 @@ def card(
         for name, found in certificates.items()
     )
     shown = "\n\n".join(f"![{markdown(caption)}]({file})\n\n{markdown(caption)}" for file, caption in pictures)
-    path.joinpath("README.md").write_text(
+    write_text(
+        path / "README.md",
         f"# {markdown(title)}\n\n{asked}\n\n{markdown_table(lines, columns)}\n\n"
         "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
         "ESS is the effective number of samples among the weights. Roots: distinct draws of x_T among the samples "
         f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"
         f"{shown}\n",
-        encoding="utf-8",
     )
 
 

@@ -20,6 +20,7 @@ import io
 import json
 import logging
 import os
+import reprlib
 import secrets
 import struct
 import threading
@@ -30,7 +31,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -100,7 +101,6 @@ CONFIG = record(
                 "cost": _COST,
             }
         ),
-        "verified": whole(),
         "options": record(
             {"batch_size": whole(1), "keep_states": one_of("all", "frontier", "none"), "batch_invariant": flag},
             rest=plain(4),
@@ -111,6 +111,7 @@ CONFIG = record(
         "departs": text(),
         "closed": text(64),
         "out_of_time": flag,
+        "memory": whole(),
         "waves": whole(),  # at least so many are in tree.bin
     },
     rest=plain(16),
@@ -184,7 +185,7 @@ class Run:
         self.config: dict[str, Any] = {}
         self.states: ShardStates | None = None
         self._blocks: list[Block] = []
-        self._waves = 0
+        self._waves, self._end = 0, len(_MAGIC)
         self._log: BinaryIO | None = None
         self._events: BinaryIO | None = None
         self._lock: _Lock | None = None
@@ -231,15 +232,19 @@ class Run:
             if not look:
                 run._lock = _Lock(run.path)
                 run.config = read_config(path)  # another process may have closed it since
-            run._blocks, end = read_log(run.path, run.config)
+            run._blocks, run._end = read_log(run.path, run.config)
             run._waves = len(run._blocks)
             if not look:
                 with run._guard():
                     run._open_files()
-                    run._cut(end)
-                    run.config["waves"] = run._waves
             undo.pop_all()
         return run, run._blocks
+
+    def go_on(self, **changes: Any) -> None:
+        """Begin to write to an opened run: what is left of an interrupted wave is cut off, and run.json renewed."""
+        with self._guard():
+            self._cut(self._end)
+        self.save(waves=self._waves, **changes)
 
     def open_states(self, shape: tuple[int, ...], dtype: torch.dtype, used: int) -> ShardStates:
         """The run's states, with `used` slots written."""
@@ -300,6 +305,12 @@ class Run:
             if self.there:
                 self.save(status=status, closed=_now(), waves=self._waves)
 
+    def leave(self) -> None:
+        """Let go of a folder that is not there any more."""
+        if self.states is not None:
+            self.states.leave()
+        self._let_go()
+
     def _let_go(self) -> None:
         """Close the files and give the lock back."""
         with ExitStack() as ending:
@@ -344,7 +355,7 @@ class _Lock:
         StoreError: it is held already, or cannot be had here.
     """
 
-    _held: set[str] = set()
+    _held: ClassVar[set[str]] = set()
     _mutex = threading.Lock()
 
     def __init__(self, path: Path) -> None:
@@ -479,7 +490,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         if size > _STATE_BYTES:
             raise schema.refused(config["state_shape"], "run.json.state_shape", f"states of up to {_STATE_BYTES} bytes")
     except ValueError as error:
-        raise StoreError(f"{file}: {error}: it is damaged, put back the file as it was written") from error
+        raise StoreError(
+            f"{file}: {error}: it is damaged or of another version: put back the file as it was written"
+        ) from error
     return config
 
 
@@ -493,7 +506,8 @@ def _check_format(path: str | os.PathLike[str], config: dict[str, Any]) -> None:
     by = versions.get("treesearch") if isinstance(versions, dict) else None
     wrote = f" (treesearch {by[:40]})" if isinstance(by, str) else ""
     raise StoreError(
-        f"{path} has format {schema.reprlib.repr(found)}{wrote}, this version reads format {FORMAT}: use the version that wrote it"
+        f"{path} has format {reprlib.repr(found)}{wrote}, this version reads format {FORMAT}: use the version that "
+        "wrote it"
     )
 
 
@@ -590,8 +604,8 @@ def _check_last(path: Path, file: BinaryIO, at: int, size: int, wave: int, waves
         return
     behind = "" if follows is None else f"; further blocks follow at byte {follows}"
     raise StoreError(
-        f"{path}/tree.bin is damaged: block {wave} (byte {at}) {why}{behind}. Put back a copy of the file; or keep one, "
-        f"cut this one to {at} bytes, and resume: waves {wave} and later are done again"
+        f"{path}/tree.bin is damaged: block {wave} (byte {at}) {why}{behind}. Put back a copy of the file; or keep "
+        f"one, cut this one to {at} bytes, and resume: waves {wave} and later are done again"
     )
 
 
@@ -602,7 +616,7 @@ def _next_block(file: BinaryIO, at: int, size: int, wave: int) -> int | None:
     """
     file.seek(at)
     data, budget = _read(file, min(size - at, _SEARCHED)), 4 * _SEARCHED
-    found = data.find(_MARK, 1)
+    found = data.find(_MARK)
     while found >= 0:
         budget -= 2**12
         if budget < 0:
@@ -611,7 +625,7 @@ def _next_block(file: BinaryIO, at: int, size: int, wave: int) -> int | None:
             _, number, text, nodes, hits, crc = _BLOCK.unpack_from(data, found)
             length = text + nodes * NODE.itemsize + hits * HIT.itemsize
             start = found + _BLOCK.size
-            if number > wave and 0 < text and start + length <= len(data):
+            if number > wave and text > 0 and start + length <= len(data):
                 budget -= length
                 head = data[found : start - _CRC]
                 if zlib.crc32(memoryview(data)[start : start + length], zlib.crc32(head)) == crc:
@@ -690,6 +704,27 @@ def _check_nodes(path: Path, top: int, tasks: int, blocks: list[Block], ends: ND
         inside &= (hits["leaf"] >= 1) & (hits["leaf"] <= sizes[of])
         if not inside.all() or (t[order[starts[of] + hits["leaf"] - 1]] != 0).any():
             _refuse(path, block.wave, "hits name nodes that are no leaves")
+
+
+def check_state(state: dict[str, Any], like: dict[str, Any], nodes: int) -> None:
+    """A search's recorded state: names and kinds as its own, numbers that its tree can have come to.
+
+    Args:
+        like: the state of a fresh search of the same method.
+        nodes: of the tree.
+
+    Raises:
+        ValueError: it differs.
+    """
+    kinds: dict[type, schema.Check] = {
+        int: whole(),
+        list: several(several(several(whole(0, 2**31), 2, 2), 1, nodes), 0, nodes),
+        type(None): maybe(several(number(0.0), 1, STEPS + 2)),
+    }
+    record({name: kinds[type(value)] for name, value in like.items()})(state, "state")
+    for name, value in like.items():
+        if type(value) is list and sum(count for group in state[name] for _, count in group) > nodes:
+            raise schema.refused(state[name], f"state.{name}", f"groups of at most {nodes} in all")
 
 
 def _refuse(path: Path, block: int, what: str) -> NoReturn:

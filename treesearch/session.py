@@ -8,13 +8,14 @@ while some task has work:
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.population import planned_memory
 from treesearch.noise import root_key
 from treesearch.result import Absent, SearchResult, TaskResult
-from treesearch.states import MemoryStates, StateStore
+from treesearch.states import LostStates, MemoryStates, StateStore, forget, recovered
 from treesearch.tree import NONE, ROOT, Tree
 from treesearch.weights import ess
 
@@ -234,6 +235,7 @@ class Session:
         self.doubts: list[str] = []  # what resuming could not make sure of
         self._inner: dict[int, NDArray[np.int64]] = {}  # by task: nodes above t = 0 whose states are kept
         self._stopped = False
+        self.lost: str | None = None  # what became of a run folder that is gone
         self._seconds = 0.0  # of earlier sessions
         self._out_of_time = False
         self._began = time.perf_counter()
@@ -244,17 +246,26 @@ class Session:
 
     @without_graph()
     @interrupts_unwrapped()
-    def start(self, store: str | os.PathLike[str] | None) -> None:
-        """Check the budget, resolve λ, open the run folder, start the searches."""
+    def start(self, store: str | os.PathLike[str] | None, beside: Mapping[str, Any] | None = None) -> None:
+        """Check the budget, resolve λ, open the run folder, start the searches.
+
+        Args:
+            store: the run folder, None to keep nothing.
+            beside: further JSON documents for it, by file name.
+        """
         self.check_budget()
         self._conditioning()  # refuses prompts before a folder is made
         if self.method.lam == AUTO:
-            if store is not None and (runs.Path(store) / "run.json").exists():
-                runs.Run.create(store, {})  # refuses before the pilot is paid for
+            if store is not None:
+                runs.check_vacant(store)  # refuses before the pilot is paid for
             self._pilot()
         if store is not None:
-            self.run = runs.Run.create(store, self.config())
-        self._begin(self._states(0), 0)
+            self.run = runs.Run.create(store, self.config(), beside)
+        try:
+            self._begin(self._states(0), 0)
+        except BaseException:
+            self.close("interrupted")
+            raise
 
     def check_budget(self) -> None:
         """Raises:
@@ -340,14 +351,17 @@ class Session:
         """
         if self.spec.fingerprint is None:
             self._verify_kernel()
-        self._verify_reward()
+        while True:
+            try:
+                return self._verify_reward()
+            except LostStates as lost:
+                forget(lost, self._slots_of())
 
     def _verify_kernel(self) -> None:
         """Walk the cheapest stored edge again."""
-        found = [(path, task) for task in range(self.num_tasks) if (path := self._cheapest_path(task))]
-        if not found:
+        if not (found := self._cheapest()):
             return
-        (_, node, above), task = min(found)
+        _, node, above, task = found
         again = self.engine.path(task, node, above)
         stored = self.states.get(self.searches[task].tree.slot[[node]])[0]
         if not torch.allclose(again.cpu().double(), stored.cpu().double(), rtol=1e-3, atol=1e-3):
@@ -393,6 +407,33 @@ class Session:
         task = np.concatenate([np.full(len(leaves), i) for i, _, leaves in found])
         node = np.concatenate([leaves for _, _, leaves in found])
         return task, node, np.concatenate([tree.reward[leaves] for _, tree, leaves in found])
+
+    def _cheapest(self) -> tuple[int, int, int, int] | None:
+        """(NFE, node, stored ancestor or the root, task) of the cheapest walk between stored states that are whole.
+
+        Raises:
+            StoreError: all are lost.
+        """
+        stored = any((search.tree.slot != NONE).any() for search in self.searches)
+        while found := [(*path, task) for task in range(self.num_tasks) if (path := self._cheapest_path(task))]:
+            _, node, above, task = cheapest = min(found)
+            slot = self.searches[task].tree.slot[[node, above]]
+            try:
+                self.states.get(slot[slot != NONE])
+            except LostStates as lost:
+                forget(lost, self._slots_of())
+            else:
+                return cheapest
+        if stored and not any((search.tree.slot != NONE).any() for search in self.searches):
+            raise StoreError(
+                f"{self.run.path if self.run else 'the run'}: every state is lost, and the kernel has no fingerprint: "
+                "nothing shows that it is the run's own; put back the states"
+            )
+        return None
+
+    def _slots_of(self) -> list[NDArray[Any]]:
+        """Places of the states of every tree."""
+        return [search.tree.slot for search in self.searches]
 
     def _cheapest_path(self, task: int) -> tuple[int, int, int] | None:
         """(NFE, node, stored ancestor or the root) of the cheapest walk between stored states."""
@@ -554,6 +595,10 @@ class Session:
             for search in self.searches:
                 if search.status == Status.RUNNING and not search.busy:
                     search.status, self._out_of_time = Status.BUDGET, True
+        if self.lost is not None:
+            for search in self.searches:
+                if search.status == Status.RUNNING and not search.busy:
+                    search.status = Status.STOPPED
 
     def _backlog(self) -> float:
         """Seconds before new work would begin; the first work of all is asked in any case."""
@@ -604,15 +649,27 @@ class Session:
         if workers := self.engine.summary():
             record["workers"] = workers
         self.history.append(record)
-        if self.run is not None:
+        if self.run is not None and self.lost is None:
             self._write(self.run, wave, record)
         return Snapshot(wave.number, self._best, self.cost.copy(), record, self.result, self.budget.nfe, self.stop)
 
     def _write(self, run: runs.Run, wave: Wave, record: dict[str, Any]) -> None:
+        if not run.there:
+            self._lose(run)
+            return
         nodes = np.concatenate([runs.records(i, s.tree, *wave.bounds[i]) for i, s in enumerate(self.searches)])
         self._slots = max(self._slots, int(nodes["slot"].max(initial=-1)) + 1)
         meta = {"history": record, "cost": self.cost.as_dict(), "searches": wave.states, "slots": self._slots}
         run.write(runs.Block(wave.number, meta, nodes, np.concatenate(wave.hits)))
+
+    def _lose(self, run: runs.Run) -> None:
+        """The run folder is gone: ask for nothing new, and leave the result to the caller."""
+        self.lost = (
+            f"{run.path} was removed, moved or replaced while the search ran: it stopped there, and what it found is "
+            "in this result alone"
+        )
+        logging.getLogger("treesearch").warning(self.lost)
+        run.leave()
 
     def _ess_now(self) -> float:
         """ESS of the leaves, summed over tasks; for a growing tree as of the last time it had grown by 10 %."""
@@ -643,10 +700,12 @@ class Session:
             if self.spec.departs is not None:
                 readout.warnings.append(self.spec.departs)
             readout.warnings += [UNPROMPTED] * self.unprompted + self.doubts
-            fetch = self._fetcher(search)
+            if self.lost is not None:
+                readout.warnings.append(self.lost)
+            fetch = self._fetcher(i)
             context = self._context(config, i)
             tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, fetch, context))
-        store = None if self.run is None else str(self.run.path)
+        store = None if self.run is None or self.lost is not None else str(self.run.path)
         return SearchResult(tasks, self.cost.copy(), list(self.history), store)
 
     def _context(self, config: dict[str, Any], task: int) -> Context:
@@ -661,17 +720,38 @@ class Session:
             out_of_time=self._out_of_time or (saved.get("status") != "running" and saved.get("out_of_time", False)),
         )
 
-    def _fetcher(self, search: Search) -> Callable[[NDArray[np.int64]], Any]:
-        """Decodes nodes of one tree, in batches."""
+    def _fetcher(self, task: int) -> Callable[[NDArray[np.int64]], Any]:
+        """Decodes nodes of one tree, in batches; states that were lost are computed again."""
 
         def fetch(nodes: NDArray[np.int64]) -> Any:
             size, parts = self.options.batch_size, []
             for at in range(0, max(len(nodes), 1), size):
-                x = self.states.get(search.tree.slot[nodes[at : at + size]]).to(self.spec.device)
+                some = nodes[at : at + size]
+                x = recovered(lambda some=some: self._stored(task, some), self._slots_of()).to(self.spec.device)
                 parts.append(decode(self.kernel, x))
             return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]
 
         return fetch
+
+    def _stored(self, task: int, nodes: NDArray[np.int64]) -> Tensor:
+        """States of nodes of one tree; those that are not stored are computed again from their keys.
+
+        Raises:
+            LostStates: some that should be stored are not.
+        """
+        tree = self.searches[task].tree
+        kept = tree.slot[nodes] != NONE
+        found = self.states.get(tree.slot[nodes[kept]])
+        if kept.all():
+            return found
+        out = found.new_empty((len(nodes), *self.spec.state_shape))
+        out[torch.from_numpy(kept)] = found
+        for i in np.flatnonzero(~kept):
+            above = int(tree.parent[nodes[i]])
+            while above != ROOT and tree.slot[above] == NONE:
+                above = int(tree.parent[above])
+            out[int(i)] = self.engine.path(task, int(nodes[i]), above).to(out.device)
+        return out
 
     def _begin(self, states: StateStore, slots: int) -> None:
         """Start every task's search on what the pilot left of the budget."""
@@ -786,21 +866,42 @@ def _merge(number: int, waves: Sequence[Wave]) -> Wave:
 def rebuild(
     searches: Sequence[Search], blocks: list[runs.Block], lag: int
 ) -> tuple[list[tuple[int, Segments]], list[NDArray[np.float64]]]:
-    """Fill fresh searches from recorded waves; with a lag, returns the last wave's leaves and rewards, untold."""
+    """Fill fresh searches from recorded waves; with a lag, returns the last wave's leaves and rewards, untold.
+
+    Raises:
+        StoreError: the records are none that the searches would have left.
+    """
     nodes, hits = np.concatenate([b.nodes for b in blocks]), np.concatenate([b.hits for b in blocks])
     late = blocks[-1].nodes[: len(blocks[-1].nodes) * lag]
+    order = np.argsort(nodes["task"], kind="stable")
+    bounds = np.searchsorted(nodes["task"][order], np.arange(len(searches) + 1))
     work, known = [], []
     for task, search in enumerate(searches):
-        runs.grow(search.tree, nodes[nodes["task"] == task])
-        leaves = np.flatnonzero(search.tree.t == 0)
-        # With a lag, the straight run had selected the next wave before the last one was told.
-        untold = leaves[leaves >= len(search.tree) - np.count_nonzero(late["task"] == task)]
-        known.append(search.tree.reward[untold].copy())
-        work.append((task, Segments(untold, untold, untold)))
-        search.tree.reward[untold] = np.nan
-        ends = np.concatenate([leaves, hits["leaf"][hits["task"] == task]])
-        search.restore(blocks[-1].meta["searches"][task], ends)
+        with _replayed(task):
+            runs.grow(search.tree, nodes[order[bounds[task] : bounds[task + 1]]])
+            leaves = np.flatnonzero(search.tree.t == 0)
+            # With a lag, the straight run had selected the next wave before the last one was told.
+            untold = leaves[leaves >= len(search.tree) - np.count_nonzero(late["task"] == task)]
+            known.append(search.tree.reward[untold].copy())
+            work.append((task, Segments(untold, untold, untold)))
+            search.tree.reward[untold] = np.nan
+            ends = np.concatenate([leaves, hits["leaf"][hits["task"] == task]])
+            state = blocks[-1].meta["searches"][task]
+            runs.check_state(state, search.state(), len(search.tree))
+            search.restore(state, ends)
     return work, known
+
+
+@contextmanager
+def _replayed(task: int) -> Iterator[None]:
+    """Turns what a method makes of records that it did not write into a StoreError."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"the records of task {task} are none that this method leaves ({error or type(error).__name__}): the run "
+            "is damaged, or was made by something else"
+        ) from error
 
 
 def read_trees(config: dict[str, Any], blocks: list[runs.Block]) -> tuple[list[Tree], list[dict[str, Any]]]:
@@ -816,7 +917,10 @@ def read_result(config: dict[str, Any], blocks: list[runs.Block]) -> SearchResul
     spec = Spec(config["num_steps"], shape, shape, noisy, torch.device("cpu"), torch.float32, None, 1)
     method = build_method(config["method"])
     each = config.get("memory", MEMORY) // len(prompts)
-    searches = [method.start(Problem(i, spec, root_key(config["seed"], i), Share(), each)) for i in range(len(prompts))]
+    with _replayed(0):
+        searches = [
+            method.start(Problem(i, spec, root_key(config["seed"], i), Share(), each)) for i in range(len(prompts))
+        ]
     if blocks:
         rebuild(searches, blocks, 0)
     over, late = config["status"] == "finished", config.get("out_of_time", False)
@@ -836,12 +940,22 @@ def build_method(config: dict[str, Any]) -> Method:
     """A method from its saved name and fields.
 
     Raises:
-        StoreError: a method or a field that this version does not know.
+        StoreError: a method or a field that this version does not know, or a value that the method refuses.
     """
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "name"}
-    if config["name"] not in METHODS:
-        raise StoreError(unknown("method", config["name"], METHODS))
+    name, given = config["name"], {k: v for k, v in config.items() if k != "name"}
+    if name not in METHODS:
+        raise StoreError(unknown("method", name, METHODS))
+    known = [f.name for f in fields(METHODS[name])]
+    if foreign := sorted(set(given) - set(known)):
+        raise StoreError(
+            f"the run's {name} has settings this version does not know ({', '.join(foreign)}): use the version that "
+            "wrote it"
+        )
+    if missing := [f for f in known if f not in given]:
+        raise StoreError(
+            f"the run's {name} lacks {', '.join(missing)}: an older version wrote it (use that one), or it is damaged"
+        )
     try:
-        return METHODS[config["name"]](**fields)
-    except TypeError as error:
-        raise StoreError(f"the run's {config['name']} has settings this version does not know: {error}") from error
+        return METHODS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StoreError(f"the run's {name} cannot be made: {error}") from error

@@ -14,7 +14,8 @@ import math
 import os
 import struct
 import zlib
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -130,15 +131,12 @@ class LostStates(StoreError):
     Args:
         folder: of the run.
         shard: file name of the first of them.
-        slots: places of all that were asked for and lost.
+        slots: places of all that is lost in the shards of those that were asked for.
     """
 
     def __init__(self, folder: Path, shard: str, slots: NDArray[np.int64]) -> None:
-        self.slots = slots
-        few = ", ".join(map(str, slots[:4])) + (", ..." if len(slots) > 4 else "")
-        super().__init__(
-            f"{folder / shard} is missing or damaged: {len(slots)} states (places {few}) are lost; put back the file"
-        )
+        self.slots, self.file = slots, folder / shard
+        super().__init__(f"{self.file} is missing or damaged, states in it are lost: put back the file")
 
 
 class ShardStates:
@@ -170,6 +168,7 @@ class ShardStates:
         self._sums = np.zeros(1024, np.uint32)
         self._own: set[int] = set()  # shards known to be of this run
         self._open: tuple[int, BinaryIO] | None = None
+        self._kept: tuple[int, MemoryStates] | None = None  # from this slot on, once the folder is gone
         shard, row = divmod(used, self.rows)
         if row and not look and not self._holds(shard, row):
             self.used = (shard + 1) * self.rows  # what is lost stays lost: no shard is filled up with zeros
@@ -181,18 +180,25 @@ class ShardStates:
     @property
     def there(self) -> bool:
         """Whether the shard that is written to is still in its place."""
-        return self._open is None or files.same(self.path(self._open[0]), self._open[1])
+        return self._kept is None and (self._open is None or files.same(self.path(self._open[0]), self._open[1]))
 
     def put(self, x: Tensor) -> NDArray[np.int64]:
         data = _bytes(x.detach().to("cpu", self.dtype).contiguous())
         slots = np.arange(self.used, self.used + len(x))
         self.recall(slots, _checksums(data))
+        if self._kept is None and not self.folder.is_dir():
+            self.leave()
+        if self._kept is not None:
+            self.used += len(x)
+            return self._kept[0] + self._kept[1].put(x)
         at = 0
         while at < len(x):
             shard, row = divmod(self.used, self.rows)
             n = min(len(x) - at, self.rows - row)
             with writing(self.folder):
-                files.write_at(self._file(shard, row), data[at : at + n].reshape(-1).data, 8 + _HEADER + row * self._row)
+                files.write_at(
+                    self._file(shard, row), data[at : at + n].reshape(-1).data, 8 + _HEADER + row * self._row
+                )
             self.used, at = self.used + n, at + n
         return slots
 
@@ -203,15 +209,30 @@ class ShardStates:
             LostStates: some are missing or damaged.
         """
         slots = np.asarray(slots, np.int64)
+        if not len(slots):
+            return torch.empty((0, *self.shape), dtype=self.dtype)
         out, shard = np.zeros((len(slots), self._row), np.uint8), slots // self.rows
         bad = (slots < 0) | (slots >= len(self._sums))
-        for number in np.unique(shard[~bad]):
+        if self._kept is not None and (late := slots >= self._kept[0]).any():
+            out[late], shard[late] = _bytes(self._kept[1].get(slots[late] - self._kept[0])), NONE
+        for number in np.unique(shard[~bad & (shard != NONE)]):
             at = np.flatnonzero((shard == number) & ~bad)
             bad[at] = ~self._read(int(number), slots[at] % self.rows, out, at)
         bad[~bad] = _checksums(out[~bad]) != self._sums[slots[~bad]]
         if bad.any():
-            raise LostStates(self.folder, self.path(int(shard[bad][0])).name, slots[bad])
+            raise self._lost(slots[bad], shard[bad])
         return torch.from_numpy(out).view(self.dtype).reshape(len(slots), *self.shape)
+
+    def _lost(self, slots: NDArray[np.int64], shards: NDArray[np.int64]) -> LostStates:
+        """What is lost of the shards that lost states were found in, so that all of it is known at once."""
+        lost = [slots]
+        for number in np.unique(shards[shards >= 0]):
+            first = int(number) * self.rows
+            rows = np.arange(max(0, min(self.rows, len(self._sums) - first)))
+            out = np.zeros((len(rows), self._row), np.uint8)
+            there = self._read(int(number), rows, out, rows)
+            lost.append(first + rows[~there | (_checksums(out) != self._sums[first + rows])])
+        return LostStates(self.folder, self.path(int(shards[0])).name, np.unique(np.concatenate(lost)))
 
     def recall(self, slots: NDArray[Any], sums: NDArray[np.uint32]) -> None:
         """Checksums of states, as their nodes' records have them."""
@@ -234,6 +255,13 @@ class ShardStates:
         if self._open is not None:
             files.sync(self._open[1])
 
+    def leave(self) -> None:
+        """The folder is gone: what is put from now on stays in memory."""
+        self._kept = self._kept or (self.used, MemoryStates(self.shape, self.dtype))
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
     def close(self) -> None:
         """Cut the last shard to the rows it holds."""
         if self._open is not None:
@@ -246,8 +274,7 @@ class ShardStates:
         """Rows of a shard into out[at], and which of them are there; neighbours are read together."""
         there = np.zeros(len(rows), np.bool_)
         try:
-            with files.reading(self.path(shard)) as file:
-                self._check_own(shard, file)
+            with self._reading(shard) as file:
                 order = np.argsort(rows, kind="stable")
                 near = max(1, _NEAR // self._row)
                 for part in np.split(order, np.flatnonzero(np.diff(rows[order]) > near) + 1):
@@ -260,6 +287,20 @@ class ShardStates:
         except OSError as error:
             log.warning("%s cannot be read: %s", self.path(shard), error.strerror)
         return there
+
+    @contextmanager
+    def _reading(self, shard: int) -> Iterator[BinaryIO]:
+        """A shard of this run to read from: the one that is written to, or its file.
+
+        Raises:
+            OSError, StoreError: there is none, or it is of another run.
+        """
+        if self._open is not None and self._open[0] == shard:
+            yield self._open[1]
+            return
+        with files.reading(self.path(shard)) as file:
+            self._check_own(shard, file)
+            yield file
 
     def _check_own(self, shard: int, file: BinaryIO) -> None:
         """Raises:
@@ -316,11 +357,29 @@ def index(rows: NDArray[np.int64]) -> slice | Tensor:
     return slice(first, first + n) if together else torch.from_numpy(rows)
 
 
-def forget(slot: NDArray[Any], lost: LostStates) -> int:
-    """Strike lost states from a tree's `slot`, as if they had not been kept; how many there were."""
-    gone = np.isin(slot, lost.slots) & (slot != NONE)
-    slot[gone] = NONE
-    return int(gone.sum())
+def recovered(read: Callable[[], Tensor], slots: Sequence[NDArray[Any]]) -> Tensor:
+    """What `read` finds; lost states are struck from the trees' `slot`, as if never kept, and it is asked again."""
+    while True:
+        try:
+            return read()
+        except LostStates as lost:
+            forget(lost, slots)
+
+
+def forget(lost: LostStates, slots: Sequence[NDArray[Any]]) -> None:
+    """Strike lost states from the trees' `slot`, and say so."""
+    gone = [np.flatnonzero(np.isin(slot, lost.slots) & (slot != NONE)) for slot in slots]
+    if not sum(map(len, gone)):
+        raise lost
+    named = [f"node {node} of task {task}" for task, nodes in enumerate(gone) for node in nodes[:3].tolist()]
+    count = sum(map(len, gone))
+    more = ", ..." if count > len(named[:4]) else ""
+    text = (
+        "%s is missing or damaged: %d states (%s%s) are lost and computed again from their keys where they are needed"
+    )
+    log.warning(text, lost.file, count, ", ".join(named[:4]), more)
+    for slot, nodes in zip(slots, gone, strict=True):
+        slot[nodes] = NONE
 
 
 def _bytes(data: Tensor) -> NDArray[np.uint8]:
@@ -331,5 +390,5 @@ def _bytes(data: Tensor) -> NDArray[np.uint8]:
 def _checksums(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """CRC-32 of each row of bytes."""
     n, size = rows.shape
-    view = memoryview(rows.reshape(-1))
+    view = rows.reshape(-1).data
     return np.fromiter((zlib.crc32(view[i : i + size]) for i in range(0, n * size, size)), np.uint32, n)

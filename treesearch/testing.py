@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from backends.base import Kernel, Shared, Spec, Transition, Wrapper, describe, optional
 from rewards.base import Reward, as_reward, flat
 from treesearch.budget import Budget
-from treesearch.errors import BudgetError
+from treesearch.errors import BudgetError, StoreError
 from treesearch.loop import open_session, resume, search, stream
 from treesearch.methods.base import AUTO, Method, Status
 from treesearch.methods.best_of_n import BestOfN
@@ -456,7 +456,7 @@ def check_store(
     cuts: int = 8,
     atol: float = 0.0,
 ) -> None:
-    """A run cut or damaged at any byte, or stopped after a wave, ends like a straight one; states are lossless."""
+    """A run cut at any byte, with a damaged state or stopped half-way ends like a straight one; damage is refused."""
     counted: Any = Counting(kernel)
     kernel, folder = counted, Path(folder)
     whole, budget = folder / "whole", Budget(nfe=80 * describe(kernel).num_steps)
@@ -464,16 +464,24 @@ def check_store(
     same_result(search(kernel, reward, method, budget=budget, seed=5, store=whole), straight, atol, "with a store")
     log, ends = (whole / "tree.bin").read_bytes(), [end for _, end in read_blocks(whole)]
     require(ends[-1] == len(log), f"tree.bin: expected whole blocks up to byte {len(log)}, got {ends[-1]}")
-    damaged = {f"log cut at byte {at}": log[:at] for at in np.linspace(12, len(log) - 1, cuts, dtype=int).tolist()}
-    damaged["log cut between two waves"] = log[: ends[len(ends) // 3]]
+    cut = {f"log cut at byte {at}": log[:at] for at in np.linspace(12, len(log) - 1, cuts, dtype=int).tolist()}
+    cut["log cut between two waves"] = log[: ends[len(ends) // 3]]
+    spots = [at for at in (ends[0] + 4, ends[0] + 60) if at < len(log)]  # in a header, in what follows it
+    damaged = {f"log with a flipped bit in byte {at}": flipped(log, at) for at in spots}
     damaged["log without its second wave"] = log[: ends[0]] + log[ends[min(1, len(ends) - 1)] :]
-    for at in (ends[0] + 4, ends[0] + 60):  # in a header, in what follows it
-        flipped = bytes(byte ^ 1 for byte in log[at : at + 1])
-        damaged[f"log with a flipped bit in byte {at}"] = log[:at] + flipped + log[at + 1 :]
-    for i, (what, data) in enumerate(damaged.items()):
-        shutil.copytree(whole, folder / f"damaged-{i}")
-        (folder / f"damaged-{i}" / "tree.bin").write_bytes(data)
-        same_result(resume(folder / f"damaged-{i}", kernel, reward), straight, atol, what)
+    for i, (what, data) in enumerate((cut | damaged).items()):
+        copy = folder / f"damaged-{i}"
+        shutil.copytree(whole, copy)
+        (copy / "tree.bin").write_bytes(data)
+        if what in damaged and len(ends) > 2:
+            _refused(copy, kernel, reward, what)
+        else:
+            same_result(resume(copy, kernel, reward), straight, atol, what)
+    for i, shard in enumerate(sorted(whole.glob("states-*"))):
+        copy = folder / f"states-{i}"
+        shutil.copytree(whole, copy)
+        (copy / shard.name).write_bytes(flipped(shard.read_bytes(), shard.stat().st_size - 1))
+        same_result(resume(copy, kernel, reward), straight, atol, f"{shard.name} with a flipped bit")
     for snapshot in stream(kernel, reward, method, budget=budget, seed=5, store=folder / "stopped"):
         if snapshot.wave + 1 >= len(ends) // 2:
             break
@@ -483,6 +491,19 @@ def check_store(
     if session.run is not None:
         session.run.close("finished")
     _same("stored states beside the samples", kernel.decode(stored), straight.samples)
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    """Bytes with one bit flipped."""
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def _refused(folder: Path, kernel: Kernel, reward: Callable[..., Any], what: str) -> None:
+    try:
+        resume(folder, kernel, reward)
+    except StoreError:
+        return
+    require(False, f"{what}: expected a StoreError, got a result")
 
 
 def same_result(got: SearchResult, want: SearchResult, atol: float = 0.0, where: str = "a second run") -> None:

@@ -151,6 +151,17 @@ class Tree:
         self.kids = _link(self.parent, self.children, self.start, self.kids, self.slabs, start)
         return ids
 
+    def check_levels(self, levels: NDArray[Any]) -> None:
+        """Raises:
+        ValueError: a node's level is not the one below its parent's in `levels`, which begin with the root's.
+        """
+        below = np.full(int(levels[0]) + 1, NONE)
+        below[levels[:-1]] = levels[1:]
+        wrong = np.flatnonzero(self.t[1:] != below[self.t[self.parent[1:]]])
+        if len(wrong):
+            node = int(wrong[0]) + 1
+            raise ValueError(f"node {node} is at level {self.t[node]}, below one at level {self.t[self.parent[node]]}")
+
     @property
     def leaves(self) -> NDArray[np.int64]:
         """Scored samples, in order of creation."""

@@ -6,6 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
+from treesearch.files import replacing
 from treesearch.tree import ROOT, Tree
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def write_graphml(tree: Tree, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: networkx is not installed.
     """
-    _networkx().write_graphml(to_networkx(tree), os.fspath(path))
+    networkx = _networkx()
+    with replacing(path) as scratch:
+        networkx.write_graphml(to_networkx(tree), os.fspath(scratch))
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 
+from treesearch.files import replacing
 from treesearch.tree import Tree
 
 COLUMNS = ("node", "parent", "t", "visits", "value", "reward", "log_w", "key")
@@ -14,7 +15,7 @@ COLUMNS = ("node", "parent", "t", "visits", "value", "reward", "log_w", "key")
 def write_csv(tree: Tree, path: str | os.PathLike[str]) -> None:
     """Write the nodes in order of creation; keys are hexadecimal, NaN is an empty field, floats read back exactly."""
     columns = [getattr(tree, name).tolist() for name in COLUMNS[1:-1]]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for node, (key, *values) in enumerate(zip(tree.key.tolist(), *columns, strict=True)):

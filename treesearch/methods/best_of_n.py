@@ -90,6 +90,7 @@ class BestOfNSearch:
 
     def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
         del state, ends
+        self.tree.check_levels(np.array([self.num_steps + 1, 0]))
         backup.recompute(self.tree, backup.rule_of("soft", self.lam), self.lam)
 
     def readout(self) -> Readout:

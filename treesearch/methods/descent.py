@@ -153,8 +153,9 @@ class DescentSearch(ABC):
                 moves = self._next()
                 ends_at = at + np.cumsum([len(m.levels) for m in moves]) - 1
                 first = np.concatenate([[at], ends_at[:-1] + 1])
-                sources = np.array([m.source for m in moves])
-                if ends_at[-1] >= len(self.tree) or not np.array_equal(self.tree.parent[first], sources):
+                sources, levels = np.array([m.source for m in moves]), [t for m in moves for t in m.levels]
+                same = ends_at[-1] < len(self.tree) and np.array_equal(self.tree.parent[first], sources)
+                if not same or self.tree.t[at : at + len(levels)].tolist() != levels:
                     raise StoreError("the recorded parents are not the ones the recorded rewards lead to: damaged run")
                 at = int(ends_at[-1]) + 1
                 self.tell(Segments(sources, first, ends_at))

@@ -241,6 +241,7 @@ class DiffusionTree:
         return {"iterations": self.iterations, "nfe": self.nfe, "rollouts": self.rollouts, "free": self.free}
 
     def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
+        self.tree.check_levels(self.policy.levels)
         for name, value in state.items():
             setattr(self, name, value)
         self.pending = int(np.isnan(self.tree.reward[self.tree.t == 0]).sum())

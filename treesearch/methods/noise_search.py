@@ -155,6 +155,8 @@ class NoiseClimb:
         """Repeat the climb on the recorded rewards; the recorded parents must be the ones they lead to."""
         del state, ends
         leaves, at = self.tree.leaves, 0
+        if not np.array_equal(self.tree.t[1:], np.tile([self.num_steps, 0], len(leaves))):
+            raise StoreError("the recorded levels are not those of a climb: damaged run")
         self.tree.value[leaves] = self.tree.reward[leaves]
         while at < len(leaves):
             now = self.method.round_of(at)

@@ -148,18 +148,22 @@ class PopulationSearch(ABC):
 
     def state(self) -> dict[str, Any]:
         groups = [[[k, len(list(same))] for k, same in groupby(sizes)] for sizes in self.groups]
-        return {"groups": groups} | ({"wanted": self.wanted} if self.wanted else {})
+        return {"groups": groups, "wanted": self.wanted}
 
     def restore(self, state: dict[str, Any], ends: Ids) -> None:
         """Repeat the decisions on the recorded rewards; the recorded parents must be the ones they lead to."""
         del ends
-        at, self.wanted = 1, state.get("wanted", 0)
+        at, self.wanted = 1, state["wanted"]
+        if sum(k * count for group in state["groups"] for k, count in group) >= len(self.tree):
+            raise StoreError("the recorded populations are larger than the tree: damaged run")
         for sizes in state["groups"]:
             self._begin([k for k, count in sizes for _ in range(count)])
             while self.group and at < len(self.tree):
                 parents, _ = self._offspring()
                 new = np.arange(at, at + self._nodes_each * len(parents), self._nodes_each)
-                if not np.array_equal(self.tree.parent[new], parents):
+                levels = np.tile([self.levels[self.level], 0][: self._nodes_each], len(parents))
+                found = self.tree.t[at : at + len(levels)]
+                if not np.array_equal(self.tree.parent[new], parents) or not np.array_equal(found, levels):
                     raise StoreError(
                         "the recorded ancestors are not the ones the recorded rewards lead to: damaged run"
                     )

@@ -449,6 +449,9 @@ class NestedSearch:
         return {name: getattr(self, name) for name in names} | {"tau2": tau2}
 
     def restore(self, state: dict[str, Any], ends: Ids) -> None:
+        self.tree.check_levels(self.levels)
+        if state["tau2"] is not None and len(state["tau2"]) != len(self.levels):
+            raise ValueError(f"tau2 has {len(state['tau2'])} values for {len(self.levels)} levels")
         for name, value in state.items():
             setattr(self, name, value)
         self.tau2 = None if self.tau2 is None else np.array(self.tau2)
