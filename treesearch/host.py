@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PROC = Path("/proc/self")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -31,6 +31,18 @@ def cores() -> int:
     """Cores that this process may keep busy, at least one."""
     limits = [_affinity(), *(math.ceil(quota) for quota in _cgroup_quotas())]
     return max(1, min(limits))
+
+
+def locked(file: BinaryIO) -> bool | None:
+    """Whether somebody holds the lock of an open file, asked without writing; None where that cannot be known."""
+    try:
+        fcntl = importlib.import_module("fcntl")
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # Windows has none, some network file systems neither
+        return None
+    return False
 
 
 def resident() -> int | None:

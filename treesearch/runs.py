@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from treesearch import files, schema
+from treesearch import files, host, schema
 from treesearch.budget import Budget, Cost
 from treesearch.errors import StoreError, writing
 from treesearch.files import write_json as write_json
@@ -394,26 +394,19 @@ class _Lock:
                 )
         try:
             with files.reading(file, 1024) as marker:
-                pid, host, *_ = marker.read().decode().split("\n")
+                pid, machine, *_ = marker.read().decode().split("\n")
         except (OSError, ValueError):
             return "another process: wait for it, or stop it"
-        return f"process {pid} of {host}: wait for it, or stop it; if it is gone, remove {file}"
+        return f"process {pid} of {machine}: wait for it, or stop it; if it is gone, remove {file}"
 
 
 def held(path: Path) -> bool | None:
     """Whether somebody has a folder's lock, asked without writing; None where that cannot be known."""
     try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
         with files.reading(path / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
+            return host.locked(file)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
     except OSError:
         return None
 
