@@ -95,7 +95,7 @@ def load_network() -> nn.Module:
     """
     from safetensors.torch import load
 
-    network = build_network()
+    network = build_network().float()  # whatever torch's default dtype
     blob = resources.files("backends").joinpath("weights", WEIGHTS).read_bytes()
     network.load_state_dict({name: w.float() for name, w in load(blob).items()})
     return network.eval().requires_grad_(False)

@@ -251,7 +251,7 @@ class TrajectoryKernel:
         Raises:
             ValueError: a prompt with other entries than a start and a goal of this model's sizes.
         """
-        values = torch.zeros(len(prompts), *self.state_shape)
+        values = torch.zeros(len(prompts), *self.state_shape, dtype=self.dtype)
         mask = torch.zeros_like(values, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             if (start := entry(prompt, "start", self.channels.observation)) is not None:
@@ -336,7 +336,7 @@ def load_model(path: str | Path) -> tuple[TrajectoryNetwork, Card]:
             raise ValueError(f"{Path(path).name} is no trajectory model: it has no card; save one with save_model")
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # not a mapping
     card = Card.from_json(metadata["card"])
-    network = TrajectoryNetwork(card.channels.size, card.widths)
+    network = TrajectoryNetwork(card.channels.size, card.widths).float()  # whatever torch's default dtype
     network.load_state_dict(weights)
     return network, card
 

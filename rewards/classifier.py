@@ -92,7 +92,7 @@ def load_classifier(device: str = "cpu") -> nn.Module:
     except ImportError as error:
         message = "the digit classifier needs safetensors: pip install safetensors"
         raise ImportError(message) from error
-    network = DigitClassifier()
+    network = DigitClassifier().float()  # whatever torch's default dtype
     network.load_state_dict(load(resources.files("rewards").joinpath("weights", WEIGHTS).read_bytes()))
     return network.to(device).eval().requires_grad_(False)
 

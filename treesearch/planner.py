@@ -362,7 +362,7 @@ class Planner:
         bests = {i: task.best(self.keep) for i, task in found.items()}
         bests |= {i: (best[0][:0], best[1][:0]) for i, best in last.items() if i not in found}
         like = next(iter(bests.values()))[0]
-        plans = torch.zeros(len(self.tracks), *like.shape[1:])
+        plans = torch.zeros(len(self.tracks), *like.shape[1:], dtype=like.dtype)
         rewards = torch.full((len(self.tracks),), math.nan, dtype=torch.float64)
         kept = [False] * len(self.tracks)
         for i, (samples, values) in bests.items():
