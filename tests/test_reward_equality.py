@@ -15,6 +15,7 @@ from rewards import analytic
 from rewards.base import Reward, as_reward, facts
 from rewards.compose import cached, normalise
 from treesearch import specs
+from treesearch.bundles import Station
 
 SCORED = [0]
 
@@ -83,3 +84,10 @@ def test_a_guide_s_values_serve_the_search() -> None:
     assert more > two  # a reward that is not known to be the guide's is scored beside it
     torch.testing.assert_close(apart.rewards, straight.rewards, rtol=0, atol=0)
     assert apart.cost.reward_calls == straight.cost.reward_calls == two
+
+
+def test_a_worker_that_built_both_knows_the_guide_s_values() -> None:
+    made = TDS(LinearGaussian(num_steps=5), counted(0.5))
+    how = {"sample": True, "prompts": None, "encoded": {}, "batch_size": 8, "batch_invariant": False}
+    assert Station(made, counted(0.5), **how).engine.guide_scores
+    assert not Station(made, counted(0.6), **how).engine.guide_scores

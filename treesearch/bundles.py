@@ -191,7 +191,8 @@ class Station:
             batch_invariant=batch_invariant,
         )
         self.engine.running = self._running = {}
-        self.engine.away, self.engine.guide_scores, self.engine.angle = reward is None, guide_scores, angle
+        self.engine.away, self.engine.angle = reward is None, angle
+        self.engine.guide_scores |= guide_scores  # equal by what they were built from they may be here all the same
         self.counters = Counters()
         self._kept: dict[int, list[tuple[Ids, Held]]] = {}  # by bundle: rows and transitions
 
