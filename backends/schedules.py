@@ -164,7 +164,7 @@ class Schedule:
         Args:
             scheduler: of a pipeline; it is not changed.
             num_steps: T.
-            grid: what the pipeline hands to `set_timesteps` (`sigmas`, `mu`).
+            grid: what the pipeline hands to `set_timesteps` (`sigmas`, `mu`, `strength`).
 
         Raises:
             ValueError: a scheduler that holds no such schedule; the message names it.
@@ -182,15 +182,31 @@ class Schedule:
         if name in _EULER:
             return _of_euler(copy.deepcopy(scheduler), num_steps, prediction)
         if name in _OWN_GRID:
-            return _of_own_grid(copy.deepcopy(scheduler), num_steps, prediction)
+            return _of_own_grid(copy.deepcopy(scheduler), num_steps, prediction, grid)
         if name in _WITH_MEMORY:
             return _of_memory(scheduler, name, num_steps, prediction)
-        known = ", ".join(_OWN_GRID + _EULER + _FLOW + _WITH_MEMORY)
-        raise ValueError(f"cannot read a schedule from {name}Scheduler: expected one of {known}")
+        raise _unknown(name)
 
 
-def _of_own_grid(scheduler: Any, num_steps: int, prediction: Prediction) -> Schedule:
-    scheduler.set_timesteps(num_steps)
+def refuse_scheduler(kind: str) -> None:
+    """Refuse a scheduler of diffusers by its class's name alone.
+
+    Raises:
+        ValueError: it holds no schedule that `Schedule.of` can read.
+    """
+    name = kind.removesuffix("Scheduler")
+    if name not in _OWN_GRID + _EULER + _FLOW + _WITH_MEMORY:
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> ValueError:
+    """The error about a scheduler that holds no known schedule."""
+    known = ", ".join(_OWN_GRID + _EULER + _FLOW + _WITH_MEMORY)
+    return ValueError(f"cannot read a schedule from {name}Scheduler: expected one of {known}")
+
+
+def _of_own_grid(scheduler: Any, num_steps: int, prediction: Prediction, grid: dict[str, Any]) -> Schedule:
+    scheduler.set_timesteps(num_steps, **grid)
     bars, final = scheduler.alphas_cumprod.double(), float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     if type(scheduler).__name__.startswith("LCM"):
         final = 1.0  # its last step returns the endpoint, whatever set_alpha_to_one says

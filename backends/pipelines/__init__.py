@@ -1,5 +1,6 @@
 """Pipelines of diffusers as kernels: `DiffusersKernel`, one model family a file."""
 
-from backends.pipelines.kernel import CheckpointError, DiffusersKernel
+from backends.pipelines.checkpoint import CheckpointError
+from backends.pipelines.kernel import DiffusersKernel
 
 __all__ = ["CheckpointError", "DiffusersKernel"]

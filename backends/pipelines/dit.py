@@ -17,6 +17,8 @@ from torch import Tensor
 
 from backends.base import Cond, Shared
 from backends.pipelines.family import Family, sides
+from backends.pipelines.parts import refuse_channels
+from backends.pipelines.settings import Settings
 
 
 class DiT(Family):
@@ -24,12 +26,17 @@ class DiT(Family):
 
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae",)
+    fills: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "class_labels", "return_dict")
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        super().__init__(pipe, settings)
+        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         config, factor = self.network.config, 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         side = config.sample_size * factor
-        height, width = sides(self.pipe, self.settings, side, config.patch_size * factor)
+        height, width = sides(self.pipe, self.settings, (side, side), config.patch_size * factor)
         if (height, width) != (side, side):
             raise ValueError(f"this DiT draws {side} x {side} pixels, got {height} x {width}")
         return (config.in_channels, config.sample_size, config.sample_size)

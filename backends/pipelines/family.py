@@ -14,52 +14,22 @@ References:
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from backends.base import Cond, Shared
+from backends.pipelines.checkpoint import CheckpointError
+from backends.pipelines.parts import refuse_adapters, refuse_inputs
+from backends.pipelines.settings import Settings
+from backends.schedules import Schedule
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a user chooses for a pipeline; None takes the pipeline's own default.
-
-    Args:
-        height, width: of the images, in pixels.
-        num_frames: of videos.
-        guidance_scale: w; 1 or less is unguided. Distilled models read it as an input.
-        guidance_rescale: φ in [0, 1].
-        negative_prompt: what ∅ says.
-        max_sequence_length: tokens of a T5 encoder.
-        clip_skip: layers to leave out at the end of CLIP's text encoder.
-        control_image: input of a ControlNet: an image, or one a ControlNet.
-        control_scale: weight of what the ControlNet adds.
-        network_inputs: handed to every network call as they are, such as {"cross_attention_kwargs": {"scale": 0.5}}.
-    """
-
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    negative_prompt: str | None = None
-    max_sequence_length: int | None = None
-    clip_skip: int | None = None
-    control_image: Any = None
-    control_scale: float = 1.0
-    network_inputs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale is {self.guidance_rescale}, expected 0..1")
-        if self.max_sequence_length is not None and not 1 <= self.max_sequence_length <= 512:
-            raise ValueError(f"max_sequence_length is {self.max_sequence_length}, expected 1..512")
+OPTIONAL = ("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames")
 
 
 class Family(ABC):
@@ -73,30 +43,49 @@ class Family(ABC):
     network_name: ClassVar[str] = "unet"
     needs: ClassVar[tuple[str, ...]] = ()  # components without which it cannot run, beside the network
     takes: ClassVar[tuple[str, ...]] = ()  # settings that it reads beside sizes
+    fills: ClassVar[tuple[str, ...]] = ("timestep", "return_dict")  # arguments of the network that are not the user's
+    scaled_by: ClassVar[str] = ""  # input of the network whose "scale" the pipeline hands to its text encoders too
+    longest: ClassVar[int | None] = None  # tokens that the pipeline lets through
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings = pipe, settings
-        default = Settings()
-        optional = (
-            "guidance_rescale",
-            "negative_prompt",
-            "max_sequence_length",
-            "clip_skip",
-            "control_image",
-            "num_frames",
-        )
-        for name in optional:
-            if name not in self.takes and getattr(settings, name) != getattr(default, name):
-                raise ValueError(f"{type(pipe).__name__} takes no {name}")
-        if settings.control_scale != 1 and getattr(pipe, "controlnet", None) is None:
-            raise ValueError(f"{type(pipe).__name__} has no ControlNet for a control_scale")
+        self.name = type(pipe).__name__
+        self.check(self.name, settings, {part for part, value in pipe.components.items() if value is not None})
         scale = settings.guidance_scale
-        if scale is not None and not (isinstance(scale, (int, float)) and scale >= 0):
-            raise ValueError(f"guidance_scale is {scale!r}, expected a number >= 0; 1 or less is unguided")
         self.guidance_scale = float(call_default(pipe, "guidance_scale", 1.0) if scale is None else scale)
+        refuse_inputs(self.network, settings.network_inputs, self.fills)
+        refuse_adapters(self.name, self.network, settings.network_inputs)
         if settings.negative_prompt is not None and not self.guided:
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
+        if settings.clip_skip is not None:
+            _check_clip_skip(pipe, settings.clip_skip)
         self._kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @classmethod
+    def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
+        """What the class and the parts of a pipeline say about settings, before any weight is there.
+
+        Args:
+            name: of the pipeline's class.
+            settings: the user's choices.
+            parts: names of the components that are not None.
+
+        Raises:
+            CheckpointError: a component that is missing.
+            ValueError: a setting that this family does not take.
+        """
+        for part in (cls.network_name, *cls.needs):
+            if part not in parts:
+                raise CheckpointError(f"{name} has no {part}: load it with all of {(cls.network_name, *cls.needs)}")
+        default = Settings()
+        for option in OPTIONAL:
+            if option not in cls.takes and getattr(settings, option) != getattr(default, option):
+                raise ValueError(f"{name} takes no {option}")
+        if settings.control_scale != 1 and "controlnet" not in parts:
+            raise ValueError(f"{name} has no ControlNet for a control_scale")
+        length = settings.max_sequence_length
+        if cls.longest is not None and length is not None and length > cls.longest:
+            raise ValueError(f"max_sequence_length is {length}, expected 1..{cls.longest}")
 
     @property
     def network(self) -> Any:
@@ -122,6 +111,14 @@ class Family(ABC):
             ValueError: a size that the model cannot take; the message names the nearest one that it can.
         """
 
+    def check_size(self) -> None:
+        """Refuse sizes for which the network has no positions.
+
+        Raises:
+            ValueError: it has none.
+        """
+        return
+
     @abstractmethod
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """Conditioning: rows (n, ...) and `Shared` values."""
@@ -130,9 +127,29 @@ class Family(ABC):
     def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         """The network's output (n, *state), guided, for x (n, *state) in the network's dtype and timestep (n,)."""
 
+    @property
+    def lora_scale(self) -> float | None:
+        """What the pipeline hands to `encode_prompt`, beside the network's own scale of a LoRA."""
+        return (self.settings.network_inputs.get(self.scaled_by) or {}).get("scale")
+
     def grid(self, num_steps: int) -> dict[str, Any]:
         """What the pipeline hands to its scheduler's `set_timesteps`, beside the number of steps."""
         return {}
+
+    def image_steps(self, num_steps: int, strength: float) -> int:
+        """Steps of T that the family's image-to-image pipeline takes."""
+        return int(num_steps * strength)
+
+    def image_schedule(self, schedule: Schedule, strength: float) -> Schedule:
+        """The grid of a chain that begins at an image.
+
+        Raises:
+            ValueError: a strength that leaves no step.
+        """
+        steps = self.image_steps(schedule.num_steps, strength)
+        if steps < 1:
+            raise ValueError(f"strength is {strength}, expected {1 / schedule.num_steps:.3g}..1")
+        return schedule.last(steps)
 
     def unpack(self, x: Tensor) -> Tensor:
         """Latents that the decoder takes, from states."""
@@ -193,23 +210,41 @@ def call_default(pipe: Any, name: str, otherwise: Any) -> Any:
     return otherwise if parameter is None or parameter.default in (None, inspect.Parameter.empty) else parameter.default
 
 
-def sides(pipe: Any, settings: Settings, default: int, multiple: int) -> tuple[int, int]:
+def sides(pipe: Any, settings: Settings, default: tuple[int, int], *multiples: int) -> tuple[int, int]:
     """Height and width in pixels.
 
+    Args:
+        pipe: for the message.
+        settings: the user's choices.
+        default: height and width where the settings have none.
+        multiples: of each of which a side must be one: what the pipeline checks, and what its parts work in.
+
     Raises:
-        ValueError: not a multiple of what the model works in.
+        ValueError: not a multiple; the message names the nearest.
     """
-    found = []
-    for name in ("height", "width"):
-        size = default if getattr(settings, name) is None else getattr(settings, name)
+    multiple, found = math.lcm(*multiples), []
+    for name, otherwise in zip(("height", "width"), default, strict=True):
+        size = otherwise if getattr(settings, name) is None else getattr(settings, name)
         if size < multiple or size % multiple:
-            near = sorted({max(multiple, size // multiple * multiple), (size // multiple + 1) * multiple})
+            near = sorted({max(multiple, size // multiple * multiple), max(1, size // multiple + 1) * multiple})
             raise ValueError(
                 f"{name} is {size}, expected a multiple of {multiple} for {type(pipe).__name__}: "
                 f"{' or '.join(map(str, near))}"
             )
         found.append(size)
     return found[0], found[1]
+
+
+def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a configured size, one number or two."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _check_clip_skip(pipe: Any, skip: int) -> None:
+    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+    layers = min(each.config.num_hidden_layers for each in encoders if each is not None)
+    if skip >= layers:
+        raise ValueError(f"clip_skip is {skip}, expected 0..{layers - 1}: the text encoder has {layers} layers")
 
 
 def check_prompts(prompts: Sequence[Any]) -> list[str]:

@@ -21,6 +21,11 @@ def shift(scheduler: Any, tokens: int, max_shift: float = 1.15) -> float:
     return first + (last - first) * (tokens - low) / (high - low)
 
 
+def steps_from_below(num_steps: int, strength: float) -> int:
+    """Steps of T that flow pipelines take from an image: what they leave out is rounded down, and not the rest."""
+    return num_steps - int(num_steps - num_steps * strength)
+
+
 def even_grid(scheduler: Any, num_steps: int, tokens: int) -> dict[str, Any]:
     """Equal steps from 1 to 1/T, before the shift."""
     grid: dict[str, Any] = {"mu": shift(scheduler, tokens)}

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from backends.base import Cond, Shared
-from backends.pipelines.family import Family, Settings, call_default, check_prompts, sides, warn_of_long_prompts
-from backends.pipelines.flow import even_grid
+from backends.pipelines.family import Family, call_default, check_prompts, sides, warn_of_long_prompts
+from backends.pipelines.flow import even_grid, steps_from_below
+from backends.pipelines.parts import refuse_channels
+from backends.pipelines.settings import Settings
 
 
 class Flux(Family):
@@ -26,9 +28,16 @@ class Flux(Family):
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
     takes: ClassVar[tuple[str, ...]] = ("max_sequence_length",)
+    fills: ClassVar[tuple[str, ...]] = (
+        *("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections"),
+        *("txt_ids", "img_ids", "return_dict"),
+    )
+    scaled_by: ClassVar[str] = "joint_attention_kwargs"
+    longest: ClassVar[int | None] = 512
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
+        refuse_channels(self.name, self.network, 4 * pipe.vae.config.latent_channels)
         if settings.guidance_scale not in (None, 0, 1) and not self.network.config.guidance_embeds:
             raise ValueError("this model has its guidance distilled away: leave guidance_scale out")
 
@@ -41,7 +50,7 @@ class Flux(Family):
         """Tokens along the height and the width."""
         side = 2 * self.pipe.vae_scale_factor
         default = self.pipe.default_sample_size * self.pipe.vae_scale_factor
-        height, width = sides(self.pipe, self.settings, default, side)
+        height, width = sides(self.pipe, self.settings, (default, default), side)
         return height // side, width // side
 
     @property
@@ -52,12 +61,19 @@ class Flux(Family):
     def grid(self, num_steps: int) -> dict[str, Any]:
         return even_grid(self.pipe.scheduler, num_steps, self.state_shape[0])
 
+    def image_steps(self, num_steps: int, strength: float) -> int:
+        return steps_from_below(num_steps, strength)
+
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
         length = self.settings.max_sequence_length or call_default(self.pipe, "max_sequence_length", 512)
         warn_of_long_prompts(texts, self.pipe.tokenizer_2, length)
         text, pooled, text_ids = self.pipe.encode_prompt(
-            prompt=texts, prompt_2=None, device=self.device, max_sequence_length=length
+            prompt=texts,
+            prompt_2=None,
+            device=self.device,
+            max_sequence_length=length,
+            lora_scale=self.lora_scale,
         )
         return {"prompt_embeds": text, "pooled_embeds": pooled, "text_ids": Shared(text_ids)}
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,17 +24,22 @@ from backends import fingerprint
 from backends.base import Cond, Gaussian, Shared
 from backends.diffusion import Chain, Step
 from backends.pipelines import memory, vae
-from backends.pipelines.family import Family, Settings
-from backends.pipelines.loading import CheckpointError, as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
+from backends.pipelines.checkpoint import components as parts_of
+from backends.pipelines.checkpoint import find
+from backends.pipelines.family import Family
+from backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
+from backends.pipelines.parts import kept_scales, refuse_memory
+from backends.pipelines.roots import noise_of, pixels_of
+from backends.pipelines.settings import Settings, check
 from backends.quiet import Quiet
-from backends.schedules import Schedule
+from backends.schedules import Schedule, refuse_scheduler
 
 FAMILIES = {
     "DDPMPipeline": "unconditional:Unconditional",
     "DDIMPipeline": "unconditional:Unconditional",
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
     "StableDiffusionControlNetPipeline": "stable_diffusion:StableDiffusion",
-    "LatentConsistencyModelPipeline": "stable_diffusion:StableDiffusion",
+    "LatentConsistencyModelPipeline": "stable_diffusion:LatentConsistency",
     "StableDiffusionXLPipeline": "sdxl:StableDiffusionXL",
     "StableDiffusionXLControlNetPipeline": "sdxl:StableDiffusionXL",
     "DiTPipeline": "dit:DiT",
@@ -43,6 +48,7 @@ FAMILIES = {
     "WanPipeline": "wan:Wan",
     "LTXPipeline": "ltx:LTX",
 }
+_STEPPING = ("unet", "transformer", "transformer_2", "controlnet")
 _UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 _ENCODE = 16  # prompts encoded at a time
 
@@ -100,10 +106,19 @@ class DiffusersKernel:
         control_scale: float = 1.0,
         network_inputs: Mapping[str, Any] | None = None,
     ) -> None:
-        if text_encoders not in ("keep", "offload", "free"):
-            raise ValueError(f"unknown text_encoders {text_encoders!r}: choose keep, offload or free")
-        if decode_batch < 1:
-            raise ValueError(f"decode_batch is {decode_batch}, expected at least 1")
+        check(
+            {
+                "num_steps": num_steps,
+                "eta": eta,
+                "step": step,
+                "text_encoders": text_encoders,
+                "decode_batch": decode_batch,
+                "tiling": tiling,
+                "slicing": slicing,
+                "compile": compile,
+                "channels_last": channels_last,
+            }
+        )
         settings = Settings(
             height=height,
             width=width,
@@ -115,14 +130,17 @@ class DiffusersKernel:
             clip_skip=clip_skip,
             control_image=control_image,
             control_scale=control_scale,
-            network_inputs=network_inputs or {},
+            network_inputs={} if network_inputs is None else network_inputs,
         )
         self.pipe = pipe
-        self.family = _family(pipe, settings)
+        self.family = family_of(type(pipe).__name__)(pipe, settings)
+        self.family.check_size()
+        refuse_memory(self._networks())
         self.text_encoders, self.decode_batch = text_encoders, decode_batch
         self.state_shape, self.dtype = self.family.state_shape, torch.float32
         schedule = Schedule.of(pipe.scheduler, num_steps, **self.family.grid(num_steps))
         self.chain = _chain(pipe.scheduler, schedule, eta, step)
+        self._whole = schedule  # of which chains from an image take the last steps
         self._root: Tensor | None = None
         self._root_is_prior = False
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -171,10 +189,17 @@ class DiffusersKernel:
             CheckpointError: it is absent, gated or incomplete.
             TypeError: a setting that does not exist.
         """
-        inspect.signature(cls).bind(None, num_steps=num_steps, device=device, **settings)  # before a long download
-        pipe = load_pipeline(checkpoint, as_dtype(dtype, device), variant, revision, components)
+        # What can be said without weights is said before a long download.
+        options = inspect.signature(cls).bind(None, num_steps=num_steps, device=device, **settings).arguments
+        named = {"checkpoint": checkpoint, "dtype": dtype, "variant": variant, "revision": revision, "lora": lora}
+        check(options | named | {"components": components})
+        numbers = as_dtype(dtype, device)
+        found = find(checkpoint, revision)
+        index = found.index()
+        refuse_index(index, components or {}, Settings.of(options))
+        pipe = load_pipeline(found, index, numbers, variant, components)
         if lora is not None:
-            load_lora(pipe, lora)
+            load_lora(pipe, os.fspath(lora))
         return cls(pipe, num_steps=num_steps, device=device, **settings)
 
     @property
@@ -240,61 +265,55 @@ class DiffusersKernel:
         return other
 
     def from_noise(self, x_T: Tensor) -> DiffusersKernel:
-        """The same chain from a given x_T (*state) instead of the prior.
+        """The same chain from given noise instead of the prior's, as pipelines take it for `latents`.
+
+        Args:
+            x_T: (*state), of unit variance: schedulers that begin at another variance scale it, as for their own noise.
 
         Raises:
             ValueError: another shape.
         """
-        if tuple(x_T.shape) != self.state_shape:
-            raise ValueError(f"x_T has shape {tuple(x_T.shape)}, expected {self.state_shape}")
-        return self._rooted(x_T, self.num_steps, is_prior=True)
+        root = self._whole.prior_std * noise_of(x_T, self.state_shape)
+        return self._rooted(root, self._whole, is_prior=True)
 
     def from_image(self, image: Any, strength: float = 0.8) -> DiffusersKernel:
         """The last steps of the chain, from an image that is noised as far as they begin (img2img).
+
+        The number of steps and their grid are those of the family's own image-to-image pipeline; pixel models and DiT,
+        which have none, noise as their scheduler does. The image is the mode of the encoder's law, where pipelines
+        draw from it.
 
         Args:
             image: (3, h, w) in [0, 1] or a PIL image, of the kernel's size.
             strength: share of the T steps that are taken, in (0, 1].
 
         Raises:
+            TypeError: neither a tensor nor a PIL image.
             ValueError: another size, or a strength that leaves no step.
         """
-        steps = int(self.num_steps * strength)
-        if not 0 < strength <= 1 or steps < 1:
-            raise ValueError(f"strength is {strength}, expected {1 / self.num_steps:.3g}..1")
-        if not hasattr(self.pipe, "image_processor") and getattr(self.pipe, "vae", None) is not None:
-            raise ValueError(f"{type(self.pipe).__name__} draws videos: begin from latents with from_noise")
-        if not isinstance(image, Tensor):
-            grey = getattr(self.pipe, "vae", None) is None and self.state_shape[0] == 1
-            rows = np.atleast_3d(np.asarray(image.convert("L" if grey else "RGB"), dtype=np.float32)) / 255
-            image = torch.from_numpy(rows).permute(2, 0, 1)
-        if not (image.is_floating_point() and image.min() >= 0 and image.max() <= 1 + 1e-3):
-            ends = f"{image.dtype} in {float(image.min()):g}..{float(image.max()):g}"
-            raise ValueError(f"the image is {ends}, expected floats in 0..1: divide bytes by 255")
-        pixels = image[None].float().to(self.device)
-        if getattr(self.pipe, "vae", None) is None:
-            latents = 2 * pixels - 1
-        else:
-            with torch.no_grad():
-                latents = vae.encode(self.pipe.vae, pixels)
-        packed = self.family.pack(latents)
-        if tuple(packed.shape[1:]) != self.state_shape:
-            raise ValueError(f"an image of {tuple(image.shape)} gives states {tuple(packed.shape[1:])}, expected "
+        check({"strength": strength})
+        decoder = getattr(self.pipe, "vae", None)
+        if hasattr(self.pipe, "video_processor"):
+            raise ValueError(f"{type(self.pipe).__name__} draws videos, of which an image is no state: begin from "
+                             "latents with from_noise")  # fmt: skip
+        schedule = self.family.image_schedule(self._whole, strength)
+        pixels = pixels_of(image, self.state_shape[0] if decoder is None else 3)[None].to(self.device)
+        with torch.no_grad():
+            latents = 2 * pixels - 1 if decoder is None else vae.encode(decoder, pixels)
+        packed = self.family.pack(latents)[0]
+        if tuple(packed.shape) != self.state_shape:
+            raise ValueError(f"an image of {tuple(pixels.shape[1:])} gives states {tuple(packed.shape)}, expected "
                              f"{self.state_shape}: resize it")  # fmt: skip
-        return self._rooted(packed[0], steps, is_prior=False)
+        return self._rooted(packed, schedule, is_prior=False)
 
-    def _rooted(self, root: Tensor, steps: int, *, is_prior: bool) -> DiffusersKernel:
-        other = copy.copy(self)
-        other.chain = Chain(
-            self.chain.schedule.last(steps),
-            eta=self.chain.eta,
-            step=self.chain.step,
-            clip_sample=self.chain.clip_sample,
-        ).to(self.device)
+    def _rooted(self, root: Tensor, schedule: Schedule, *, is_prior: bool) -> DiffusersKernel:
+        other, of = copy.copy(self), self.chain
+        other.chain = Chain(schedule, eta=of.eta, step=of.step, clip_sample=of.clip_sample).to(self.device)
         other._root, other._root_is_prior = root.detach().to(self.device, self.dtype), is_prior
         return other
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        refuse_memory(self._networks())
         self._quiet.look()
         noise = noise.to(self.device, self.dtype)
         if self._root is None:
@@ -325,6 +344,7 @@ class DiffusersKernel:
             ValueError: other prompts after the encoders were freed.
         """
         asked = tuple(prompts)
+        refuse_memory(self._networks())  # also where a cache was enabled since
         if self._encoded is None or self._encoded[0] != asked:
             if not asked:
                 raise ValueError("no prompts to encode: give at least one")
@@ -332,7 +352,7 @@ class DiffusersKernel:
                 raise ValueError(f"{gone[0]} was freed after the first prompts: use text_encoders='offload'")
             self._place_encoders(self.device)
             self._quiet.look()
-            with self._quiet, torch.no_grad():
+            with self._quiet, torch.no_grad(), kept_scales(self._modules().values()):
                 parts = [self.family.encode(asked[i : i + _ENCODE]) for i in range(0, len(asked), _ENCODE)]
             self._encoded = (asked, _join(parts))
             if self.text_encoders != "keep":
@@ -381,6 +401,10 @@ class DiffusersKernel:
             latents = self.family.unpack(x0.to(self.device))
             return vae.to_unit(latents) if decoder is None else vae.decode(decoder, latents, self.decode_batch)
 
+    def _networks(self) -> dict[str, nn.Module]:
+        """What takes part in a step."""
+        return {name: part for name, part in self._modules().items() if name in _STEPPING}
+
     def _modules(self) -> dict[str, nn.Module]:
         return {name: m for name, m in self.pipe.components.items() if isinstance(m, nn.Module) and name not in _UNREAD}
 
@@ -396,17 +420,36 @@ class DiffusersKernel:
         return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
 
 
-def _family(pipe: Any, settings: Settings) -> Family:
-    name = type(pipe).__name__
+def refuse_index(index: Mapping[str, Any], given: Mapping[str, Any], settings: Settings) -> None:
+    """Refuse what `model_index.json` says already, before any weight is read.
+
+    Args:
+        index: of a checkpoint.
+        given: components that the user brings, None for those to leave out.
+        settings: the user's choices.
+
+    Raises:
+        ValueError: a pipeline or scheduler that cannot be searched, or a setting that it does not take.
+        CheckpointError: a component that it does not have.
+    """
+    name = index["_class_name"]
+    parts = {*parts_of(dict(index)), *given} - {part for part, value in given.items() if value is None}
+    family_of(name).check(name, settings, parts)
+    if "scheduler" not in given and isinstance(index.get("scheduler"), list):
+        refuse_scheduler(index["scheduler"][1])
+
+
+def family_of(name: str) -> type[Family]:
+    """The family of a pipeline's class.
+
+    Raises:
+        ValueError: it is none that can be searched.
+    """
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ValueError(f"{name} is no pipeline that can be searched, expected one of {known}")
     module, _, attribute = FAMILIES[name].partition(":")
-    kind: type[Family] = getattr(import_module(f"backends.pipelines.{module}"), attribute)
-    for part in (kind.network_name, *kind.needs):
-        if getattr(pipe, part, None) is None:
-            raise CheckpointError(f"{name} has no {part}: load it with all of {(kind.network_name, *kind.needs)}")
-    return kind(pipe, settings)
+    return getattr(import_module(f"backends.pipelines.{module}"), attribute)
 
 
 def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) -> Chain:
@@ -421,8 +464,8 @@ def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) ->
 
 
 def _dtype_of(pipe: Any) -> torch.dtype:
-    network = getattr(pipe, "unet", None) or pipe.transformer
-    return network.dtype
+    network = getattr(pipe, "unet", None)
+    return (pipe.transformer if network is None else network).dtype
 
 
 def _upcast(pipe: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from backends.pipelines.checkpoint import LORA, PICKLES, Checkpoint, CheckpointError, components, find
+from backends.pipelines.settings import check
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 log = logging.getLogger("treesearch.backends")
-
-
-class CheckpointError(OSError):
-    """A checkpoint that cannot be loaded, or lacks something."""
 
 
 def as_device(device: str | torch.device | None) -> torch.device:
@@ -25,12 +24,15 @@ def as_device(device: str | torch.device | None) -> torch.device:
     Raises:
         ValueError: it is not there.
     """
+    check({"device": device})
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: choose cpu, cuda, cuda:1, ...") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {str(found)!r}, but torch {torch.__version__} sees no GPU: use device='cpu'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {str(found)!r}, but there are {torch.cuda.device_count()} GPUs: count from cuda:0")
     return found
 
 
@@ -52,18 +54,40 @@ def as_dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> tor
 
 
 def load_pipeline(
-    checkpoint: str,
+    checkpoint: Checkpoint,
+    index: Mapping[str, Any],
     dtype: torch.dtype,
     variant: str | None = None,
-    revision: str | None = None,
-    components: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Any:
     """A diffusers pipeline, without its safety checker; see `DiffusersKernel.from_pretrained`.
 
+    Every network comes from its own file with the list of weights that the file did not have, so that none is made up,
+    whatever the logs say.
+
     Raises:
-        CheckpointError: it is absent, gated, incomplete or made for something else.
+        CheckpointError: it is gated, incomplete, pickled or made for something else.
         ValueError: a component that the pipeline does not have.
     """
+    loader = _loader("controlnet" in (given or {}))
+    parts: dict[str, Any] = dict(given or {})
+    allowed = {name for name in index if name[0] != "_"} | {"controlnet", "requires_safety_checker"}
+    if unknown := sorted(set(parts) - allowed):
+        raise ValueError(f"{index['_class_name']} has no component {unknown[0]!r}: choose {', '.join(sorted(allowed))}")
+    if "safety_checker" in components(dict(index)) and "safety_checker" not in parts:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+        log.info("%s: its safety checker is not loaded, rewards see every image", checkpoint.name)
+    checkpoint.refuse(dict(index), parts, variant)
+    local = _brought(checkpoint, variant, parts)
+    variants = local.refuse(dict(index), parts, variant)
+    assert local.folder is not None
+    for name, chosen in variants.items():
+        parts |= _network(local, name, index[name], dtype, chosen)
+    with _explained(checkpoint.name):
+        return loader.from_pretrained(str(local.folder), dtype=dtype, use_safetensors=True, **parts)
+
+
+def _loader(controlled: bool) -> Any:
     try:
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -72,40 +96,117 @@ def load_pipeline(
         raise ImportError(
             f"pipelines need diffusers and transformers: pip install 'treesearch[images]' ({why})"
         ) from error
-    given: dict[str, Any] = dict(components or {})
-    with _explained(checkpoint):
-        config: Any = DiffusionPipeline.load_config(checkpoint, revision=revision)
-    parts = {name for name in config if name[0] != "_"} | {"controlnet", "requires_safety_checker"}
-    if unknown := sorted(set(given) - parts):
-        raise ValueError(
-            f"{config.get('_class_name')} has no component {unknown[0]!r}: choose {', '.join(sorted(parts))}"
+    return AutoPipelineForText2Image if controlled else DiffusionPipeline
+
+
+def _brought(checkpoint: Checkpoint, variant: str | None, parts: Collection[str]) -> Checkpoint:
+    """The same checkpoint in a folder here, from the hub if need be."""
+    if checkpoint.folder is not None:
+        return checkpoint
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    with _explained(checkpoint.name):
+        folder = DiffusionPipeline.download(
+            checkpoint.name,
+            revision=checkpoint.revision,
+            variant=variant,
+            use_safetensors=True,
+            **dict.fromkeys(parts),
         )
-    if config.get("safety_checker", [None])[0] is not None and "safety_checker" not in given:
-        given |= {"safety_checker": None, "requires_safety_checker": False}
-        log.info("%s: its safety checker is not loaded, rewards see every image", checkpoint)
-    loader: Any = AutoPipelineForText2Image if "controlnet" in given else DiffusionPipeline
-    with _explained(checkpoint), _no_made_up_weights():
-        pipe = loader.from_pretrained(
-            checkpoint, dtype=dtype, variant=variant, revision=revision, use_safetensors=True, **given
+    return Checkpoint(checkpoint.name, find(folder).files, Path(folder), checkpoint.revision)
+
+
+def _network(
+    checkpoint: Checkpoint, name: str, entry: list[str], dtype: torch.dtype, variant: str | None
+) -> dict[str, nn.Module]:
+    """One network of a pipeline, whole; nothing where it is several in one, which the pipeline loads itself."""
+    from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
+
+    assert checkpoint.folder is not None
+    with _explained(checkpoint.name):
+        kind = simple_get_class_obj(*entry)
+    if kind.__name__ == "MultiControlNetModel":
+        return {}
+    return {name: _whole(kind, checkpoint.folder / name, f"{checkpoint.name}: its {name}", dtype, variant)}
+
+
+def _whole(kind: Any, folder: str | Path, name: str, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """A network of which every weight comes from its file.
+
+    Raises:
+        CheckpointError: one does not; the message says how many, and which.
+    """
+    chosen = {} if variant is None else {"variant": variant}
+    with _explained(name):
+        module, said = kind.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, output_loading_info=True, **chosen
         )
-    for name, module in pipe.components.items():
-        if isinstance(module, nn.Module) and (lost := [n for n, p in module.named_parameters() if p.is_meta]):
-            raise CheckpointError(
-                f"cannot load {checkpoint!r}: its {name} lacks {len(lost)} weights, such as {lost[0]}"
-            )
-    return pipe
+    lost = {*said["missing_keys"], *(key[0] for key in said["mismatched_keys"])}
+    lost |= {key for key, weight in module.named_parameters() if weight.is_meta}
+    if lost:
+        raise CheckpointError(
+            f"cannot load {name}: it lacks {len(lost)} weights, such as {min(lost)}, which would be made up: "
+            "load the file again"
+        )
+    return module
 
 
 def load_lora(pipe: Any, lora: str) -> None:
     """Load LoRA weights into a pipeline.
 
     Raises:
-        CheckpointError: they are absent, or made for another model.
+        CheckpointError: they are absent, pickled, incomplete, or made for another model.
     """
+    place, options = _lora_file(lora)
     with _explained(lora):
-        pipe.load_lora_weights(lora)
+        pipe.load_lora_weights(place, use_safetensors=True, **options)
     if not any(pipe.get_list_adapters().values()):
         raise CheckpointError(f"{lora!r} holds no LoRA weights for {type(pipe).__name__}: is it for another model?")
+    with _explained(lora):
+        said = pipe.lora_state_dict(place, use_safetensors=True, **options)
+    weights = said[0] if isinstance(said, tuple) else said
+    held, taken = sum(".alpha" not in key for key in weights), len(_lora_weights(pipe))
+    if taken > held:
+        raise CheckpointError(f"{lora!r} lacks {taken - held} of {taken} LoRA weights, which would be made up: load it "
+                              "again")  # fmt: skip
+    if taken < held:
+        log.warning("%s: %d of its %d weights are not of %s and are left out", lora, held - taken, held, type(pipe))
+
+
+def _lora_weights(pipe: Any) -> list[str]:
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    names = [f"{name}.{key}" for name, part in networks.items() for key, _ in part.named_parameters()]
+    return [name for name in names if ".lora_" in name]
+
+
+def _lora_file(lora: str) -> tuple[str, dict[str, str]]:
+    """Where LoRA weights are, a folder or a hub id, and which file."""
+    path = Path(lora).expanduser()
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            what = "it is a pickle, and pickles are not loaded" if path.suffix in PICKLES else "it is no safetensors"
+            raise CheckpointError(f"cannot load {lora!r}: {what}: convert it first")
+        Checkpoint(lora, frozenset([path.name]), path.parent).refuse_broken(path.name)
+        return str(path.parent), {"weight_name": path.name}
+    owner, _, rest = lora.partition("/")
+    name, _, file = rest.partition("/")
+    repository = f"{owner}/{name}" if file.endswith(".safetensors") and not path.parent.exists() else lora
+    found = find(repository, marker=LORA)
+    return str(found.folder or repository), {"weight_name": file if repository != lora else _one_lora(found)}
+
+
+def _one_lora(found: Checkpoint) -> str:
+    top = sorted(name for name in found.files if "/" not in name)
+    weights = [name for name in top if name.endswith(".safetensors")]
+    chosen = LORA if LORA in weights else weights[0] if len(weights) == 1 else None
+    if chosen is None and weights:
+        raise found.error(f"it holds {len(weights)} files of weights: name one, such as {weights[0]!r} in it")
+    if chosen is None:
+        pickled = any(name.endswith(PICKLES) for name in top)
+        what = "its weights are a pickle, and pickles are not loaded" if pickled else "it holds no safetensors weights"
+        raise found.error(f"{what}: convert it first")
+    found.refuse_broken(chosen)
+    return chosen
 
 
 def tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:
@@ -118,8 +219,7 @@ def tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:
     if isinstance(preview, str):
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-        with _explained(preview):
-            preview = AutoencoderTiny.from_pretrained(preview, dtype=dtype, use_safetensors=True)
+        preview = _whole(AutoencoderTiny, find(preview, marker="config.json").folder or preview, preview, dtype)
     if preview is None:
         return None
     if not (isinstance(preview, nn.Module) and hasattr(preview, "decode")):
@@ -140,47 +240,12 @@ def _explained(checkpoint: str) -> Iterator[None]:
 
 def _why(checkpoint: str, error: Exception) -> str:
     kinds, said = {cls.__name__ for cls in type(error).__mro__}, " ".join(str(error).split())
-    folder = Path(checkpoint)
-    pickled = any(folder.glob("**/*.bin")) and not any(folder.glob("**/*.safetensors"))
     if "GatedRepoError" in kinds or "gated" in said.lower() or " 401 " in said:
         cure = "accept its licence on its page and log in with `hf auth login`, or name a local folder"
     elif "RepositoryNotFoundError" in kinds or "not a valid model identifier" in said:
         cure = "there is no such repository: check the name, or name a local folder"
-    elif pickled or "necessary `safetensors` weights" in said:
-        cure = "it has no safetensors weights, and pickles are not loaded: convert it first"
-    elif folder.exists():
-        cure = "a file is missing or broken: load it again"
+    elif isinstance(error, (AttributeError, ImportError)):
+        cure = "it names something that is not installed here: update diffusers and transformers"
     else:
-        cure = "there is no such folder here, and the hub gave nothing: check the name, the connection and the login"
+        cure = "its files do not make what they say"
     return f"cannot load {checkpoint!r}: {cure} ({type(error).__name__}: {said[:300]})"
-
-
-@contextmanager
-def _no_made_up_weights() -> Iterator[None]:
-    """transformers fills weights that a file lacks with random ones and says so in its log; here that is an error.
-
-    Raises:
-        CheckpointError: it did.
-    """
-    heard = _Listener()
-    source = logging.getLogger("transformers")
-    source.addHandler(heard)
-    try:
-        yield
-    finally:
-        source.removeHandler(heard)
-    if heard.said:
-        raise CheckpointError(f"weights are missing: {' '.join(heard.said[0].split())[:300]}")
-
-
-class _Listener(logging.Handler):
-    """Keeps what is said of missing weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if "newly initialized" in text or "MISSING" in text:
-            self.said.append(text)

@@ -20,13 +20,14 @@ from torch import Tensor
 from backends.base import Cond
 from backends.pipelines.family import (
     Family,
-    Settings,
     call_default,
     check_prompts,
     separate,
     warn_of_long_prompts,
 )
 from backends.pipelines.flow import shift
+from backends.pipelines.parts import refuse_channels
+from backends.pipelines.settings import Settings
 from backends.pipelines.video import extent
 
 
@@ -40,9 +41,14 @@ class LTX(Family):
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
     takes: ClassVar[tuple[str, ...]] = ("num_frames", "guidance_rescale", "negative_prompt", "max_sequence_length")
+    fills: ClassVar[tuple[str, ...]] = (
+        *("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "num_frames"),
+        *("height", "width", "rope_interpolation_scale", "return_dict"),
+    )
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
+        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
         if any(pipe.vae.config.get("decoder_inject_noise") or ()):
             raise ValueError("the decoder of this LTX draws noise (decoder_inject_noise), so that videos would differ "
                              "from call to call: use a checkpoint without it, such as 0.9.0 or 0.9.5")  # fmt: skip
@@ -54,7 +60,7 @@ class LTX(Family):
     def latent_size(self) -> tuple[int, int, int]:
         """Latent frames, height and width."""
         stride, factor = self.pipe.vae_temporal_compression_ratio, self.pipe.vae_spatial_compression_ratio
-        frames, height, width = extent(self.pipe, self.settings, stride, factor)
+        frames, height, width = extent(self.pipe, self.settings, stride, factor, 32)
         return (frames - 1) // stride + 1, height // factor, width // factor
 
     @property

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backends.base import Shared
+from backends.pipelines.parts import unwrapped
 
 if TYPE_CHECKING:
     from backends.pipelines.kernel import DiffusersKernel
@@ -251,7 +252,7 @@ def _inputs(kernel: DiffusersKernel, encoded: Encoded, n: int) -> tuple[Tensor, 
 
 def shadow(module: nn.Module) -> nn.Module:
     """A copy of a module, adapters and all, whose tensors are on the meta device."""
-    memo: dict[int, Any] = {}
+    module, memo = unwrapped(module), dict[int, Any]()
     for part in module.modules():
         for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
             if isinstance(value, nn.Parameter):

@@ -20,7 +20,9 @@ from backends.pipelines.family import (
     sides,
     warn_of_long_prompts,
 )
-from backends.pipelines.flow import shift
+from backends.pipelines.flow import shift, steps_from_below
+from backends.pipelines.parts import refuse_channels
+from backends.pipelines.settings import Settings
 
 
 class StableDiffusion3(Family):
@@ -29,13 +31,31 @@ class StableDiffusion3(Family):
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
     takes: ClassVar[tuple[str, ...]] = ("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip")
+    fills: ClassVar[tuple[str, ...]] = (
+        *("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "return_dict"),
+    )
+    scaled_by: ClassVar[str] = "joint_attention_kwargs"
+    longest: ClassVar[int | None] = 512
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        super().__init__(pipe, settings)
+        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         config, factor = self.network.config, self.pipe.vae_scale_factor
         default = self.pipe.default_sample_size * factor
-        height, width = sides(self.pipe, self.settings, default, config.patch_size * factor)
+        height, width = sides(self.pipe, self.settings, (default, default), config.patch_size * factor)
         return (config.in_channels, height // factor, width // factor)
+
+    def check_size(self) -> None:
+        config, (_, *sizes) = self.network.config, self.state_shape
+        largest = config.pos_embed_max_size * config.patch_size
+        if max(sizes) > largest:
+            factor = self.pipe.vae_scale_factor
+            height, width = (factor * size for size in sizes)
+            raise ValueError(f"{height} x {width} pixels are more than {self.name} has positions for, expected sides "
+                             f"of at most {factor * largest}")  # fmt: skip
 
     def grid(self, num_steps: int) -> dict[str, Any]:
         if not self.pipe.scheduler.config.get("use_dynamic_shifting"):
@@ -43,6 +63,9 @@ class StableDiffusion3(Family):
         patch = self.network.config.patch_size
         _, height, width = self.state_shape
         return {"mu": shift(self.pipe.scheduler, (height // patch) * (width // patch), max_shift=1.16)}
+
+    def image_steps(self, num_steps: int, strength: float) -> int:
+        return steps_from_below(num_steps, strength)
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
@@ -58,6 +81,7 @@ class StableDiffusion3(Family):
             device=self.device,
             do_classifier_free_guidance=self.guided,
             negative_prompt=self.settings.negative_prompt or "",
+            lora_scale=self.lora_scale,
             clip_skip=self.settings.clip_skip,
             max_sequence_length=length,
         )

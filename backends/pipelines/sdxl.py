@@ -22,6 +22,7 @@ class StableDiffusionXL(TextUNet):
     """SDXL; images are conditioned on being uncropped and of the size asked for."""
 
     needs: ClassVar[tuple[str, ...]] = ("vae", "tokenizer_2", "text_encoder_2")
+    fills: ClassVar[tuple[str, ...]] = (*TextUNet.fills, "added_cond_kwargs")
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
@@ -32,6 +33,7 @@ class StableDiffusionXL(TextUNet):
             device=self.device,
             do_classifier_free_guidance=self.guided,
             negative_prompt=negative,
+            lora_scale=self.lora_scale,
             clip_skip=self.settings.clip_skip,
         )
         absent = (no_text, no_pooled) if self.guided else (None, None)

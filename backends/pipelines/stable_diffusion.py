@@ -11,14 +11,17 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from backends.base import Cond
-from backends.pipelines.family import Family, Settings, check_prompts, separate, sides, warn_of_long_prompts
+from backends.pipelines.family import Family, both_sides, check_prompts, separate, sides, warn_of_long_prompts
+from backends.pipelines.parts import refuse_channels, unwrapped
+from backends.pipelines.settings import Settings
+from backends.schedules import Schedule
 
 
 class TextUNet(Family):
@@ -26,14 +29,27 @@ class TextUNet(Family):
 
     needs: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
     takes: ClassVar[tuple[str, ...]] = ("guidance_rescale", "negative_prompt", "clip_skip", "control_image")
+    fills: ClassVar[tuple[str, ...]] = (
+        *("sample", "timestep", "encoder_hidden_states", "timestep_cond", "return_dict"),
+        *("down_block_additional_residuals", "mid_block_additional_residual"),
+    )
+    scaled_by: ClassVar[str] = "cross_attention_kwargs"
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
+        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
         self.controlnet: Any = getattr(pipe, "controlnet", None)
-        if (self.controlnet is None) != (settings.control_image is None):
-            what = "needs a control_image" if self.controlnet is not None else "has no ControlNet for a control_image"
-            raise ValueError(f"{type(pipe).__name__} {what}")
+        if self.controlnet is not None:
+            _check_controlnets(self.controlnet, settings.control_image)
         self._control: Any = None
+
+    @classmethod
+    def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
+        super().check(name, settings, parts)
+        controlled = "controlnet" in parts
+        if controlled != (settings.control_image is not None):
+            what = "needs a control_image" if controlled else "has no ControlNet for a control_image"
+            raise ValueError(f"{name} {what}")
 
     @property
     def guided(self) -> bool:
@@ -42,13 +58,10 @@ class TextUNet(Family):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        side = self.network.config.sample_size
-        side = side if isinstance(side, int) else side[0]
+        height, width = both_sides(self.network.config.sample_size)
         factor = self.pipe.vae_scale_factor
-        # The U-Net halves the latents once a block but the last.
-        return sides(
-            self.pipe, self.settings, side * factor, factor * 2 ** (len(self.network.config.down_block_types) - 1)
-        )
+        # The U-Net takes latents of any size: it enlarges each to that of its skip. 8 is what the pipelines check.
+        return sides(self.pipe, self.settings, (height * factor, width * factor), factor, 8)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -102,6 +115,20 @@ class TextUNet(Family):
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
 
+def _check_controlnets(controlnet: Any, image: Any) -> None:
+    """One image a ControlNet, and none that wants more than images."""
+    nets = list(getattr(controlnet, "nets", [controlnet]))
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if len(nets) != len(images):
+        raise ValueError(f"{len(images)} control images for {len(nets)} ControlNets: give one each")
+    for net in map(unwrapped, nets):
+        if type(net).__name__ != "ControlNetModel":
+            raise ValueError(f"{type(net).__name__} needs more than an image: use a ControlNetModel")
+        if net.config.get("global_pool_conditions"):
+            raise ValueError("a ControlNet with global_pool_conditions reaches one half of the guidance only, which "
+                             "is not supported: use one without it")  # fmt: skip
+
+
 def _opened(image: Any) -> Any:
     """An image, from its file if need be."""
     if not isinstance(image, str):
@@ -114,15 +141,33 @@ def _opened(image: Any) -> Any:
 class StableDiffusion(TextUNet):
     """Stable Diffusion 1.x and 2.x."""
 
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        texts = check_prompts(prompts)
-        warn_of_long_prompts([*texts, self.settings.negative_prompt or ""], self.pipe.tokenizer)
-        if self.settings.clip_skip is not None and not hasattr(self.pipe.text_encoder, "text_model"):
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        super().__init__(pipe, settings)
+        if settings.clip_skip is not None and not hasattr(pipe.text_encoder, "text_model"):
             raise ValueError(
                 "clip_skip needs a text encoder with a `text_model`, which transformers 5 does not give it"
             )
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        texts = check_prompts(prompts)
+        warn_of_long_prompts([*texts, self.settings.negative_prompt or ""], self.pipe.tokenizer)
         negative = None if self.settings.negative_prompt is None else [self.settings.negative_prompt] * len(texts)
         embeds = self.pipe.encode_prompt(
-            texts, self.device, 1, self.guided, negative, clip_skip=self.settings.clip_skip
+            texts,
+            self.device,
+            1,
+            self.guided,
+            negative,
+            lora_scale=self.lora_scale,
+            clip_skip=self.settings.clip_skip,
         )
         return separate(["prompt_embeds"], embeds[:1], embeds[1:])
+
+
+class LatentConsistency(StableDiffusion):
+    """Students of few steps; from an image they take all T steps, of the part of the grid below its noise."""
+
+    def image_schedule(self, schedule: Schedule, strength: float) -> Schedule:
+        if not type(self.pipe.scheduler).__name__.startswith("LCM") or strength == 0:
+            return super().image_schedule(schedule, strength)
+        return Schedule.of(self.pipe.scheduler, schedule.num_steps, strength=strength)

@@ -6,29 +6,37 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from backends.base import Cond
-from backends.pipelines.family import Family, Settings, sides
+from backends.pipelines.family import Family, both_sides, sides
+from backends.pipelines.settings import Settings
 
 
 class Unconditional(Family):
     """`UNet2DModel` on pixels; prompts reach the reward only."""
 
+    fills: ClassVar[tuple[str, ...]] = ("sample", "timestep", "return_dict")
+
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
-        if settings.guidance_scale not in (None, 1):
-            raise ValueError(f"{type(pipe).__name__} has nothing to guide by: leave guidance_scale out")
         self.guidance_scale = 1.0
+
+    @classmethod
+    def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
+        super().check(name, settings, parts)
+        if settings.guidance_scale not in (None, 1):
+            raise ValueError(f"{name} has nothing to guide by: leave guidance_scale out")
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         config = self.network.config
-        side = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-        height, width = sides(self.pipe, self.settings, side, 2 ** (len(config.down_block_types) - 1))
+        # The U-Net halves its pixels once a block but the last.
+        halvings = 2 ** (len(config.down_block_types) - 1)
+        height, width = sides(self.pipe, self.settings, both_sides(config.sample_size), halvings)
         return (config.in_channels, height, width)
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:

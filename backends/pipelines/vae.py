@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from backends.pipelines.parts import unwrapped
 from backends.quiet import Quiet
 
 
@@ -44,7 +45,8 @@ def to_unit(images: Tensor) -> Tensor:
 
 def encode(vae: Any, images: Tensor) -> Tensor:
     """Latents of images (n, 3, h, w) in [0, 1]: the mode of the encoder's law."""
-    found = vae.encode((2 * images - 1).to(vae.device, vae.dtype)).latent_dist.mode()
+    law = vae.encode((2 * images - 1).to(vae.device, vae.dtype))
+    found = law.latent_dist.mode() if hasattr(law, "latent_dist") else law.latents
     return scale(vae, found.float())
 
 
@@ -61,7 +63,7 @@ def scale(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _units(vae: Any, latents: Tensor) -> tuple[float, Tensor | float, Tensor | float]:
-    kept = dict(vae.named_buffers(recurse=False))  # where LTX has what others have in their configuration
+    kept = dict(unwrapped(vae).named_buffers(recurse=False))  # where LTX has what others have in their configuration
     factor = vae.config.get("scaling_factor") or 1.0
     mean, std = (vae.config.get(name, kept.get(name)) for name in ("latents_mean", "latents_std"))
     if mean is None or std is None:

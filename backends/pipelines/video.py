@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from backends.pipelines.family import Settings, call_default, sides
+from backends.pipelines.family import call_default, sides
+from backends.pipelines.settings import Settings
 
 
-def extent(pipe: Any, settings: Settings, stride: int, multiple: int) -> tuple[int, int, int]:
+def extent(pipe: Any, settings: Settings, stride: int, *multiples: int) -> tuple[int, int, int]:
     """Frames, height and width in pixels.
 
     Args:
         pipe: its own defaults stand for what the settings leave out.
         settings: the user's choices.
         stride: frames that one latent frame stands for; the first stands for itself alone.
-        multiple: pixels that one token stands for, along a side.
+        multiples: pixels that one token stands for, along a side, and what the pipeline checks.
 
     Raises:
         ValueError: a size that does not fit; the message names the nearest that do.
     """
-    given = {name: getattr(settings, name) or call_default(pipe, name, multiple) for name in ("height", "width")}
-    return frames(pipe, settings, stride), *sides(pipe, replace(settings, **given), multiple, multiple)
+    default = call_default(pipe, "height", multiples[0]), call_default(pipe, "width", multiples[0])
+    return frames(pipe, settings, stride), *sides(pipe, settings, default, *multiples)
 
 
 def frames(pipe: Any, settings: Settings, stride: int) -> int:

@@ -20,12 +20,13 @@ from torch import Tensor
 from backends.base import Cond
 from backends.pipelines.family import (
     Family,
-    Settings,
     call_default,
     check_prompts,
     separate,
     warn_of_long_prompts,
 )
+from backends.pipelines.parts import refuse_adapters, refuse_channels
+from backends.pipelines.settings import Settings
 from backends.pipelines.video import extent
 
 
@@ -39,20 +40,33 @@ class Wan(Family):
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
     takes: ClassVar[tuple[str, ...]] = ("num_frames", "negative_prompt", "max_sequence_length")
+    fills: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states", "return_dict")
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
         ratio = pipe.config.get("boundary_ratio")
         if ratio is not None and pipe.transformer_2 is None:
             raise ValueError(f"boundary_ratio is {ratio}, but there is no transformer_2 below it: load it, or set None")
+        for expert in (pipe.transformer, pipe.transformer_2):
+            if expert is not None:
+                refuse_channels(self.name, expert, pipe.vae.config.z_dim)
+                refuse_adapters(self.name, expert, settings.network_inputs)
         self.boundary = None if ratio is None else ratio * pipe.scheduler.config.num_train_timesteps
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         config = self.network.config
         stride, factor = self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
-        frames, height, width = extent(self.pipe, self.settings, stride, factor * config.patch_size[1])
+        _, *patch = config.patch_size
+        frames, height, width = extent(self.pipe, self.settings, stride, *(factor * side for side in patch), 16)
         return (config.in_channels, (frames - 1) // stride + 1, height // factor, width // factor)
+
+    def check_size(self) -> None:
+        config = self.network.config
+        tokens = [size // part for size, part in zip(self.state_shape[1:], config.patch_size, strict=True)]
+        if max(tokens) > config.rope_max_seq_len:
+            raise ValueError(f"the video has {tokens} tokens along frames, height and width, and {self.name} positions "
+                             f"for {config.rope_max_seq_len}: make it smaller")  # fmt: skip
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)

@@ -1,0 +1,193 @@
+"""What a user chooses for a pipeline, and what each choice may be: one table, read before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+Rule = Callable[[str, Any], None]
+"""(name, value) -> None.
+
+Raises:
+    TypeError: a value of another kind.
+    ValueError: one out of range.
+"""
+
+
+def whole(low: int | None = None, high: int | None = None) -> Rule:
+    """A whole number, no bool, in low..high."""
+
+    def rule(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} is {_short(value)}, expected a whole number")
+        if not (low is None or int(value) >= low) or not (high is None or int(value) <= high):
+            span = f"at least {low}" if high is None else f"{low}..{high}"
+            raise ValueError(f"{name} is {value}, expected {span}")
+
+    return rule
+
+
+def number(low: float = -math.inf, high: float = math.inf, hint: str = "") -> Rule:
+    """A finite number, no bool, in low..high."""
+    bounds = f"{low:g}..{high:g}" if math.isfinite(high) else "a finite number"
+    span = f"a number >= {low:g}" if math.isfinite(low) and not math.isfinite(high) else bounds
+
+    def rule(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} is {_short(value)}, expected a number{hint}")
+        if not (math.isfinite(value) and low <= float(value) <= high):
+            raise ValueError(f"{name} is {value}, expected {span}{hint}")
+
+    return rule
+
+
+def of_type(kind: type | tuple[type, ...], words: str) -> Rule:
+    """A value of one of some types; bools are none of them unless `bool` is named."""
+
+    def rule(name: str, value: Any) -> None:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{name} is {_short(value)}, expected {words}")
+
+    return rule
+
+
+def one_of(*choices: str) -> Rule:
+    """One of some names."""
+
+    def rule(name: str, value: Any) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {_short(value)}, expected a name: choose {_listed(choices)}")
+        if value not in choices:
+            raise ValueError(f"unknown {name} {value!r}: choose {_listed(choices)}")
+
+    return rule
+
+
+def optional(rule: Rule) -> Rule:
+    """The same, or None."""
+
+    def maybe(name: str, value: Any) -> None:
+        if value is not None:
+            rule(name, value)
+
+    return maybe
+
+
+def place(name: str, value: Any) -> None:
+    """A folder, a file or a hub id."""
+    of_type((str, os.PathLike), "text: a folder or a hub id")(name, value)
+    if not os.fspath(value):
+        raise ValueError(f"{name} is empty, expected a folder or a hub id")
+
+
+def inputs(name: str, value: Any) -> None:
+    """Named values."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} is {_short(value)}, expected a mapping of names to values")
+
+
+def _short(value: Any) -> str:
+    """A value of the wrong kind, with its type."""
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+TEXT, FLAG = of_type(str, "text"), of_type(bool, "True or False")
+ONE_TEXT = of_type(str, "text, one for all prompts: search apart what has another")
+RULES: dict[str, Rule] = {
+    # of `Settings`; sides and frames have their range in the family
+    "height": optional(whole()),
+    "width": optional(whole()),
+    "num_frames": optional(whole()),
+    "guidance_scale": optional(number(0, hint="; 1 or less is unguided")),
+    "guidance_rescale": number(0, 1),
+    "negative_prompt": optional(ONE_TEXT),
+    "max_sequence_length": optional(whole(1)),
+    "clip_skip": optional(whole(0)),
+    "control_scale": number(),
+    "network_inputs": inputs,
+    # of the chain and of what surrounds it
+    "num_steps": whole(1),
+    "eta": number(0, 1),
+    "step": optional(TEXT),
+    "device": optional(of_type((str, torch.device), "a name such as cpu, cuda or cuda:1")),
+    "text_encoders": one_of("keep", "offload", "free"),
+    "decode_batch": whole(1),
+    "tiling": FLAG,
+    "slicing": FLAG,
+    "compile": FLAG,
+    "channels_last": FLAG,
+    "strength": number(0, 1),
+    # of a checkpoint
+    "checkpoint": place,
+    "dtype": of_type((str, torch.dtype), "a name such as float32 or bfloat16"),
+    "variant": optional(TEXT),
+    "revision": optional(TEXT),
+    "lora": optional(place),
+    "components": optional(inputs),
+}
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Hold options against `RULES`; those without a rule pass.
+
+    Raises:
+        TypeError: a value of another kind, a bool for a number, a list for one value.
+        ValueError: a value out of range, or not finite.
+    """
+    for name, value in options.items():
+        if name in RULES:
+            RULES[name](name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a user chooses for a pipeline; None takes the pipeline's own default.
+
+    Args:
+        height, width: of the images, in pixels.
+        num_frames: of videos.
+        guidance_scale: w; 1 or less is unguided. Distilled models read it as an input.
+        guidance_rescale: φ in [0, 1].
+        negative_prompt: what ∅ says, for all prompts.
+        max_sequence_length: tokens of a T5 encoder.
+        clip_skip: layers to leave out at the end of CLIP's text encoder.
+        control_image: input of a ControlNet: an image, or one a ControlNet.
+        control_scale: weight of what the ControlNet adds.
+        network_inputs: handed to every network call as they are, such as {"cross_attention_kwargs": {"scale": 0.5}};
+            the scale of a LoRA reaches the text encoders too, as in the pipelines.
+
+    Raises:
+        TypeError, ValueError: see `check`.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    negative_prompt: str | None = None
+    max_sequence_length: int | None = None
+    clip_skip: int | None = None
+    control_image: Any = None
+    control_scale: float = 1.0
+    network_inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(vars(self))
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> Settings:
+        """From the options of a kernel, the others left aside."""
+        names = {each.name for each in fields(Settings)}
+        return Settings(**{name: value for name, value in options.items() if name in names})
