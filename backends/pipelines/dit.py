@@ -18,7 +18,6 @@ from torch import Tensor
 from backends.base import Cond, Shared
 from backends.pipelines.family import Family, sides
 from backends.pipelines.parts import refuse_channels
-from backends.pipelines.settings import Settings
 
 
 class DiT(Family):
@@ -28,9 +27,9 @@ class DiT(Family):
     needs: ClassVar[tuple[str, ...]] = ("vae",)
     fills: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "class_labels", "return_dict")
 
-    def __init__(self, pipe: Any, settings: Settings) -> None:
-        super().__init__(pipe, settings)
-        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
+    def refuse(self) -> None:
+        super().refuse()
+        refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -50,15 +50,8 @@ class Family(ABC):
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings = pipe, settings
         self.name = type(pipe).__name__
-        self.check(self.name, settings, {part for part, value in pipe.components.items() if value is not None})
         scale = settings.guidance_scale
         self.guidance_scale = float(call_default(pipe, "guidance_scale", 1.0) if scale is None else scale)
-        refuse_inputs(self.network, settings.network_inputs, self.fills)
-        refuse_adapters(self.name, self.network, settings.network_inputs)
-        if settings.negative_prompt is not None and not self.guided:
-            raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
-        if settings.clip_skip is not None:
-            _check_clip_skip(pipe, settings.clip_skip)
         self._kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
@@ -111,13 +104,19 @@ class Family(ABC):
             ValueError: a size that the model cannot take; the message names the nearest one that it can.
         """
 
-    def check_size(self) -> None:
-        """Refuse sizes for which the network has no positions.
+    def refuse(self) -> None:
+        """Refuse networks and settings that do not go together.
 
         Raises:
-            ValueError: it has none.
+            ValueError: a network that needs more than this family hands it, or a setting that has no effect or range.
         """
-        return
+        settings = self.settings
+        refuse_inputs(self.network, settings.network_inputs, self.fills)
+        refuse_adapters(self.name, self.network, settings.network_inputs)
+        if settings.negative_prompt is not None and not self.guided:
+            raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
+        if settings.clip_skip is not None:
+            _check_clip_skip(self.pipe, settings.clip_skip)
 
     @abstractmethod
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:

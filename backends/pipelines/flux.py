@@ -37,9 +37,12 @@ class Flux(Family):
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
-        refuse_channels(self.name, self.network, 4 * pipe.vae.config.latent_channels)
         if settings.guidance_scale not in (None, 0, 1) and not self.network.config.guidance_embeds:
             raise ValueError("this model has its guidance distilled away: leave guidance_scale out")
+
+    def refuse(self) -> None:
+        super().refuse()
+        refuse_channels(self.name, self.network, 4 * self.pipe.vae.config.latent_channels)
 
     @property
     def guided(self) -> bool:

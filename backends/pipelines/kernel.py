@@ -133,8 +133,10 @@ class DiffusersKernel:
             network_inputs={} if network_inputs is None else network_inputs,
         )
         self.pipe = pipe
-        self.family = family_of(type(pipe).__name__)(pipe, settings)
-        self.family.check_size()
+        kind, name = family_of(type(pipe).__name__), type(pipe).__name__
+        kind.check(name, settings, {part for part, value in pipe.components.items() if value is not None})
+        self.family = kind(pipe, settings)
+        self.family.refuse()
         refuse_memory(self._networks())
         self.text_encoders, self.decode_batch = text_encoders, decode_batch
         self.state_shape, self.dtype = self.family.state_shape, torch.float32

@@ -48,13 +48,16 @@ class LTX(Family):
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
-        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
         if any(pipe.vae.config.get("decoder_inject_noise") or ()):
             raise ValueError("the decoder of this LTX draws noise (decoder_inject_noise), so that videos would differ "
                              "from call to call: use a checkpoint without it, such as 0.9.0 or 0.9.5")  # fmt: skip
         patch = (self.network.config.patch_size_t, self.network.config.patch_size)
         if patch != (1, 1):
             raise ValueError(f"this LTX packs patches of {patch} latents into a token, expected (1, 1)")
+
+    def refuse(self) -> None:
+        super().refuse()
+        refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
 
     @property
     def latent_size(self) -> tuple[int, int, int]:

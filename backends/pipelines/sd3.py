@@ -22,7 +22,6 @@ from backends.pipelines.family import (
 )
 from backends.pipelines.flow import shift, steps_from_below
 from backends.pipelines.parts import refuse_channels
-from backends.pipelines.settings import Settings
 
 
 class StableDiffusion3(Family):
@@ -37,10 +36,6 @@ class StableDiffusion3(Family):
     scaled_by: ClassVar[str] = "joint_attention_kwargs"
     longest: ClassVar[int | None] = 512
 
-    def __init__(self, pipe: Any, settings: Settings) -> None:
-        super().__init__(pipe, settings)
-        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
-
     @property
     def state_shape(self) -> tuple[int, ...]:
         config, factor = self.network.config, self.pipe.vae_scale_factor
@@ -48,7 +43,9 @@ class StableDiffusion3(Family):
         height, width = sides(self.pipe, self.settings, (default, default), config.patch_size * factor)
         return (config.in_channels, height // factor, width // factor)
 
-    def check_size(self) -> None:
+    def refuse(self) -> None:
+        super().refuse()
+        refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
         config, (_, *sizes) = self.network.config, self.state_shape
         largest = config.pos_embed_max_size * config.patch_size
         if max(sizes) > largest:

@@ -37,11 +37,14 @@ class TextUNet(Family):
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         super().__init__(pipe, settings)
-        refuse_channels(self.name, self.network, pipe.vae.config.latent_channels)
         self.controlnet: Any = getattr(pipe, "controlnet", None)
-        if self.controlnet is not None:
-            _check_controlnets(self.controlnet, settings.control_image)
         self._control: Any = None
+
+    def refuse(self) -> None:
+        super().refuse()
+        refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
+        if self.controlnet is not None:
+            _check_controlnets(self.controlnet, self.settings.control_image)
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
@@ -141,9 +144,9 @@ def _opened(image: Any) -> Any:
 class StableDiffusion(TextUNet):
     """Stable Diffusion 1.x and 2.x."""
 
-    def __init__(self, pipe: Any, settings: Settings) -> None:
-        super().__init__(pipe, settings)
-        if settings.clip_skip is not None and not hasattr(pipe.text_encoder, "text_model"):
+    def refuse(self) -> None:
+        super().refuse()
+        if self.settings.clip_skip is not None and not hasattr(self.pipe.text_encoder, "text_model"):
             raise ValueError(
                 "clip_skip needs a text encoder with a `text_model`, which transformers 5 does not give it"
             )

@@ -47,10 +47,6 @@ class Wan(Family):
         ratio = pipe.config.get("boundary_ratio")
         if ratio is not None and pipe.transformer_2 is None:
             raise ValueError(f"boundary_ratio is {ratio}, but there is no transformer_2 below it: load it, or set None")
-        for expert in (pipe.transformer, pipe.transformer_2):
-            if expert is not None:
-                refuse_channels(self.name, expert, pipe.vae.config.z_dim)
-                refuse_adapters(self.name, expert, settings.network_inputs)
         self.boundary = None if ratio is None else ratio * pipe.scheduler.config.num_train_timesteps
 
     @property
@@ -61,7 +57,12 @@ class Wan(Family):
         frames, height, width = extent(self.pipe, self.settings, stride, *(factor * side for side in patch), 16)
         return (config.in_channels, (frames - 1) // stride + 1, height // factor, width // factor)
 
-    def check_size(self) -> None:
+    def refuse(self) -> None:
+        super().refuse()
+        for expert in (self.pipe.transformer, self.pipe.transformer_2):
+            if expert is not None:
+                refuse_channels(self.name, expert, self.pipe.vae.config.z_dim)
+                refuse_adapters(self.name, expert, self.settings.network_inputs)
         config = self.network.config
         tokens = [size // part for size, part in zip(self.state_shape[1:], config.patch_size, strict=True)]
         if max(tokens) > config.rope_max_seq_len:
