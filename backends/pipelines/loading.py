@@ -81,8 +81,11 @@ def load_pipeline(
     local = _brought(checkpoint, variant, parts)
     variants = local.refuse(dict(index), parts, variant)
     assert local.folder is not None
-    for name, chosen in variants.items():
-        parts |= _network(local, name, index[name], dtype, chosen)
+    with _explained(checkpoint.name):
+        kinds = {name: _class_of(*index[name]) for name in variants}
+    for name, kind in kinds.items():
+        if kind.__name__ != "MultiControlNetModel":  # several in one, which the pipeline loads itself
+            parts[name] = _whole(kind, local.folder / name, f"{checkpoint.name!r}: its {name}", dtype, variants[name])
     with _explained(checkpoint.name):
         return loader.from_pretrained(str(local.folder), dtype=dtype, use_safetensors=True, **parts)
 
@@ -116,18 +119,10 @@ def _brought(checkpoint: Checkpoint, variant: str | None, parts: Collection[str]
     return Checkpoint(checkpoint.name, find(folder).files, Path(folder), checkpoint.revision)
 
 
-def _network(
-    checkpoint: Checkpoint, name: str, entry: list[str], dtype: torch.dtype, variant: str | None
-) -> dict[str, nn.Module]:
-    """One network of a pipeline, whole; nothing where it is several in one, which the pipeline loads itself."""
+def _class_of(library: str, kind: str) -> Any:
     from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 
-    assert checkpoint.folder is not None
-    with _explained(checkpoint.name):
-        kind = simple_get_class_obj(*entry)
-    if kind.__name__ == "MultiControlNetModel":
-        return {}
-    return {name: _whole(kind, checkpoint.folder / name, f"{checkpoint.name}: its {name}", dtype, variant)}
+    return simple_get_class_obj(library, kind)
 
 
 def _whole(kind: Any, folder: str | Path, name: str, dtype: torch.dtype, variant: str | None = None) -> Any:
@@ -137,7 +132,7 @@ def _whole(kind: Any, folder: str | Path, name: str, dtype: torch.dtype, variant
         CheckpointError: one does not; the message says how many, and which.
     """
     chosen = {} if variant is None else {"variant": variant}
-    with _explained(name):
+    with _explained(str(folder)):
         module, said = kind.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, output_loading_info=True, **chosen
         )
@@ -219,7 +214,8 @@ def tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:
     if isinstance(preview, str):
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-        preview = _whole(AutoencoderTiny, find(preview, marker="config.json").folder or preview, preview, dtype)
+        place = find(preview, marker="config.json").folder or preview
+        preview = _whole(AutoencoderTiny, place, repr(preview), dtype)
     if preview is None:
         return None
     if not (isinstance(preview, nn.Module) and hasattr(preview, "decode")):
