@@ -17,7 +17,10 @@ from test_pipelines import PROMPTS, SIZE, cond_of, noises, pipeline
 from backends.pipelines import DiffusersKernel
 from backends.pipelines.settings import RULES, check
 
-pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+]
 NUMBERS = ("guidance_scale", "guidance_rescale", "control_scale", "eta", "strength")
 WHOLE = ("height", "width", "num_frames", "max_sequence_length", "clip_skip", "num_steps", "decode_batch")
 TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "lora", "checkpoint", "device", "dtype")
@@ -260,6 +263,14 @@ def test_the_scale_of_a_lora_reaches_text_encoders(name, scale, tiny_root):
     assert (x - y).abs().max() < 1e-4 * max(1.0, float(y.abs().max()))
 
 
+@pytest.fixture
+def _untraced():
+    """Wrappers of torch.compile that run what they wrap as it is."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.usefixtures("_untraced")
 @pytest.mark.parametrize(("name", "part"), [("sd", "unet"), ("unconditional", "unet"), ("flux", "transformer")])
 def test_compiled_networks(name, part, tiny_root):
     """The wrapper of torch.compile has no length, and hands attributes on."""
@@ -277,6 +288,7 @@ def test_compiled_networks(name, part, tiny_root):
     assert kernels[0].memory_plan(2).total > 0
 
 
+@pytest.mark.usefixtures("_untraced")
 def test_compiled_decoders_keep_their_units(tiny_root):
     """LTX keeps the mean and scale of its latents in buffers, which a wrapper does not have."""
     pipe = pipeline("ltx", tiny_root)
