@@ -300,7 +300,7 @@ class DiffusersKernel:
                              "latents with from_noise")  # fmt: skip
         schedule = self.family.image_schedule(self._whole, strength)
         pixels = pixels_of(image, self.state_shape[0] if decoder is None else 3)[None].to(self.device)
-        with torch.no_grad():
+        with self._quiet, torch.no_grad():
             latents = 2 * pixels - 1 if decoder is None else vae.encode(decoder, pixels)
         packed = self.family.pack(latents)[0]
         if tuple(packed.shape) != self.state_shape:
