@@ -160,7 +160,7 @@ class Facts:
     Args:
         range: values to expect.
         differentiable: whether gradients reach the samples.
-        prompts: whether it needs them.
+        prompts: whether it needs them; None where it takes them and does without.
         checkpoint: default weights, a hub id or a file.
         licence: of those weights.
         memory: of the model, in float32.
@@ -169,7 +169,7 @@ class Facts:
 
     range: str
     differentiable: bool
-    prompts: bool = False
+    prompts: bool | None = False
     checkpoint: str = ""
     licence: str = ""
     memory: str = ""
@@ -197,7 +197,8 @@ def facts(**known: Any) -> Callable[[Factory], Factory]:
             chosen.sort(key=lambda told: not told.startswith("url="))  # it may have come by the name of a variable
             source = built_from(f"{factory.__module__}.{factory.__qualname__}", *_what(signature, args, kwargs))
             settings = (redacted(f"{factory.__name__}({', '.join(chosen)})"),)
-            return replace(reward, settings=settings, source=source)
+            prompted = known.get("prompts", False) is not False
+            return replace(reward, settings=settings, source=source, prompted=prompted)
 
         made.facts = Facts(**known)  # type: ignore[attr-defined]
         return made  # type: ignore[return-value]

@@ -38,7 +38,7 @@ def parse_scores(answer: Any) -> Sequence[float]:
 @facts(
     range="the scorer's",
     differentiable=False,
-    prompts=False,
+    prompts=None,
     checkpoint="behind the endpoint",
     licence="the scorer's",
     memory="none here",
