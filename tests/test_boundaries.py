@@ -241,7 +241,11 @@ def test_a_reward_gets_a_prompt_for_each_sample() -> None:
 
 def test_prompts_that_nothing_takes_are_warned_of(tmp_path) -> None:
     said = "they change nothing but the noise"
-    for reward, warned in ((total, True), (2 * as_reward(total) + linear(1.0), True), (lambda x, prompts: total(x), False)):
+    for reward, warned in (
+        (total, True),
+        (2 * as_reward(total) + linear(1.0), True),
+        (lambda x, prompts: total(x), False),
+    ):
         tasks = search(reward=reward, prompts=["a", "b"]).tasks
         assert [any(said in w for w in task.diagnostics["warnings"]) for task in tasks] == [warned] * 2
     assert said not in str(search().diagnostics["warnings"])

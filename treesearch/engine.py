@@ -405,15 +405,16 @@ class Engine:
         """Rows that reached their next node: record it, and send those that reached x_0 to be scored."""
         if not len(rows):
             return
-        for task, at in _by_task(flight.task[rows]):
-            tree, mine = flight.trees[task], rows[at]
-            nodes = flight.node[mine]
-            tree.log_w[nodes] = flight.log_w[mine]
-            kept = (tree.t[nodes] == 0) | self.keep_inner
-            if kept.any():
-                tree.slot[nodes[kept]] = self.states.put(flight.x[index(mine[kept])])
-            onward = mine[nodes < flight.last[mine]]
-            flight.node[onward] += 1
+        mine = rows[np.argsort(flight.task[rows], kind="stable")]
+        nodes, log_w, further = flight.node[mine], flight.log_w[mine], flight.node[mine] < flight.last[mine]
+        slot, kept = np.full(len(mine), NONE), (flight.stop[mine] == 0) | self.keep_inner
+        if kept.any():
+            slot[kept] = self.states.put(flight.x[index(mine[kept])])
+        flight.node[mine[further]] += 1
+        for task, part in _runs(flight.task[mine]):
+            tree = flight.trees[task]
+            tree.log_w[nodes[part]], tree.slot[nodes[part]] = log_w[part], slot[part]
+            onward = mine[part][further[part]]
             flight.stop[onward] = tree.t[flight.node[onward]]
         flight.log_w[rows] = 0.0
         done = rows[(flight.t[rows] == 0) & ~flight.hold[rows]]
@@ -782,6 +783,15 @@ def _by_task(task: Ids) -> Iterator[tuple[int, Ids]]:
     order = np.argsort(task, kind="stable")
     for part in np.split(order, np.flatnonzero(np.diff(task[order])) + 1):
         yield int(task[part[0]]), part
+
+
+def _runs(task: Ids) -> Iterator[tuple[int, slice]]:
+    """(task, its rows) of rows that stand in order of task."""
+    ends = [*(np.flatnonzero(np.diff(task)) + 1).tolist(), len(task)]
+    at = 0
+    for end in ends:
+        yield int(task[at]), slice(at, end)
+        at = end
 
 
 def _missing(tree: Ledger, nodes: Ids) -> set[int]:
