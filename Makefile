@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-slow lint bench bench-ray bench-async bench-pipelines soak evidence mixtures mnist-evidence train-mnist planning policy-data train-maze clean
+.PHONY: help setup demo demo-plan test test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures mnist-evidence train-mnist planning policy-data train-maze clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ bench-pipelines: $(STAMP)  ## cost of a search beside a diffusers pipeline's own
 
 soak: $(STAMP)  ## 200 workers killed during a long search: nothing lost, memory flat
 	@$(PY) -m experiments.soak --kills 200 --out $(RESULTS)/soak.json
+
+fuzz: $(STAMP)  ## 10,000 damaged and forged run folders: resumed to the right result, or refused; minutes
+	@$(PY) -m experiments.fuzz
 
 train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=path/to/mnist.npz
 	@$(PY) -m experiments.train_classifiers --data $(DATA) \

@@ -228,9 +228,9 @@ class ShardStates:
         lost = [slots]
         for number in np.unique(shards[shards >= 0]):
             first = int(number) * self.rows
-            rows = np.arange(max(0, min(self.rows, len(self._sums) - first)))
+            rows = np.flatnonzero(self._sums[first : first + self.rows])  # those that a record knows of
             out = np.zeros((len(rows), self._row), np.uint8)
-            there = self._read(int(number), rows, out, rows)
+            there = self._read(int(number), rows, out, np.arange(len(rows)))
             lost.append(first + rows[~there | (_checksums(out) != self._sums[first + rows])])
         return LostStates(self.folder, self.path(int(shards[0])).name, np.unique(np.concatenate(lost)))
 
