@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.arrays import read_npz
+
 Array = NDArray[Any]
 NOISE = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -60,10 +62,10 @@ class Actor:
             ValueError: arrays that are missing.
         """
         names = ("latent_pi.0", "latent_pi.2", "mu")
-        with np.load(path) as file:
-            if lost := [f"{n}.{part}" for n in names for part in ("weight", "bias") if f"{n}.{part}" not in file]:
-                raise ValueError(f"{path.name} is no actor of this kind: it lacks {', '.join(lost)}")
-            arrays = [tuple(file[f"{n}.{part}"] for n in names) for part in ("weight", "bias")]
+        file = read_npz(path)
+        if lost := [f"{n}.{part}" for n in names for part in ("weight", "bias") if f"{n}.{part}" not in file]:
+            raise ValueError(f"{path.name} is no actor of this kind: it lacks {', '.join(lost)}")
+        arrays = [tuple(file[f"{n}.{part}"] for n in names) for part in ("weight", "bias")]
         return Actor(*arrays)
 
     def act(self, observation: Array) -> Array:

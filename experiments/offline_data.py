@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from experiments.arrays import check_hdf5, read_hdf5
+from experiments.arrays import read_npz as read_npz_arrays
 from rewards.channels import Channels
 
 Array = NDArray[Any]
@@ -197,13 +199,10 @@ def read_d4rl(
         DataError: see `OfflineData`; arrays that are missing; neither timeouts nor an episode_length.
     """
     try:
-        import h5py
+        arrays = read_hdf5(path, itertools.chain(*NAMES.values()))
     except ImportError as error:
         raise ImportError("D4RL files need h5py: pip install 'treesearch[rl]'") from error
-    try:
-        with h5py.File(path, "r") as file:
-            arrays = {name: np.asarray(file[name]) for name in itertools.chain(*NAMES.values()) if name in file}
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: no readable HDF5 file: {error}") from error
     return from_arrays(arrays, source or Path(path).name, episode_length=episode_length, bounds=bounds)
 
@@ -213,15 +212,9 @@ def read_npz(
 ) -> OfflineData:
     """An npz file of the same arrays; arguments and errors are those of `read_d4rl`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in itertools.chain(*NAMES.values()) if name in file}
+        arrays = read_npz_arrays(path, itertools.chain(*NAMES.values()))
     except (OSError, ValueError) as error:
-        hint = (
-            "; episodes of different lengths belong one after the other in flat arrays"
-            if "pickle" in str(error)
-            else ""
-        )
-        raise DataError(f"{path}: no readable npz file: {error}{hint}") from error
+        raise DataError(f"{path}: no readable npz file: {error}") from error
     return from_arrays(arrays, source or Path(path).name, episode_length=episode_length, bounds=bounds)
 
 
@@ -258,8 +251,10 @@ def read_minari(folder: str | os.PathLike[str], *, observation: str = "observati
     except ImportError as error:
         raise ImportError("Minari datasets need minari: pip install 'treesearch[rl]'") from error
     try:
+        for file in sorted((Path(folder) / "data").glob("*.hdf5")):
+            check_hdf5(file)
         data = minari.MinariDataset(Path(folder) / "data")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no Minari dataset: {error}") from error
     episodes = list(_minari_episodes(data, observation, Path(folder).name))
     if not episodes:
