@@ -43,7 +43,7 @@ from rewards.analytic import linear, table
 from rewards.base import Reward, as_reward
 from rewards.classifier import log_prob
 from rewards.image import brightness
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 from treesearch.result import TaskResult
 
 MACHINE = "two shared CPU cores, one used"
@@ -369,7 +369,7 @@ def main() -> None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
     lines = [line(found, part) for found in rows for part in ("decides", "more") if found[part]]
-    print(markdown(lines, COLUMNS))
+    print(markdown_table(lines, COLUMNS))
 
 
 if __name__ == "__main__":

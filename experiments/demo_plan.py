@@ -32,7 +32,7 @@ from experiments.pointmaze import Field, Pair, held_out_pairs
 from rewards.maze import MAZES
 from treesearch import plots
 from treesearch.planner import Planner
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 from treesearch.result import TaskResult
 
 SHOWN = {"base": "base sampler", "best_of_n": "best-of-N", "fk": "FK", "dts_star": "DTS*"}
@@ -82,7 +82,7 @@ def compare(bed: Bed, pairs: Sequence[Pair], rollouts: int, seed: int) -> str:
         row = [label, f"{hits.sum()} of {len(hits)}", f"{made.nfe_each:,.0f}"]
         body.append([*row, f"{made.seconds / len(pairs):.2f}", f"{np.mean(done.rewards):.2f}"])
         print(f"  {label:13} {row[1]:>9} arrive, {row[2]:>6} NFE a decision", flush=True)
-    return markdown(body, heads)
+    return markdown_table(body, heads)
 
 
 # the tree of plans

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.errors import StoreError, missing
-from treesearch.report import DASH, markdown
+from treesearch.report import DASH, markdown_table
 
 ROWS = "cells.jsonl"
 RESAMPLES = 2_000
@@ -183,7 +183,7 @@ def best_table(table: Table, picks: NDArray[np.int64]) -> str:
     for name, values in published(table).items():
         known = {n: f"{v:.3f}" for n, v in zip(LEVELS, values, strict=True)}
         lines.append([f"{name}, published (read off a plot)", *(known.get(n, DASH) for n in levels)])
-    return markdown(lines, ("NFE a prompt", *(f"{n:,}" for n in levels)))
+    return markdown_table(lines, ("NFE a prompt", *(f"{n:,}" for n in levels)))
 
 
 def ratio_table(table: Table, picks: NDArray[np.int64]) -> str:
@@ -199,7 +199,7 @@ def ratio_table(table: Table, picks: NDArray[np.int64]) -> str:
             value, low, high = (_ratio(v, level, nfe) for v in found)
             cells[level] = f"{value} [{low}, {high}]"
         lines.append([method, *(cells.get(n, DASH) for n in levels)])
-    return markdown(lines, ("NFE a prompt", *(f"{n:,}" for n in levels)))
+    return markdown_table(lines, ("NFE a prompt", *(f"{n:,}" for n in levels)))
 
 
 def rest_table(table: Table) -> str:
@@ -229,7 +229,7 @@ def rest_table(table: Table) -> str:
                 f"{max(r['memory_mb'] for seeds in rows for r in seeds):,.0f}",
             ]
         )
-    return markdown(lines, columns)
+    return markdown_table(lines, columns)
 
 
 def category_table(table: Table) -> str:
@@ -240,7 +240,7 @@ def category_table(table: Table) -> str:
         mine = np.array([name == category for name in names])
         cells = [f"{table.curve(m)[-1][mine].mean():.3f}" for m in table.methods]
         lines.append([category, str(mine.sum()), *cells])
-    return markdown(lines, ("category", "prompts", *(f"{m}, {table.levels[m][-1]:,}" for m in table.methods)))
+    return markdown_table(lines, ("category", "prompts", *(f"{m}, {table.levels[m][-1]:,}" for m in table.methods)))
 
 
 def published(table: Table) -> dict[str, tuple[float, ...]]:

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from treesearch.errors import StoreError, TreeSearchError
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 
 Row = dict[str, Any]
 NOT_RUN = "not run"
@@ -282,4 +282,4 @@ def table(
 ) -> str:
     """Markdown table; a cell that is None reads "not run"."""
     body = [[line, *(cell(line, column) or NOT_RUN for column in columns)] for line in lines]
-    return markdown(body, (corner, *columns))
+    return markdown_table(body, (corner, *columns))

@@ -25,7 +25,7 @@ from experiments.curves import FEW_SEEDS, Compared, Curve, area, compare
 from experiments.evidence import NOT_RUN, mean_se, table
 from experiments.evidence_report import FAILED, WHICH, Found, Line, Which
 from treesearch.errors import missing
-from treesearch.report import DASH, markdown
+from treesearch.report import DASH, markdown_table
 
 RULE = (
     "Better, worse: the 95 % interval (Student's t) of the mean difference, paired by seed, excludes 0; level: it does "
@@ -233,7 +233,7 @@ def _alone_table(values: Mapping[Line, Sequence[float]], why: Mapping[Line, str]
             cells.append("{} ({} to {})".format(*(_short(each * scale) for each in one)))
             cells.append(DASH if line == mine or other is None else _stands(one, other))
         body.append([line.label, *cells, str(len(values[line]))])
-    return markdown(body, ("method", "mean", "its interval", "median", "its interval", "seeds"))
+    return markdown_table(body, ("method", "mean", "its interval", "median", "its interval", "seeds"))
 
 
 # anytime

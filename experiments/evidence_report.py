@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.evidence import NOT_RUN, Mean, Row, mean_se, read, table
 from treesearch.errors import StoreError
-from treesearch.report import DASH, markdown
+from treesearch.report import DASH, markdown_table
 
 Which = Literal["published", "tuned"]
 WHICH: tuple[Which, ...] = ("published", "tuned")
@@ -249,7 +249,7 @@ def grid_table(found: Found) -> str:
         if shown:
             body.append([method, *shown, *[DASH] * (most - len(shown))])
     columns = ("method", "1, published", *(str(i) for i in range(2, most + 1)))
-    return markdown(body, columns) if body else NOT_RUN
+    return markdown_table(body, columns) if body else NOT_RUN
 
 
 def choice_table(found: Found) -> str:
@@ -263,7 +263,9 @@ def choice_table(found: Found) -> str:
             score = FAILED if each["mmd2"] is None else f"{each['mmd2'] * 1e3:.3g}"
             scores.append(f"**{score}**" if each["settings"] == choice["picked"] else score)
         body.append([place, method, f"`{text_of(choice['picked'])}`", ", ".join(scores)])
-    return markdown(body, (found.place, "method", "chosen", "MMD² × 10³ of settings 1, 2, …")) if body else NOT_RUN
+    return (
+        markdown_table(body, (found.place, "method", "chosen", "MMD² × 10³ of settings 1, 2, …")) if body else NOT_RUN
+    )
 
 
 def tuning_section(found: Found) -> str:

@@ -22,7 +22,7 @@ import tyro
 import treesearch as ts
 from backends.gaussian import GaussianMixture, LinearGaussian, Tilt
 from rewards.analytic import linear
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def main() -> None:
         ]
         for name, c in found.items()
     ]
-    print(markdown(rows, ("estimate", "E[Ẑ]/Z", "sd of Ẑ/Z", "coverage")))
+    print(markdown_table(rows, ("estimate", "E[Ẑ]/Z", "sd of Ẑ/Z", "coverage")))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
         json.dumps({"replicates": args.replicates, "seed": args.seed, "cells": found}, indent=2) + "\n", "utf-8"

@@ -13,7 +13,7 @@ from experiments import evidence_figures as figures
 from experiments import evidence_report as shared
 from experiments.evidence import NOT_RUN, Row
 from experiments.evidence_report import Found, gather
-from treesearch.report import DASH, markdown
+from treesearch.report import DASH, markdown_table
 from treesearch.tree import Tree
 
 METRICS = {
@@ -66,7 +66,7 @@ def bed_table(found: Found) -> str:
             ]
         )
     columns = ("bed", "λ", "ESS fraction of IS", "log Z", "of the mixture", "E[r], prior → π", "reference")
-    return markdown(lines, (*columns, "floor: MMD² × 10³", "mode error", "sliced W1")) if lines else NOT_RUN
+    return markdown_table(lines, (*columns, "floor: MMD² × 10³", "mode error", "sliced W1")) if lines else NOT_RUN
 
 
 def compose(rows: Sequence[Row], figure: str, names: Mapping[str, Sequence[str]] | None = None) -> str:

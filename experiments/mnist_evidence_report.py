@@ -21,7 +21,7 @@ from experiments import evidence_report as shared
 from experiments.curves import FEW_SEEDS, Compared, Curve, area, compare, grid, value_at
 from experiments.evidence import NOT_RUN, Row, mean_se, table
 from experiments.evidence_report import COSTS, Found, gather
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 
 T = 50
 OWN = ("tree_sampling", "tree_sampling_guided")
@@ -91,7 +91,7 @@ def reference_table(found: Found) -> str:
     ]
     columns = ("target", "ESS fraction of IS", "log Z", "E[r], prior → π", "draws of π", "real images")
     columns += ("FID, π to real", "MMD² × 10³, π to real", "floor to π", "floor to real")
-    return markdown(body, columns) if body else NOT_RUN
+    return markdown_table(body, columns) if body else NOT_RUN
 
 
 # search

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from experiments.planning import Bed, Task, bed_of
 from experiments.pointmaze import held_out_pairs
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 
 F64 = NDArray[np.float64]
 LOWEST = -3.0  # cells; plans that miss by more are all alike
@@ -103,7 +103,7 @@ def main(args: Args) -> None:
         rewards, endpoints = (np.array([run[t][i] for run in runs]) for i in range(2))
         share = decided((rewards == 0).astype(float))
         body.append([str(t), f"{share:.2f}", f"{predicted(rewards.mean(2), endpoints):.2f}"])
-    print(markdown(body, ("t", "decided", "predicted")))
+    print(markdown_table(body, ("t", "decided", "predicted")))
 
 
 if __name__ == "__main__":

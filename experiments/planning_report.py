@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from experiments.curves import Curve, compare
 from experiments.evidence import NOT_RUN, Row, mean_se, read, table
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 
 F64 = NDArray[np.float64]
 DRAWS = 2_000
@@ -170,7 +170,7 @@ def ratio_table(found: Found, methods: Sequence[str]) -> str:
     if other is None or not known:
         return NOT_RUN
     body = [ratio_row(found, m, one, other) for m, one in known]
-    return markdown(body, ("method", "difference at B", "matched", "saved"))
+    return markdown_table(body, ("method", "difference at B", "matched", "saved"))
 
 
 def receding_table(found: Found) -> str:
@@ -186,7 +186,7 @@ def receding_table(found: Found) -> str:
             cold, own = (found.curve(method, "receding", w) for w in (False, warm))
             saved = ratio_row(found, "", own, cold)[1:] if warm and own and cold else ["", "", ""]
             body.append([f"{method}, {'warm' if warm else 'cold'}", *texts, saved[0], saved[2]])
-    return markdown(body, ("method", *(f"{b} rollouts" for b in budgets), "warm less cold at B", "saved"))
+    return markdown_table(body, ("method", *(f"{b} rollouts" for b in budgets), "warm less cold at B", "saved"))
 
 
 def _receding_cell(rows: Sequence[Row], groups: Groups | None) -> str:
@@ -221,7 +221,7 @@ def settings_table(found: Found) -> str:
     def shown(each: Row) -> str:
         return f"{each['settings']}: " + ("failed" if each["score"] is None else f"{100 * each['score'][0]:.0f} %")
 
-    return markdown([[r["method"], str(r["picked"]), "; ".join(map(shown, r["grid"]))] for r in rows], HEADS)
+    return markdown_table([[r["method"], str(r["picked"]), "; ".join(map(shown, r["grid"]))] for r in rows], HEADS)
 
 
 HEADS = ("method", "chosen", "grid: success on the tuning pairs")
