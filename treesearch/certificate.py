@@ -7,14 +7,13 @@
     alarm        whether a held-out reward falls while the optimised one rises (`treesearch.overoptimisation`)
     hash         equal for equal searches, resumed or not
 
-Intervals. Independent samples: se = sd(w/mean w)/√N, the delta method for log Ẑ. It is unreliable where the tail of the
-weights is too heavy for N draws (`treesearch.pareto`), where N < 25 hides the tail, or where se > .3: log Ẑ is then
-skewed, and se, small where Ẑ is, too small (our rule; docs/certificate.md has what it misses). Other methods state an
-`Interval`; without one there is none, and the reason is given. Nothing is corrected: a biased estimate keeps its value
-and its flag.
+Intervals come from what is independent in a search, the draws of x_T and all that descends from each
+(`treesearch.methods.genealogy`): a standard error, degrees of freedom of its own, and an upper bound that allows for a
+tail that was hardly met. "ok" asks for ten effective lineages, totals with a mean, and steering whose promises came
+true; docs/certificate.md has what that is worth on beds with a known log Z. Other methods state an `Interval`; without
+one there is none, and the reason is given. Nothing is corrected: a biased estimate keeps its value and its flag.
 
-Sources: Monte Carlo theory, methods and examples (Owen, 2013), chapter 9, for self-normalised estimates; Handbook of
-Mathematical Functions (Abramowitz and Stegun, 1964), 26.7.5, the quantile of t.
+Source: Monte Carlo theory, methods and examples (Owen, 2013), chapter 9, for self-normalised estimates.
 """
 
 from __future__ import annotations
@@ -31,17 +30,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.base import Reward
-from treesearch import overoptimisation, pareto
+from treesearch import overoptimisation
+from treesearch.methods import genealogy
 from treesearch.methods.base import Readout
-from treesearch.methods.claims import Z95, Bias, Claims, Flag, Interval, Standing
+from treesearch.methods.claims import Bias, Claims, Flag, Interval, Standing, t95
 from treesearch.overoptimisation import Alarm
 from treesearch.tree import Tree
-from treesearch.weights import F64, log_mean_se
+from treesearch.weights import F64
 
 if TYPE_CHECKING:
     from treesearch.result import TaskResult
 
-SKEWED = 0.3  # relative standard error of Ẑ above which a symmetric interval of log Z is no good
+SKEWED = 0.3  # relative standard error of Ẑ above which an interval of log Z that knows no more is no good
 DECIDES = (
     "method",
     "seed",
@@ -85,7 +85,7 @@ class Context:
         return getattr(self.method, "claims", UNDECLARED)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LogZ:
     """log E_p[exp(λ r)]: estimate and 95 % interval.
 
@@ -96,7 +96,7 @@ class LogZ:
         standing: how far to rely on the interval.
         source: where the interval comes from.
         reason: of every standing but ok.
-        k_hat: Pareto k̂ of independent weights.
+        k_hat: Pareto k̂ of the totals of lineages.
     """
 
     value: float | None = None
@@ -185,7 +185,7 @@ def log_z(readout: Readout, claims: Claims) -> LogZ:
     if value == -math.inf:
         return LogZ(value=value, reason="all weights are zero: no sample says anything about Z")
     if claims.iid:
-        return _independent(value, readout.log_weights)
+        return _stated(value, genealogy.interval([genealogy.independent(readout.log_weights)]))
     if readout.log_z_se is not None:
         return _stated(value, Interval(source="standard error of the method", se=readout.log_z_se))
     return LogZ(value=value, reason=claims.no_interval)
@@ -199,34 +199,11 @@ def _stated(value: float | None, known: Interval) -> LogZ:
         low, high = value - half, value + half
         if standing == Standing.OK and known.se > SKEWED:
             standing, reason = Standing.UNRELIABLE, _skewed(known.se)
-    return LogZ(value=value, se=known.se, low=low, high=high, standing=standing, source=known.source, reason=reason)
-
-
-def _independent(value: float, log_w: F64) -> LogZ:
-    """The interval of independent weights."""
-    se, k, source = log_mean_se(log_w), pareto.k_hat(log_w), "independent weights, delta method"
-    if se is None:
-        return LogZ(value=value, source=source, reason="one sample has no spread")
-    reason = pareto.too_heavy(log_w, k) or (_skewed(se) if se > SKEWED else "")
-    standing = Standing.UNRELIABLE if reason else Standing.OK
-    low, high = value - Z95 * se, value + Z95 * se
-    return LogZ(value=value, se=se, low=low, high=high, standing=standing, source=source, reason=reason, k_hat=k)
+    return LogZ(value, known.se, low, high, standing, known.source, reason, known.k_hat)
 
 
 def _skewed(se: float) -> str:
     return f"relative standard error {se:.2f} > {SKEWED:g}: the law of log Ẑ is skewed and its error likely larger"
-
-
-def t95(dof: float) -> float:
-    """Quantile .975 of Student's t, by its expansion in 1/dof (within 1 % from three degrees of freedom on)."""
-    z, n = Z95, dof
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / n ** (i + 1) for i, term in enumerate(terms))
 
 
 def _flags(context: Context, tree: Tree) -> tuple[Flag, ...]:

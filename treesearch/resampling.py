@@ -9,6 +9,8 @@ all that an unbiased Ẑ needs. `u` holds K + 1 uniforms, of which a scheme uses
     systematic    the same offset in each; offspring in {floor, ceil} of K W_i; the default
     ssp           Srinivasan sampling process: offspring in {floor, ceil}, negatively associated, consistent
 
+Loops over particles are compiled: the inverse of a CDF at sorted points is one merge, K steps for all of them.
+
 References:
     An Introduction to Sequential Monte Carlo (Chopin and Papaspiliopoulos, 2020), chapter 9.
     Negative association, ordering and convergence of resampling methods (Gerber, Chopin and Whiteley, 2019).
@@ -21,15 +23,43 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from treesearch.compiled import compiled
+
 F64 = NDArray[np.float64]
 Ancestors = NDArray[np.int64]
 Scheme = Callable[[F64, F64], Ancestors]
 
 
+@compiled
+def _merge(cdf: F64, points: F64) -> Ancestors:
+    """The first position whose cdf (K,) exceeds each increasing point, all of them below cdf[-1]."""
+    found = np.empty(len(points), np.int64)
+    at = 0
+    for i in range(len(points)):
+        while at < len(cdf) - 1 and cdf[at] <= points[i]:
+            at += 1
+        found[i] = at
+    return found
+
+
 def _invert(w: F64, points: F64) -> Ancestors:
     """Inverse CDF at increasing points in [0, 1); weightless particles are never picked."""
     cdf = np.cumsum(w)
-    return np.searchsorted(cdf, np.minimum(points * cdf[-1], np.nextafter(cdf[-1], 0)), side="right").astype(np.int64)
+    points = points * cdf[-1]
+    return _merge(cdf, np.minimum(points, np.nextafter(cdf[-1], 0), out=points))
+
+
+@compiled
+def _strata(cdf: F64, u: F64) -> Ancestors:
+    """Inverse CDF (K,) at (i + u_i) / K."""
+    k = len(cdf)
+    found, at, last = np.empty(k, np.int64), 0, np.nextafter(cdf[-1], 0)
+    for i in range(k):
+        point = min((i + u[i]) / k * cdf[-1], last)
+        while at < k - 1 and cdf[at] <= point:
+            at += 1
+        found[i] = at
+    return found
 
 
 def multinomial(w: F64, u: F64) -> Ancestors:
@@ -39,14 +69,12 @@ def multinomial(w: F64, u: F64) -> Ancestors:
 
 def stratified(w: F64, u: F64) -> Ancestors:
     """One draw in each of K equal intervals."""
-    k = len(w)
-    return _invert(w, (np.arange(k) + u[:k]) / k)
+    return _strata(np.cumsum(w), u[: len(w)])
 
 
 def systematic(w: F64, u: F64) -> Ancestors:
     """One offset for all K intervals."""
-    k = len(w)
-    return _invert(w, (np.arange(k) + u[0]) / k)
+    return _strata(np.cumsum(w), np.broadcast_to(u[0], len(w)))
 
 
 def residual(w: F64, u: F64) -> Ancestors:
@@ -64,9 +92,15 @@ def residual(w: F64, u: F64) -> Ancestors:
 
 def ssp(w: F64, u: F64) -> Ancestors:
     """Round K W to whole numbers pair by pair, keeping each expectation."""
-    k = len(w)
-    copies = np.floor(k * w).astype(np.int64)
-    left = k * w - copies
+    return np.repeat(np.arange(len(w), dtype=np.int64), _rounded(len(w) * w, u))
+
+
+@compiled
+def _rounded(wanted: F64, u: F64) -> Ancestors:
+    """Whole numbers (K,) with the expectations `wanted`, which sum to K."""
+    k = len(wanted)
+    copies = np.floor(wanted).astype(np.int64)
+    left = wanted - copies
     i = 0
     for j in range(1, k):
         if left[i] + left[j] < 1:
@@ -84,9 +118,8 @@ def ssp(w: F64, u: F64) -> Ancestors:
             copies[winner] += 1
             left[winner], left[loser] = 0.0, over
             i = loser
-    if (short := k - int(copies.sum())) > 0:  # what is left sums to 0 or 1 up to rounding
-        copies[i] += short
-    return np.repeat(np.arange(k), copies).astype(np.int64)
+    copies[i] += max(0, k - copies.sum())  # what is left sums to 0 or 1 up to rounding
+    return copies
 
 
 SCHEMES: dict[str, Scheme] = {

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from rewards.base import Reward, as_reward
 from treesearch.budget import Cost
-from treesearch.certificate import Certificate, Context, certify
+from treesearch.certificate import Certificate, Context, certify, log_z
 from treesearch.errors import StoreError, TreeSearchError
 from treesearch.methods.base import Readout, Status
+from treesearch.methods.claims import Standing
 from treesearch.noise import Stream, root_key, uniforms
 from treesearch.tree import Tree
 from treesearch.weights import ess, normalise, scaled
@@ -147,6 +148,9 @@ class TaskResult:
             warnings.append(ALL_ZERO)
         elif len(log_w) > 2 and effective < 2 and self.log_z is not None:
             warnings.append(f"ESS {effective:.2f} < 2: lam = {self.lam:g} is too large for this budget")
+        interval = log_z(self.readout, self.context.claims)
+        if interval.standing == Standing.UNRELIABLE:
+            warnings.append(f"the interval of log Z is unreliable: {interval.reason}")
         kl = None
         if self.log_z is not None and effective > 0 and math.isfinite(self.log_z) and math.isfinite(self.lam):
             w = normalise(log_w)

@@ -109,23 +109,32 @@ def fit(u: F64, y: F64, log_w: F64, log_p: F64, slope: float) -> Value:
     w, effective = tempered(log_w)
     centre = float(w @ u), float(w @ y)
     du, dy = u - centre[0], y - centre[1]
-    line, rest = _line(du, dy, w, effective, slope)
+    unit = max(1.0, _norm(du, w), _norm(dy, w))  # rewards beyond 1e154 have no squares
+    line, rest = _line(du / unit, dy / unit, w, effective, slope)
     knots, bends = _bends(u, rest, w, effective)
     if len(knots) < 2:
         value = Value(np.array([centre[0]]), np.zeros(1), line)
     else:
-        value = Value(knots, _ordered(knots, line * (knots - centre[0]) + bends), slope)
+        value = Value(knots, _ordered(knots, line * (knots - centre[0]) + unit * bends), slope)
     level = log_sum(log_p + value.fitted(u)) - log_sum(log_p)
     return Value(value.knots, value.heights - level, value.outside)
 
 
+def _norm(x: F64, w: F64) -> float:
+    """√(Σ w x²) without squares that overflow."""
+    top = float(np.abs(x).max())
+    return top * math.sqrt(float(w @ (x / top) ** 2)) if top > 0 else 0.0
+
+
 def _line(du: F64, dy: F64, w: F64, effective: float, slope: float) -> tuple[float, F64]:
     """Slope in [0, 1] between the data's and the prior's, and what the line leaves over."""
-    spread = float(w @ du**2)
-    if spread <= 1e-12 * max(1.0, float(w @ dy**2)):
+    root = np.sqrt(w)
+    u, y = root * du, root * dy
+    spread = float(u @ u)
+    if spread <= 1e-12 * max(1.0, float(y @ y)):
         return slope, dy - slope * du
-    own = float(w @ (du * dy)) / spread
-    left = max(float(w @ (dy - own * du) ** 2), 1e-6 * float(w @ dy**2), 1e-12)
+    own = float(u @ y) / spread
+    left = max(float(np.sum((y - own * u) ** 2)), 1e-6 * float(y @ y), 1e-12)
     data, prior = effective * spread / left, SLOPE_SD**-2
     line = min(max((data * own + prior * slope) / (data + prior), 0.0), 1.0)
     return line, dy - line * du
@@ -144,7 +153,7 @@ def _bends(u: F64, rest: F64, w: F64, effective: float) -> tuple[F64, F64]:
     bends = np.bincount(at, (w * rest)[order], count)[full] / mass[full]
     apart = np.append(True, np.diff(knots) > 1e-9 * (1 + np.abs(knots[1:])))
     knots, bends = knots[apart], bends[apart]
-    noise = float((w**2) @ rest**2) * len(knots)  # variance of a bin's mean
+    noise = float(np.sum((w * rest) ** 2)) * len(knots)  # variance of a bin's mean
     size = float(bends @ bends)
     return knots, bends * max(0.0, 1.0 - len(bends) * noise / size) if size > 0 else bends
 

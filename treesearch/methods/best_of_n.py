@@ -8,6 +8,7 @@ with error O(1/√ESS), and `best` is the greedy answer. Cost: N·T NFE. The bas
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from backends.base import Spec
 from treesearch import backup
 from treesearch.budget import INFINITE, Share
 from treesearch.engine import Segments
+from treesearch.methods import genealogy
 from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_whole, number
 from treesearch.methods.claims import SELF_NORMALISED, Claims
 from treesearch.noise import child_keys
@@ -96,5 +98,8 @@ class BestOfNSearch:
     def readout(self) -> Readout:
         leaves = self.tree.leaves
         leaves = leaves[~np.isnan(self.tree.value[leaves])]  # those of later waves may have arrived
-        log_w = scaled(self.lam, self.tree.reward[leaves]) + self.tree.log_w[leaves]
-        return Readout(leaves, log_w, log_mean(log_w) if len(leaves) else None, log_mean_se(log_w))
+        u = scaled(self.lam, self.tree.reward[leaves])
+        log_w = u + self.tree.log_w[leaves]
+        log_z = log_mean(log_w)
+        found = genealogy.interval([genealogy.independent(log_w, u)]) if log_z > -math.inf else None
+        return Readout(leaves, log_w, log_z if len(leaves) else None, log_mean_se(log_w), interval=found)

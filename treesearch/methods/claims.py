@@ -64,6 +64,7 @@ class Interval:
         low, high: bounds of log Z that are no multiples of `se`.
         standing: `NOT_POSITIVE` says that Ẑ <= 0, so that there is no log Z; `NONE` that there is no interval.
         reason: of every standing but `OK`.
+        k_hat: Pareto k̂ of the totals that it comes from.
 
     Raises:
         ValueError: a standing without a reason.
@@ -76,6 +77,7 @@ class Interval:
     high: float | None = None
     standing: Standing = Standing.OK
     reason: str = ""
+    k_hat: float | None = None
 
     def __post_init__(self) -> None:
         if self.standing != Standing.OK and not self.reason:
@@ -114,3 +116,18 @@ SOFT_VALUE = Flag(
     "λ·v_root is biased low, E[exp(λ v_root)] < Z: lucky children are visited again, unlucky ones never corrected",
 )
 GREEDY_TREE = Claims(flags=(GREEDY, SHARED), weighs=False, no_interval="greedy: no Z is estimated")
+
+
+def t95(dof: float) -> float:
+    """Quantile .975 of Student's t, by its expansion in 1/dof (within 1 % from two degrees of freedom on).
+
+    Source: Handbook of Mathematical Functions (Abramowitz and Stegun, 1964), 26.7.5.
+    """
+    z, n = Z95, dof
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / n ** (i + 1) for i, term in enumerate(terms))

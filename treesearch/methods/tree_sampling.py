@@ -40,14 +40,16 @@ from treesearch import values
 from treesearch.methods import genealogy, population
 from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, number
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Claims
+from treesearch.methods.genealogy import Genealogy
 from treesearch.resampling import systematic
 from treesearch.values import Value
-from treesearch.weights import F64, ess, log_mean, log_sum, normalise, scaled
+from treesearch.weights import F64, ess, log_mean, normalise, scaled
 
 THRESHOLD = 0.7  # of the ESS, below which a wave splits and prunes
 LEVELS = 20
 FIRST, SMALLEST = 16, 64  # the first wave's share is 1/FIRST; budgets of fewer leaves are one wave
 GROWTH = 3  # size of a wave over all before
+MOST_LOST = 1.0  # nats of steering: more than elsewhere, for the floor of a twist bounds what pruning takes away
 TIMED_FIRST, TIMED_MOST = 64, 1024  # leaves of a wave where only the clock limits it
 
 Ids = NDArray[np.int64]
@@ -96,7 +98,7 @@ class Wave:
     lam: float
     twists: list[Value]  # of the levels above 0
     log_w: F64  # since the last split
-    eve: Ids  # node of the first level each descends from
+    past: Genealogy
     above: F64  # ψ of the last level
     endpoints: list[F64] = field(default_factory=list)  # λ r̂, a row a level
     reward: F64 = field(default_factory=lambda: np.empty(0))
@@ -121,10 +123,12 @@ class Wave:
         self.ess.append(ess(self.log_w))
         if self.ess[-1] == 0 or self.ess[-1] >= THRESHOLD * len(u):
             return None
-        ancestors = systematic(normalise(self.log_w), uniforms())
+        weights = normalise(self.log_w)
+        ancestors = systematic(weights, uniforms())
         self.log_z += log_mean(self.log_w)
         self.log_w = np.zeros(len(u))
-        self.above, self.eve = self.above[ancestors], self.eve[ancestors]
+        self.past.resample(level, ancestors, self.above, weights)
+        self.above = self.above[ancestors]
         self.endpoints = [row[ancestors] for row in self.endpoints]
         return ancestors
 
@@ -148,7 +152,7 @@ class TreeSamplingSearch(population.PopulationSearch):
 
     def _wave(self, n: int) -> Wave:
         zeros = np.zeros(n)
-        return Wave(self.lam, self._twists(), zeros, np.arange(n), zeros)
+        return Wave(self.lam, self._twists(), zeros, Genealogy.of(n), zeros)
 
     def _twists(self) -> list[Value]:
         """Values of every level above 0, from the finished waves."""
@@ -207,11 +211,11 @@ class TreeSamplingSearch(population.PopulationSearch):
         leaves = np.concatenate([p.nodes for p in self.finished])
         if log_z == -math.inf:
             return Readout(leaves, log_w, log_z, warnings=self.memory_warnings(), extra=extra)
-        part = np.array([s + log_mean(w.final) for w, s in zip(waves, shares, strict=True)])
-        share = np.exp(part - log_sum(part))
-        own = [genealogy.lineage_variance(w.log_w, w.eve) if s > 0 else 0.0 for w, s in zip(waves, share, strict=True)]
-        se = genealogy.joint_se(share, own)
-        last = waves[-1]
-        lineages = genealogy.totals(last.log_w, last.eve) if share[-1] > 0 else None
-        found = genealogy.by_lineage(se, "spend more, or lower lam", lineages)
-        return Readout(leaves, log_w, log_z, se, warnings=self.memory_warnings(), extra=extra, interval=found)
+        parts = [
+            genealogy.Part(
+                w.final + s - math.log(len(w.reward)), scaled(self.lam, w.reward), w.log_w, w.past, MOST_LOST
+            )
+            for w, s in zip(waves, shares, strict=True)
+        ]
+        found = genealogy.interval(parts)
+        return Readout(leaves, log_w, log_z, found.se, warnings=self.memory_warnings(), extra=extra, interval=found)
