@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures mnist-evidence train-mnist planning policy-data train-maze clean
+.PHONY: help setup demo demo-plan test test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage mnist-evidence train-mnist planning policy-data train-maze clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ evidence: mixtures mnist-evidence  ## every method at equal NFE: hours; run agai
 mixtures: $(STAMP)  ## sampling on mixtures with known targets, then the report
 	@$(PY) -m experiments.mixtures run --out $(RESULTS)/mixtures.jsonl
 	@$(PY) -m experiments.mixtures report --rows $(RESULTS)/mixtures.jsonl --out $(RESULTS)/mixtures.md
+
+coverage: $(STAMP)  ## whether intervals of log Z hold it, every method on 24 beds with a known log Z: an hour; run again to go on
+	@$(PY) -m experiments.coverage run --out $(RESULTS)/coverage.jsonl
+	@$(PY) -m experiments.coverage report --rows $(RESULTS)/coverage.jsonl
 
 mnist-evidence: $(STAMP)  ## sampling and search on MNIST, then the report: make mnist-evidence DATA=path/to/mnist.npz
 	@$(PY) -m experiments.mnist_evidence run --data $(DATA) --out $(RESULTS)/mnist_evidence.jsonl

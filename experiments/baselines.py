@@ -84,8 +84,9 @@ def feynman_kac(
 ) -> Setup:
     """Feynman-Kac steering with one population.
 
-    Tends to π as K grows. Bias of draws O(1/K); none in Ẑ, for every potential and value. Cost: T NFE and L + 1 reward
-    calls; with rollouts as values T + Σ t NFE over the L levels.
+    Tends to π as K grows. Bias of draws O(1/K); none in Ẑ, for every potential and value, though with max, sum and
+    immediate a run's Ẑ is far too low as a rule. Cost: T NFE and L + 1 reward calls; with rollouts as values T + Σ t
+    NFE over the L levels.
     """
     return Setup(kernel, _population(settings, settings.schedule, potential=potential, value=value))
 

@@ -121,7 +121,7 @@ class Run:
     """of a cell, for each of them"""
     seed: int = 0
     """of all noise"""
-    out: Path = Path("experiments/results/coverage.jsonl")
+    out: Path = Path("runs/results/coverage.jsonl")
     """one row a cell"""
 
     def run(self) -> int:
@@ -148,7 +148,7 @@ class Run:
 class Report:
     """The table of docs/certificate.md."""
 
-    rows: Path = Path("experiments/results/coverage.jsonl")
+    rows: Path = Path("runs/results/coverage.jsonl")
     """what `run` wrote"""
 
     def run(self) -> int:

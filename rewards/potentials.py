@@ -3,7 +3,9 @@
 Pure functions of one signature, potential(current, previous, running) -> log G, on arrays (K,) of λ_t r(x̂_0):
 `current` at this level, `previous` at the last scheduled one (0 before the first), `running` their maximum and sum so
 far, this level included. The method owns λ, the schedule and the closing factor: at x_0 it uses
-log G_0 = λ r(x_0) - Σ log G, so that every potential telescopes to λ r(x_0) along each surviving lineage.
+log G_0 = λ r(x_0) - Σ log G, so that every potential telescopes to λ r(x_0) along each surviving lineage. Ẑ is then
+unbiased for every potential, which for max, sum and immediate is true and empty: they lead particles away from the
+target, and a run's Ẑ is far too low as a rule (mean Ẑ/Z of 150 runs: .29 to .5).
 
     difference   current - previous        the default
     max          running maximum

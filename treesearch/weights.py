@@ -1,7 +1,7 @@
 """Log-weights: all arithmetic on weights stays on the log scale.
 
 All weights -inf is a state of its own: `log_mean` is -inf, `normalise` raises `ZeroWeights`, `ess` is 0. Nothing is
-clamped and NaN never becomes a number.
+clamped and NaN never becomes a number: a read-out that holds one is `WeightOverflow`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,19 @@ class ZeroWeights(TreeSearchError, ArithmeticError):
         super().__init__(
             "all weights are zero (every reward is -inf, or lam times the rewards underflows every potential): "
             "there is no sample of the target among these leaves; spend more, lower lam or soften the reward"
+        )
+
+
+LARGEST = 1e302  # |λ r|, so that sums and differences of log-weights stay numbers
+
+
+class WeightOverflow(TreeSearchError, ArithmeticError):
+    """λ r is too large for log-weights, or one of them or log Z came out as no number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "log-weights beyond what floats can hold (differences of lam times rewards near 1.8e308): expected "
+            "|lam r| <= 1e302; scale the reward, clip it, or lower lam"
         )
 
 
@@ -83,5 +96,14 @@ def temper(log_w: Callable[[float], F64], low: float, high: float, target: float
 
 
 def scaled(lam: float, reward: F64) -> F64:
-    """λ r with 0 · (-inf) = 0: at λ = 0 no reward counts, not even a forbidding one."""
-    return np.zeros_like(reward) if lam == 0 else lam * reward
+    """λ r with 0 · (-inf) = 0: at λ = 0 no reward counts, not even a forbidding one.
+
+    Raises:
+        WeightOverflow: |λ r| > 1e302 for a finite r.
+    """
+    if lam == 0:
+        return np.zeros_like(reward)
+    most = np.abs(reward[np.isfinite(reward)]).max(initial=0.0)
+    if math.isfinite(lam) and most > LARGEST / lam:
+        raise WeightOverflow
+    return lam * reward

@@ -16,7 +16,7 @@ from treesearch.budget import Share
 from treesearch.engine import Segments
 from treesearch.methods.claims import Claims, Interval
 from treesearch.tree import Tree
-from treesearch.weights import F64
+from treesearch.weights import F64, WeightOverflow
 
 AUTO = "auto"
 GREEDY = "greedy: not a sample of π"
@@ -71,6 +71,9 @@ class Readout:
         warnings: what a reader of the numbers must know.
         extra: method-specific figures for `result.diagnostics`.
         interval: what the search knows about the error of `log_z`, for the certificate.
+
+    Raises:
+        WeightOverflow: a weight or log Z that is NaN or +inf.
     """
 
     leaves: NDArray[np.int64]
@@ -80,6 +83,11 @@ class Readout:
     warnings: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     interval: Interval | None = None
+
+    def __post_init__(self) -> None:
+        most = float(np.max(self.log_weights, initial=-math.inf))  # NaN where one is
+        if not most < math.inf or not (self.log_z is None or self.log_z < math.inf):
+            raise WeightOverflow
 
 
 class Search(Protocol):

@@ -191,6 +191,7 @@ class Particles:
             return self.lam
         if isinstance(self.method.tempering, tuple):
             return self.lam * self.method.tempering[level]
+        scaled(self.lam, reward)  # refuses what is too large for the differences below
         known = reward > -math.inf
 
         def tempered(lam: float) -> F64:

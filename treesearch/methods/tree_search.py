@@ -61,7 +61,7 @@ from treesearch.methods.base import (
 from treesearch.methods.claims import GREEDY_TREE
 from treesearch.noise import child_key
 from treesearch.tree import ROOT, Tree
-from treesearch.weights import F64
+from treesearch.weights import F64, scaled
 
 Ids = NDArray[np.int64]
 
@@ -281,7 +281,7 @@ def scores(reward: F64, mass: F64, fresh: int) -> F64:
     finite = reward[np.isfinite(reward)]
     if not len(finite):
         return np.zeros(len(reward))
-    lowest = finite.min() - max(float(np.ptp(finite)), 1.0)
+    lowest = scaled(1.0, finite).min() - max(float(np.ptp(finite)), 1.0)
     reward = np.clip(reward, lowest, finite.max())
     value, place = np.unique(reward, return_inverse=True)
     tied = np.bincount(place, mass)
