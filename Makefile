@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage mnist-evidence train-mnist planning policy-data train-maze clean
+.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage mnist-evidence train-mnist planning policy-data train-maze clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree 
 
 test: $(STAMP)  ## the test suite
 	@$(PY) -m pytest -q -n 2 --dist loadfile
+
+test-cpus: $(STAMP)  ## tests, demo and exact figures with other vector units, threads and busy cores: hours
+	@$(PY) -m experiments.cpus
 
 test-slow: $(STAMP)  ## statistical runs of minutes
 	@$(PY) -m pytest -q -m slow

@@ -1,4 +1,4 @@
-"""Shared set-up: one thread, and the beds that most tests use."""
+"""Shared set-up: one thread unless TEST_THREADS says otherwise, and the beds that most tests use."""
 
 import os
 
@@ -11,7 +11,7 @@ from backends.base import Guided, shift_mean
 from backends.enumerable import DiscreteChain, MaskedChain
 from backends.gaussian import GaussianMixture, LinearGaussian
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 def half_a_step(x, t, base, cond):

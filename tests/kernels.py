@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,58 @@ class HangsOnce(Wrapped):
             time.sleep(1000)
 
 
+class Locked(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class TwoArguments(Exception):
+    """Pickles, and cannot be made again from what it hands to its parent."""
+
+    def __init__(self, what: str, row: int) -> None:
+        super().__init__(f"{what} in row {row}")
+
+
+class Retold(Exception):
+    """Comes back from its pickle as another error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"retold: {text}")
+
+
+# What code that knows nothing of workers may raise: what it is, and what it is called.
+RAISED: dict[str, tuple[Callable[[], BaseException], str]] = {
+    "exit": (lambda: SystemExit(3), "SystemExit: 3"),
+    "interrupt": (lambda: KeyboardInterrupt(), "KeyboardInterrupt"),
+    "locked": (lambda: Locked("no weights"), "Locked: no weights"),
+    "two arguments": (lambda: TwoArguments("overflow", 7), "TwoArguments: overflow in row 7"),
+    "retold": (lambda: Retold("no weights"), "Retold: retold: no weights"),
+}
+
+
+class Raises(Wrapped):
+    """Raises what is named at t = 2; as a reward it does so at once, as a model when it is decoded."""
+
+    def __init__(self, kind: str, where: str) -> None:
+        super().__init__()
+        self.kind, self.where = kind, where
+
+    def before(self, x, t, task):
+        if self.where == "kernel" and (t == 2).any():
+            raise RAISED[self.kind][0]()
+
+    def decode(self, x0):
+        if self.where == "decode":
+            raise RAISED[self.kind][0]()
+        return self.kernel.decode(x0)
+
+    def __call__(self, x):
+        raise RAISED[self.kind][0]()
+
+
 class Hungry(Wrapped):
     """Has memory for `room` rows."""
 
@@ -136,6 +190,7 @@ class Hungry(Wrapped):
 def built(folder: str) -> LinearGaussian:
     """A factory that notes each time that it is called."""
     note(f"{folder}/built", os.getpid())
+    note(f"{folder}/torch", f"{torch.get_float32_matmul_precision()} {torch.get_default_dtype()}")
     return LinearGaussian(num_steps=5)
 
 

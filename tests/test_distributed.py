@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import threading
 import time
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import kernels
 import laws
@@ -30,7 +32,7 @@ from backends.gaussian import LinearGaussian
 from backends.guidance import TDS
 from rewards.analytic import linear
 from rewards.base import RewardError
-from treesearch import runs
+from treesearch import distributed, runs
 
 TESTS = Path(__file__).parent
 DTS, DTS_STAR, FK = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch, ts.FeynmanKac
@@ -367,6 +369,23 @@ def test_a_kernel_that_keeps_raising(three, tmp_path, monkeypatch):
     same(run("gaussian", "fk", three), alone("gaussian", "fk"))  # the workers are of use to other searches
 
 
+@pytest.mark.parametrize("where", ["kernel", "decode", "apart"])
+@pytest.mark.parametrize("kind", kernels.RAISED)
+def test_whatever_is_raised_is_named_with_its_traceback(three, scored, monkeypatch, kind, where):
+    """What would end a process, and what cannot travel, reaches the driver in words; no worker hangs or dies of it."""
+    workers = scored if where == "apart" else three
+    monkeypatch.setattr(workers, "max_failures", 1)
+    monkeypatch.setattr(workers, "reward_tries", 1)
+    before, raises = workers.pool.restarts, kernels.Raises(kind, where)
+    kernel, reward = (BEDS["gaussian"], raises) if where == "apart" else (raises, kernels.total)
+    with pytest.raises((ts.WorkerError, ts.KernelError, RewardError), match=kernels.RAISED[kind][1]) as caught:
+        ts.search(kernel, reward, ts.BestOfN(n=2), workers=workers)
+    assert "on a worker" in "".join(caught.value.__notes__)
+    assert "kernels.py" in "".join(caught.value.__notes__)
+    assert workers.pool.restarts == before
+    same(run("gaussian", "best of n", workers), alone("gaussian", "best of n"))
+
+
 def test_rewards_of_a_guide_are_handed_on(three):
     """Kernel and reward travel apart; that they share the reward is told."""
     reward = linear(0.8)
@@ -402,6 +421,34 @@ def test_a_worker_that_hangs_is_replaced(three, tmp_path, monkeypatch):
     found = ts.search(kernel, kernels.total, METHODS["dts"], budget=budget, workers=three)
     same(found, ts.search(BEDS["gaussian"], kernels.total, METHODS["dts"], budget=budget))
     assert three.pool.restarts == before + 1
+
+
+def test_a_slow_worker_is_not_hung(monkeypatch):
+    """What counts is how long it has been at its step, as it says itself; one that says nothing is given a minute."""
+    said = {}
+    actor = distributed._Actor(0, SimpleNamespace(pulse=SimpleNamespace(remote=lambda: said["seconds"])), None, 0.0)
+    monkeypatch.setattr(distributed.ray, "wait", lambda refs, timeout: (refs if said["answers"] else [], []))
+    monkeypatch.setattr(distributed.ray, "get", lambda ref, timeout: ref)
+    for seconds, answers, hung in ((0.3, True, False), (1.1, True, True), (1.1, False, False)):
+        said |= {"seconds": seconds, "answers": answers}
+        actor.asked = -math.inf
+        assert not actor.hangs(1.0)  # asked now
+        assert actor.hangs(1.0) == hung
+    actor.asked -= distributed.PULSE_SECONDS
+    assert actor.hangs(1.0)
+
+
+def test_waiting_for_a_core_is_not_hanging(monkeypatch):
+    waited = 0.0
+    monkeypatch.setattr(distributed.host, "waited", lambda thread: waited)
+    clock = distributed._Clock()
+    clock.beat()
+    time.sleep(0.2)
+    assert clock.seconds() > 0.19
+    waited = clock.seconds() - 0.05
+    assert 0.05 <= clock.seconds() < 0.05 + time.monotonic() - clock._since - waited
+    clock.beat()
+    assert clock.seconds() < time.monotonic() - clock._since + 1e-3
 
 
 def test_a_node_comes_late_and_is_lost_with_its_samples(cluster, tmp_path, monkeypatch):

@@ -7,18 +7,21 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.cpus import busy
 
-def script(name, *words):
+
+def script(name, *words, code=0):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     job = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *words], capture_output=True, text=True, env=environment
     )
-    assert job.returncode == 0, job.stderr
+    assert job.returncode == code, job.stderr
     return job.stdout
 
 
@@ -38,6 +41,22 @@ def committed_defaults():
 
 def test_no_script_writes_over_committed_files_unless_it_is_told_to():
     assert set(committed_defaults()) == READ
+
+
+def test_cpus_names_what_failed(tmp_path):
+    test = tmp_path / "test_this.py"
+    test.write_text("import os\n\ndef test_it():\n    assert os.environ['TEST_THREADS'] == '2'\n")
+    words = ["--what", "tests", "--tests", str(test), "--processes", "1", "--out", str(tmp_path / "out")]
+    printed = script("cpus", *words, "--only", "SSE41", code=1).splitlines()
+    assert [line.split()[0] for line in printed[:2]] == ["FAILED", "ok"]
+    assert "SSE41, threads=1" in (tmp_path / "out" / "tests-0.txt").read_text()
+
+
+def test_busy_loops_are_busy_and_end():
+    with suppress(KeyboardInterrupt), busy(2) as loops:
+        assert [loop.poll() for loop in loops] == [None, None]
+        raise KeyboardInterrupt
+    assert [loop.poll() for loop in loops] == [-9, -9]
 
 
 @pytest.fixture(scope="module")

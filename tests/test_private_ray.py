@@ -7,28 +7,41 @@ import os
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import kernels
+import pytest
 from conftest import BEDS
 from kernels import noted
 
 import treesearch as ts
 from backends.gaussian import LinearGaussian
+from treesearch import distributed
 
+MB = 2**20
+Usage = namedtuple("Usage", "total used free")
 TESTS = Path(__file__).parent
 FK = ts.FeynmanKac
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
+import torch
 import treesearch as ts
 import kernels
+import ray
+
+def read(path):
+    try:
+        return path.read_text()
+    except OSError:  # it has ended meanwhile
+        return ""
 
 def family(pid):
     found = {pid}
     while True:
-        parents = {int(p.name): int((p / "stat").read_text().rpartition(")")[2].split()[1])
-                   for p in Path("/proc").iterdir() if p.name.isdigit() and (p / "stat").exists()}
+        stats = {int(p.name): read(p / "stat") for p in Path("/proc").iterdir() if p.name.isdigit()}
+        parents = {pid: int(stat.rpartition(")")[2].split()[1]) for pid, stat in stats.items() if stat}
         more = {child for child, parent in parents.items() if parent in found} - found
         if not more:
             return sorted(found - {pid})
@@ -48,6 +61,7 @@ def listening(pids):
     return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
 
 folder, out = sys.argv[1], {}
+torch.set_float32_matmul_precision("medium")
 kernel, reward = ts.Recipe(kernels.built, {"folder": folder}), ts.Recipe(kernels.judge, {"folder": folder})
 
 def look(snapshot):
@@ -55,6 +69,9 @@ def look(snapshot):
         return
     out["pids"] = family(os.getpid())
     out["listening"] = listening(out["pids"])
+    names = [read(Path(f"/proc/{pid}/cmdline")).partition(chr(0))[0] for pid in out["pids"]]
+    out["idle"] = [name for name in names if "IDLE" in name]
+    out["cpus"] = ray.cluster_resources()["CPU"]
 
 with ts.RayWorkers(2) as workers:
     while any(a.ready is not None for a in workers.pool.workers):
@@ -72,11 +89,17 @@ print(json.dumps(out))
 
 
 def test_a_ray_of_its_own(tmp_path):
-    """Recipes are built once on each worker; nothing listens to other machines; no process is left."""
+    """Recipes are built once on each worker; nothing listens to other machines; no process is left.
+
+    TMPDIR has a name that is too long for sockets, and Ray was imported before.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env["HOME"] = str(tmp_path)  # Ray keeps a token there
+    long = tmp_path / ("a-long-name-" * 10)
+    long.mkdir()
+    env["TMPDIR"] = str(long)
     env["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     done = subprocess.run(
         [sys.executable, "-W", "error", script, tmp_path], env=env, capture_output=True, text=True, timeout=120
@@ -84,6 +107,9 @@ def test_a_ray_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout.splitlines()[-1])
     assert len(out["pids"]) > 3
+    assert out["cpus"] == 2
+    assert out["idle"] == []
+    assert {line.split()[0] for line in noted(tmp_path / "torch")} == {"medium"}
     assert out["listening"]
     local = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
     assert set(out["listening"]) <= local
@@ -100,3 +126,60 @@ def test_a_ray_of_its_own(tmp_path):
     )  # fmt: skip
     assert out["rewards"] == [task.rewards.tolist() for task in want.tasks]
     assert out["samples"] == ts.search(BEDS["gaussian"], kernels.total, ts.BestOfN(n=8)).samples.flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "store"),
+    [
+        (10_000 * MB, 64 * MB, 3_000 * MB),
+        (200 * MB, 64 * MB, distributed.STORE_LEAST),
+        (2**40, 64 * MB, distributed.STORE_ON_DISK),
+        (2**40, 2**40, int(0.3 * 2**40)),
+        (None, 64 * MB, None),
+    ],
+)
+def test_the_object_store_by_what_a_container_allows(monkeypatch, memory, shared, store):
+    monkeypatch.setattr(distributed.host, "memory", lambda: memory)
+    monkeypatch.setattr(distributed.shutil, "disk_usage", lambda path: Usage(0, 0, shared))
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    assert distributed._store_bytes() == store
+
+
+@pytest.mark.parametrize(
+    ("variables", "ours"),
+    [
+        ({}, False),
+        ({"TMPDIR": "/tmp"}, False),
+        ({"TMPDIR": "/tmp/" + "a" * 100}, True),
+        ({"TMPDIR": "/tmp/" + "ä" * 20}, True),
+        ({"TMPDIR": "/tmp/" + "a" * 100, "RAY_TMPDIR": "/tmp"}, False),
+        ({"RAY_TMPDIR": "/tmp/" + "a" * 100}, True),
+        ({"RAY_TMPDIR": "/nowhere"}, True),
+    ],
+)
+def test_a_folder_for_sockets(monkeypatch, variables, ours):
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = distributed._socket_folder()
+    assert (found is not None) == ours
+    if found is not None:
+        assert len(found) <= distributed.SOCKET_BYTES
+        os.rmdir(found)
+
+
+def test_no_folder_for_sockets(monkeypatch):
+    def refuse(**where):
+        raise PermissionError
+
+    monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
+    monkeypatch.setattr(distributed.tempfile, "mkdtemp", refuse)
+    with pytest.raises(ts.WorkerError, match="set RAY_TMPDIR"):
+        distributed._socket_folder()
+
+
+def test_rays_private_modules_are_left_alone():
+    packages = [TESTS.parent / name for name in ("treesearch", "backends", "rewards", "experiments")]
+    files = [path for package in packages for path in package.rglob("*.py")]
+    assert [path.name for path in files if "ray._private" in path.read_text("utf-8")] == []

@@ -215,7 +215,7 @@ class Station:
         try:
             with self._counting():
                 arrivals = self.engine.step(eager=False)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # a kernel that calls sys.exit does not end its worker
             return self._recover(ended(error))
         return [(a.wave, self._reply(a)) for a in arrivals if a.cost is not None]
 
@@ -337,7 +337,7 @@ class Station:
             spent.add(one.beside)
             try:
                 self._begin(one.bundle, spent)
-            except (Exception, SystemExit) as failure:
+            except BaseException as failure:
                 out.append((one.bundle.number, ended(failure)))
                 continue
             while not smaller and one.bundle.number in self._running:

@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from rewards.base import RewardError
-from treesearch import commands
+from treesearch import commands, host
 from treesearch.blame import where
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
@@ -126,7 +126,7 @@ def _leave_busy_cores_alone() -> None:
     """Use as many threads as cores are idle: two threads that wait for a busy core are slower than one alone."""
     if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
         idle = (os.cpu_count() or 1) - round(os.getloadavg()[0])
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), idle)))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), idle, host.cores())))
 
 
 def _check_names(argv: Sequence[str]) -> None:

@@ -15,22 +15,27 @@ import math
 import os
 import pickle
 import queue
+import shutil
 import socket
+import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import ray.util
 import torch
 from numpy.typing import NDArray
-from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from backends.base import Kernel, Shared, Spec, describe
@@ -48,11 +53,16 @@ from treesearch.states import LostStates, StateStore, forget
 from treesearch.tree import NONE, ROOT, Tree
 
 log = logging.getLogger("treesearch")
-_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER
 
 AHEAD = 2  # bundles under way at a worker: one that runs and one that follows without a gap
 BUNDLE_BYTES = 2**28  # states that a bundle may bring home
 FETCH_SECONDS = 60.0  # for an answer that Ray reported ready
+PULSE_SECONDS = 60.0  # within which a process says how it is, however busy its machine
+LOOPBACK = "127.0.0.1"
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+SOCKET_BYTES = 103 - 70  # of a folder below which Ray's sockets keep within a system's limit for their names
+STORE_SHARE, STORE_LEAST = 0.3, 80 * 2**20  # of the memory that Ray's object store may take, and at least
+STORE_ON_DISK = 10**10 - 1  # bytes from which on Ray refuses a store that shared memory does not hold
 
 
 class WorkerError(TreeSearchError):
@@ -78,11 +88,96 @@ class _Setup:
     angle: float = 0.0  # of sideways edges
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """An exception as it travels: pickled, and in words for those that are no longer themselves on the other side."""
+
+    text: str
+    note: str
+    pickled: bytes | None
+
+    @staticmethod
+    def of(error: BaseException) -> _Raised:
+        """With the traceback that only its own process knows."""
+        error = ended(error)  # SystemExit and KeyboardInterrupt are meant for the process that they are raised in
+        text = "".join(traceback.format_exception_only(error)).strip()
+        note = "on a worker:\n" + "".join(traceback.format_exception(error)[:-1]).rstrip()
+        return _Raised(text, note, _pickled(error))
+
+    def error(self) -> Exception:
+        """What the driver raises: the exception itself where it survived, otherwise a `WorkerError` that names it."""
+        error: Any = WorkerError(self.text)
+        if self.pickled is not None:
+            with suppress(Exception):  # of a module that is not here
+                error = pickle.loads(self.pickled)
+        error.add_note(self.note)
+        return error
+
+
+def _pickled(error: Exception) -> bytes | None:
+    """Bytes that give the same exception again, None where there are none."""
+    with suppress(Exception):
+        data = pickle.dumps(error)
+        again = pickle.loads(data)
+        return data if type(again) is type(error) and str(again) == str(error) else None
+    return None
+
+
+def _answering(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a process that answers with `_Raised` in place of raising; what Ray raises is Ray's to carry."""
+
+    @wraps(method)
+    def answer(self: Any, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except RayError:
+            raise
+        except BaseException as error:
+            return _Raised.of(error)
+
+    return answer
+
+
+class _Clock:
+    """How long a thread has been at what it does, in seconds in which it could have worked.
+
+    Waiting for a core does not count: a slow machine is no reason to call a process hung.
+    """
+
+    def __init__(self) -> None:
+        self._thread, self._since, self._waited = 0, time.monotonic(), 0.0
+
+    def beat(self) -> None:
+        """This thread begins with something new."""
+        thread = threading.get_native_id()
+        self._thread, self._since, self._waited = thread, time.monotonic(), host.waited(thread)
+
+    def seconds(self) -> float:
+        """Since the last beat; any thread may ask."""
+        return time.monotonic() - self._since - (host.waited(self._thread) - self._waited)
+
+
+@dataclass(frozen=True)
+class _Torch:
+    """Torch's settings of the driver's process, which a kernel may depend on."""
+
+    dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
+    precision: str = field(default_factory=torch.get_float32_matmul_precision)
+    deterministic: bool = field(default_factory=torch.are_deterministic_algorithms_enabled)
+
+    def apply(self) -> None:
+        torch.set_default_dtype(self.dtype)
+        torch.set_float32_matmul_precision(self.precision)
+        torch.use_deterministic_algorithms(self.deterministic)
+
+
 class _Process:
     """What workers and scorers share: threads, a device, kernels and rewards that are loaded once."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, settings: _Torch) -> None:
         torch.set_num_threads(threads)
+        settings.apply()
+        self._clock = _Clock()
         on_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         self.device = "cuda" if on_gpu else None
         self._loaded: OrderedDict[tuple[str, int], Any] = OrderedDict()
@@ -92,6 +187,10 @@ class _Process:
         name = torch.cuda.get_device_name() if self.device else "cpu"
         node = ray.get_runtime_context().get_node_id()
         return {"pid": os.getpid(), "node": node, "device": name, "gpu_ids": [str(g) for g in ray.get_gpu_ids()]}
+
+    def pulse(self) -> float:
+        """Seconds that the thread which computes has been at its present step."""
+        return self._clock.seconds()
 
     def _load(self, what: str, found: tuple[int, list[Any]]) -> Any:
         """A kernel or reward, built from its recipe or fetched from the object store; the last two stay loaded."""
@@ -112,8 +211,8 @@ class _Process:
 class _Worker(_Process):
     """Holds a kernel and runs bundles, those of the moment in shared passes. One thread computes, the others wait."""
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
+    def __init__(self, threads: int, settings: _Torch) -> None:
+        super().__init__(threads, settings)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stations: dict[int, Station] = {}
         self._answers: dict[tuple[int, int], Future[Any]] = {}
@@ -122,17 +221,18 @@ class _Worker(_Process):
 
     def run(
         self, setup: list[Any], search: int, bundle: Bundle
-    ) -> tuple[tuple[Reply | Exception, dict[str, Any] | None], Any, Any]:
+    ) -> tuple[tuple[Reply | _Raised, dict[str, Any] | None], Any, Any]:
         """Run a bundle; (its reply, or what it raised, and what the worker has to report, states, samples)."""
         answer: Future[Any] = Future()
         self._inbox.put(partial(self._submit, setup, search, bundle, answer))
         try:
             reply, report = answer.result()
-        except Exception as error:  # as a value: Ray would print it, and wrap it
-            return (_portable(error), None), None, None
+        except BaseException as error:  # as a value: Ray would print it, and wrap it
+            return (_Raised.of(error), None), None, None
         states, samples = reply.states, reply.samples
         return (replace(reply, states=None, samples=None), report), states, samples
 
+    @_answering
     def retrace(
         self, setup: list[Any], search: int, task: int, legs: list[Leg], x: NDArray[Any] | None
     ) -> NDArray[Any]:
@@ -148,6 +248,7 @@ class _Worker(_Process):
 
         return self._do(walk)
 
+    @_answering
     def score(self, setup: list[Any], search: int, task: Ids, x: NDArray[Any]) -> NDArray[np.float64]:
         """Rewards of samples x_0."""
 
@@ -157,6 +258,7 @@ class _Worker(_Process):
 
         return self._do(run)
 
+    @_answering
     def describe(self, what: str, found: tuple[int, list[Any]]) -> Any:
         """Specification of a kernel with its class name, or what a stand-in for a reward must know."""
 
@@ -166,10 +268,12 @@ class _Worker(_Process):
 
         return self._do(look)
 
+    @_answering
     def encode(self, found: tuple[int, list[Any]], prompts: Sequence[Any]) -> dict[str, Any]:
         """Conditioning of the prompts, on the CPU."""
         return self._do(lambda: _on_cpu(encode_prompts(self._load("kernel", found), prompts)))
 
+    @_answering
     def decode(self, found: tuple[int, list[Any]], x: NDArray[Any]) -> Any:
         """Samples of states, on the CPU."""
 
@@ -199,14 +303,25 @@ class _Worker(_Process):
         return answer.result()
 
     def _serve(self, threads: int) -> None:
-        """The computing thread: takes what has come, then one pass of every station that has work."""
+        """The computing thread; without it nobody would ever be answered, so its end is that of the process."""
         torch.set_num_threads(threads)  # a setting of each thread
-        while True:
-            while not self._inbox.empty() or all(s.idle for s in self._stations.values()):
-                self._inbox.get()()
-            for search, station in list(self._stations.items()):
-                if not station.idle:
-                    self._step(search, station)
+        try:
+            while True:
+                self._turn()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _turn(self) -> None:
+        """Takes what has come, then one pass of every station that has work."""
+        while not self._inbox.empty() or all(s.idle for s in self._stations.values()):
+            work = self._inbox.get()
+            self._clock.beat()
+            work()
+        for search, station in list(self._stations.items()):
+            if not station.idle:
+                self._clock.beat()
+                self._step(search, station)
 
     def _submit(self, setup: list[Any], search: int, bundle: Bundle, answer: Future[Any]) -> None:
         try:
@@ -219,7 +334,7 @@ class _Worker(_Process):
         size = station.engine.batch_size
         try:
             done = station.step()
-        except Exception as error:  # not the kernel's or the reward's: what their answers hold cannot be sent
+        except BaseException as error:  # not the kernel's or the reward's: what their answers hold cannot be sent
             done = [(number, error) for of, number in self._answers if of == search]
             station.close()
         if station.engine.batch_size < size:
@@ -255,16 +370,6 @@ class _Worker(_Process):
         return self._stations[search]
 
 
-def _portable(error: Exception) -> Exception:
-    """An exception that can travel, with its traceback as a note."""
-    error.add_note("on a worker:\n" + "".join(traceback.format_exception(error)[:-1]).rstrip())
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return WorkerError(f"{type(error).__name__}: {error}")
-    return error
-
-
 def _settle(answer: Future[Any], work: Callable[[], Any]) -> None:
     """Give a future what some work comes to."""
     try:
@@ -289,19 +394,22 @@ def _on_cpu(encoded: dict[str, Any]) -> dict[str, Any]:
 class _Scorer(_Process):
     """Scores samples; a failing reward is asked again, with growing pauses."""
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads)
+    def __init__(self, threads: int, settings: _Torch) -> None:
+        super().__init__(threads, settings)
         self._setups: dict[int, _Setup] = {}
 
+    @_answering
     def describe(self, found: tuple[int, list[Any]]) -> Any:
         """What a stand-in for a reward must know."""
         return _of_reward(self._load("reward", found))
 
+    @_answering
     @without_graph()
     def score(
         self, setup: list[Any], search: int, parts: list[tuple[list[Any], Any, list[int]]], tasks: list[int], tries: int
     ) -> tuple[NDArray[np.float64], int, int]:
         """(rewards, samples really scored, attempts) of the named rows of several bundles' samples."""
+        self._clock.beat()
         if search not in self._setups:
             self._setups = {search: ray.get(setup[0])}
         of = self._setups[search]
@@ -311,10 +419,9 @@ class _Scorer(_Process):
         prompts = None if of.prompts is None else [of.prompts[i] for i in tasks]
         before = reward.calls() if reward.calls else 0
         for attempt in range(1, tries + 1):
+            self._clock.beat()
             try:
                 values = reward(samples, prompts)
-            except SystemExit as error:
-                raise ended(error) from error
             except RewardError as error:
                 if error.rows or error.__cause__ is None or attempt == tries:
                     raise
@@ -351,6 +458,8 @@ class _Actor:
     began: float = 0.0  # when it began the oldest of them
     alone: bool = False  # runs a bundle that failed before
     searches: set[int] = field(default_factory=set)
+    pulse: Any = None  # reference to an answer of its `pulse`
+    asked: float = 0.0  # when it was asked for one
 
     @property
     def free(self) -> bool:
@@ -361,6 +470,22 @@ class _Actor:
         """A lease has ended."""
         self.leases.remove(lease)
         self.alone, self.began = False, time.monotonic()
+
+    def hangs(self, limit: float) -> bool:
+        """Whether it has been at one step for longer than `limit` seconds, by its own clock: asked now, heard later."""
+        now = time.monotonic()
+        if self.pulse is None:
+            if now - self.asked > min(1.0, limit / 4):
+                self.pulse, self.asked = self.handle.pulse.remote(), now
+            return False
+        if not ray.wait([self.pulse], timeout=0)[0]:
+            return now - self.asked > max(limit, PULSE_SECONDS)
+        pulse, self.pulse = self.pulse, None
+        try:
+            seconds: Any = ray.get(pulse, timeout=FETCH_SECONDS)
+            return seconds > limit
+        except (RayError, GetTimeoutError):  # it died: its work will tell
+            return False
 
 
 @dataclass(eq=False)
@@ -389,9 +514,10 @@ class RayWorkers:
             on this machine.
         on_interrupt: what Ctrl-C does to the waves under way: "drop" them, or "drain": finish, record, then stop.
         max_failures: how often a bundle may fail before the search does.
-        hang_seconds: time without an answer, beyond ten times the expected one, after which a worker is replaced.
+        hang_seconds: time at one step (a pass, a load) beyond ten times the expected one after which a worker is
+            replaced. It counts by the worker's own clock, without the time for which it waits for a core.
         start_seconds: time within which a first worker must be ready.
-        reward_seconds: time a reward may take for a batch before its worker is replaced.
+        reward_seconds: time a reward may take for a batch before its worker is replaced, by the same clock.
         reward_tries: attempts at a batch of rewards, with growing pauses.
         reward_window: seconds that samples wait for others to be scored with.
         reward_cache: rewards remembered by the content of samples, 0 for none; only with `reward_workers`.
@@ -572,9 +698,12 @@ class _Pool:
 
     def __init__(self, workers: RayWorkers) -> None:
         self.of = workers
-        self.owns_ray = not ray.is_initialized()
-        if self.owns_ray:
-            _connect(workers)
+        self.owns_ray, self._folder = not ray.is_initialized(), None
+        if self.owns_ray and workers.address is not None:
+            _knock(workers.address)
+            ray.init(address=workers.address, **QUIET)
+        elif self.owns_ray:
+            self._folder = _start_ray(workers)
         self._worker, self._scorer = ray.remote(_Worker), ray.remote(_Scorer)
         self._numbers = iter(range(10**9))
         self.engines: list[RayEngine] = []
@@ -592,9 +721,8 @@ class _Pool:
         self.workers, self.scorers, self._shared = [], [], OrderedDict()
         if self.owns_ray:
             ray.shutdown()
-            if self.of.address is None:
-                os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
-                ray_constants.ENABLE_RAY_CLUSTER = _CLUSTER
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def share(self, what: str, made: Any) -> tuple[int, list[Any]]:
         """(number, [reference]) of a kernel or reward, put into the object store once; the last four are kept."""
@@ -620,12 +748,16 @@ class _Pool:
         for _ in range(self.of.max_failures):
             actor = self._any_ready(actors)
             try:
-                return ray.get(call(actor.handle), timeout=self.of.start_seconds)
+                answer = ray.get(call(actor.handle), timeout=self.of.start_seconds)
             except RayTaskError as error:
                 raise _cause(error) from None
             except (RayError, GetTimeoutError) as error:
                 last = error
                 self._lost(actor, error)
+                continue
+            if isinstance(answer, _Raised):
+                raise answer.error()
+            return answer
         raise WorkerError(f"{self.of.max_failures} workers died of the same question: {_brief(last)}")
 
     def _any_ready(self, actors: list[_Actor]) -> _Actor:
@@ -689,7 +821,7 @@ class _Pool:
         threads = max(1, int(cpus))
         handle = kind.options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=AHEAD + 4
-        ).remote(threads)
+        ).remote(threads, _Torch())
         return _Actor(next(self._numbers), handle, handle.hello.remote(), time.monotonic())
 
     @interrupts_deferred()
@@ -740,7 +872,7 @@ class _Pool:
             if isinstance(reply, Reply):
                 lease.engine.received(lease, actor, reply, report)
             else:
-                lease.engine.failed(lease, actor, reply)
+                lease.engine.failed(lease, actor, reply.error())
 
     def _lost(self, actor: _Actor, error: Exception) -> None:
         """A worker is gone: its leases are given again."""
@@ -751,36 +883,102 @@ class _Pool:
             lease.engine.lost(lease, error, blame=True)
 
     def _watch(self) -> None:
-        """Replace workers that have not answered for too long."""
+        """Replace workers that hang: no answer for too long, and no step forward either."""
         now = time.monotonic()
-        for actor in list(self.workers):
-            if not actor.leases:
-                continue
-            oldest = actor.leases[0]
-            if now - actor.began > self.of.hang_seconds + 10 * oldest.engine.expected(actor):
+        for actor in [a for a in self.workers if a.leases]:
+            limit = self.of.hang_seconds + 10 * actor.leases[0].engine.expected(actor)
+            if now - actor.began > limit and actor.hangs(limit):
                 self._lost(actor, WorkerError(f"no answer for {now - actor.began:.0f} s"))
 
 
-def _connect(workers: RayWorkers) -> None:
-    """Join a cluster, or start one on this machine that listens on its loopback address."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if workers.address is not None:
-        _knock(workers.address)
-        ray.init(address=workers.address, **quiet)
-        return
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves workers behind anything else that runs
-    # Ray takes the machine's address, and then listens on all of them, wherever it could be part of a cluster.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables of the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray gives a node the machine's address, and then listens on all of them; it turns down a loopback address that it
+    is told of. So the function that it asks answers with one."""
+    asked, ray.util.get_node_ip_address = ray.util.get_node_ip_address, lambda *args: LOOPBACK
+    try:
+        with _environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0"):  # the same for the processes that it starts
+            yield
+    finally:
+        ray.util.get_node_ip_address = asked
+
+
+def _start_ray(workers: RayWorkers) -> str | None:
+    """Start a Ray on this machine for these workers alone; returns a folder that is to be removed with it.
+
+    Raises:
+        WorkerError: it would listen to other machines.
+    """
     cpus = workers.num_workers * workers.cpus_per_worker + workers.reward_workers * workers.cpus_per_reward_worker
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-        include_dashboard=workers.dashboard,
-        dashboard_host="127.0.0.1",
-        _node_ip_address="127.0.0.1",
-        **quiet,
+    if cpus > host.cores():
+        log.warning("%g CPUs are asked for and %d are there: workers share them", cpus, host.cores())
+    folder = _socket_folder()
+    settings = {"RAY_USAGE_STATS_ENABLED": "0"} | {
+        "RAY_worker_niceness": "0",  # Ray's 15 leaves workers behind anything else that runs
+        "RAY_enable_worker_prestart": "0",  # no processes that wait for tasks: there are only actors
+    }
+    settings |= {name: os.environ[name] for name in settings if name in os.environ}  # the user knows better
+    if folder is not None:
+        settings["RAY_TMPDIR"] = folder
+    with _environment(**settings), _on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=max(1, math.ceil(cpus)),
+            object_store_memory=_store_bytes(),
+            include_dashboard=workers.dashboard,
+            dashboard_host=LOOPBACK,
+            **QUIET,
+        )
+    if (found := ray.nodes()[0]["NodeManagerAddress"]) != LOOPBACK:
+        ray.shutdown()
+        raise WorkerError(
+            f"this version of Ray would listen on {found} for its private cluster: start one yourself with `ray start "
+            "--head` and name its address, or call ray.init() first"
+        )
+    return folder
+
+
+def _store_bytes() -> int | None:
+    """Size of the object store by what this process may use, where Ray sees the machine; None leaves it to Ray."""
+    if (allowed := host.memory()) is None:
+        return None
+    shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    return int(max(STORE_LEAST, min(STORE_SHARE * allowed, max(STORE_ON_DISK, 0.95 * shared))))
+
+
+def _socket_folder() -> str | None:
+    """A folder for Ray's sockets, whose names may have about a hundred bytes; None where Ray's own choice will do.
+
+    Raises:
+        WorkerError: no folder with a short name can be written to.
+    """
+    if os.name == "nt":
+        return None
+    linux = sys.platform == "linux"
+    chosen = os.environ.get("RAY_TMPDIR") or (linux and os.environ.get("TMPDIR")) or "/tmp"
+    if len(os.fsencode(chosen)) <= SOCKET_BYTES and os.access(chosen, os.W_OK):
+        return None
+    for short in ("/tmp", "/var/tmp", "/dev/shm"):
+        with suppress(OSError):
+            return tempfile.mkdtemp(prefix="ts", dir=short)
+    raise WorkerError(
+        f"Ray needs a folder for its sockets, with a name of at most {SOCKET_BYTES} bytes: {chosen} is longer or "
+        "cannot be written to, and neither can /tmp: set RAY_TMPDIR to one"
     )
 
 
@@ -1497,13 +1695,15 @@ class _Rewards:
         now, times = time.monotonic(), []
         if self._free():  # otherwise an answer comes first
             times = [w.since + self.limits.reward_window - now for w in self._waiting if w.at]
-        times += [call.sent + self.limits.reward_seconds - now for call in self.calls]
+        times += [max(0.1, call.sent + self.limits.reward_seconds - now) for call in self.calls]
         return max(0.0, min(times, default=1.0))
 
     def watch(self) -> None:
-        """Ask others where a scorer has not answered for too long."""
-        for call in [c for c in self.calls if time.monotonic() > c.sent + self.limits.reward_seconds]:
-            self._ask_again(call, WorkerError(f"no answer within {self.limits.reward_seconds:g} s"))
+        """Ask others where a scorer hangs."""
+        limit = self.limits.reward_seconds
+        for call in [c for c in self.calls if time.monotonic() > c.sent + limit]:
+            if call.scorer.hangs(limit):
+                self._ask_again(call, WorkerError(f"no answer within {limit:g} s"))
 
     def take(self, call: _Call) -> None:
         """Enter the answer of a scorer.
@@ -1514,7 +1714,7 @@ class _Rewards:
         if call not in self.calls:
             return
         try:
-            values, calls, attempts = ray.get(call.ref, timeout=FETCH_SECONDS)
+            answer = ray.get(call.ref, timeout=FETCH_SECONDS)
         except RayTaskError as error:
             self.calls.remove(call)
             cause = _cause(error)
@@ -1526,6 +1726,9 @@ class _Rewards:
             self._ask_again(call, error)
         else:
             self.calls.remove(call)
+            if isinstance(answer, _Raised):
+                raise self._named(call, answer.error())
+            values, calls, attempts = answer
             self.attempts += attempts
             begin = 0
             for waiting, at in call.parts:
@@ -1561,7 +1764,10 @@ class _Rewards:
             return error
         names = [name for waiting, at in call.parts for name in waiting.names(at)]
         rows = error.rows[:4] or range(min(4, len(names)))
-        return RewardError(f"{error} [{', '.join(names[i] for i in rows)}]", error.rows)
+        named = RewardError(f"{error} [{', '.join(names[i] for i in rows)}]", error.rows)
+        for note in getattr(error, "__notes__", ()):
+            named.add_note(note)
+        return named
 
     def _ask_again(self, call: _Call, error: Exception) -> None:
         """A scorer died or hung: another one is asked, after a pause that grows."""

@@ -55,6 +55,12 @@ def resident() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def waited(thread: int) -> float:
+    """Seconds for which a thread of this process was ready and had no core; 0 where the system does not count them."""
+    words = (_read(PROC / f"task/{thread}/schedstat") or "").split()  # ns on a core, ns waiting for one, slices
+    return int(words[1]) / 1e9 if len(words) == 3 else 0.0
+
+
 def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
