@@ -101,7 +101,7 @@ def scored(cluster):
         yield workers
 
 
-def whole(pool, seconds=60.0):
+def whole(pool, seconds=600.0):
     """Wait until every process of a pool is there."""
     end = time.monotonic() + seconds
     while any(a.ready is not None for a in (*pool.workers, *pool.scorers)):
