@@ -9,6 +9,7 @@ import torch
 
 import treesearch as ts
 from backends.gaussian import LinearGaussian
+from rewards.base import RewardError
 from treesearch import specs, values
 from treesearch.methods.base import Readout
 from treesearch.weights import WeightOverflow, scaled
@@ -45,8 +46,13 @@ def test_no_magnitude_becomes_nan(name):
 
 @pytest.mark.parametrize("name", ["best_of_n", "fk", "fk, ess", "tree_sampling", "svdd", "dts"])
 def test_what_floats_cannot_hold_is_named(name):
-    with pytest.raises(WeightOverflow, match="1e302"):
+    with pytest.raises(RewardError, match=r"not finite.*node \d+ \(t = \d\) of task 0"):
         ts.search(BED, sized(1.79e308), METHODS[name], budget=ts.Budget(nfe=400))
+
+
+def test_a_log_weight_that_floats_cannot_sum_is_named():
+    with pytest.raises(WeightOverflow, match="1e302"):
+        scaled(1.0, np.array([1.79e308]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
