@@ -36,6 +36,7 @@ from treesearch.states import StateStore, index, recovered
 from treesearch.tree import NONE, ROOT, Tree
 
 Ids = NDArray[np.int64]
+_SEGMENT = ("source", "first", "last")
 
 
 @contextmanager
@@ -273,7 +274,7 @@ class Engine:
         if not work:
             return None
         trees = self.trees if trees is None else trees
-        flight = _join([self._start(wave, task, segments, trees) for task, segments in work])
+        flight = self._start(wave, work, trees)
         for task, segments in work:
             held = self._held.pop(task, [])
             self._held[task] = [part for h in held if (part := h.only(segments.keep))] if len(segments.keep) else []
@@ -329,44 +330,54 @@ class Engine:
             self._held.setdefault(task, []).extend(held)
         return flight.cost
 
-    def _start(self, wave: int, task: int, segments: Segments, trees: Nodes) -> Flight:
+    def _start(self, wave: int, work: Sequence[tuple[int, Segments]], trees: Nodes) -> Flight:
         """Rows at the states they start from: the prior, a draw from a held transition, or a stored state."""
-        tree, n = trees[task], len(segments.first)
-        key, source = tree.key[segments.first], segments.source
-        beside = sideways(tree, segments)
-        t = np.minimum(tree.t[source].astype(np.int64), self.spec.num_steps)
-        x = torch.empty((n, *self.spec.state_shape), dtype=self.spec.dtype, device=self.spec.device)
-        log_w = np.zeros(n)
+        size = [len(s.first) for _, s in work]
+        task, hold = np.repeat([i for i, _ in work], size), np.repeat([s.hold for _, s in work], size)
+        source, first, last = (np.concatenate([getattr(s, name) for _, s in work]) for name in _SEGMENT)
+        level = np.concatenate([trees[i].t[s.source] for i, s in work]).astype(np.int64)
+        stop = np.concatenate([trees[i].t[s.first] for i, s in work]).astype(np.int64)
+        key = np.concatenate([trees[i].key[s.first] for i, s in work])
+        scored = ~np.isnan(np.concatenate([trees[i].reward[s.source] for i, s in work]))
+        beside, t = stop == level, np.minimum(level, self.spec.num_steps)
+        x = torch.empty((len(t), *self.spec.state_shape), dtype=self.spec.dtype, device=self.spec.device)
+        log_w = np.zeros(len(t))
         rows = np.flatnonzero(source == ROOT)
         if len(rows):
-            x[torch.from_numpy(rows)], log_w[rows] = self._prior(task, self._prior_noise(key[rows]))
+            x[index(rows)], log_w[rows] = self._prior(task[rows], self._prior_noise(key[rows]))
         rows = np.flatnonzero(beside)
         if len(rows):
-            x[torch.from_numpy(rows)], _ = self._prior(task, self._neighbours(tree, source[rows], key[rows]))
-        for held in self._held.get(task, []):
-            place = np.searchsorted(held.node, source).clip(max=len(held.node) - 1)
-            rows = np.flatnonzero((held.node[place] == source) & ~beside)
-            if len(rows):
-                law = held.transition.take(torch.from_numpy(place[rows]))
-                x[torch.from_numpy(rows)], log_w[rows] = self._draw(law, key[rows], t[rows])
-                t[rows] -= 1
-        rows = np.flatnonzero((source != ROOT) & (t == tree.t[source]) & ~beside)
+            z = [self._neighbours(trees[i], source[rows][at], key[rows][at]) for i, at in _runs(task[rows])]
+            x[index(rows)], _ = self._prior(task[rows], _cat(z))
+        for rows, law in self._left(task, source, beside):
+            x[index(rows)], log_w[rows] = self._draw(law, key[rows], t[rows])
+            t[rows] -= 1
+        rows = np.flatnonzero((source != ROOT) & (t == level) & ~beside)
         if len(rows):
-            x[torch.from_numpy(rows)] = self._fetch(trees, task, source[rows]).to(x.device)
+            x[index(rows)] = self._fetch(trees, task[rows], source[rows]).to(x.device)
         return Flight(
             wave=wave,
             x=x,
             t=t,
-            task=np.full(n, task),
-            node=segments.first.copy(),
-            last=segments.last,
-            stop=tree.t[segments.first].astype(np.int64),
+            task=task,
+            node=first,
+            last=last,
+            stop=stop,
             key=key,
-            hold=np.full(n, segments.hold),
+            hold=hold,
             log_w=log_w,
-            again=(t == tree.t[source]) & (t > 0) & ~np.isnan(tree.reward[source]) & ~beside,
+            again=(t == level) & (t > 0) & scored & ~beside,
             trees=trees,
         )
+
+    def _left(self, task: Ids, source: Ids, beside: NDArray[np.bool_]) -> Iterator[tuple[Ids, Transition]]:
+        """Rows that leave a node whose transition is held, and their transitions."""
+        for i, at in _runs(task):
+            for held in self._held.get(i, []):
+                place = np.searchsorted(held.node, source[at]).clip(max=len(held.node) - 1)
+                mine = np.flatnonzero((held.node[place] == source[at]) & ~beside[at])
+                if len(mine):
+                    yield at.start + mine, held.transition.take(torch.from_numpy(place[mine]))
 
     def _pass(self) -> None:
         """One forward pass over up to `batch_size` rows."""
@@ -568,9 +579,9 @@ class Engine:
             )
         return x, _weights(law.log_weight(x), len(t), "transition.log_weight")
 
-    def _prior(self, task: int, z: Tensor) -> tuple[Tensor, NDArray[np.float64] | float]:
+    def _prior(self, task: Ids, z: Tensor) -> tuple[Tensor, NDArray[np.float64] | float]:
         """x_T from noise z (n, *noise) and the log p/q of the prior draw."""
-        cond = self._cond(np.full(len(z), task))
+        cond = self._cond(task)
         with _Asking(lambda: "kernel.prior"):
             x = self.kernel.prior(z, cond)
         x = _states(x, len(z), self.spec, "kernel.prior")
@@ -630,20 +641,26 @@ class Engine:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _fetch(self, trees: Nodes, task: int, nodes: Ids) -> Tensor:
+    def _fetch(self, trees: Nodes, task: Ids, nodes: Ids) -> Tensor:
         """States of nodes, recomputed along their path where they are not stored or were lost."""
-        return recovered(lambda: self._gather(trees, task, nodes), [trees[task].slot])
+        return recovered(lambda: self._gather(trees, task, nodes), [trees[i].slot for i, _ in _runs(task)])
 
-    def _gather(self, trees: Nodes, task: int, nodes: Ids) -> Tensor:
+    def _gather(self, trees: Nodes, task: Ids, nodes: Ids) -> Tensor:
         """States of nodes, recomputed along their path where they are not stored.
 
         Raises:
             LostStates: some that should be stored are not.
         """
-        tree = trees[task]
-        if (tree.slot[nodes] != NONE).all():
-            return self.states.get(tree.slot[nodes])
-        missing = sorted(_missing(tree, nodes))
+        slot = np.concatenate([trees[i].slot[nodes[part]] for i, part in _runs(task)])
+        if (slot != NONE).all():
+            return self.states.get(slot)
+        return _cat([self._retraced(i, trees[i], nodes[part]) for i, part in _runs(task)])
+
+    def _retraced(self, task: int, tree: Ledger, nodes: Ids) -> Tensor:
+        """States of nodes of one task, recomputed where they are not stored."""
+        missing, device = sorted(_missing(tree, nodes)), self.spec.device
+        if not missing:
+            return self.states.get(tree.slot[nodes]).to(device)
         found: dict[int, Tensor] = {}
         for node in missing:  # parents have smaller numbers, so they come first
             above = int(tree.parent[node])
@@ -651,7 +668,7 @@ class Engine:
             if x is None and above != ROOT:
                 x = self.states.get(tree.slot[[above]])[0]
             found[node] = self.walk(task, node, x)
-        stored = {int(n): self.states.get(tree.slot[[n]])[0] for n in nodes if tree.slot[n] != NONE}
+        stored = {int(n): self.states.get(tree.slot[[n]])[0].to(device) for n in nodes if tree.slot[n] != NONE}
         return torch.stack([found[n] if n in found else stored[n] for n in map(int, nodes)])
 
     def path(self, task: int, node: int, above: int) -> Tensor:
@@ -679,7 +696,7 @@ class Engine:
         """The state at the end of a leg, from the state x at its beginning or, above level T, from the prior."""
         level, key = min(leg.level, self.spec.num_steps), np.array(leg.keys[-1:], np.uint64)
         if leg.level > self.spec.num_steps:
-            row = self._prior(task, self._lineage_noise(np.array(leg.keys, np.uint64))[None])[0]
+            row = self._prior(np.array([task]), self._lineage_noise(np.array(leg.keys, np.uint64))[None])[0]
         else:
             assert x is not None
             row = x[None].to(self.spec.device)
@@ -702,16 +719,6 @@ def leg(tree: Tree, node: int, num_steps: int) -> Leg:
     if end == num_steps:
         return Leg(tuple(tree.lineage(node).tolist()), num_steps + 1, end)
     return Leg((int(tree.key[node]),), int(tree.t[tree.parent[node]]), end)
-
-
-def _join(flights: list[Flight]) -> Flight:
-    """The rows of one wave's flights in one."""
-    if len(flights) == 1:
-        return flights[0]
-    names = ("t", "task", "node", "last", "stop", "key", "hold", "log_w", "again")
-    columns: dict[str, Any] = {name: np.concatenate([getattr(f, name) for f in flights]) for name in names}
-    first = flights[0]
-    return Flight(wave=first.wave, trees=first.trees, x=torch.cat([f.x for f in flights]), **columns)
 
 
 def encode(kernel: Kernel, prompts: Sequence[Any]) -> dict[str, Any]:

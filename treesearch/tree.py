@@ -111,14 +111,13 @@ class Tree:
     def reserve(self, extra: int) -> None:
         """Make room for `extra` more nodes; views taken before are stale afterwards."""
         need, have = self._size + extra, len(self._data["t"])
-        if need > have:
-            capacity = max(need, 2 * have)
-            for name, old in self._data.items():
-                grown = np.empty(
-                    capacity, old.dtype
-                )  # untouched pages cost nothing: rows are filled when they are used
-                grown[: self._size] = old[: self._size]
-                self._data[name] = grown
+        if need <= have:
+            return
+        capacity = max(need, 2 * have)
+        for name, old in self._data.items():
+            grown = np.empty(capacity, old.dtype)  # untouched pages cost nothing: rows are filled when they are used
+            grown[: self._size] = old[: self._size]
+            self._data[name] = grown
         self._trim(self._size)
 
     def _trim(self, size: int) -> None:
