@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rewards import vision
 from rewards.base import Reward, facts
-from rewards.clip import DEFAULT, Clip, check_clip
+from rewards.clip import DEFAULT, SQUARE, Clip, check_clip
 
 CHECKPOINT = "ttj/sac-logos-ava1-l14-linearMSE"
 
@@ -31,6 +31,7 @@ CHECKPOINT = "ttj/sac-logos-ava1-l14-linearMSE"
     checkpoint=f"{CHECKPOINT} on {DEFAULT}",
     licence="Apache-2.0, on MIT",
     memory="1.7 GB",
+    limits=f"prompts are not read; {SQUARE}",
     source="Schuhmann et al. 2022, LAION-5B",
 )
 def Aesthetic(

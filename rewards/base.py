@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import math
 import os
 from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, Set
@@ -23,6 +24,8 @@ from rewards.lending import lend
 from rewards.redact import marked_url, redacted
 
 Input = Literal["sample", "state"]
+Remarks = Callable[[Sequence[Any]], list[list[str]]]
+"""Called on prompts, returns for each the sentences that its task's warnings take up."""
 
 
 class RewardError(ValueError):
@@ -50,6 +53,7 @@ class Reward:
         prompted: whether it may look at prompts.
         code: hash of what its function is written as, None where that is not known.
         source: digest of the expression it was built from; None where a part of it is known by its object alone.
+        remarks: asked once a search for what to know of its values under each prompt, such as that it is cut.
     """
 
     fn: Callable[[Any, Sequence[Any] | None], Any]
@@ -60,6 +64,7 @@ class Reward:
     source: str | None = field(default=None, repr=False)
     prompted: bool = True
     code: str | None = field(default=None, repr=False)
+    remarks: Remarks | None = field(default=None, repr=False)
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Reward) else NotImplemented
@@ -99,6 +104,17 @@ class Reward:
                     "(x = x - 0.5 for x.sub_(0.5) or x -= 0.5), or on a copy of them"
                 )
         return values
+
+    def remarks_on(self, prompts: Sequence[Any]) -> list[list[str]]:
+        """What to know of its values under each prompt.
+
+        Raises:
+            RewardError: it cannot say, for what it reads prompts with is not there.
+        """
+        try:
+            return [[] for _ in prompts] if self.remarks is None else self.remarks(prompts)
+        except Exception as error:
+            raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
 
     def _values(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         n = len(samples)  # before a list that was lent is emptied
@@ -164,6 +180,7 @@ class Facts:
         checkpoint: default weights, a hub id or a file.
         licence: of those weights.
         memory: of the model, in float32.
+        limits: what it takes, and what of it goes unread.
         source: the paper.
     """
 
@@ -173,6 +190,7 @@ class Facts:
     checkpoint: str = ""
     licence: str = ""
     memory: str = ""
+    limits: str = ""
     source: str = ""
 
 
@@ -410,7 +428,19 @@ def _combine(
     counts = None if left.calls is None or right.calls is None else joined.calls  # else one scores every sample
     known: dict[str, Any] = {"settings": left.settings + right.settings, "prompted": left.prompted or right.prompted}
     known["code"] = None if left.code is None or right.code is None else left.code + right.code
+    known["remarks"] = _remarks([left, right])
     return Reward(joined, name, left.input, counts, source=source, **known)
+
+
+def _remarks(parts: Sequence[Reward]) -> Remarks | None:
+    """What all of them say of prompts, the same sentence once."""
+    asked = [part.remarks for part in parts if part.remarks is not None]
+
+    def each(prompts: Sequence[Any]) -> list[list[str]]:
+        said = zip(*(ask(prompts) for ask in asked), strict=True)
+        return [list(dict.fromkeys(itertools.chain.from_iterable(one))) for one in said]
+
+    return each if asked else None
 
 
 class _Joined:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 KNOWN = ("start", "goal")
+TRAJECTORIES = "trajectories (n, H, C) of finite numbers"
+"""What rewards of trajectories take, `Facts.limits`."""
 Prompt = dict[str, list[float]]
 
 

@@ -26,6 +26,7 @@ _FACTS = {
     "checkpoint": WEIGHTS,
     "licence": "Apache-2.0",
     "memory": "0.8 MB",
+    "limits": "images (n, 1, 28, 28) in [0, 1]",
     "source": "Jain et al. 2025, Diffusion Tree Sampling",
 }
 

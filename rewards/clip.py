@@ -2,7 +2,8 @@
 
     cos(x, y) = e(x)·e(y) / (|e(x)| |e(y)|)        x an image, y a prompt, e(·) after CLIP's projections
 
-Each prompt is embedded once and kept; those over the network's tokens (77) are cut, as the published scorers do.
+Each prompt is embedded once and kept; those over the network's tokens (77) are cut, as the published scorers do, and
+`unread` says so.
 
 Source: Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021), section 2.3.
 """
@@ -20,6 +21,9 @@ from rewards import vision
 from rewards.base import Reward
 
 DEFAULT = "openai/clip-vit-large-patch14"
+TOKENS = 77
+CUT = f"prompts are cut after {TOKENS} tokens ({TOKENS - 2} and two marks), about 50 words"
+SQUARE = "images (n, 1 or 3, h, w) in [0, 1], of which the middle square is read at 224 × 224"
 
 
 def load_clip(checkpoint: str, device: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
@@ -50,6 +54,7 @@ class Clip:
         allow_pickle: passed to `load`.
         recipe: how images are prepared.
         prefix: put before each prompt.
+        tokens: of a prompt that the network reads; None as the checkpoint's configuration says.
         load: (checkpoint, device, dtype, allow_pickle) -> a CLIPModel, cached.
     """
 
@@ -59,6 +64,7 @@ class Clip:
     allow_pickle: bool = False
     recipe: vision.Recipe | None = None
     prefix: str = ""
+    tokens: int | None = None
     load: Callable[[str, str, torch.dtype, bool], Any] = load_clip
 
     def network(self, device: str) -> Any:
@@ -74,6 +80,16 @@ class Clip:
     def prompts(self, prompts: Sequence[str], device: str) -> Tensor:
         """Unit embeddings (n, d) of prompts, without a graph."""
         return torch.stack([_prompt(self, self.prefix + p, device) for p in prompts])
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt that the network reads, its two marks included."""
+        return self.tokens or vision.load_part("AutoConfig", self.checkpoint).text_config.max_position_embeddings
+
+    def unread(self, prompts: Sequence[Any], name: str) -> list[list[str]]:
+        """What to say of prompts that are cut."""
+        texts = [self.prefix + p if isinstance(p, str) else p for p in prompts]
+        return vision.unread(vision.load_part("AutoTokenizer", self.processor), texts, self.length, name)
 
     def cosine(self, samples: Any, prompts: Sequence[str], device: str) -> Tensor:
         """cos(x, y) of each image with its prompt, (n,)."""
@@ -96,7 +112,7 @@ def prompt_reward(
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         return vision.micro_batches(part, samples, vision.need_prompts(prompts, name), batch_size)
 
-    return Reward(fn, name)
+    return Reward(fn, name, remarks=lambda prompts: clip.unread(prompts, name))
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -108,8 +124,7 @@ def _embedded(clip: Clip, prompt: str, device: str) -> Tensor:
     """One prompt at a time: the causal text tower then needs no padding, and no batch can change the result."""
     network = clip.network(device)
     tokenizer = vision.load_part("AutoTokenizer", clip.processor)
-    length = network.config.text_config.max_position_embeddings
-    tokens = tokenizer(prompt, truncation=True, max_length=length, return_tensors="pt").input_ids.to(device)
+    tokens = tokenizer(prompt, truncation=True, max_length=clip.length, return_tensors="pt").input_ids.to(device)
     return _unit(network.text_projection(network.text_model(input_ids=tokens).pooler_output))[0]
 
 

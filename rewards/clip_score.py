@@ -12,7 +12,7 @@ import torch
 
 from rewards import vision
 from rewards.base import Reward, facts
-from rewards.clip import DEFAULT, Clip, check_clip, prompt_reward
+from rewards.clip import CUT, DEFAULT, SQUARE, Clip, check_clip, prompt_reward
 
 
 @facts(
@@ -22,6 +22,7 @@ from rewards.clip import DEFAULT, Clip, check_clip, prompt_reward
     checkpoint=DEFAULT,
     licence="MIT",
     memory="1.7 GB",
+    limits=f"{CUT}; {SQUARE}",
     source="Hessel et al. 2021, CLIPScore",
 )
 def CLIPScore(

@@ -16,14 +16,19 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.channels import Channels, as_channels
+from rewards.channels import TRAJECTORIES, Channels, as_channels
 from rewards.policy import per_row, placed
 
 Q = Callable[[Tensor, Tensor], Tensor]
 """(observations (n, S), actions (n, A)) -> (n,) or (n, 1)."""
 
 
-@facts(range="that of Q", differentiable=True, source="Fujimoto et al. 2018, clipped double Q-learning")
+@facts(
+    range="that of Q",
+    differentiable=True,
+    limits=f"{TRAJECTORIES}, with actions",
+    source="Fujimoto et al. 2018, clipped double Q-learning",
+)
 def Critic(q_functions: Q | Sequence[Q], channels: Channels | Sequence[int], row: int | None = 0) -> Reward:
     """r = the smallest Q(s_h, a_h) of an ensemble.
 

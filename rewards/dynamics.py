@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.channels import Channels, as_channels
+from rewards.channels import TRAJECTORIES, Channels, as_channels
 from rewards.policy import placed
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -79,7 +79,7 @@ class PointMass:
         return torch.stack(rows, 1)
 
 
-@facts(range="-inf to 0", differentiable=True)
+@facts(range="-inf to 0", differentiable=True, limits=f"{TRAJECTORIES}, with actions, two rows or more")
 def dynamics_consistency(
     channels: Channels | Sequence[int],
     model: Model | int = 1,

@@ -23,14 +23,19 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.channels import Channels, as_channels, entry
+from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
 from rewards.dynamics import PointMass
 from rewards.maze import POINT, Map, Maze, check_reachable
 from rewards.trajectory import RADIUS, distance, goals
 from rewards.ways import way
 
 
-@facts(range="-inf to 0; 0 where the plan arrives", differentiable=True, prompts=True)
+@facts(
+    range="-inf to 0; 0 where the plan arrives",
+    differentiable=True,
+    prompts=True,
+    limits=f"{TRAJECTORIES} of PointMaze",
+)
 def maze_execution(
     maze_map: Map | Maze,
     channels: Channels | Sequence[int] = (4, 2),

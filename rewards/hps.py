@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rewards import vision
 from rewards.base import Reward, facts
-from rewards.clip import Clip, prompt_reward
+from rewards.clip import CUT, TOKENS, Clip, prompt_reward
 
 CHECKPOINT = "xswu/HPSv2/HPS_v2.1_compressed.pt"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -49,6 +49,7 @@ NAMES = (
     checkpoint=CHECKPOINT,
     licence="Apache-2.0",
     memory="3.9 GB",
+    limits=f"{CUT}; images (n, 1 or 3, h, w) in [0, 1], read whole at 224 × 224 with black around",
     source="Wu et al. 2023, Human Preference Score v2",
 )
 def HPSv2(
@@ -86,6 +87,7 @@ def HPSv2(
         dtype=vision.as_dtype(dtype),
         allow_pickle=allowed,
         recipe=vision.Recipe(size=(224, 224), mean=vision.CLIP_MEAN, std=vision.CLIP_STD, fit="pad"),
+        tokens=TOKENS,
         load=load_open_clip,
     )
     name = "HPSv2" if checkpoint == CHECKPOINT else f"HPSv2({checkpoint})"

@@ -18,10 +18,12 @@ from torch import Tensor
 from rewards.base import Reward, facts
 
 _BLACK = "Black et al. 2023, Training Diffusion Models with Reinforcement Learning"
+_IMAGES = "images (n, c, h, w) in [0, 1]"
+_EIGHT_BITS = "images (n, 1 or 3, h, w) in [0, 1], rounded to 8 bits"
 _SLACK = 1e-3  # rounding that a decoder may leave outside [0, 1]
 
 
-@facts(range="kilobytes: -200 to 0 at 512 × 512", differentiable=False, source=_BLACK)
+@facts(range="kilobytes: -200 to 0 at 512 × 512", differentiable=False, limits=_EIGHT_BITS, source=_BLACK)
 def compressibility(quality: int = 95) -> Reward:
     """r = -(size of the image as a JPEG, in units of 1000 bytes); images of one or three channels.
 
@@ -31,7 +33,7 @@ def compressibility(quality: int = 95) -> Reward:
     return _jpeg(quality, -1.0, "compressibility")
 
 
-@facts(range="kilobytes: 0 to 200 at 512 × 512", differentiable=False, source=_BLACK)
+@facts(range="kilobytes: 0 to 200 at 512 × 512", differentiable=False, limits=_EIGHT_BITS, source=_BLACK)
 def incompressibility(quality: int = 95) -> Reward:
     """r = size of the image as a JPEG, in units of 1000 bytes; images of one or three channels.
 
@@ -41,7 +43,7 @@ def incompressibility(quality: int = 95) -> Reward:
     return _jpeg(quality, 1.0, "incompressibility")
 
 
-@facts(range="0 to 1, or -1 to 0 with a target", differentiable=True)
+@facts(range="0 to 1, or -1 to 0 with a target", differentiable=True, limits=_IMAGES)
 def brightness(target: float | None = None) -> Reward:
     """r = mean pixel, or minus its distance to `target`.
 
@@ -55,13 +57,13 @@ def brightness(target: float | None = None) -> Reward:
     return Reward(lambda images, _: -(_mean(images) - target).abs(), f"brightness({target:g})")
 
 
-@facts(range="0 to 0.5", differentiable=True)
+@facts(range="0 to 0.5", differentiable=True, limits=_IMAGES)
 def contrast() -> Reward:
     """r = standard deviation of the pixels."""
     return Reward(lambda images, _: _checked(images).double().flatten(1).std(1, correction=0), "contrast")
 
 
-@facts(range="0 to 1", differentiable=False)
+@facts(range="0 to 1", differentiable=False, limits=_IMAGES)
 def ink(threshold: float = 0.5) -> Reward:
     """r = fraction of pixels brighter than `threshold`: the strokes of light digits on black.
 

@@ -18,7 +18,12 @@ from rewards import vision
 from rewards.base import Reward, facts
 
 
-@facts(range="-inf to 0", differentiable=True, memory="the checkpoint's")
+@facts(
+    range="-inf to 0",
+    differentiable=True,
+    memory="the checkpoint's",
+    limits="images (n, 1 or 3, h, w) in [0, 1], at the size that the checkpoint reads; labels that it knows",
+)
 def ImageClassifier(
     checkpoint: str,
     label: str | int | Sequence[str | int],

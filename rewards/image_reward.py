@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from rewards import vision
 from rewards.base import Reward, facts
+from rewards.clip import SQUARE
 
 PUBLISHED = "zai-org/ImageReward/ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -59,6 +60,7 @@ _UNUSED = re.compile(r"^(blip\.)?(vision_proj|text_proj)\.|position_ids$")
     checkpoint=PUBLISHED,
     licence="Apache-2.0",
     memory="1.8 GB",
+    limits=f"prompts are cut after {MAX_TOKENS} tokens ({MAX_TOKENS - 2} and two marks), about 25 words; {SQUARE}",
     source="ImageReward (Xu et al., 2023)",
 )
 def ImageReward(
@@ -90,7 +92,7 @@ def ImageReward(
     allowed = checkpoint == PUBLISHED if allow_pickle is None else allow_pickle
     vision.check_file(checkpoint, allow_pickle=allowed)
     scorer = _Scorer(checkpoint, tokenizer, device, vision.as_dtype(dtype), batch_size, allowed)
-    return Reward(scorer, "ImageReward")
+    return Reward(scorer, "ImageReward", remarks=scorer.unread)
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -158,6 +160,10 @@ class _Scorer:
     def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         texts = vision.need_prompts(prompts, "ImageReward")
         return vision.micro_batches(self._score, samples, texts, self.batch_size)
+
+    def unread(self, prompts: Sequence[Any]) -> list[list[str]]:
+        """What to say of prompts that are cut."""
+        return vision.unread(vision.load_part("BertTokenizer", self.tokenizer), prompts, MAX_TOKENS, "ImageReward")
 
     def _score(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         device = vision.place(samples, self.device)

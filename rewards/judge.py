@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.endpoint import MAX_BYTES, Ask, Endpoint, address
+from rewards.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
 from rewards.remote import base64_pngs, check_pairs
 from rewards.verdict import read_number
 
@@ -42,6 +42,7 @@ _DIGIT_MASS = 0.5  # a judge that puts less on digits is not answering with one
     checkpoint="behind the endpoint",
     licence="the judge's",
     memory="none here",
+    limits=SENT,
     source="G-Eval (Liu et al., 2023) for expected=True",
 )
 def VLMJudge(

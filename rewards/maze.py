@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.channels import Channels, as_channels, entry
+from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
 from rewards.dynamics import dynamics_consistency
 from rewards.trajectory import RADIUS, distance, entries, goal_reaching
 
@@ -133,7 +133,11 @@ class Maze:
         return [self.cell_to_xy(cell) for cell in cells]
 
 
-@facts(range="minus the number of rows to 0; 0 where the way is clear", differentiable=True)
+@facts(
+    range="minus the number of rows to 0; 0 where the way is clear",
+    differentiable=True,
+    limits=f"{TRAJECTORIES} whose position is in the maze's units",
+)
 def wall_collision(
     maze_map: Map | Maze,
     channels: Channels | Sequence[int] = (4, 2),
@@ -170,7 +174,12 @@ def wall_collision(
     return Reward(fn, "wall_collision")
 
 
-@facts(range="-inf to 0; 0 where nothing speaks against the plan", differentiable=True, prompts=True)
+@facts(
+    range="-inf to 0; 0 where nothing speaks against the plan",
+    differentiable=True,
+    prompts=True,
+    limits=f"{TRAJECTORIES} of PointMaze, two rows or more",
+)
 def maze_plan(
     maze_map: Map | Maze,
     channels: Channels | Sequence[int] = (4, 2),

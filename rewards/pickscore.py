@@ -13,7 +13,7 @@ import torch
 
 from rewards import vision
 from rewards.base import Reward, facts
-from rewards.clip import Clip, check_clip, prompt_reward
+from rewards.clip import CUT, SQUARE, Clip, check_clip, prompt_reward
 
 CHECKPOINT = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -26,6 +26,7 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     checkpoint=CHECKPOINT,
     licence="not stated; its base model is MIT",
     memory="3.9 GB",
+    limits=f"{CUT}; {SQUARE}",
     source="Kirstain et al. 2023, Pick-a-Pic",
 )
 def PickScore(

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.channels import Channels, as_channels
+from rewards.channels import TRAJECTORIES, Channels, as_channels
 
 
 @facts(
     range="any; about -A H to A H for A actions",
     differentiable=True,
+    limits=f"{TRAJECTORIES}, with actions",
     source="Jackson et al. 2024, Policy-Guided Diffusion",
 )
 def PolicyLikelihood(

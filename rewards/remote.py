@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.endpoint import MAX_BYTES, Ask, Endpoint, address
+from rewards.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
 from rewards.vision import pixels
 
 Build = Callable[[Any, Sequence[Any] | None], Any]
@@ -42,6 +42,7 @@ def parse_scores(answer: Any) -> Sequence[float]:
     checkpoint="behind the endpoint",
     licence="the scorer's",
     memory="none here",
+    limits=SENT,
 )
 def HTTPReward(
     url: str | None = None,

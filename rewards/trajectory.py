@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
-from rewards.channels import Channels, as_channels, entry
+from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
 
 RADIUS = 0.45
 """Distance at which PointMaze calls a goal reached."""
 
 
-@facts(range="that of the rewards", differentiable=True)
+@facts(range="that of the rewards", differentiable=True, limits=f"{TRAJECTORIES}, with rewards")
 def discounted_return(channels: Channels | Sequence[int], discount: float = 0.99) -> Reward:
     """r = Σ_h discount^h r_h.
 
@@ -49,7 +49,7 @@ def discounted_return(channels: Channels | Sequence[int], discount: float = 0.99
     return Reward(fn, f"discounted_return({discount:g})")
 
 
-@facts(range="-inf to 0; 0 where the goal is reached", differentiable=True, prompts=True)
+@facts(range="-inf to 0; 0 where the goal is reached", differentiable=True, prompts=True, limits=TRAJECTORIES)
 def goal_reaching(
     channels: Channels | Sequence[int],
     goal: Sequence[float] | None = None,
@@ -87,7 +87,7 @@ def goal_reaching(
     return Reward(fn, "goal_reaching" if fixed is None else f"goal_reaching({fixed})")
 
 
-@facts(range="-inf to 0", differentiable=True)
+@facts(range="-inf to 0", differentiable=True, limits=f"{TRAJECTORIES}, three rows or more")
 def smoothness(channels: Channels | Sequence[int], position: Sequence[int] = (0, 1)) -> Reward:
     """r = minus the mean squared second difference of the position.
 
@@ -104,7 +104,11 @@ def smoothness(channels: Channels | Sequence[int], position: Sequence[int] = (0,
     return Reward(fn, "smoothness")
 
 
-@facts(range="-inf to 0; 0 where all actions are in bounds", differentiable=True)
+@facts(
+    range="-inf to 0; 0 where all actions are in bounds",
+    differentiable=True,
+    limits=f"{TRAJECTORIES}, with actions",
+)
 def action_bounds(channels: Channels | Sequence[int], low: float = -1.0, high: float = 1.0) -> Reward:
     """r = minus what the actions exceed [low, high] by, summed over an action, averaged over rows.
 
@@ -124,7 +128,12 @@ def action_bounds(channels: Channels | Sequence[int], low: float = -1.0, high: f
     return Reward(fn, f"action_bounds({low:g}, {high:g})")
 
 
-@facts(range="0 to inf", differentiable=True, source="Lehman and Stanley 2011, novelty search")
+@facts(
+    range="0 to inf",
+    differentiable=True,
+    limits=f"{TRAJECTORIES}, as long as the reference",
+    source="Lehman and Stanley 2011, novelty search",
+)
 def novelty(
     reference: Tensor,
     channels: Channels | Sequence[int],

@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -176,6 +176,20 @@ def need_prompts(prompts: Sequence[Any] | None, name: str) -> list[str]:
     return list(prompts)
 
 
+def unread(tokenizer: Any, prompts: Sequence[Any], most: int, name: str) -> list[list[str]]:
+    """`Reward.remarks` of a network that reads the first `most` tokens of a prompt, the tokenizer's marks included."""
+    room = most - tokenizer.num_special_tokens_to_add()
+
+    def remark(prompt: Any) -> list[str]:
+        if not isinstance(prompt, str):
+            return []  # refused when it is scored
+        n = len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
+        told = f"{name} reads {room} tokens of a prompt, this one has {n}: the last {n - room} do not count"
+        return [told] if n > room else []
+
+    return [remark(prompt) for prompt in prompts]
+
+
 def frames(reward: Reward, which: Literal["all", "first", "middle", "last"] = "all") -> Reward:
     """The mean of an image reward over frames of videos (n, f, c, h, w), over all of them or one.
 
@@ -195,7 +209,7 @@ def frames(reward: Reward, which: Literal["all", "first", "middle", "last"] = "a
         return reward.attached(chosen.flatten(0, 1), repeated).view(chosen.shape[:2]).mean(1)
 
     name, source = f"frames({reward.name}, {which})", built_from("frames", reward, which)
-    return Reward(fn, name, reward.input, settings=reward.settings, source=source)
+    return replace(reward, fn=fn, name=name, calls=None, source=source)
 
 
 def once(build: Callable[P, T], maxsize: int | None = None) -> Callable[P, T]:

@@ -18,6 +18,7 @@ import torch
 from conftest import BEDS
 
 from backends.gaussian import LinearGaussian
+from rewards.base import Reward
 
 
 def claim(path: str | os.PathLike[str]) -> bool:
@@ -287,3 +288,13 @@ class HangingReward(PathReward):
         if claim(self.path):
             time.sleep(1000)
         return total(x)
+
+
+def cutting(letters=5):
+    """A reward that reads the beginnings of prompts, and says so."""
+
+    def remarks(prompts):
+        told = "cutting reads {} letters of a prompt, this one has {}"
+        return [[told.format(letters, len(p))] if len(p) > letters else [] for p in prompts]
+
+    return Reward(lambda x, prompts: total(x), "cutting", remarks=remarks)

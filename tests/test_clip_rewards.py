@@ -349,6 +349,22 @@ def test_each_prompt_is_embedded_once_and_cut_to_what_clip_reads(clip):
     vision.release()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_are_said_to_be_cut_where_they_are(every, name):
+    reward, images = every[name](), pictures(8)[1]
+    reads = name in ("clip_score", "pickscore", "hps")
+    for length, changes in ((74, reads), (75, False)):
+        a, b = (reward(images, [letter * length + end for letter in "aegkouyz"]) for end in "ab")
+        assert torch.equal(a, b) != changes
+    said = f"{reward.name} reads 75 tokens of a prompt, this one has 76: the last 1 do not count"
+    assert reward.remarks_on(["x" * 75, "x" * 76, 3]) == [[], [said] * reads, []]
+
+
+def test_a_prefix_counts_to_what_is_cut(clip):
+    reward = CLIPScore(clip, prefix="x")
+    assert [len(said) for said in reward.remarks_on(["x" * 74, "x" * 75])] == [0, 1]
+
+
 def test_frames_average_over_a_video(clip):
     reward, videos = PickScore(clip, processor=clip), torch.stack([pictures(4, seed=s)[1] for s in range(2)])
     each = torch.stack([reward(v, [p] * 4) for v, p in zip(videos, PROMPTS, strict=False)])

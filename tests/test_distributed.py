@@ -770,6 +770,14 @@ def test_a_recipe_that_fails_says_why(three):
         ts.search(ts.Recipe(kernels.failing), kernels.total, ts.BestOfN(n=4), workers=three)
 
 
+@pytest.mark.parametrize("pool", ["three", "scored"])
+def test_what_a_reward_on_workers_says_of_prompts(pool, request):
+    workers, prompts = request.getfixturevalue(pool), ["short", "a long one"]
+    found = ts.search(BEDS["gaussian"], ts.Recipe(kernels.cutting), ts.BestOfN(n=4), prompts=prompts, workers=workers)
+    assert kernels.cutting().remarks_on(prompts)[1][0] in found.tasks[1].diagnostics["warnings"]
+    assert not any("cutting" in w for w in found.tasks[0].diagnostics["warnings"])
+
+
 def test_errors_of_kernels_are_raised_at_once(three, tmp_path):
     with pytest.raises(ts.KernelError, match="endpoint of shape"):
         ts.search(kernels.Misshapen(folder=tmp_path), kernels.total, ts.BestOfN(n=1), workers=three)

@@ -203,6 +203,8 @@ def test_prompts_are_cut_after_35_tokens(reward, images) -> None:
     long = "red cube " * 30
     torch.testing.assert_close(reward(images[:1], [long]), reference(images[:1], [long]), atol=CLOSE, rtol=0)
     torch.testing.assert_close(reward(images[:1], [long]), reward(images[:1], [long + "on a sphere"]))
+    said = "ImageReward reads 33 tokens of a prompt, this one has 34: the last 1 do not count"
+    assert reward.remarks_on(["red " * 33, "red " * 34]) == [[], [said]]
 
 
 def test_the_middle_of_a_wide_image_is_scored(reward, images) -> None:

@@ -958,7 +958,7 @@ def _kept() -> str:
 
 
 def _print_rewards() -> None:
-    """Two lines a reward: its values, then what it needs and where it comes from."""
+    """Three lines a reward: its values, what it takes and leaves unread, what it needs and where it comes from."""
     for name, path in specs.REWARDS.items():
         factory = specs.load(path)
         known = getattr(factory, "facts", None)
@@ -972,7 +972,8 @@ def _print_rewards() -> None:
             f"{known.checkpoint} ({known.licence})" if known.checkpoint else "",
             known.source,
         ]
-        say(f"{name:<22}{known.range}\n{'':<22}{'; '.join(part for part in parts if part)}")
+        lines = (known.range, known.limits, "; ".join(part for part in parts if part))
+        say(f"{name:<22}" + f"\n{'':<22}".join(line for line in lines if line))
 
 
 def _print_estimate(found: dict[str, Any], *, as_json: bool) -> int:

@@ -259,14 +259,24 @@ class _Worker(_Process):
         return self._do(run)
 
     @_answering
-    def describe(self, what: str, found: tuple[int, list[Any]]) -> Any:
-        """Specification of a kernel with its class name, or what a stand-in for a reward must know."""
+    def describe(self, found: tuple[int, list[Any]]) -> Any:
+        """Specification of a kernel with its class name."""
 
         def look() -> Any:
-            made = self._load(what, found)
-            return _of_reward(made) if what == "reward" else (describe(made), type(made).__name__)
+            made = self._load("kernel", found)
+            return describe(made), type(made).__name__
 
         return self._do(look)
+
+    @_answering
+    def describe_reward(self, found: tuple[int, list[Any]]) -> Any:
+        """What a stand-in for a reward must know."""
+        return self._do(lambda: _of_reward(self._load("reward", found)))
+
+    @_answering
+    def remarks(self, found: tuple[int, list[Any]], prompts: Sequence[Any]) -> list[list[str]]:
+        """What a reward says of prompts."""
+        return self._do(lambda: self._load("reward", found).remarks_on(prompts))
 
     @_answering
     def encode(self, found: tuple[int, list[Any]], prompts: Sequence[Any]) -> dict[str, Any]:
@@ -399,9 +409,14 @@ class _Scorer(_Process):
         self._setups: dict[int, _Setup] = {}
 
     @_answering
-    def describe(self, found: tuple[int, list[Any]]) -> Any:
+    def describe_reward(self, found: tuple[int, list[Any]]) -> Any:
         """What a stand-in for a reward must know."""
         return _of_reward(self._load("reward", found))
+
+    @_answering
+    def remarks(self, found: tuple[int, list[Any]], prompts: Sequence[Any]) -> list[list[str]]:
+        """What a reward says of prompts."""
+        return self._load("reward", found).remarks_on(prompts)
 
     @_answering
     @without_graph()
@@ -618,11 +633,13 @@ class RayWorkers:
     def reward(self, recipe: Recipe) -> Reward:
         """A stand-in for a reward that only workers build."""
         found = self.pool.share("reward", recipe)
-        if self.reward_workers:
-            known = self.pool.ask(self.pool.scorers, lambda a: a.describe.remote(found))
-        else:
-            known = self.pool.ask(self.pool.workers, lambda a: a.describe.remote("reward", found))
-        return Reward(_Elsewhere(recipe), **known)
+        actors = self.pool.scorers if self.reward_workers else self.pool.workers
+        known = self.pool.ask(actors, lambda a: a.describe_reward.remote(found))
+
+        def remarks(prompts: Sequence[Any]) -> list[list[str]]:
+            return self.pool.ask(actors, lambda a: a.remarks.remote(found, prompts))
+
+        return Reward(_Elsewhere(recipe), remarks=remarks, **known)
 
     def engine(
         self,
@@ -661,7 +678,7 @@ class _RemoteKernel:
     def __init__(self, workers: RayWorkers, recipe: Recipe) -> None:
         self._workers, self.recipe = workers, recipe
         found = workers.pool.share("kernel", recipe)
-        spec, self.class_name = workers.pool.ask(workers.pool.workers, lambda a: a.describe.remote("kernel", found))
+        spec, self.class_name = workers.pool.ask(workers.pool.workers, lambda a: a.describe.remote(found))
         self.num_steps, self.state_shape, self.noise_shape = spec.num_steps, spec.state_shape, spec.noise_shape
         self.stochastic, self.dtype, self.fingerprint = spec.stochastic, spec.dtype, spec.fingerprint
         self.rows_per_nfe, self.backward_per_nfe = spec.rows_per_nfe, spec.backward_per_nfe

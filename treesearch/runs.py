@@ -112,6 +112,7 @@ CONFIG = record(
         "closed": text(64),
         "out_of_time": flag,
         "memory": whole(),
+        "remarks": several(several(text(), 0, 1000), 1, TASKS),
         "waves": whole(),  # at least so many are in tree.bin
     },
     rest=plain(16),

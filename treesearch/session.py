@@ -8,6 +8,7 @@ while some task has work:
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import platform
@@ -16,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -232,6 +232,7 @@ class Session:
         self._next, self._best, self._ess = 0, -np.inf, (0, 0.0)
         self._told, self._staleness = [0] * self.num_tasks, Staleness()
         self._encoded = encoded
+        self._told_of: list[list[str]] | None = None
         self.doubts: list[str] = []  # what resuming could not make sure of
         self._inner: dict[int, NDArray[np.int64]] = {}  # by task: nodes above t = 0 whose states are kept
         self._stopped = False
@@ -255,6 +256,7 @@ class Session:
         """
         self.check_budget()
         self._conditioning()  # refuses prompts before a folder is made
+        self._remarks()
         if self.method.lam == AUTO:
             if store is not None:
                 runs.check_vacant(store)  # refuses before the pilot is paid for
@@ -301,6 +303,7 @@ class Session:
             "deterministic": [t for t, noisy in enumerate(self.spec.stochastic) if not noisy],
             "previews": self.spec.previews,
             "unprompted": self.unprompted,
+            **({"remarks": self._remarks()} if any(self._remarks()) else {}),
             **({} if self.spec.departs is None else {"departs": self.spec.departs}),
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
@@ -330,6 +333,7 @@ class Session:
         self.cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost(**run.config["pilot"]["cost"])
         self._seconds, self._next = self.cost.seconds, len(blocks)
         self._best = max((h["best_reward"] for h in self.history if h["best_reward"] is not None), default=-np.inf)
+        self._remarks()
         self._begin(self._states(used), used)
         if not blocks:
             return
@@ -538,7 +542,7 @@ class Session:
                     self._staleness.add(self._told[task] - of.told[task], count)
                     self._told[task] += count
                 of.cost = cost or of.cost
-            done = list(takewhile(lambda w: not w.left, self._inflight))
+            done = list(itertools.takewhile(lambda w: not w.left, self._inflight))
             rows = sum(len(segments.first) for w in done for _, segments in w.work)
             if len(done) == len(self._inflight) or rows >= sum(w.left for w in self._inflight):
                 for _ in done:
@@ -699,7 +703,7 @@ class Session:
                 readout.warnings.append(PREVIEWED)
             if self.spec.departs is not None:
                 readout.warnings.append(self.spec.departs)
-            readout.warnings += [UNPROMPTED] * self.unprompted + self.doubts
+            readout.warnings += [UNPROMPTED] * self.unprompted + self._remarks()[i] + self.doubts
             if self.lost is not None:
                 readout.warnings.append(self.lost)
             fetch = self._fetcher(i)
@@ -779,6 +783,12 @@ class Session:
         if self._encoded is None:
             self._encoded = {} if self.prompts is None else encode(self.kernel, self.prompts)
         return self._encoded
+
+    def _remarks(self) -> list[list[str]]:
+        """What the reward says of each task's prompt; it is asked once a search."""
+        if self._told_of is None:
+            self._told_of = [[]] if self.prompts is None else self.reward.remarks_on(self.prompts)
+        return self._told_of
 
     @property
     def unprompted(self) -> bool:
@@ -931,6 +941,7 @@ def read_result(config: dict[str, Any], blocks: list[runs.Block]) -> SearchResul
         readout.extra |= Pilot(**config["pilot"]).diagnostics()
         readout.warnings += [config["departs"]] if "departs" in config else []
         readout.warnings += [UNPROMPTED] if config.get("unprompted") else []
+        readout.warnings += itertools.chain.from_iterable(config.get("remarks", [])[i : i + 1])
         tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, UNDECODED, context))
     cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost()
     return SearchResult(tasks, cost, [b.meta["history"] for b in blocks])
