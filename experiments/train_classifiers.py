@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from experiments.arrays import read_npz
 from experiments.judge import Judge
 from rewards.classifier import DigitClassifier
 
@@ -50,9 +51,9 @@ class Args:
 
 def load_split(path: Path, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """uint8 images (n, 1, 28, 28) and int64 labels (n,)."""
-    with np.load(path) as archive:
-        images = torch.from_numpy(archive[f"{split}_x"][:limit]).unsqueeze(1)
-        return images, torch.from_numpy(archive[f"{split}_y"][:limit].astype(np.int64))
+    found = read_npz(path, [f"{split}_x", f"{split}_y"])
+    images = torch.from_numpy(found[f"{split}_x"][:limit]).unsqueeze(1)
+    return images, torch.from_numpy(found[f"{split}_y"][:limit].astype(np.int64))
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:

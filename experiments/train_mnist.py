@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backends.mnist import TRAIN_STEPS, build_network, cosine_alphas_cumprod
+from experiments.arrays import read_npz
 
 FIELDS = ["epoch", "step", "lr", "train_v_mse", "test_v_mse_ema", "images_per_s", "seconds"]
 
@@ -72,8 +72,7 @@ class State:
 
 def load_images(path: Path, split: str, limit: int | None = None) -> Tensor:
     """Images as a uint8 tensor (n, 1, 28, 28)."""
-    with np.load(path) as archive:
-        return torch.from_numpy(archive[f"{split}_x"][:limit]).unsqueeze(1)
+    return torch.from_numpy(read_npz(path, [f"{split}_x"])[f"{split}_x"][:limit]).unsqueeze(1)
 
 
 def learning_rate(step: int, total: int, args: Args) -> float:
