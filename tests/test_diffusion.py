@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from tolerance import float32_tolerance
 from torch import nn
 
 import treesearch as ts
@@ -396,9 +397,10 @@ def test_flow_steps(sigma: float) -> None:
     schedule = Schedule.flow(torch.tensor([0.0, 0.25, sigma], dtype=torch.float64))
     t = torch.tensor([2, 2])
     euler = Chain(schedule, eta=0.0).law(x, t, v)
-    torch.testing.assert_close(euler.sample(z), x + (0.25 - sigma) * v, atol=1e-6, rtol=0)
+    close = float32_tolerance(float((x.abs() + v.abs() + z.abs()).max()), 3, 3)  # three terms, three sums
+    torch.testing.assert_close(euler.sample(z), x + (0.25 - sigma) * v, atol=close, rtol=0)
     renoised = Chain(schedule, step="renoise").law(x, t, v).sample(z)
-    torch.testing.assert_close(renoised, 0.75 * (x - sigma * v) + 0.25 * z, atol=1e-6, rtol=0)
+    torch.testing.assert_close(renoised, 0.75 * (x - sigma * v) + 0.25 * z, atol=close, rtol=0)
     ancestral = Chain(schedule, eta=1.0).law(x, t, v)
     want = 0.25 / sigma * (sigma**2 - ((1 - sigma) / 0.75) ** 2 * 0.25**2) ** 0.5
     torch.testing.assert_close(ancestral.std.flatten(), torch.full((2,), want))
