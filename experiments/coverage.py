@@ -27,7 +27,7 @@ from backends.guidance import DAS, TDS, TrustRegion
 from experiments.coverage_beds import BEDS, DESIGN, Bed
 from experiments.evidence import Cells, Row, command_line
 from treesearch.methods.claims import Z95, Standing
-from treesearch.report import markdown
+from treesearch.report import markdown_table
 
 KEY = ("bed", "method", "samples", "seed")
 MACHINE = "two shared x86-64 cores, one used"
@@ -221,7 +221,7 @@ def table(rows: Sequence[Row]) -> str:
         for method in METHODS:
             if mine := [row for row in rows if (row["method"], row["samples"]) == (method, samples)]:
                 lines.append([f"{method}, {samples}", *summary(mine)])
-    return markdown(lines, ("method, samples", "intervals", "all hold", "ok ones hold", "good ones called ok"))
+    return markdown_table(lines, ("method, samples", "intervals", "all hold", "ok ones hold", "good ones called ok"))
 
 
 def line(row: Row) -> str:

@@ -108,7 +108,7 @@ def explode(_: Tensor) -> Tensor:
         (lambda r: r[:, None], r"returned shape \((\d+), 1\), expected \(\1,\): squeeze the last axis \[node"),
         (lambda r: r[1:], r"returned shape \(\d+,\), expected \(\d+,\): return one number per sample \[node"),
         (lambda r: r + 1j, r"returned complex values \(torch.complex128\), expected real ones \[node"),
-        (lambda r: "high", r"returned str, expected \d+ numbers"),
+        (lambda r: "high", r"returned str, expected a tensor or a list of \d+ numbers"),
         (explode, r"'spoilt' raised ConnectionError: the scoring server is gone \[node \d+ \(t = 0\) of task \d, node"),
     ],
 )

@@ -336,6 +336,7 @@ def test_code_that_changed_without_a_difference_in_what_was_scored_is_warned_of(
 )
 def test_a_tree_does_not_depend_on_how_often_its_run_was_resumed(tmp_path, method) -> None:
     kernel, budget = Nameless(KERNEL), ts.Budget(nfe=103)
+    kernel.unread = iter(())  # has no content to compare, so that an edge is walked again
     calls = 0
 
     def reward(x):
@@ -355,6 +356,16 @@ def test_a_tree_does_not_depend_on_how_often_its_run_was_resumed(tmp_path, metho
     assert (found.cost.nfe, found.cost.reward_calls) == (straight.cost.nfe, straight.cost.reward_calls)
     assert found.cost.repeated_nfe >= times - 1
     assert straight_calls < calls <= straight_calls + 3 * times + (8 * times if method is not TREE else 0)
+
+
+def test_a_kernel_of_the_same_content_is_not_checked_and_one_of_another_is(tmp_path) -> None:
+    kernel = Nameless(KERNEL)
+    search(kernel, total, store=tmp_path / "r")
+    more = ts.resume(tmp_path / "r", Nameless(KERNEL), total, budget=ts.Budget(nfe=150))
+    assert more.cost.repeated_nfe == 0
+    marked = Nameless(KERNEL)
+    marked.mark = 1
+    assert ts.resume(tmp_path / "r", marked, total, budget=ts.Budget(nfe=200)).cost.repeated_nfe > 0
 
 
 # Callbacks

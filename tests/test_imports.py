@@ -17,6 +17,7 @@ OURS = {
     "treesearch": {
         "treesearch",
         "backends.base",
+        "backends.fingerprint",
         "rewards.base",
         "rewards.redact",
         "rewards.channels",

@@ -118,8 +118,8 @@ def test_goals_come_from_prompts_one_per_sample():
     x = along((0, 0), (1, 0)).repeat(2, 1, 1)
     values = goal_reaching(C, radius=0)(x, [known(goal=[3, 0]), {"start": [0, 0], "goal": [1, 2]}])
     assert values.tolist() == [-2, -2]
-    for prompts in (None, [known(goal=[3, 0])] * 3, [{}, {}]):
-        with pytest.raises(RewardError, match="no goal"):
+    for prompts, message in ((None, "no goal"), ([known(goal=[3, 0])] * 3, "give one a sample"), ([{}, {}], "no goal")):
+        with pytest.raises(RewardError, match=message):
             goal_reaching(C)(x, prompts)
     with pytest.raises(RewardError, match="goal has 3 numbers, expected 2"):
         goal_reaching(C)(x, [{"goal": [1, 2, 3]}] * 2)

@@ -180,10 +180,9 @@ def print_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS
 
 
 def markdown_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
-    """The same table for a card."""
+    """A table of cells that are Markdown: texts of others go through `treesearch.text.markdown` first."""
     rule = ["---"] + ["---:"] * (len(columns) - 1)
-    told = [list(map(markdown, line)) for line in [columns, *lines]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [told[0], rule, *told[1:]])
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
 
 
 def card(
@@ -204,10 +203,11 @@ def card(
         "\n".join([f"{markdown(name)}:", "", *(f"- {markdown(line)}" for line in found)])
         for name, found in certificates.items()
     )
+    head, *body = ([markdown(cell) for cell in line] for line in [columns, *lines])
     shown = "\n\n".join(f"![{markdown(caption)}]({file})\n\n{markdown(caption)}" for file, caption in pictures)
     write_text(
         path / "README.md",
-        f"# {markdown(title)}\n\n{asked}\n\n{markdown_table(lines, columns)}\n\n"
+        f"# {markdown(title)}\n\n{asked}\n\n{markdown_table(body, head)}\n\n"
         "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
         "ESS is the effective number of samples among the weights. Roots: distinct draws of x_T among the samples "
         f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"

@@ -76,7 +76,7 @@ CONFIG = record(
         "format": whole(),
         "id": text(64),
         "created": text(64),
-        "status": one_of("running", "finished", "interrupted"),
+        "status": one_of("running", "finished", "interrupted", "stopped"),
         "method": record({"name": text(200)}, rest=plain(3)),
         "seed": whole(0, 2**64 - 1),
         "prompts": maybe(several(plain(16), 1, TASKS)),

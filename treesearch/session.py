@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backends import fingerprint
 from backends.base import Kernel, Spec, describe
 from rewards.base import Reward, RewardError
 from treesearch import __version__, runs
@@ -262,7 +263,8 @@ class Session:
                 runs.check_vacant(store)  # refuses before the pilot is paid for
             self._pilot()
         if store is not None:
-            self.run = runs.Run.create(store, self.config(), beside)
+            content = {} if self.spec.fingerprint is not None else {"kernel_code": fingerprint.of(self.kernel)}
+            self.run = runs.Run.create(store, self.config() | content, beside)
         try:
             self._begin(self._states(0), 0)
         except BaseException:
@@ -353,13 +355,18 @@ class Session:
         Raises:
             StoreError: the kernel or the reward does not reproduce it.
         """
-        if self.spec.fingerprint is None:
+        if self.spec.fingerprint is None and not self._of_same_content():
             self._verify_kernel()
         while True:
             try:
                 return self._verify_reward()
             except LostStates as lost:
                 forget(lost, self._slots_of())
+
+    def _of_same_content(self) -> bool:
+        """Whether a kernel without a fingerprint is, code and all that it holds, the one that the run began with."""
+        was = None if self.run is None else self.run.config.get("kernel_code")
+        return was is not None and was == fingerprint.of(self.kernel)
 
     def _verify_kernel(self) -> None:
         """Walk the cheapest stored edge again."""
@@ -639,14 +646,15 @@ class Session:
             leaves = segments.last[tree.t[segments.last] == 0]
             if len(leaves):
                 self._best = max(self._best, float(tree.reward[leaves].max()))
+        nodes = sum(after for _, after in wave.bounds)
         record = {
             "wave": wave.number,
             "nfe": self.cost.nfe,
             "reward_calls": self.cost.reward_calls,
             "seconds": round(self.cost.seconds, 4),
             "best_reward": self._best if np.isfinite(self._best) else None,
-            "ess": self._ess_now(),
-            "nodes": sum(after for _, after in wave.bounds),
+            "ess": self._ess_now(nodes),
+            "nodes": nodes,
         }
         if self.method.mode == "async":
             record["staleness"] = self._staleness.mean()
@@ -675,9 +683,8 @@ class Session:
         logging.getLogger("treesearch").warning(self.lost)
         run.leave()
 
-    def _ess_now(self) -> float:
-        """ESS of the leaves, summed over tasks; for a growing tree as of the last time it had grown by 10 %."""
-        nodes = sum(len(s.tree) for s in self.searches)
+    def _ess_now(self, nodes: int) -> float:
+        """ESS of the leaves, summed over tasks; as of the last time that the recorded nodes had grown by 10 %."""
         if nodes >= GROWTH * self._ess[0]:
             self._ess = nodes, float(sum(ess(s.readout().log_weights) for s in self.searches))
         return round(self._ess[1], 3)
@@ -761,14 +768,14 @@ class Session:
         """Start every task's search on what the pilot left of the budget."""
         share = self._share()
         each = self.memory // self.num_tasks
-        self.searches = [self.method.start(Problem(i, self.spec, key, share, each)) for i, key in enumerate(self.keys)]
+        searches = [self.method.start(Problem(i, self.spec, key, share, each)) for i, key in enumerate(self.keys)]
         self.states, self._slots = states, slots
         make = Engine if self.workers is None else self.workers.engine
         self.engine = make(
             self.kernel,
             self.spec,
             self.reward,
-            [s.tree for s in self.searches],
+            [s.tree for s in searches],
             states,
             self.cost,
             prompts=self.prompts,
@@ -777,6 +784,7 @@ class Session:
             keep_inner=self.options.keep_states != "none",
             batch_invariant=self.options.batch_invariant,
         )
+        self.searches = searches  # last: what is begun has an engine to close
 
     def _conditioning(self) -> dict[str, Any]:
         """The encoded prompts; encoding happens once a search."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.base import Kernel, Shared, Spec, Transition, Wrapper, describe, optional
-from rewards.base import Reward, as_reward, flat
+from rewards.base import Reward, RewardError, as_reward, flat
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError, StoreError
 from treesearch.loop import open_session, resume, search, stream
@@ -303,7 +303,10 @@ def check_reward(
         chosen = samples[torch.tensor(rows)] if isinstance(samples, Tensor) else [samples[i] for i in rows]
         return reward(chosen, None if prompts is None else [prompts[i] for i in rows])
 
-    whole = reward(samples, prompts)  # shape, NaN and +inf are checked by Reward itself
+    try:
+        whole = reward(samples, prompts)  # shape, NaN and +inf are checked by Reward itself
+    except RewardError as error:
+        raise CheckFailed(str(error)) from error
     largest = whole[whole.isfinite()].abs().max() if whole.isfinite().any() else torch.tensor(0.0)
     unit = torch.finfo(torch.float32).eps / 2
     room = Room(share=LAM * unit * UNSEEN).of(largest.expand(n)) if atol is None else Room(atol)
