@@ -227,6 +227,12 @@ def _of_memory(scheduler: Any, name: str, num_steps: int, prediction: Prediction
     if odd := [key for key in _OTHER_GRIDS if config.get(key)]:
         raise ValueError(f"{name} with {odd[0]}=True has a grid of its own: set it to False, or use EulerDiscrete")
     spacing = config.get("timestep_spacing", "linspace")
+    if (
+        num_steps == 1 and spacing != "trailing"
+    ):  # DDIM's one step starts where there is no noise, the solver's does not
+        raise ValueError(
+            f"one step of {name} with {spacing} spacing starts at timestep 0: take trailing, or more steps"
+        )
     return Schedule.variance_preserving(
         scheduler.alphas_cumprod,
         num_steps,

@@ -361,6 +361,18 @@ def test_solvers_with_memory_give_their_schedule(name: str, spacing: str | None)
             Schedule.of(kind(use_karras_sigmas=True), 9)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_one_step_from_no_noise_is_refused(name: str, spacing: str) -> None:
+    with pytest.raises(ValueError, match="starts at timestep 0: take trailing"):
+        Schedule.of(getattr(diffusers, f"{name}Scheduler")(timestep_spacing=spacing), 1)
+    assert Schedule.of(getattr(diffusers, f"{name}Scheduler")(timestep_spacing="trailing"), 1).timestep.tolist() == [
+        999
+    ]
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["flow", "variance preserving"])
 def test_covariance_error_halves_when_the_steps_double(kind: str, eta: float) -> None:
