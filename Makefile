@@ -53,7 +53,7 @@ mixtures: $(STAMP)  ## sampling on mixtures with known targets, then the report
 	@$(PY) -m experiments.mixtures run --out $(RESULTS)/mixtures.jsonl
 	@$(PY) -m experiments.mixtures report --rows $(RESULTS)/mixtures.jsonl --out $(RESULTS)/mixtures.md
 
-coverage: $(STAMP)  ## whether intervals of log Z hold it, every method on 24 beds with a known log Z: an hour; run again to go on
+coverage: $(STAMP)  ## whether intervals of log Z hold it, every method on 24 beds with a known log Z: ten minutes; run again to go on
 	@$(PY) -m experiments.coverage run --out $(RESULTS)/coverage.jsonl
 	@$(PY) -m experiments.coverage report --rows $(RESULTS)/coverage.jsonl
 

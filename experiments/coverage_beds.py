@@ -234,7 +234,8 @@ def enumerable(kernel: Any, values: Tensor, lam: float = 1.0) -> Bed:
     """A table over the states of a discrete or masked chain."""
     index = kernel.index if hasattr(kernel, "index") else (lambda x: x[:, 0])
     reward = Reward(lambda x, _: values[index(x)], "table")
-    return Bed(kernel=kernel, reward=reward, log_z=kernel.tilted(values, lam).log_z, lam=lam)
+    r_max = float(values.max())
+    return Bed(kernel=kernel, reward=reward, log_z=kernel.tilted(values, lam).log_z, lam=lam, r_max=r_max)
 
 
 def peaks(x: Tensor, height: float = 6.0, width: float = 0.15, at: Sequence[float] = (-1.5, 0.4, 1.2)) -> Tensor:
@@ -269,7 +270,7 @@ def rare(weight: float, gain: float) -> Bed:
         return gain * torch.sigmoid(6 * (x[:, 0] - 1.2))
 
     log_z = quadrature(fn, [mixed((1 - weight, weight), (-1.0, 2.5), stds)])
-    return mixture(fn, "rare", (1 - weight, weight), means, stds, steps=12, log_z=log_z)
+    return mixture(fn, "rare", (1 - weight, weight), means, stds, steps=12, log_z=log_z, r_max=gain)
 
 
 def linear_mixture(dim: int, modes: int, slope: float, seed: int, *, steps: int) -> Bed:
@@ -288,7 +289,7 @@ DESIGN: dict[str, Callable[[], Bed]] = {
     "linear, mild": lambda: one_d(lambda x: 1.2 * x[:, 0], "linear", steps=10, std=0.8, mean=0.3, gradient=True),
     "linear, steep": lambda: one_d(lambda x: 3.0 * x[:, 0], "linear", steps=10, std=0.8, mean=0.3, gradient=True),
     "gaussian, 24-D": gaussian_24,
-    "peaks": lambda: one_d(peaks, "peaks", steps=12, gradient=True),
+    "peaks": lambda: one_d(peaks, "peaks", steps=12, gradient=True, r_max=6.01),
     "heavy tail": lambda: one_d(lambda x: 0.35 * x[:, 0] ** 2, "heavy", steps=10, gradient=True),
     "gate": lambda: one_d(gated, "gate", steps=10),
     "ring": lambda: ring(8, [0.5 * j for j in range(8)], steps=16),
@@ -302,8 +303,10 @@ DESIGN: dict[str, Callable[[], Bed]] = {
 }
 HELD_OUT: dict[str, Callable[[], Bed]] = {
     "cosine": lambda: one_d(lambda x: 3 * torch.cos(5 * x[:, 0]) + x[:, 0], "cosine", steps=8, std=1.3, gradient=True),
-    "step": lambda: one_d(lambda x: 4.0 * (x[:, 0] > 1.3).double(), "step", steps=14),
-    "window": lambda: one_d(lambda x: torch.where((x[:, 0] - 1.1).abs() < 0.25, 0.0, -math.inf), "window", steps=9),
+    "step": lambda: one_d(lambda x: 4.0 * (x[:, 0] > 1.3).double(), "step", steps=14, r_max=4.0),
+    "window": lambda: one_d(
+        lambda x: torch.where((x[:, 0] - 1.1).abs() < 0.25, 0.0, -math.inf), "window", steps=9, r_max=0.0
+    ),
     "12-D, quadratic": lambda: projected(
         lambda u: -1.5 * (u[:, 0] - 1.5) ** 2 - 0.5 * (u[:, 1] + 0.7) ** 2,
         "quadratic",

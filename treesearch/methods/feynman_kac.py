@@ -248,7 +248,8 @@ class FeynmanKacSearch(population.PopulationSearch):
         total = math.log(sum(len(p.log_w) for p in populations))
         parts = [genealogy.Part(p.final - total, p.reward, p.log_w, p.past) for p in populations]
         led = self.method.potential != "difference" and any(p.resamplings for p in populations)
-        return genealogy.interval(parts, NOT_A_VALUE.format(self.method.potential) if led else "")
+        doubt = NOT_A_VALUE.format(self.method.potential) if led else ""
+        return genealogy.interval(parts, doubt, alike=len({len(p.log_w) for p in populations}) == 1)
 
     def _beside_rollouts(self, leaves: NDArray[np.int64], log_w: F64) -> tuple[NDArray[np.int64], F64]:
         """All scored samples: those that only gave a level its value carry no weight, and the mean weight stays."""

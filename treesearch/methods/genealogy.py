@@ -1,7 +1,8 @@
 """How sure a search is of its Ẑ: what is independent in it, and what its steering may have lost.
 
 The independent parts of a search are the draws of x_T. Let c_e be the share of Ẑ that descends from draw e of a
-population, c̄ their mean there, and d = c - c̄ over all populations:
+population of K, c̄ their mean there, and d = √(K/(K-1)) (c - c̄) over all populations. Where there are at least as many
+populations of a size as particles in one, their shares are the terms instead, so that nothing is asked of a small K.
 
     V = Σ d² - m/K Σ share²   relative variance of Ẑ after m multinomial resamplings of K (Lee and Whiteley, 2018, eq.
                     9, to first order; at least Σ d²/4). Schemes of lower variance lose fewer lineages than they are
@@ -13,6 +14,8 @@ population, c̄ their mean there, and d = c - c̄ over all populations:
 
     low  = log Ẑ - t_ν √V
     high = log Ẑ + max(t_ν √V, log(1 + h √V)),   h = 3/γ (1 - ³√(1 - γ (t_ν + γ/6)))          (Hall, 1992)
+
+V, ν and γ suppose one more term like the largest of d: a tail shows itself late, and the next draw may be of it.
 
 Steering. A search that prunes by ψ samples p exp(ψ), and what it should have sampled is p exp(λ V). Along the lineages
 that survive, λ r(x_0) is regressed on ψ; the slope b says how much of ψ was true, and
@@ -105,12 +108,13 @@ def independent(log_w: F64, u: F64 | None = None) -> Part:
     return Part(log_w - math.log(len(log_w)), log_w if u is None else u, log_w, Genealogy.of(len(log_w)))
 
 
-def interval(parts: Sequence[Part], doubt: str = "") -> Interval:
+def interval(parts: Sequence[Part], doubt: str = "", *, alike: bool = False) -> Interval:
     """The interval of log Ẑ, Ẑ > 0, and whether to rely on it.
 
     Args:
         parts: independent of each other.
         doubt: a reason not to, whatever the parts show.
+        alike: the parts are draws of one law, each with an Ẑ of its own weighed by its size.
     """
     log_z = log_sum(np.concatenate([part.log_w for part in parts]))
     shares = [np.bincount(p.past.eve, np.exp(p.log_w - log_z), len(p.log_w)) for p in parts]
@@ -120,9 +124,12 @@ def interval(parts: Sequence[Part], doubt: str = "") -> Interval:
     if alive < FEWEST:
         reason = f"no standard error: {alive} lineages carry weight, fewer than {FEWEST}; spend more, or lower lam"
         return Interval(source=source, standing=Standing.NONE, reason=reason)
-    apart = np.concatenate([share - share.mean() for share in shares])
-    chance = sum(p.past.multinomial * s.sum() ** 2 / len(s) for p, s in zip(parts, shares, strict=True))
-    se, dof, low, high = bounds(log_z, apart, float(chance))
+    if alike and len(parts) >= max(map(len, shares)):
+        apart, chance = _apart(np.array([float(share.sum()) for share in shares])), 0.0
+    else:
+        apart = np.concatenate([_apart(share.astype(np.float64)) for share in shares])
+        chance = sum(p.past.multinomial * float(s.sum()) ** 2 / len(s) for p, s in zip(parts, shares, strict=True))
+    se, dof, low, high = bounds(log_z, apart, chance)
     with np.errstate(divide="ignore"):
         totals = np.log(every)
     k = pareto.k_hat(totals)
@@ -139,6 +146,7 @@ def bounds(log_z: float, apart: F64, chance: float = 0.0) -> tuple[float, float,
         apart: deviations d (n,).
         chance: the part of Σ d² that multinomial resampling alone explains.
     """
+    apart = np.append(apart, apart.max())
     square = float(apart @ apart)
     se = math.sqrt(max(square - chance, LEAST_LEFT * square))
     if square <= ROUNDING:
@@ -147,6 +155,11 @@ def bounds(log_z: float, apart: F64, chance: float = 0.0) -> tuple[float, float,
     dof = 2 / max(float(np.sum(scaled**4)) - 1 / len(apart), ROUNDING)
     t, skew = t95(dof), float(np.sum(scaled**3))
     return se, dof, log_z - t * se, log_z + max(t * se, math.log1p(_upwards(t, skew) * se))
+
+
+def _apart(shares: F64) -> F64:
+    """Deviations from the mean whose sum of squares is right on average."""
+    return (shares - shares.mean()) * math.sqrt(len(shares) / max(1, len(shares) - 1))
 
 
 def _upwards(t: float, skew: float) -> float:

@@ -14,7 +14,9 @@ Best-of-N on the same rollouts keeps them all: its Ẑ has the lower variance (R
 `n` counts rollouts, not draws: stopping at the n-th accepted draw would bias Ẑ.
 
 Sources: Various techniques used in connection with random digits (von Neumann, 1951); Probable inference, the law of
-succession, and statistical inference (Wilson, 1927), the interval of the acceptance rate.
+succession, and statistical inference (Wilson, 1927), the interval of the acceptance rate. Wilson's interval is right on
+average over rates; given that something was accepted at a rate of far less than 1/N it is not, so that fewer than ten
+acceptances are not relied on.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from treesearch.methods.best_of_n import BestOfN, BestOfNSearch
 from treesearch.methods.claims import Z95, Claims, Interval, Standing
 from treesearch.noise import Stream, uniforms
 from treesearch.weights import log_mean, log_mean_se, scaled
+
+ENOUGH = 10  # acceptances, below which an interval is not relied on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +132,11 @@ def _interval(accepted: int, n: int, log_bound: float) -> Interval:
     middle = (rate + spread / 2) / (1 + spread)
     half = math.sqrt(rate * (1 - rate) * spread + spread**2 / 4) / (1 + spread)
     low, high = max(0.0, middle - half), middle + half
+    few = "" if accepted >= ENOUGH else f"{accepted} of {n} samples were accepted, fewer than {ENOUGH}"
     return Interval(
         source="acceptances (Wilson, 1927)",
         low=math.log(low) + log_bound if accepted else -math.inf,
         high=math.log(high) + log_bound,
-        standing=Standing.OK if accepted else Standing.UNRELIABLE,
-        reason="" if accepted else f"none of {n} samples was accepted: only the upper bound says something",
+        standing=Standing.UNRELIABLE if few else Standing.OK,
+        reason=few if accepted else f"none of {n} samples was accepted: only the upper bound says something",
     )
