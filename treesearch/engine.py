@@ -373,11 +373,16 @@ class Engine:
     def _left(self, task: Ids, source: Ids, beside: NDArray[np.bool_]) -> Iterator[tuple[Ids, Transition]]:
         """Rows that leave a node whose transition is held, and their transitions."""
         for i, at in _runs(task):
-            for held in self._held.get(i, []):
-                place = np.searchsorted(held.node, source[at]).clip(max=len(held.node) - 1)
-                mine = np.flatnonzero((held.node[place] == source[at]) & ~beside[at])
-                if len(mine):
-                    yield at.start + mine, held.transition.take(torch.from_numpy(place[mine]))
+            if not (parts := self._held.get(i)):
+                continue
+            node, first = np.concatenate([h.node for h in parts]), np.cumsum([0, *(len(h.node) for h in parts)])
+            order = np.argsort(node)
+            place = order[np.searchsorted(node, source[at], sorter=order).clip(max=len(node) - 1)]
+            mine = np.flatnonzero((node[place] == source[at]) & ~beside[at])
+            place = place[mine]
+            for part, which in _grouped(np.searchsorted(first, place, "right") - 1):
+                law = parts[part].transition.take(torch.from_numpy(place[which] - first[part]))
+                yield at.start + mine[which], law
 
     def _pass(self) -> None:
         """One forward pass over up to `batch_size` rows."""
@@ -439,7 +444,7 @@ class Engine:
             rows = rows[batch.ends[place]]
             if not len(rows):
                 continue
-            for task, mine in _by_task(flight.task[rows]):
+            for task, mine in _grouped(flight.task[rows]):
                 order = mine[np.argsort(flight.last[rows[mine]])]
                 part = law.take(torch.from_numpy(at[order]))
                 flight.held.setdefault(task, []).append(Held(part, flight.last[rows[order]]))
@@ -485,7 +490,7 @@ class Engine:
 
     def _record(self, flight: Flight, rows: Ids, reward: NDArray[np.float64], mixed: bool) -> None:
         """Enter the rewards of rows."""
-        for i, mine in _by_task(flight.task[rows]):
+        for i, mine in _grouped(flight.task[rows]):
             flight.trees[i].reward[flight.last[rows[mine]]] = reward[mine]
         flight.unscored -= len(rows)
         if mixed:
@@ -782,14 +787,14 @@ def _weights(log_w: Tensor, n: int, what: str) -> NDArray[np.float64]:
     return out
 
 
-def _by_task(task: Ids) -> Iterator[tuple[int, Ids]]:
-    """(task, positions of its rows), in order of task."""
-    if (task == task[0]).all():
-        yield int(task[0]), np.arange(len(task))
+def _grouped(label: Ids) -> Iterator[tuple[int, Ids]]:
+    """(label, positions of the rows that bear it), in order of label."""
+    if (label == label[:1]).all():
+        yield from [(int(label[0]), np.arange(len(label)))] if len(label) else []
         return
-    order = np.argsort(task, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(task[order])) + 1):
-        yield int(task[part[0]]), part
+    order = np.argsort(label, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
+        yield int(label[part[0]]), part
 
 
 def _runs(task: Ids) -> Iterator[tuple[int, slice]]:
