@@ -15,7 +15,8 @@ populations of a size as particles in one, their shares are the terms instead, s
     low  = log Ẑ - t_ν √V
     high = log Ẑ + max(t_ν √V, log(1 + h √V)),   h = 3/γ (1 - ³√(1 - γ (t_ν + γ/6)))          (Hall, 1992)
 
-V, ν and γ suppose one more term like the largest of d: a tail shows itself late, and the next draw may be of it.
+In the interval V, ν and γ suppose one more term like the largest of d: a tail shows itself late, and the next draw may
+be of it. The standard error that is reported does not.
 
 Steering. A search that prunes by ψ samples p exp(ψ), and what it should have sampled is p exp(λ V). Along the lineages
 that survive, λ r(x_0) is regressed on ψ; the slope b says how much of ψ was true, and
@@ -139,22 +140,28 @@ def interval(parts: Sequence[Part], doubt: str = "", *, alike: bool = False) -> 
 
 
 def bounds(log_z: float, apart: F64, chance: float = 0.0) -> tuple[float, float, float, float]:
-    """Relative standard error of Ẑ, its degrees of freedom, and the bounds.
+    """Relative standard error of Ẑ, the degrees of freedom of its interval, and the bounds.
 
     Args:
         log_z: log Ẑ.
         apart: deviations d (n,).
         chance: the part of Σ d² that multinomial resampling alone explains.
     """
-    apart = np.append(apart, apart.max())
-    square = float(apart @ apart)
-    se = math.sqrt(max(square - chance, LEAST_LEFT * square))
+    se = _error(apart, chance)
+    apart = np.append(apart, apart.max())  # for the interval alone: the standard error is reported as it is
+    square, wide = float(apart @ apart), _error(apart, chance)
     if square <= ROUNDING:
-        return se, math.inf, log_z - se, log_z + se
+        return se, math.inf, log_z - wide, log_z + wide
     scaled = apart / math.sqrt(square)
     dof = 2 / max(float(np.sum(scaled**4)) - 1 / len(apart), ROUNDING)
     t, skew = t95(dof), float(np.sum(scaled**3))
-    return se, dof, log_z - t * se, log_z + max(t * se, math.log1p(_upwards(t, skew) * se))
+    return se, dof, log_z - t * wide, log_z + max(t * wide, math.log1p(_upwards(t, skew) * wide))
+
+
+def _error(apart: F64, chance: float) -> float:
+    """√V."""
+    square = float(apart @ apart)
+    return math.sqrt(max(square - chance, LEAST_LEFT * square))
 
 
 def _apart(shares: F64) -> F64:
