@@ -5,7 +5,7 @@
     Karras                σ_t/α_t = (a + (b - a)(t-1)/(T-1))^ρ   variance preserving, spaced in the noise level
 
 Entry 0 is the end of the chain: α_0 = 1, σ_0 = 0, unless the schedule stops at the first training step.
-Solvers in the coordinates x / α_t (Euler, DPM-Solver, LMS, ...) share the grids of the first kind.
+The grids of diffusers' schedulers are what their own `set_timesteps` gives, solvers with memory included.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 4.
@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,16 +32,18 @@ PREDICTIONS: dict[str, Prediction] = {
     "sample": "sample",
     "flow_prediction": "flow",
 }
-# Schedulers of diffusers: those whose own grid is taken, those in the coordinates x / α, and solvers with memory.
-_OWN_GRID = ("DDIM", "DDPM", "LCM", "TCD")
-_EULER = ("EulerDiscrete", "EulerAncestralDiscrete")
-_WITH_MEMORY = (
-    "PNDM", "LMSDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE", "DEISMultistep",
-    "UniPCMultistep", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "SASolver", "DDIMParallel",
-    "DDPMParallel",
+# Schedulers of diffusers, by where the levels of their grid stand: ᾱ at their timesteps, or their own σ/α, where the
+# scaled ones draw x_T / α_T.
+_AT_TIMESTEPS = ("DDIM", "DDPM", "LCM", "TCD", "PNDM", "DDIMParallel", "DDPMParallel")
+_SCALED = (
+    "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
+    "KDPM2AncestralDiscrete", "DPMSolverSDE",
+)  # fmt: skip
+_BY_SIGMA = (
+    *_SCALED, "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "SASolver",
 )  # fmt: skip
 _FLOW = ("FlowMatchEulerDiscrete", "FlowMatchLCM")
-_OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_KNOWN = _AT_TIMESTEPS + _BY_SIGMA + _FLOW
 
 
 @dataclass(frozen=True)
@@ -156,10 +159,10 @@ class Schedule:
 
     @staticmethod
     def of(scheduler: Any, num_steps: int, **grid: Any) -> Schedule:
-        """The grid of a diffusers scheduler: β schedule, prediction type, spacing, zero terminal SNR, shift.
+        """The grid of a diffusers scheduler: the timesteps and the noise that its own `set_timesteps` gives.
 
-        Only the configuration counts: the solver itself is not used. Solvers with memory of the same family (PNDM,
-        DPM-Solver++, UniPC, ...) give their β schedule and spacing, on DDIM's grid.
+        The solver itself is not used. One that evaluates the network more than once a step (Heun, KDPM2, PNDM) gives
+        the points where its steps begin.
 
         Args:
             scheduler: of a pipeline; it is not changed.
@@ -167,25 +170,35 @@ class Schedule:
             grid: what the pipeline hands to `set_timesteps` (`sigmas`, `mu`, `strength`).
 
         Raises:
-            ValueError: a scheduler that holds no such schedule; the message names it.
+            ValueError: a scheduler that holds no such schedule, or none of so many steps; the message names it.
         """
-        name, config = type(scheduler).__name__.removesuffix("Scheduler"), scheduler.config
+        name, config = _name(scheduler), settings_of(scheduler)
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}, expected at least 1")
         if config.get("thresholding"):
             raise ValueError(f"{name} with dynamic thresholding is not supported: set thresholding=False")
-        if name in _FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-            return _of_flow(copy.deepcopy(scheduler), name, num_steps, grid)
-        prediction = PREDICTIONS.get(config.get("prediction_type", "epsilon"))
-        if prediction is None:
-            raise ValueError(f"{name} predicts {config['prediction_type']!r}: choose {', '.join(PREDICTIONS)}")
-        if name in _EULER:
-            return _of_euler(copy.deepcopy(scheduler), num_steps, prediction)
-        if name in _OWN_GRID:
-            return _of_own_grid(copy.deepcopy(scheduler), num_steps, prediction, grid)
-        if name in _WITH_MEMORY:
-            return _of_memory(scheduler, name, num_steps, prediction)
+        found = _read(copy.deepcopy(scheduler), config, num_steps, grid)
+        _refuse_standing_still(name, found)
+        return found
+
+
+def _read(scheduler: Any, config: dict[str, Any], num_steps: int, grid: dict[str, Any]) -> Schedule:
+    """The grid of a scheduler that may be changed."""
+    name = _name(scheduler)
+    if name in _FLOW or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return _of_flow(scheduler, num_steps, grid)
+    prediction = PREDICTIONS.get(config.get("prediction_type", "epsilon"))
+    if prediction is None:
+        raise ValueError(f"{name} predicts {config['prediction_type']!r}: choose {', '.join(PREDICTIONS)}")
+    if name not in _KNOWN:
         raise _unknown(name)
+    return (_at_timesteps if name in _AT_TIMESTEPS else _by_sigma)(scheduler, num_steps, prediction, grid)
+
+
+def settings_of(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler of diffusers is set to: `from_config` keeps settings of other classes beside its own."""
+    taken = inspect.signature(type(scheduler).__init__).parameters
+    return {name: value for name, value in scheduler.config.items() if name in taken}
 
 
 def refuse_scheduler(kind: str) -> None:
@@ -195,52 +208,75 @@ def refuse_scheduler(kind: str) -> None:
         ValueError: it holds no schedule that `Schedule.of` can read.
     """
     name = kind.removesuffix("Scheduler")
-    if name not in _OWN_GRID + _EULER + _FLOW + _WITH_MEMORY:
+    if name not in _KNOWN:
         raise _unknown(name)
+
+
+def _name(scheduler: Any) -> str:
+    return type(scheduler).__name__.removesuffix("Scheduler")
 
 
 def _unknown(name: str) -> ValueError:
     """The error about a scheduler that holds no known schedule."""
-    known = ", ".join(_OWN_GRID + _EULER + _FLOW + _WITH_MEMORY)
-    return ValueError(f"cannot read a schedule from {name}Scheduler: expected one of {known}")
+    return ValueError(f"cannot read a schedule from {name}Scheduler: expected one of {', '.join(_KNOWN)}")
 
 
-def _of_own_grid(scheduler: Any, num_steps: int, prediction: Prediction, grid: dict[str, Any]) -> Schedule:
-    scheduler.set_timesteps(num_steps, **grid)
-    bars, final = scheduler.alphas_cumprod.double(), float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-    if type(scheduler).__name__.startswith("LCM"):
-        final = 1.0  # its last step returns the endpoint, whatever set_alpha_to_one says
-    return _on_grid(bars, scheduler.timesteps.flip(0), final, prediction)
+def _at_timesteps(scheduler: Any, num_steps: int, prediction: Prediction, grid: dict[str, Any]) -> Schedule:
+    name, steps = _name(scheduler), len(scheduler.alphas_cumprod)
+    if num_steps > steps:
+        raise ValueError(f"num_steps is {num_steps}, expected 1..{steps} (the steps of the training grid)")
+    if name == "PNDM":
+        scheduler.register_to_config(skip_prk_steps=True)  # whose evaluations lie between the points of the grid
+    _set(scheduler, num_steps, grid)
+    timesteps = scheduler.timesteps.unique() if name == "PNDM" else scheduler.timesteps.flip(0)
+    _refuse_timesteps(scheduler, timesteps, num_steps)
+    # LCM's last step returns the endpoint, whatever set_alpha_to_one says; DDPM's always does.
+    final = 1.0 if name == "LCM" else float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    return _on_grid(scheduler.alphas_cumprod.double().cpu(), timesteps.cpu(), final, prediction)
 
 
-def _of_euler(scheduler: Any, num_steps: int, prediction: Prediction) -> Schedule:
+def _by_sigma(scheduler: Any, num_steps: int, prediction: Prediction, grid: dict[str, Any]) -> Schedule:
     """The grid in σ/α, whatever its spacing; x_T is drawn as the solver does."""
-    scheduler.set_timesteps(num_steps)
-    ratio = scheduler.sigmas.double().cpu().flip(0)
+    _set(scheduler, num_steps, grid)
+    name, timesteps, ratio = _name(scheduler), scheduler.timesteps, scheduler.sigmas.double().cpu()
+    if getattr(scheduler, "order", 1) == 2 and len(timesteps) == 2 * num_steps - 1:
+        # Evaluated twice a step but the last: once where it begins, once at its middle or end.
+        timesteps, ratio = timesteps[::2], torch.cat([ratio[:1], ratio[1::2]])[: num_steps + 1]
+    _refuse_timesteps(scheduler, timesteps.flip(0), num_steps)
+    if (ratio.diff() > 0).any():
+        raise ValueError(f"noise of {name} falls where t rises, at num_steps={num_steps}: take fewer steps, or set "
+                         "rescale_betas_zero_snr=False, by which ᾱ of the last timestep is above others")  # fmt: skip
+    ratio = ratio.flip(0)
     alpha = (1 + ratio**2).rsqrt()
-    prior_std = float(scheduler.init_noise_sigma) * float(alpha[-1])
-    return Schedule(scheduler.timesteps.flip(0).float(), alpha, ratio * alpha, prediction, prior_std)
+    prior_std = float(scheduler.init_noise_sigma) * float(alpha[-1]) if name in _SCALED else 1.0
+    return Schedule(timesteps.flip(0).float().cpu(), alpha, ratio * alpha, prediction, prior_std)
 
 
-def _of_memory(scheduler: Any, name: str, num_steps: int, prediction: Prediction) -> Schedule:
-    config = scheduler.config
-    if odd := [key for key in _OTHER_GRIDS if config.get(key)]:
-        raise ValueError(f"{name} with {odd[0]}=True has a grid of its own: set it to False, or use EulerDiscrete")
-    spacing = config.get("timestep_spacing", "linspace")
-    if (
-        num_steps == 1 and spacing != "trailing"
-    ):  # DDIM's one step starts where there is no noise, the solver's does not
-        raise ValueError(
-            f"one step of {name} with {spacing} spacing starts at timestep 0: take trailing, or more steps"
-        )
-    return Schedule.variance_preserving(
-        scheduler.alphas_cumprod,
-        num_steps,
-        spacing=spacing,
-        offset=config.get("steps_offset", 0) if spacing == "leading" else 0,
-        final_alpha=1.0 if config.get("set_alpha_to_one", True) else None,
-        prediction=prediction,
-    )
+def _set(scheduler: Any, num_steps: int, grid: dict[str, Any]) -> None:
+    """Ask a scheduler for a grid."""
+    try:
+        scheduler.set_timesteps(num_steps, **grid)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{_name(scheduler)} has no grid of {num_steps} steps ({error}): take fewer") from error
+
+
+def _refuse_timesteps(scheduler: Any, timesteps: Tensor, num_steps: int) -> None:
+    """Rounding gives some spacings one timestep too many, below 0, and an offset one beyond the last."""
+    if settings_of(scheduler).get("timestep_type") == "continuous":
+        return  # a function of the noise
+    last, first, end = float(timesteps[-1]), float(timesteps[0]), scheduler.config["num_train_timesteps"] - 1
+    if len(timesteps) != num_steps or not 0 <= first <= last <= end:
+        raise ValueError(f"{_name(scheduler)} visits {len(timesteps)} timesteps, {first:g}..{last:g}, in {num_steps} "
+                         f"steps, expected {num_steps} within 0..{end}: take another number of steps")  # fmt: skip
+
+
+def _refuse_standing_still(name: str, schedule: Schedule) -> None:
+    """Refuse grids with more steps than levels; x_0 may have the noise of x_1."""
+    same = ((schedule.alpha.diff() == 0) & (schedule.sigma.diff() == 0))[1:]
+    if same.any():
+        steps = schedule.num_steps
+        raise ValueError(f"{int(same.sum())} of the {steps} steps of {name} end with the noise that they begin with: "
+                         "take fewer steps, or another timestep_spacing")  # fmt: skip
 
 
 def _on_grid(bars: Tensor, steps: Tensor, final_alpha: float | None, prediction: Prediction) -> Schedule:
@@ -251,10 +287,11 @@ def _on_grid(bars: Tensor, steps: Tensor, final_alpha: float | None, prediction:
     return Schedule(steps, bar.sqrt(), (1 - bar).sqrt(), prediction)
 
 
-def _of_flow(scheduler: Any, name: str, num_steps: int, grid: dict[str, Any]) -> Schedule:
+def _of_flow(scheduler: Any, num_steps: int, grid: dict[str, Any]) -> Schedule:
+    name = _name(scheduler)
     if scheduler.config.get("invert_sigmas"):
         raise ValueError(f"{name} with invert_sigmas=True is not supported: noise must grow with t")
-    scheduler.set_timesteps(num_steps, **grid)
+    _set(scheduler, num_steps, grid)
     if len(scheduler.timesteps) != num_steps or len(scheduler.sigmas) != num_steps + 1:
         raise ValueError(f"{name} is a multi-step solver of {len(scheduler.timesteps)} evaluations: use FlowMatchEuler")
     return Schedule.flow(scheduler.sigmas.flip(0), scheduler.timesteps.flip(0))

@@ -328,51 +328,6 @@ def test_euler_on_any_grid(config: dict, prediction: str) -> None:
     assert_chains_equal([ours], [x * schedule.alpha[0]], tolerance=2e-4)
 
 
-MEMORY = [
-    "PNDM",
-    "LMSDiscrete",
-    "DPMSolverMultistep",
-    "DEISMultistep",
-    "UniPCMultistep",
-    "HeunDiscrete",
-    "KDPM2Discrete",
-]
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
-@pytest.mark.parametrize("name", MEMORY)
-@pytest.mark.parametrize("spacing", [None, "leading", "trailing"])
-def test_solvers_with_memory_give_their_schedule(name: str, spacing: str | None) -> None:
-    """On DDIM's grid of their spacing, whether settings were given or are defaults; other grids are refused."""
-    kind = getattr(diffusers, f"{name}Scheduler")
-    scheduler = kind(**({} if spacing is None else {"timestep_spacing": spacing}))
-    saved = {k: v for k, v in scheduler.config.items() if k[0] != "_"}
-    schedule, again = Schedule.of(scheduler, 9), Schedule.of(kind.from_config(saved), 9)
-    there = {"set_alpha_to_one": True, "timestep_spacing": "linspace", "steps_offset": 0} | saved
-    ddim = DDIMScheduler.from_config(there)
-    ddim.set_timesteps(9)
-    for found in (schedule, again):
-        assert found.timestep.tolist() == ddim.timesteps.flip(0).tolist()
-        torch.testing.assert_close(found.alpha[1:] ** 2, ddim.alphas_cumprod[ddim.timesteps.flip(0)].double())
-        assert float(found.alpha[0] ** 2) == pytest.approx(float(ddim.final_alpha_cumprod))
-    if "use_karras_sigmas" in scheduler.config:
-        with pytest.raises(ValueError, match="use_karras_sigmas=True has a grid of its own"):
-            Schedule.of(kind(use_karras_sigmas=True), 9)
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
-@pytest.mark.parametrize("name", MEMORY)
-@pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_one_step_from_no_noise_is_refused(name: str, spacing: str) -> None:
-    with pytest.raises(ValueError, match="starts at timestep 0: take trailing"):
-        Schedule.of(getattr(diffusers, f"{name}Scheduler")(timestep_spacing=spacing), 1)
-    assert Schedule.of(getattr(diffusers, f"{name}Scheduler")(timestep_spacing="trailing"), 1).timestep.tolist() == [
-        999
-    ]
-
-
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["flow", "variance preserving"])
 def test_covariance_error_halves_when_the_steps_double(kind: str, eta: float) -> None:

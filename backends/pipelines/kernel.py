@@ -32,7 +32,7 @@ from backends.pipelines.parts import kept_scales, refuse_memory
 from backends.pipelines.roots import noise_of, pixels_of
 from backends.pipelines.settings import Settings, check
 from backends.quiet import Quiet
-from backends.schedules import Schedule, refuse_scheduler
+from backends.schedules import Schedule, refuse_scheduler, settings_of
 
 FAMILIES = {
     "DDPMPipeline": "unconditional:Unconditional",
@@ -455,10 +455,10 @@ def family_of(name: str) -> type[Family]:
 
 
 def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) -> Chain:
-    name, config = type(scheduler).__name__, scheduler.config
+    name, config = type(scheduler).__name__, settings_of(scheduler)
     renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or config.get("stochastic_sampling")
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
-    if config.get("variance_type", "fixed_small") != "fixed_small":
+    if config.get("variance_type") not in (None, "fixed_small"):
         log.warning("%s: %s is not used, steps have DDIM's variance", name, config["variance_type"])
     if step is None:
         step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and eta == 1 else "ddim"
