@@ -101,10 +101,12 @@ def in_float64(scheduler, model):
     return scheduler, model
 
 
-def assert_chains_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance: float = 1e-5) -> None:
-    """Relative to the chain's scale: x̂_0 reaches |x_T|/√ᾱ_T = 600 where nothing clips it."""
+def assert_chains_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    """To rounding, at the chain's scale: x̂_0 reaches |x_T|/√ᾱ_T = 600 where nothing clips it."""
+    largest = max(1.0, max(float(x.abs().max()) for x in theirs))
+    close = float32_tolerance(largest, 9 * SHAPE[0], 4 * T)  # a convolution and three sums of the law a step
     for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() <= tolerance * max(1.0, max(float(x.abs().max()) for x in theirs))
+        assert (a - b).abs().max() <= close
 
 
 GRIDS = [("leading", 0), ("leading", 1), ("trailing", 0)]
@@ -126,7 +128,6 @@ def test_ddim_step_is_diffusers(prediction: str, eta: float) -> None:
         kernel = kernel_of(scheduler, eta=eta)
         ours = run(kernel, noises())
         assert_chains_equal(ours, run_ddim(*in_float64(scheduler, kernel.model), noises().double(), eta))
-        assert_chains_equal(ours, run_ddim(scheduler, kernel.model, noises(), eta), tolerance=1e-4)
 
 
 @pytest.mark.parametrize("prediction", NAMES)
@@ -171,8 +172,11 @@ def test_mixed_levels_equal_one_by_one() -> None:
     law, z = kernel.transition(x, t), torch.ones(5, *SHAPE)
     for i in range(5):
         alone = kernel.transition(x[i : i + 1], t[i : i + 1])
-        torch.testing.assert_close(law.take(torch.tensor([i])).sample(z[:1]), alone.sample(z[:1]), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(law.endpoint[i], alone.endpoint[0], atol=1e-5, rtol=1e-5)
+        largest = max(1.0, float(law.endpoint[i].abs().max()))
+        close = float32_tolerance(largest, 9 * SHAPE[0], 4)  # a convolution and three sums of the law
+        one = law.take(torch.tensor([i])).sample(z[:1])
+        torch.testing.assert_close(one, alone.sample(z[:1]), atol=close, rtol=0)
+        torch.testing.assert_close(law.endpoint[i], alone.endpoint[0], atol=close, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -320,12 +324,16 @@ def test_euler_on_any_grid(config: dict, prediction: str) -> None:
     kernel = DiffusionKernel(model, state_shape=SHAPE, schedule=schedule, eta=0.0)
     ours = run(kernel, torch.cat([schedule.prior_std * z[:1], z[1:]]))[-1]
     scheduler.set_timesteps(7)
-    x = z[0] * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    x, largest = z[0] * scheduler.init_noise_sigma, 1.0
+    for timestep, after in zip(scheduler.timesteps, scheduler.sigmas[1:], strict=True):
+        largest = max(
+            largest, float(x.abs().max() / (1 + after**2).sqrt())
+        )  # what a step adds, as the next one sees it
         with torch.no_grad():
             output = model(scheduler.scale_model_input(x, timestep), timestep.expand(len(x)))
         x = scheduler.step(output, timestep, x).prev_sample
-    assert_chains_equal([ours], [x * schedule.alpha[0]], tolerance=2e-4)
+    close = float32_tolerance(largest, 9 * SHAPE[0], 4 * 7)
+    assert (ours / schedule.alpha[0] - x).abs().max() <= close
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -442,7 +450,9 @@ def test_untilted_search_is_the_diffusers_loop(unet: UNet2DModel, method: object
     kernel = kernel_of(scheduler, unet, shape=(2, 8, 8), eta=0.7)
     result = ts.search(kernel, brightness, method, budget=ts.Budget(nfe=16 * T), batch_size=7)
     z = path_noise(result.tree, result.leaves, (2, 8, 8), T)
-    torch.testing.assert_close(result.samples, run_ddim(scheduler, unet, z, 0.7)[-1], atol=1e-4, rtol=0)
+    theirs = run_ddim(*in_float64(scheduler, unet), z.double(), 0.7)[-1].float()
+    # Some thirty sums a step, the widest over 9 × 32 terms, of values that are clipped at 1 in the end.
+    torch.testing.assert_close(result.samples, theirs, atol=float32_tolerance(1, 9 * 32, 30 * T), rtol=0)
     assert result.cost.nfe <= 16 * T
     assert len(result.samples) >= 16
 

@@ -1,5 +1,4 @@
 import math
-import time
 
 import laws
 import numpy as np
@@ -325,10 +324,9 @@ def test_an_iteration_at_an_existing_leaf_is_free_and_counts(gaussian):
     "method", [DTS(widening_c=1.0, widening_alpha=0.0), DTS_STAR(widening_c=2.0, widening_alpha=0.0)]
 )
 def test_a_tree_that_cannot_grow_stops_and_says_so(gaussian, method):
-    start = time.perf_counter()
     result = ts.search(gaussian, R, method, budget=ts.Budget(nfe=10_000))
     assert result.tasks[0].status == Status.EXHAUSTED
-    assert time.perf_counter() - start < 5
+    assert result.diagnostics["iterations"] < 100_000  # and not for ever
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.8])

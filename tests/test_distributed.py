@@ -502,13 +502,11 @@ def test_a_node_comes_late_and_is_lost_with_its_samples(cluster, tmp_path, monke
 
 
 def test_no_room_for_any_worker_is_an_error(cluster):
-    start = time.monotonic()
     with (
         ts.RayWorkers(1, gpus_per_worker=7, start_seconds=1.0) as workers,
         pytest.raises(ts.WorkerError, match=r"no worker was up within 1 s: each asks for 0 CPUs and 7 GPUs"),
     ):
         ts.search(BEDS["gaussian"], kernels.total, ts.BestOfN(n=4), workers=workers)
-    assert time.monotonic() - start < 10
 
 
 # Memory.

@@ -355,7 +355,16 @@ def test_decisions_are_bounded_and_the_others_go_on():
 
 
 @pytest.mark.parametrize("method", [ts.BestOfN(), ts.FeynmanKac(), ts.DiffusionTreeSearch()])
-def test_a_deadline_becomes_nfe_at_the_pace_seen(method):
+def test_a_deadline_becomes_nfe_at_the_pace_seen(method, monkeypatch):
+    """On a clock that a step of one row moves by a millisecond."""
+    step, now = Lines.transition, [0.0]
+
+    def timed(self, x, t, cond=None):
+        now[0] += 1e-3 * len(x)
+        return step(self, x, t, cond)
+
+    monkeypatch.setattr(Lines, "transition", timed)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     agent = Planner(Lines(), REACH, method, budget=ts.Budget(seconds=0.1), batch_size=16)
     for _ in range(3):
         agent.act(START, GOAL)
