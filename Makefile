@@ -36,7 +36,7 @@ demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree 
 test: $(STAMP)  ## the test suite
 	@$(PY) -m pytest -q -n 2 --dist loadfile
 
-test-cpus: $(STAMP)  ## tests, demo and exact figures with other vector units, threads and busy cores: hours
+test-cpus: $(STAMP)  ## tests, demo and exact figures with other vector units, threads and busy cores: hours; run again to go on
 	@$(PY) -m experiments.cpus
 
 test-slow: $(STAMP)  ## statistical runs of minutes

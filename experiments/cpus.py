@@ -6,7 +6,7 @@
 
 The tests must pass, the demo must end well, and the figures of `experiments.exactness` must be the committed ones:
 their chains compute in float64, where only the order of sums may differ. Settings run one after another; what failed
-where is said at the end, and its output is kept.
+where is said at the end, and its output is kept. What has passed at the same commit is not run again.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Args:
     processes: int = 2
     """test processes side by side"""
     out: Path = Path("runs/cpus")
-    """where the output of what failed is kept"""
+    """where the output of what failed is kept, and what passed"""
 
 
 # A busy loop, for as long as the process that started it lives.
@@ -154,22 +154,58 @@ def check(what: str, setting: Setting, args: Args) -> str:
         return CHECKS[what](setting, args)
 
 
+@dataclass(frozen=True)
+class Passed:
+    """Checks that passed, by commit; none are kept where files differ from it (None)."""
+
+    file: Path
+    commit: str | None
+
+    def line(self, words: str) -> str:
+        return f"{self.commit} {words}"
+
+    def has(self, words: str) -> bool:
+        return self.commit is not None and self.file.exists() and self.line(words) in self.file.read_text().splitlines()
+
+    def add(self, words: str) -> None:
+        if self.commit is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(f"{self.line(words)}\n")
+
+
+def commit() -> str | None:
+    """The commit that is checked out, None if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    said = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    return None if said.returncode or said.stdout.strip().endswith("-dirty") else said.stdout.strip()
+
+
 def main() -> int:
     """Run what is asked for under every setting; 1 if anything failed."""
     args, failed = tyro.cli(Args), []
-    for setting in [s for s in SETTINGS if args.only in s.name]:
-        for what in args.what:
-            began = time.monotonic()
-            said = check(what, setting, args)
-            verdict, took = "FAILED" if said else "ok", time.monotonic() - began
-            print(f"{verdict:<7} {what:<8} {setting.name:<45} {took:.0f} s", flush=True)
-            if said:
-                args.out.mkdir(parents=True, exist_ok=True)
-                path = args.out / f"{what}-{len(failed)}.txt"
-                path.write_text(f"{setting.name}\n\n{said}", "utf-8")
-                failed.append(f"{what} under {setting.name}: {path}")
+    passed = Passed(args.out / "passed.txt", commit())
+    for setting, what in [(s, w) for s in SETTINGS if args.only in s.name for w in args.what]:
+        name, words = f"{what:<8} {setting.name:<45}", " ".join([what, setting.name, *args.tests])
+        if passed.has(words):
+            print(f"passed  {name} at this commit", flush=True)
+            continue
+        print(f"...     {name}", flush=True)
+        began, said = time.monotonic(), check(what, setting, args)
+        print(f"{'FAILED' if said else 'ok':<7} {name} {time.monotonic() - began:.0f} s", flush=True)
+        if said:
+            failed.append(f"{what} under {setting.name}: {kept(said, setting, args.out / f'{what}-{len(failed)}.txt')}")
+        else:
+            passed.add(words)
     print("\n".join(failed) if failed else "everything holds under every setting")
     return int(bool(failed))
+
+
+def kept(said: str, setting: Setting, path: Path) -> Path:
+    """Where what a check said is now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{setting.name}\n\n{said}", "utf-8")
+    return path
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cpus import busy
+from experiments.cpus import Passed, busy
 
 
 def script(name, *words, code=0):
@@ -48,8 +48,18 @@ def test_cpus_names_what_failed(tmp_path):
     test.write_text("import os\n\ndef test_it():\n    assert os.environ['TEST_THREADS'] == '2'\n")
     words = ["--what", "tests", "--tests", str(test), "--processes", "1", "--out", str(tmp_path / "out")]
     printed = script("cpus", *words, "--only", "SSE41", code=1).splitlines()
-    assert [line.split()[0] for line in printed[:2]] == ["FAILED", "ok"]
+    assert [line.split()[0] for line in printed[:4]] == ["...", "FAILED", "...", "ok"]
     assert "SSE41, threads=1" in (tmp_path / "out" / "tests-0.txt").read_text()
+
+
+def test_cpus_goes_on_at_the_same_commit(tmp_path):
+    file = tmp_path / "out" / "passed.txt"
+    for commit in ("a1", "b2", None):
+        passed = Passed(file, commit)
+        assert not passed.has("tests under this")
+        passed.add("tests under this")
+        assert passed.has("tests under this") == (commit is not None)
+        assert not passed.has("tests under")
 
 
 def test_busy_loops_are_busy_and_end():
