@@ -32,6 +32,7 @@ from backends import fingerprint
 from backends.base import Cond, Gaussian, expand
 from backends.quiet import Quiet
 from backends.schedules import Prediction, Schedule
+from rewards.numeric import is_number
 
 Step = Literal["ddim", "ddpm", "renoise"]
 
@@ -66,8 +67,8 @@ class Chain:
     def __init__(
         self, schedule: Schedule, *, eta: float = 1.0, step: Step = "ddim", clip_sample: float | None = None
     ) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}, expected 0..1")
+        if not is_number(eta, 0, 1):
+            raise ValueError(f"eta is {eta!r}, expected 0..1")
         if step not in ("ddim", "ddpm", "renoise"):
             raise ValueError(
                 f"unknown step {step!r}: choose ddim, ddpm or renoise; solvers with memory (DPM-Solver++, UniPC, PNDM, "
@@ -88,7 +89,7 @@ class Chain:
         self.alpha, self.sigma = _table(alpha_t.float()), _table(sigma_t.float())
         self.alpha_s, self.std = _table(alpha_s.float()), _table(variance.sqrt().float())
         self.direction = _table((sigma_s**2 - variance).clamp_min(0).sqrt().float())
-        self.stochastic = torch.cat([torch.ones(1, dtype=torch.bool), self.std[1:] > 0])
+        self.stochastic = torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), self.std[1:] > 0])
 
     def to(self, device: str | torch.device) -> Chain:
         """The same chain, its tables moved to a device."""

@@ -59,15 +59,15 @@ class DiscreteChain:
     dtype = torch.int64
 
     def __post_init__(self) -> None:
-        for rows in (torch.tensor([self.prior_probs]), *map(torch.tensor, self.steps)):
-            if (rows < 0).any() or not torch.allclose(rows.sum(-1), torch.ones(len(rows)), atol=1e-6):
+        for rows in (torch.tensor(rows, device="cpu") for rows in ([self.prior_probs], *self.steps)):
+            if (rows < 0).any() or not torch.allclose(rows.sum(-1), torch.ones(len(rows), device="cpu"), atol=1e-6):
                 raise ValueError(f"probabilities must be non-negative and sum to one, got {rows.tolist()}")
 
     @staticmethod
     def random(num_steps: int = 3, states: int = 4, seed: int = 0) -> DiscreteChain:
         """A chain with Dirichlet(1) rows."""
-        draw = torch.Generator().manual_seed(seed)
-        rows = -torch.rand(num_steps * states + 1, states, generator=draw, dtype=F64).log()
+        draw = torch.Generator("cpu").manual_seed(seed)
+        rows = -torch.rand(num_steps * states + 1, states, generator=draw, dtype=F64, device="cpu").log()
         rows = rows / rows.sum(1, keepdim=True)
         steps = rows[1:].reshape(num_steps, states, states).tolist()
         return DiscreteChain(tuple(rows[0].tolist()), tuple(tuple(map(tuple, m)) for m in steps))
@@ -82,16 +82,16 @@ class DiscreteChain:
 
     @cached_property
     def _prior(self) -> Tensor:
-        return torch.tensor(self.prior_probs, dtype=F64)
+        return torch.tensor(self.prior_probs, dtype=F64, device="cpu")
 
     @cached_property
     def _steps(self) -> Tensor:
-        return torch.tensor(self.steps, dtype=F64)
+        return torch.tensor(self.steps, dtype=F64, device="cpu")
 
     @cached_property
     def _endpoint(self) -> Tensor:
         """Most probable x_0 from each x_t, (T + 1, S)."""
-        to_data = [torch.eye(len(self._prior), dtype=F64)]
+        to_data = [torch.eye(len(self._prior), dtype=F64, device="cpu")]
         for step in self._steps:
             to_data.append(step @ to_data[-1])
         return torch.stack(to_data).argmax(2)
@@ -141,7 +141,8 @@ class MaskedChain:
     @staticmethod
     def random(length: int = 3, vocabulary: int = 2, num_steps: int = 3, seed: int = 0) -> MaskedChain:
         """Dirichlet(1) data."""
-        rows = -torch.rand(vocabulary**length, generator=torch.Generator().manual_seed(seed), dtype=F64).log()
+        draw = torch.Generator("cpu").manual_seed(seed)
+        rows = -torch.rand(vocabulary**length, generator=draw, dtype=F64, device="cpu").log()
         return MaskedChain(tuple((rows / rows.sum()).tolist()), length, vocabulary, num_steps)
 
     @property
@@ -159,18 +160,18 @@ class MaskedChain:
     @cached_property
     def states(self) -> Tensor:
         """All (V + 1)^L states, the mask being token V; last token fastest."""
-        return torch.tensor(list(itertools.product(range(self.vocabulary + 1), repeat=self.length)))
+        return torch.tensor(list(itertools.product(range(self.vocabulary + 1), repeat=self.length)), device="cpu")
 
     def index(self, x: Tensor) -> Tensor:
         """Row of `states` that each state is, (n,)."""
-        powers = (self.vocabulary + 1) ** torch.arange(self.length - 1, -1, -1)
+        powers = (self.vocabulary + 1) ** torch.arange(self.length - 1, -1, -1, device="cpu")
         return (x * powers).sum(-1)
 
     @cached_property
     def _conditional(self) -> Tensor:
         """p(x_0[i] = v | revealed tokens) for every state, ((V + 1)^L, L, V)."""
-        data = torch.tensor(self.data, dtype=F64)
-        sequences = torch.tensor(list(itertools.product(range(self.vocabulary), repeat=self.length)))
+        data = torch.tensor(self.data, dtype=F64, device="cpu")
+        sequences = torch.tensor(list(itertools.product(range(self.vocabulary), repeat=self.length)), device="cpu")
         agree = ((self.states[:, None] == sequences) | (self.states[:, None] == self.vocabulary)).all(2)
         joint = agree * data
         onehot = torch.nn.functional.one_hot(sequences, self.vocabulary).double()
@@ -185,7 +186,7 @@ class MaskedChain:
         return torch.where(masked, drawn, tokens)
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
-        return torch.full((len(noise), self.length), self.vocabulary)
+        return torch.full((len(noise), self.length), self.vocabulary, device="cpu")
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Categorical:
         state = self.index(x)
@@ -200,12 +201,12 @@ class MaskedChain:
 
     def tilted(self, reward: Tensor, lam: float = 1.0) -> Enumerated:
         """Exact laws over `states` under exp(λ reward); the reward of a state that is still masked is never used."""
-        every = torch.arange(len(self.states))
+        every = torch.arange(len(self.states), device="cpu")
         steps = torch.stack([self._matrix(every, t) for t in range(1, self.num_steps + 1)])
         prior = (self.states == self.vocabulary).all(1).double()
         return enumerate_tilt(prior, steps, reward, lam)
 
     def _matrix(self, every: Tensor, t: int) -> Tensor:
-        log_probs = self._probs(every, torch.full((len(every),), t)).log()
-        picked = log_probs[:, torch.arange(self.length), self.states]
+        log_probs = self._probs(every, torch.full((len(every),), t, device="cpu")).log()
+        picked = log_probs[:, torch.arange(self.length, device="cpu"), self.states]
         return picked.sum(2).exp()

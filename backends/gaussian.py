@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Cond, Gaussian, Mixture, log_normal
+from rewards.numeric import is_positive, is_whole
 
 F64 = torch.float64
 
@@ -48,15 +49,15 @@ class Tilted(NamedTuple):
 
 def cosine_bar(num_steps: int) -> Tensor:
     """ᾱ_t = cos²(.98 π t / 2T), t = 0..T."""
-    return torch.cos(0.98 * math.pi * torch.arange(num_steps + 1, dtype=F64) / (2 * num_steps)) ** 2
+    return torch.cos(0.98 * math.pi * torch.arange(num_steps + 1, dtype=F64, device="cpu") / (2 * num_steps)) ** 2
 
 
 def log_gaussian_tilt(mean: Tensor, var: Tensor, tilt: Tilt, lam: float) -> Tensor:
     """log E[exp(λ r(X))] for X ~ N(mean (..., D), var (...) I)."""
     if tilt.k == 0:
-        c = torch.as_tensor(tilt.c, dtype=F64).expand(mean.shape[-1])
+        c = torch.as_tensor(tilt.c, dtype=F64, device="cpu").expand(mean.shape[-1])
         return (lam * mean * c).sum(-1) + 0.5 * lam**2 * (c**2).sum() * var
-    y = torch.as_tensor(tilt.y, dtype=F64)
+    y = torch.as_tensor(tilt.y, dtype=F64, device="cpu")
     grow = 1 + lam * tilt.k * var
     return -0.5 * mean.shape[-1] * grow.log() - 0.5 * lam * tilt.k * ((mean - y) ** 2).sum(-1) / grow
 
@@ -65,8 +66,8 @@ def tilt_gaussian(mean: Tensor, std: Tensor, tilt: Tilt, lam: float) -> tuple[Te
     """Mean and std of N(mean, std² I) exp(λ r), normalised."""
     var = std**2
     if tilt.k == 0:
-        return mean + lam * torch.as_tensor(tilt.c, dtype=F64) * var[..., None], std
-    y = torch.as_tensor(tilt.y, dtype=F64).expand(mean.shape[-1])
+        return mean + lam * torch.as_tensor(tilt.c, dtype=F64, device="cpu") * var[..., None], std
+    y = torch.as_tensor(tilt.y, dtype=F64, device="cpu").expand(mean.shape[-1])
     new = 1 / (1 / var + lam * tilt.k)
     return new[..., None] * (mean / var[..., None] + lam * tilt.k * y), new.sqrt()
 
@@ -131,7 +132,9 @@ class LinearGaussian:
 
     @cached_property
     def _data(self) -> tuple[Tensor, Tensor]:
-        return torch.full((1, self.dim), self.mean, dtype=F64), torch.tensor([self.std], dtype=F64)
+        return torch.full((1, self.dim), self.mean, dtype=F64, device="cpu"), torch.tensor(
+            [self.std], dtype=F64, device="cpu"
+        )
 
     @cached_property
     def chain(self) -> Chain:
@@ -154,7 +157,7 @@ class LinearGaussian:
 
     def tilted(self, tilt: Tilt, lam: float = 1.0) -> Tilted:
         """Closed forms under exp(λ r)."""
-        return _tilted(torch.zeros(1, dtype=F64), *self._data, self.chain, tilt, lam)
+        return _tilted(torch.zeros(1, dtype=F64, device="cpu"), *self._data, self.chain, tilt, lam)
 
 
 @final
@@ -175,7 +178,9 @@ class GaussianMixture:
     stds: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _positive(num_steps=self.num_steps, std=min(self.stds), weight=min(self.weights))
+        _positive(num_steps=self.num_steps)
+        for std, weight in zip(self.stds, self.weights, strict=False):
+            _positive(std=std, weight=weight)
         if not len(self.weights) == len(self.means) == len(self.stds):
             raise ValueError("weights, means and stds must have one entry a component")
 
@@ -202,11 +207,11 @@ class GaussianMixture:
 
     @cached_property
     def _data(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.means, dtype=F64), torch.tensor(self.stds, dtype=F64)
+        return torch.tensor(self.means, dtype=F64, device="cpu"), torch.tensor(self.stds, dtype=F64, device="cpu")
 
     @cached_property
     def log_mix(self) -> Tensor:
-        return torch.tensor(self.weights, dtype=F64).log().log_softmax(0)
+        return torch.tensor(self.weights, dtype=F64, device="cpu").log().log_softmax(0)
 
     @cached_property
     def chain(self) -> Chain:
@@ -253,5 +258,6 @@ def _tilted(log_mix: Tensor, mean: Tensor, std: Tensor, chain: Chain, tilt: Tilt
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} is {value}, expected a positive number")
+        kind = "whole number" if name in ("num_steps", "dim") else "number"
+        if not is_positive(value) or (kind != "number" and not is_whole(value)):
+            raise ValueError(f"{name} is {value!r}, expected a positive {kind}")

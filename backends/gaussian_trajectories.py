@@ -53,7 +53,7 @@ class GaussianTrajectories:
             raise ValueError(f"cov has shape {tuple(cov.shape)}, expected ({mean.numel()}, {mean.numel()})")
         self.mean, self.cov, self.channels, self.num_steps = mean.to(F64), cov.to(F64), channels, num_steps
         bar = cosine_bar(num_steps)
-        told = torch.arange(1, num_steps + 1)
+        told = torch.arange(1, num_steps + 1, device="cpu")
         self.chain = Chain(Schedule(told, bar.sqrt(), (1 - bar).sqrt(), "sample"), eta=eta)
         self.stochastic = self.chain.stochastic
 
@@ -73,19 +73,20 @@ class GaussianTrajectories:
             num_steps: T.
         """
         dim, act = control.shape
-        state = start * torch.eye(dim, horizon * (dim + act), dtype=F64)  # rows: loadings on independent normals
+        # Rows are loadings on independent normals.
+        state = start * torch.eye(dim, horizon * (dim + act), dtype=F64, device="cpu")
         rows, used = [], dim
         for _ in range(horizon):
             action = gain.to(F64) @ state
-            action[:, used : used + act] += behaviour * torch.eye(act, dtype=F64)
+            action[:, used : used + act] += behaviour * torch.eye(act, dtype=F64, device="cpu")
             rows += [state, action]
             used += act
             state = transition.to(F64) @ state + control.to(F64) @ action
             if used < state.shape[1]:
-                state[:, used : used + dim] += noise * torch.eye(dim, dtype=F64)
+                state[:, used : used + dim] += noise * torch.eye(dim, dtype=F64, device="cpu")
                 used += dim
         loading = torch.cat(rows)
-        mean = torch.zeros(horizon, dim + act, dtype=F64)
+        mean = torch.zeros(horizon, dim + act, dtype=F64, device="cpu")
         return GaussianTrajectories(mean, loading @ loading.T, channels=Channels(dim, act), num_steps=num_steps)
 
     @property
@@ -119,7 +120,7 @@ class GaussianTrajectories:
     def _gain(self) -> Tensor:
         """α_t Σ (α_t² Σ + σ_t² I)^{-1}, (T + 1, D, D)."""
         alpha, sigma = self.chain.alpha.to(F64)[:, None, None], self.chain.sigma.to(F64)[:, None, None]
-        eye = torch.eye(len(self.cov), dtype=F64)
+        eye = torch.eye(len(self.cov), dtype=F64, device="cpu")
         noisy = alpha**2 * self.cov + torch.where(sigma > 0, sigma, 1.0) ** 2 * eye
         return torch.linalg.solve(noisy, alpha * self.cov)  # symmetric: the two commute
 
@@ -127,14 +128,14 @@ class GaussianTrajectories:
     def law(self) -> tuple[Tensor, Tensor]:
         """Mean (D,) and covariance (D, D) of x_0, D = H·C."""
         dim = len(self.cov)
-        mean, cov = torch.zeros(dim, dtype=F64), torch.eye(dim, dtype=F64)
-        probes = torch.cat([torch.zeros(1, dim, dtype=F64), torch.eye(dim, dtype=F64)]).reshape(-1, *self.state_shape)
+        mean, eye = torch.zeros(dim, dtype=F64, device="cpu"), torch.eye(dim, dtype=F64, device="cpu")
+        cov, probes = eye, torch.cat([mean[None], eye]).reshape(-1, *self.state_shape)
         for t in range(self.num_steps, 0, -1):
-            step = self.transition(probes, torch.full((dim + 1,), t))
+            step = self.transition(probes, torch.full((dim + 1,), t, device="cpu"))
             at = step.mean.flatten(1)
             slope = (at[1:] - at[0]).T
             mean = slope @ mean + at[0]
-            cov = slope @ cov @ slope.T + float(step.std.flatten()[0]) ** 2 * torch.eye(dim, dtype=F64)
+            cov = slope @ cov @ slope.T + float(step.std.flatten()[0]) ** 2 * eye
         return mean, cov
 
     def reweighted(self, gain: Tensor, offset: Tensor, std: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,9 @@ class GaussianTrajectories:
             lam: λ.
         """
         mean, cov = self.law
-        each = torch.cat([-gain.to(F64), torch.eye(len(gain), dtype=F64)], 1)  # (A, C): a - K s of one row
+        each = torch.cat(
+            [-gain.to(F64), torch.eye(len(gain), dtype=F64, device="cpu")], 1
+        )  # (A, C): a - K s of one row
         residual = torch.block_diag(*[each] * self.horizon)  # (H·A, D)
         precision = torch.linalg.inv(cov)
         new = torch.linalg.inv(precision + lam / std**2 * residual.T @ residual)

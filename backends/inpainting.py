@@ -113,8 +113,8 @@ class Clamp(_Masked):
     def stochastic(self) -> Tensor:
         """(T + 1,) bool: replaced entries are noisy wherever the level below has noise."""
         below = self.kernel.chain.schedule.sigma[:-1] > 0
-        base = torch.as_tensor(self._spec.stochastic)
-        return base | torch.cat([torch.ones(1, dtype=torch.bool), below])
+        base = torch.as_tensor(self._spec.stochastic, device="cpu")
+        return base | torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), below])
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         law, held = _gaussian(self.kernel.transition(x, t, cond)), self._open(cond)

@@ -42,7 +42,7 @@ def cosine_alphas_cumprod(num_steps: int = TRAIN_STEPS) -> Tensor:
     The divisor K + 1 keeps the last value (2.5e-6 at K = 1000) above zero: the prior N(0, I) fits
     it to 0.0016 standard deviations, and no formula divides by zero.
     """
-    k = torch.arange(1, num_steps + 1, dtype=torch.float64)
+    k = torch.arange(1, num_steps + 1, dtype=torch.float64, device="cpu")
     return torch.cos(0.5 * math.pi * k / (num_steps + 1)).square()
 
 
@@ -95,7 +95,8 @@ def load_network() -> nn.Module:
     """
     from safetensors.torch import load
 
-    network = build_network().float()  # whatever torch's default dtype
+    with torch.device("cpu"):  # whatever torch's default device and dtype
+        network = build_network().float()
     blob = resources.files("backends").joinpath("weights", WEIGHTS).read_bytes()
     network.load_state_dict({name: w.float() for name, w in load(blob).items()})
     return network.eval().requires_grad_(False)

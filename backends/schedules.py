@@ -24,6 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rewards.numeric import is_whole
+
 Prediction = Literal["epsilon", "v", "sample", "flow"]
 Spacing = Literal["leading", "trailing", "linspace"]
 PREDICTIONS: dict[str, Prediction] = {
@@ -138,16 +140,16 @@ class Schedule:
         bars = alphas_cumprod.double().cpu()
         taught = ((1 - bars) / bars).sqrt()
         low, high = max(sigma_min, float(taught[0])), min(sigma_max, float(taught[-1]))
-        if num_steps < 2 or not 0 < low < high:
+        if not is_whole(num_steps, 2) or not 0 < low < high:
             raise ValueError(f"expected two or more steps from low to high noise, got {num_steps} of {low} to {high}")
-        ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64, device="cpu")
         ratio = (low ** (1 / rho) + ramp * (high ** (1 / rho) - low ** (1 / rho))) ** rho
         ratio = ratio.clamp(float(taught[0]), float(taught[-1]))
         index = torch.searchsorted(taught, ratio).clamp(1, len(taught) - 1)
         below, above = taught[index - 1].log(), taught[index].log()
         timestep = (index - 1 + (ratio.log() - below) / (above - below)).float()
-        alpha = torch.cat([torch.ones(1, dtype=torch.float64), (1 + ratio**2).rsqrt()])
-        sigma = torch.cat([torch.zeros(1, dtype=torch.float64), ratio * alpha[1:]])
+        alpha = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), (1 + ratio**2).rsqrt()])
+        sigma = torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), ratio * alpha[1:]])
         return Schedule(timestep, alpha, sigma, prediction)
 
     @staticmethod
@@ -173,8 +175,8 @@ class Schedule:
             ValueError: a scheduler that holds no such schedule, or none of so many steps; the message names it.
         """
         name, config = _name(scheduler), settings_of(scheduler)
-        if num_steps < 1:
-            raise ValueError(f"num_steps is {num_steps}, expected at least 1")
+        if not is_whole(num_steps):
+            raise ValueError(f"num_steps is {num_steps!r}, expected at least 1")
         if config.get("thresholding"):
             raise ValueError(f"{name} with dynamic thresholding is not supported: set thresholding=False")
         found = _read(copy.deepcopy(scheduler), config, num_steps, grid)
@@ -283,7 +285,7 @@ def _on_grid(bars: Tensor, steps: Tensor, final_alpha: float | None, prediction:
     last = float(bars[0]) if final_alpha is None else final_alpha
     if not float(bars[steps[0]]) <= last <= 1:
         raise ValueError(f"final_alpha is {last}, expected {float(bars[steps[0]]):.4g} (ᾱ of the last step) to 1")
-    bar = torch.cat([torch.tensor([last], dtype=torch.float64), bars[steps]])
+    bar = torch.cat([torch.tensor([last], dtype=torch.float64, device="cpu"), bars[steps]])
     return Schedule(steps, bar.sqrt(), (1 - bar).sqrt(), prediction)
 
 
@@ -303,9 +305,9 @@ def respace(train_steps: int, num_steps: int, spacing: Spacing = "trailing", off
     Raises:
         ValueError: more steps than the model was trained with, or an unknown spacing.
     """
-    if not 1 <= num_steps <= train_steps:
-        raise ValueError(f"num_steps is {num_steps}, expected 1..{train_steps} (the steps of the training grid)")
-    index = torch.arange(num_steps, dtype=torch.float64)
+    if not is_whole(num_steps, 1, train_steps):
+        raise ValueError(f"num_steps is {num_steps!r}, expected 1..{train_steps} (the steps of the training grid)")
+    index = torch.arange(num_steps, dtype=torch.float64, device="cpu")
     if spacing == "leading":
         steps = index * (train_steps // num_steps) + offset
     elif spacing == "trailing":

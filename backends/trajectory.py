@@ -37,6 +37,7 @@ from backends.mnist import cosine_alphas_cumprod
 from backends.quiet import Quiet
 from backends.schedules import Prediction, Schedule
 from rewards.channels import Channels, entry
+from rewards.numeric import is_whole
 
 Grid = Literal["uniform", "karras"]
 WIDTHS = (32, 64, 128, 192)
@@ -195,8 +196,8 @@ class TrajectoryKernel:
         if len(normalisation.mean) != channels.size:
             raise ValueError(f"normalisation has {len(normalisation.mean)} channels, expected {channels.size}")
         multiple = int(getattr(network, "multiple", 1))
-        if horizon < 2 or horizon % multiple:
-            raise ValueError(f"horizon is {horizon}, expected a multiple of {multiple}, at least 2")
+        if not is_whole(horizon, 2) or horizon % multiple:
+            raise ValueError(f"horizon is {horizon!r}, expected a multiple of {multiple}, at least 2")
         self.network, self.channels, self.normalisation = network, channels, normalisation
         self.horizon, self.card, self.name = horizon, card, name
         self.num_steps, self.state_shape = schedule.num_steps, (horizon, channels.size)
@@ -251,7 +252,7 @@ class TrajectoryKernel:
         Raises:
             ValueError: a prompt with other entries than a start and a goal of this model's sizes.
         """
-        values = torch.zeros(len(prompts), *self.state_shape, dtype=self.dtype)
+        values = torch.zeros(len(prompts), *self.state_shape, dtype=self.dtype, device="cpu")
         mask = torch.zeros_like(values, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             if (start := entry(prompt, "start", self.channels.observation)) is not None:
@@ -307,7 +308,7 @@ def clamped(law: Gaussian, known: Tensor, mask: Tensor) -> Gaussian:
 
 
 def _put(values: Tensor, mask: Tensor, numbers: Sequence[float]) -> None:
-    values[: len(numbers)] = torch.tensor(numbers)
+    values[: len(numbers)] = torch.tensor(numbers, device="cpu")
     mask[: len(numbers)] = True
 
 
@@ -336,7 +337,8 @@ def load_model(path: str | Path) -> tuple[TrajectoryNetwork, Card]:
             raise ValueError(f"{Path(path).name} is no trajectory model: it has no card; save one with save_model")
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # not a mapping
     card = Card.from_json(metadata["card"])
-    network = TrajectoryNetwork(card.channels.size, card.widths).float()  # whatever torch's default dtype
+    with torch.device("cpu"):  # whatever torch's default device and dtype
+        network = TrajectoryNetwork(card.channels.size, card.widths).float()
     network.load_state_dict(weights)
     return network, card
 

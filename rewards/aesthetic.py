@@ -111,6 +111,6 @@ def aesthetic_head(state: dict[str, Tensor], checkpoint: str = "the file") -> nn
 
 def _linear(state: dict[str, Tensor], prefix: str) -> nn.Linear:
     weight, bias = (state[f"{prefix}{name}"].float() for name in ("weight", "bias"))
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="cpu", dtype=torch.float32)
     layer.load_state_dict({"weight": weight, "bias": bias})
     return layer

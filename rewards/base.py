@@ -12,7 +12,9 @@ import inspect
 import itertools
 import math
 import os
-from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, Set
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, TypeVar, final
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rewards.lending import lend
+from rewards.numeric import is_number
 from rewards.redact import marked_url, redacted
 
 Input = Literal["sample", "state"]
@@ -151,16 +154,18 @@ class Reward:
 
     def clip(self, low: float = -math.inf, high: float = math.inf) -> Reward:
         """r limited to [low, high]: a floor keeps one term from drowning others, a ceiling stops over-optimising."""
-        if not low < high:
-            raise ValueError(f"clip needs low < high, got {low} and {high}")
+        if not (is_number(low) and is_number(high) and low < high):
+            raise ValueError(f"clip needs low < high, got {low!r} and {high!r}")
         source = built_from("clip", self, low, high)
         return wrap(self, lambda v: v.clamp(low, high), f"clip({self.name}, {low:g}, {high:g})", source)
 
     def gate(self, condition: Reward, above: float, otherwise: float = -math.inf) -> Reward:
         """r where `condition` is at least `above`, else `otherwise`."""
 
-        if math.isnan(above) or math.isnan(otherwise) or otherwise == math.inf:
-            raise ValueError(f"gate needs numbers, and otherwise below inf, got above={above}, otherwise={otherwise}")
+        if not (is_number(above) and is_number(otherwise)) or otherwise == math.inf:
+            raise ValueError(
+                f"gate needs numbers, and otherwise below inf, got above={above!r}, otherwise={otherwise!r}"
+            )
 
         def apply(value: Tensor, allowed: Tensor) -> Tensor:
             return torch.where(allowed >= above, value, torch.full_like(value, otherwise))
@@ -266,6 +271,24 @@ def _told(name: str, value: Any) -> str:
     if name == "url":
         value = marked_url(str(value))
     return f"{name}={getattr(value, '__qualname__', None) or repr(value)}"
+
+
+_ANEW: ContextVar[bool] = ContextVar("anew", default=False)
+
+
+@contextmanager
+def anew() -> Iterator[None]:
+    """Within it caches score what they know once more and remember nothing: what varies is seen to vary."""
+    token = _ANEW.set(True)
+    try:
+        yield
+    finally:
+        _ANEW.reset(token)
+
+
+def is_anew() -> bool:
+    """Whether remembered values are not wanted."""
+    return _ANEW.get()
 
 
 def as_reward(function: Reward | Callable[..., Any], name: str | None = None, input: Input = "sample") -> Reward:
@@ -417,7 +440,7 @@ def _combine(
         number = float(right)
         if not math.isfinite(number):
             raise ValueError(f"cannot combine {left.name} {symbol} {number}: expected a finite number or a reward")
-        constant = torch.tensor(number, dtype=torch.float64)
+        constant = torch.tensor(number, dtype=torch.float64, device="cpu")
         return wrap(left, lambda v: op(v, constant.expand_as(v)), f"({left.name} {symbol} {number:g})", source)
     if not isinstance(right, Reward):
         raise TypeError(f"cannot combine a reward with {type(right).__name__}: wrap it with as_reward")

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 
+import torch
 from torch import Tensor, nn
 
 from rewards.base import Reward, facts
@@ -93,7 +94,8 @@ def load_classifier(device: str = "cpu") -> nn.Module:
     except ImportError as error:
         message = "the digit classifier needs safetensors: pip install safetensors"
         raise ImportError(message) from error
-    network = DigitClassifier().float()  # whatever torch's default dtype
+    with torch.device("cpu"):  # whatever torch's default device and dtype
+        network = DigitClassifier().float()
     network.load_state_dict(load(resources.files("rewards").joinpath("weights", WEIGHTS).read_bytes()))
     return network.to(device).eval().requires_grad_(False)
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardError, built_from, content, wrap
+from rewards.base import Reward, RewardError, built_from, content, is_anew, wrap
+from rewards.numeric import is_number, is_positive, is_whole
 
 
 def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | None = None) -> Reward:
@@ -37,8 +38,10 @@ def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | Non
     Raises:
         ValueError: size below 1.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}, expected at least 1")
+    if not isinstance(reward, Reward):
+        raise TypeError(f"reward is {type(reward).__name__}, expected a Reward: cached(as_reward(f))")
+    if not is_whole(size):
+        raise ValueError(f"size is {size!r}, expected at least 1")
     cache = _Cache(reward, size, key or (lambda sample: b"".join(content(sample))))
     calls, source = reward.calls or (lambda: cache.misses), built_from("cached", reward)
     return replace(reward, fn=cache.score, calls=calls, source=source)
@@ -57,6 +60,9 @@ class _Cache:
         if isinstance(samples, Tensor) and samples.requires_grad:  # remembered values have no gradient
             self.misses += len(samples)
             return self.reward.attached(samples, prompts)
+        if is_anew():
+            values = self._evaluate(samples, prompts, list(range(len(samples))))
+            return torch.tensor(values, dtype=torch.float64, device="cpu")
         names = [self._name(samples[i], None if prompts is None else prompts[i]) for i in range(len(samples))]
         fresh = {name: i for i, name in enumerate(names) if name not in self.values}
         rows = sorted(fresh.values())
@@ -69,7 +75,7 @@ class _Cache:
             self.values.move_to_end(name)
         while len(self.values) > self.size:
             self.values.popitem(last=False)
-        return torch.tensor([found[name] for name in names], dtype=torch.float64)
+        return torch.tensor([found[name] for name in names], dtype=torch.float64, device="cpu")
 
     def _evaluate(self, samples: Any, prompts: Sequence[Any] | None, rows: list[int]) -> list[float]:
         part = samples[rows] if hasattr(samples, "shape") else [samples[i] for i in rows]
@@ -92,10 +98,12 @@ def normalise(reward: Reward, mean: float, std: float) -> Reward:
     Raises:
         ValueError: mean is not finite, or std not positive and finite.
     """
-    if not math.isfinite(mean):
-        raise ValueError(f"mean is {mean}, expected a finite number")
-    if not (math.isfinite(std) and std > 0):
-        raise ValueError(f"std is {std}, expected a positive finite number")
+    if not isinstance(reward, Reward):
+        raise TypeError(f"reward is {type(reward).__name__}, expected a Reward: normalise(as_reward(f), ...)")
+    if not (is_number(mean) and math.isfinite(mean)):
+        raise ValueError(f"mean is {mean!r}, expected a finite number")
+    if not is_positive(std):
+        raise ValueError(f"std is {std!r}, expected a positive finite number")
     name, source = f"normalise({reward.name}, {mean:.6g}, {std:.6g})", built_from("normalise", reward, mean, std)
     return wrap(reward, lambda v: (v - mean) / std, name, source)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rewards.base import Reward, facts
 from rewards.channels import TRAJECTORIES, Channels, as_channels
+from rewards.numeric import is_positive
 from rewards.policy import placed
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -52,7 +53,7 @@ class PointMass:
         if not isinstance(self.stride, int) or self.stride < 1:
             raise ValueError(f"stride is {self.stride!r}, expected the number of steps from row to row, 1 or more")
         for name in ("dt", "mass", "gear", "max_speed"):
-            if not getattr(self, name) > 0:
+            if not is_positive(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
 
     def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from rewards.base import RewardError
 from rewards.exchange import Answer, Exchange
+from rewards.numeric import is_number
 from rewards.redact import secrets_of, struck
 
 Ask = Callable[[Any], Any]
@@ -96,11 +97,11 @@ class Endpoint:
                 "and give its name as token_env"
             )
         for name in ("timeout", "max_pause", "concurrency", "max_bytes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
+            if not (is_number(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a positive number")
         for name in ("retries", "backoff"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+            if not is_number(getattr(self, name), 0):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected 0 or more")
 
     @property
     def host(self) -> str:

@@ -26,6 +26,7 @@ from rewards.base import Reward, facts
 from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
 from rewards.dynamics import PointMass
 from rewards.maze import POINT, Map, Maze, check_reachable
+from rewards.numeric import is_whole
 from rewards.trajectory import RADIUS, distance, goals
 from rewards.ways import way
 
@@ -68,7 +69,7 @@ def maze_execution(
         raise ValueError(f"{channels}: expected the four numbers x, y, v_x, v_y in an observation")
     if by not in ("plan", "actions"):
         raise ValueError(f"by is {by!r}, expected 'plan' or 'actions'")
-    if stride < 1:
+    if not is_whole(stride):
         raise ValueError(f"stride is {stride}, expected the number of steps from row to row, 1 or more")
 
     def fn(samples: Tensor, prompts: Sequence[Any] | None) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, facts
+from rewards.numeric import is_number
 
 _BLACK = "Black et al. 2023, Training Diffusion Models with Reinforcement Learning"
 _IMAGES = "images (n, c, h, w) in [0, 1]"
@@ -52,7 +53,7 @@ def brightness(target: float | None = None) -> Reward:
     """
     if target is None:
         return Reward(lambda images, _: _mean(images), "brightness")
-    if not 0 <= target <= 1:
+    if not is_number(target, 0, 1):
         raise ValueError(f"target is {target}, expected a brightness in [0, 1]")
     return Reward(lambda images, _: -(_mean(images) - target).abs(), f"brightness({target:g})")
 
@@ -70,7 +71,7 @@ def ink(threshold: float = 0.5) -> Reward:
     Raises:
         ValueError: threshold outside [0, 1].
     """
-    if not 0 <= threshold <= 1:
+    if not is_number(threshold, 0, 1):
         raise ValueError(f"threshold is {threshold}, expected a brightness in [0, 1]")
     return Reward(lambda images, _: _mean(_checked(images) > threshold), f"ink({threshold:g})")
 
@@ -88,7 +89,7 @@ def _jpeg(quality: int, sign: float, name: str) -> Reward:
         if images.shape[1] not in (1, 3):
             raise ValueError(f"a JPEG has one or three channels, got images of {images.shape[1]}")
         pixels = (images.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-        return sign * torch.tensor([_jpeg_bytes(p, quality) for p in pixels], dtype=torch.float64) / 1000
+        return sign * torch.tensor([_jpeg_bytes(p, quality) for p in pixels], dtype=torch.float64, device="cpu") / 1000
 
     return Reward(fn, name if quality == 95 else f"{name}({quality})")
 

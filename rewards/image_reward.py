@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from rewards import vision
 from rewards.base import Reward, facts
 from rewards.clip import SQUARE
+from rewards.numeric import is_whole
 
 PUBLISHED = "zai-org/ImageReward/ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -87,8 +88,8 @@ def ImageReward(
         CheckpointError: a pickle that was not allowed, or a file that does not exist.
         ValueError: batch_size below 1, or not a floating dtype.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if not is_whole(batch_size):
+        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1")
     allowed = checkpoint == PUBLISHED if allow_pickle is None else allow_pickle
     vision.check_file(checkpoint, allow_pickle=allowed)
     scorer = _Scorer(checkpoint, tokenizer, device, vision.as_dtype(dtype), batch_size, allowed)
@@ -142,7 +143,9 @@ def build(state: dict[str, Tensor]) -> nn.Module:
         what = str(error).strip().splitlines()
         raise vision.CheckpointError(f"not the weights of ImageReward: {' '.join(what[:3])}") from error
     embeddings: Any = network.text.embeddings
-    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[1])[None]  # computed, not in the file
+    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[1], device="cpu")[
+        None
+    ]  # computed, not in the file
     return network.eval().requires_grad_(False)
 
 

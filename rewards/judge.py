@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rewards.base import Reward, facts
 from rewards.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
+from rewards.numeric import is_number
 from rewards.remote import base64_pngs, check_pairs
 from rewards.verdict import read_number
 
@@ -82,8 +83,8 @@ def VLMJudge(
     """
     if not model:
         raise ValueError("got no model: give the name that the endpoint knows it by")
-    if not low < high:
-        raise ValueError(f"expected low < high, got {low} and {high}")
+    if not (is_number(low) and is_number(high) and low < high):
+        raise ValueError(f"expected low < high, got {low!r} and {high!r}")
     if expected and (low not in range(10) or high not in range(10)):
         raise ValueError(f"expected=True reads one digit: give low and high within 0..9, got {low} and {high}")
     defaults = {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
@@ -124,7 +125,9 @@ class _Judge:
             messages = [self._question(samples[row : row + 1], "" if prompts is None else str(prompts[row]))]
             return self._digits(ask, messages) if self.expected else self._number(ask, messages)
 
-        return torch.tensor(self.endpoint.map(score, [[i] for i in range(len(samples))]), dtype=torch.float64)
+        return torch.tensor(
+            self.endpoint.map(score, [[i] for i in range(len(samples))]), dtype=torch.float64, device="cpu"
+        )
 
     def _question(self, sample: Any, prompt: str) -> dict[str, Any]:
         text = self.rubric.replace("{low}", f"{self.low:g}").replace("{high}", f"{self.high:g}")

@@ -28,6 +28,7 @@ from torch import Tensor
 from rewards.base import Reward, facts
 from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
 from rewards.dynamics import dynamics_consistency
+from rewards.numeric import is_number, is_positive, is_whole
 from rewards.trajectory import RADIUS, distance, entries, goal_reaching
 
 POINT = 0.1
@@ -162,7 +163,7 @@ def wall_collision(
     """
     maze, channels = Maze.of(maze_map), as_channels(channels)
     columns = _plane(channels, position)
-    if margin < 0 or softness <= 0 or samples_per_row < 1:
+    if not (is_number(margin, 0) and is_positive(softness) and is_whole(samples_per_row)):
         got = f"{margin}, {softness} and {samples_per_row}"
         raise ValueError(f"margin, softness and samples_per_row are {got}, expected ≥ 0, > 0 and ≥ 1")
 
@@ -209,7 +210,7 @@ def maze_plan(
             apart from the prompt's start.
     """
     maze = Maze.of(maze_map)
-    if min(collision, dynamics, reach) < 0:
+    if not all(is_number(weight, 0) for weight in (collision, dynamics, reach)):
         raise ValueError(f"weights are {collision}, {dynamics} and {reach}, expected 0 or more")
     parts = collision * wall_collision(maze, channels)
     parts = parts + dynamics * dynamics_consistency(channels, stride, scale)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rewards.base import Reward, facts
 from rewards.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
+from rewards.numeric import is_whole
 from rewards.vision import pixels
 
 Build = Callable[[Any, Sequence[Any] | None], Any]
@@ -73,8 +74,8 @@ def HTTPReward(
     Raises:
         ValueError: an argument out of range, credentials in the URL, or no URL.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if not is_whole(batch_size):
+        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1")
     endpoint = Endpoint(
         url=address(url, url_env),
         token_env=token_env,
@@ -109,7 +110,7 @@ class _Scorer:
         starts = range(0, len(samples), self.batch_size)
         batches = [range(start, min(start + self.batch_size, len(samples))) for start in starts]
         scores = [score for part in self.endpoint.map(score, batches) for score in part]
-        return torch.tensor(scores, dtype=torch.float64)
+        return torch.tensor(scores, dtype=torch.float64, device="cpu")
 
     def _scores(self, answer: Any, n: int) -> list[float]:
         """One number a sample.

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rewards.base import Reward, facts
 from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
+from rewards.numeric import is_number
 
 RADIUS = 0.45
 """Distance at which PointMaze calls a goal reached."""
@@ -39,7 +40,7 @@ def discounted_return(channels: Channels | Sequence[int], discount: float = 0.99
     channels = as_channels(channels)
     if not channels.reward:
         raise ValueError(f"{channels} has no rewards to sum: add the channel, or score with Critic")
-    if not 0 < discount <= 1:
+    if not (is_number(discount, 0, 1) and discount > 0):
         raise ValueError(f"discount is {discount}, expected a number in (0, 1]")
 
     def fn(samples: Tensor, _: object) -> Tensor:
@@ -72,7 +73,7 @@ def goal_reaching(
     """
     channels = as_channels(channels)
     columns = entries(channels, position)
-    if radius < 0:
+    if not is_number(radius, 0):
         raise ValueError(f"radius is {radius}, expected 0 or more")
     if when not in ("any", "end"):
         raise ValueError(f"when is {when!r}, expected 'any' or 'end'")
@@ -118,7 +119,7 @@ def action_bounds(channels: Channels | Sequence[int], low: float = -1.0, high: f
     channels = as_channels(channels)
     if not channels.action:
         raise ValueError(f"{channels} has no actions to bound")
-    if not low < high:
+    if not (is_number(low) and is_number(high) and low < high):
         raise ValueError(f"bounds are {low} and {high}, expected low < high")
 
     def fn(samples: Tensor, _: object) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import Reward, built_from
+from rewards.numeric import is_whole
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -128,15 +129,15 @@ def micro_batches(
     Raises:
         ValueError: batch_size below 1, or another number of prompts than samples.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if not is_whole(batch_size):
+        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1")
     if prompts is not None and len(prompts) != len(samples):
         raise ValueError(f"got {len(prompts)} prompts for {len(samples)} samples: give one to each")
     starts = range(0, len(samples), batch_size)
     parts = [
         score(samples[i : i + batch_size], None if prompts is None else prompts[i : i + batch_size]) for i in starts
     ]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
 def place(samples: Any, device: str | torch.device | None) -> str:

@@ -57,9 +57,11 @@ def _table(maze: Maze, goal: tuple[float, float]) -> Tensor:
     """w at the nodes (rows · NODES, cols · NODES), row 0 at the top; in walls by the nearest nodes in the open."""
     maze.route(goal, goal)  # it is in the open
     rows, cols = maze.shape
-    open_ = ~torch.tensor(maze.walls, dtype=torch.bool).repeat_interleave(NODES, 0).repeat_interleave(NODES, 1)
-    y = rows / 2 - (torch.arange(rows * NODES, dtype=torch.float64) + 0.5) / NODES
-    x = (torch.arange(cols * NODES, dtype=torch.float64) + 0.5) / NODES - cols / 2
+    open_ = ~torch.tensor(maze.walls, dtype=torch.bool, device="cpu").repeat_interleave(NODES, 0).repeat_interleave(
+        NODES, 1
+    )
+    y = rows / 2 - (torch.arange(rows * NODES, dtype=torch.float64, device="cpu") + 0.5) / NODES
+    x = (torch.arange(cols * NODES, dtype=torch.float64, device="cpu") + 0.5) / NODES - cols / 2
     row, col = maze.xy_to_cell(goal)
     here = torch.zeros_like(open_)
     here[row * NODES : (row + 1) * NODES, col * NODES : (col + 1) * NODES] = True

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from conftest import BEDS
+from torch import nn
 
+from backends.base import Gaussian
 from backends.gaussian import LinearGaussian
 from rewards.base import Reward
 
@@ -298,3 +300,32 @@ def cutting(letters=5):
         return [[told.format(letters, len(p))] if len(p) > letters else [] for p in prompts]
 
     return Reward(lambda x, prompts: total(x), "cutting", remarks=remarks)
+
+
+class Plain(nn.Module):
+    """A kernel as one writes it first: an ordinary network whose weights require gradients, in every part of it."""
+
+    num_steps, state_shape = 4, (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(3, 3)
+        self.graphs: list[bool] = []
+
+    def prior(self, noise, cond=None):
+        return noise + 0 * self.f.bias
+
+    def encode(self, prompts):
+        return {"shift": self._noted(0 + self.f.weight[: len(prompts)])}
+
+    def transition(self, x, t, cond=None):
+        mean = self._noted(0.9 * x + 0.1 * self.f(x))
+        return Gaussian(mean, torch.full((len(x), 1), 0.3), mean)
+
+    def decode(self, x0):
+        return self._noted(x0 @ self.f.weight)
+
+    def _noted(self, made):
+        self.graphs.append(made.requires_grad)
+        assert not torch.is_inference(made)
+        return made

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernels import Nameless, Wrapped, total
+from kernels import Nameless, Plain, Wrapped, total
 from torch import nn
 
 import treesearch as ts
@@ -46,32 +46,6 @@ def same_tree(a: ts.Tree, b: ts.Tree) -> bool:
 # Modes of torch
 
 
-class Plain(nn.Module):
-    """A kernel as one writes it first: an ordinary network whose weights require gradients, in every part of it."""
-
-    num_steps, state_shape = 4, (3,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.f = nn.Linear(3, 3)
-        self.graphs: list[bool] = []
-
-    def prior(self, noise, cond=None):
-        return noise + 0 * self.f.bias
-
-    def encode(self, prompts):
-        return {"shift": self.f.weight[: len(prompts)]}
-
-    def transition(self, x, t, cond=None):
-        mean = 0.9 * x + 0.1 * self.f(x)
-        self.graphs.append(mean.requires_grad)
-        assert not torch.is_inference(mean)
-        return Gaussian(mean, torch.full((len(x), 1), 0.3), mean)
-
-    def decode(self, x0):
-        return x0 @ self.f.weight
-
-
 MODES = {
     "grad": torch.enable_grad,
     "no grad": torch.no_grad,
@@ -94,8 +68,11 @@ def test_a_search_keeps_no_graph_whatever_the_mode_around_its_start_and_its_step
     assert mode == (steps == "grad", steps == "inference")
     last = deque(stream, 1).pop() if method is not METHODS[0] else first
     assert torch.is_grad_enabled()
+    result = last.result()
+    with MODES[steps]():
+        result.tasks[0].best()  # samples are decoded when they are asked for
     assert not any(kernel.graphs)
-    for task in last.result().tasks:
+    for task in result.tasks:
         assert not task.samples.requires_grad
         assert not task.samples.is_inference()
         task.samples.numpy()
@@ -307,14 +284,18 @@ def test_another_reward_of_the_same_name_is_refused(tmp_path, kind) -> None:
     assert more.diagnostics["warnings"] == search(reward=first, budget=ts.Budget(nfe=150)).diagnostics["warnings"]
 
 
-def test_a_reward_that_is_never_the_same_is_warned_of(tmp_path) -> None:
+@pytest.mark.parametrize(
+    "kept", [lambda r: r, cached, lambda r: 2 * cached(r) + cached(as_reward(total))], ids=range(3)
+)
+def test_a_reward_that_is_never_the_same_is_warned_of(tmp_path, kept) -> None:
+    """In a cache too, which another process does not have."""
     draws = itertools.count()
 
     def noisy(x):
         return total(x) + next(draws)
 
-    search(reward=noisy, store=tmp_path / "r")
-    more = ts.resume(tmp_path / "r", KERNEL, noisy, budget=ts.Budget(nfe=150))
+    search(reward=kept(as_reward(noisy)), store=tmp_path / "r")
+    more = ts.resume(tmp_path / "r", KERNEL, kept(as_reward(noisy)), budget=ts.Budget(nfe=150))
     assert any("another value each time" in w for w in more.diagnostics["warnings"])
 
 

@@ -337,3 +337,15 @@ def test_tensors_travel_losslessly(dtype):
     back = as_tensor(sent, dtype)
     assert back.dtype == dtype
     assert torch.equal(back, x)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_a_station_keeps_no_graph_whatever_the_mode(mode):
+    kernel = kernels.Plain()
+    of = station(kernel, lambda x: kernel.f(x).sum(1))
+    kernel.graphs.clear()  # of its prompts, which the session encodes
+    with mode():
+        found = finish(of, bundle(1, range(4), 0, (2, 0), t=5), bundle(2, range(9, 12), 1, (1,), t=5, hold=True))
+    assert all(isinstance(reply, Reply) for reply in found.values())
+    assert len(kernel.graphs) >= 5
+    assert not any(kernel.graphs)

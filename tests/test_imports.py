@@ -13,12 +13,13 @@ SOURCES = {p.relative_to(ROOT).as_posix(): p for name in PACKAGES for p in sorte
 LIGHT = {"rewards": {"torch"}, "backends": {"torch", "numpy", "diffusers"}}
 OURS = {
     "rewards": {"rewards"},
-    "backends": {"backends", "rewards.base", "rewards.channels"},
+    "backends": {"backends", "rewards.base", "rewards.channels", "rewards.numeric"},
     "treesearch": {
         "treesearch",
         "backends.base",
         "backends.fingerprint",
         "rewards.base",
+        "rewards.numeric",
         "rewards.redact",
         "rewards.channels",
         "rewards.potentials",

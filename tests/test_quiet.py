@@ -8,13 +8,17 @@ from torch import nn
 
 import treesearch as ts
 from backends.diffusion import DiffusionKernel
-from backends.guidance import TDS
+from backends.guidance import TDS, PolicyGuided
 from backends.pipelines import DiffusersKernel
 from backends.quiet import Quiet
 from backends.schedules import Schedule
 from backends.trajectory import Normalisation, TrajectoryKernel
-from rewards.base import Reward
+from rewards import cached
+from rewards.base import Reward, as_reward
 from rewards.channels import Channels
+from rewards.critic import Critic
+from rewards.dynamics import dynamics_consistency
+from rewards.policy import PolicyLikelihood
 
 SCHEDULE = Schedule.flow(torch.linspace(0, 1, 4, dtype=torch.float64))
 REWARD = Reward(lambda samples, prompts: samples.flatten(1).mean(1), "mean")
@@ -61,7 +65,10 @@ def pipeline(folder):
 def standing(network):
     """What a caller sees of a network."""
     told = [(name, part.training) for name, part in network.named_modules()]
-    told += [(name, w.requires_grad, w.dtype, w.grad is None) for name, w in network.named_parameters()]
+    told += [
+        (name, w.requires_grad, w.dtype, w.device, w.data_ptr(), w.grad is None)
+        for name, w in network.named_parameters()
+    ]
     scheduler = getattr(network, "scheduler", None)
     return told, None if scheduler is None else str(vars(scheduler))
 
@@ -82,6 +89,43 @@ def test_a_search_leaves_the_network_as_it_was(make, tmp_path):
             found.append(result.samples)
     for one, other in zip(found[:2], found[2:], strict=True):
         assert torch.equal(one, other)  # no dropout took part
+
+
+class Judges(nn.Module):
+    """A network of the caller's that a reward asks; dropout and batch statistics would tell how it was called."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.inputs, self.line = inputs, nn.Linear(inputs, outputs)
+
+    def forward(self, *given):
+        given = torch.cat([x.flatten(0, -2) if x.ndim > 2 else x for x in given], -1)
+        return self.line(given[:, : self.inputs]).reshape(*given.shape[:1], -1)
+
+
+PAIR = Channels(1, 1)
+ASKING = {
+    "itself": lambda net: as_reward(lambda x: net(x[:, 0]).sum(1)),
+    "critic": lambda net: Critic(net, PAIR),
+    "critics": lambda net: Critic([net, net], PAIR) - 1.0,
+    "policy": lambda net: PolicyLikelihood(net, PAIR),
+    "dynamics": lambda net: dynamics_consistency(PAIR, lambda s, a: net(s, a).reshape(s.shape)),
+    "cached": lambda net: cached(Critic(net, PAIR)),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_reward_leaves_the_network_that_it_asks_as_it_was(name, training, tmp_path):
+    net = seeded(Judges(1 if name == "policy" else 2, 1)).train(training).requires_grad_(training)
+    before, reward, kernel = standing(net), ASKING[name](net), trajectory(tmp_path)[1]
+    for wrapped in (kernel(), TDS(kernel(), reward)):
+        found = ts.search(wrapped, reward, ts.BestOfN(n=3))
+        assert standing(net) == before
+        assert not found.samples.requires_grad
+    if name == "policy":
+        ts.search(PolicyGuided(kernel(), reward), reward, ts.BestOfN(n=3))
+        assert standing(net) == before
 
 
 def test_a_call_that_fails_leaves_the_network_as_it_was():

@@ -424,7 +424,10 @@ def test_keys_of_a_url_reach_no_file_of_a_run_which_goes_on_with_the_key_given_a
     url, store = f"http://{server.host}/hooks/{PATH}/score?key={QUERY}", str(tmp_path / "r")
     words = ["--kernel", "mnist(num_steps=2)", "--reward", f'0.5*http("{url}")', "--nfe", "8", "--batch-size", "4"]
     assert main(["run", "best-of-n", *words, "--store", store]) == 0
-    assert main(["compare", *words[:-4], "--methods", "best_of_n", "--nfe", "8", "--store", str(tmp_path / "c")]) == 0
+    plugin = tmp_path / "bed.py"
+    plugin.write_text("from backends.mnist import mnist_kernel\ndef make(url): return mnist_kernel(num_steps=2)\n")
+    asked = ["--kernel", f"{plugin}:make('{url}')", "--reward", f'0.5*http("{url}")', "--also", f'http("{url}")']
+    assert main(["compare", *asked, "--methods", "best_of_n", "--nfe", "8", "--store", str(tmp_path / "c")]) == 0
     assert main(["run", "best-of-n", "--reward", f'http("{url}", batchsize=4)']) == 2
     assert main(["resume", store, "--nfe", "16"]) == 1
     shown = capsys.readouterr()

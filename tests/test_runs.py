@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import treesearch as ts
 from backends.enumerable import MaskedChain
 from backends.gaussian import GaussianMixture, LinearGaussian
 from rewards.analytic import linear
+from rewards.base import RewardError, as_reward
 from treesearch import loop, runs
 
 METHODS = {
@@ -116,8 +118,6 @@ def test_kill_9_loses_at_most_the_wave_in_flight(tmp_path, name):
 
 
 def named(function, name):
-    from rewards.base import as_reward
-
     return as_reward(function, name=name)
 
 
@@ -255,3 +255,81 @@ def test_reading_takes_work_in_proportion_to_the_run(tmp_path):
 
     few, many = calls(11_000), calls(44_000)
     assert few < many < 5 * few
+
+
+# Folders that fail at once, or vanish
+
+
+@pytest.mark.parametrize("lam", [1.0, "auto"])
+def test_a_run_that_failed_at_its_first_wave_is_begun_again_in_its_folder(tmp_path, lam):
+    kernel, method, store = LinearGaussian(), ts.DiffusionTreeSampling(wave=8, lam=lam), tmp_path / "r"
+    budget, made = ts.Budget(nfe=400), []
+    for _ in range(2):
+        with pytest.raises(RewardError, match="returned nan"):
+            ts.search(kernel, named(lambda x: 0.7 * x[:, 0] * np.nan, "typo"), method, budget=budget, store=store)
+        made += [runs.read_config(store)["id"]] if store.exists() else []
+    assert len(set(made)) == (2 if lam == 1.0 else 0)  # an automatic λ fails at its pilot, before there is a folder
+    found = ts.search(kernel, linear(0.7), method, budget=budget, store=store)
+    assert runs.read_config(store)["status"] == "finished"
+    assert same_tree(found.tree, ts.search(kernel, linear(0.7), method, budget=budget).tree)
+    with pytest.raises(ts.StoreError, match="holds a run already"):
+        ts.search(kernel, linear(0.7), method, budget=budget, store=store)
+    assert same_tree(ts.resume(store, kernel, linear(0.7)).tree, found.tree)
+
+
+def test_a_run_that_failed_at_its_first_wave_goes_on_with_the_reward_mended(tmp_path):
+    kernel, budget, store = LinearGaussian(), ts.Budget(nfe=400), tmp_path / "r"
+    with pytest.raises(RewardError, match="returned nan"):
+        ts.search(kernel, named(lambda x: x[:, 0] * np.nan, "mine"), METHODS["fk"], budget=budget, store=store)
+    mended = named(lambda x: 0.7 * x[:, 0], "mine")
+    again, straight = ts.resume(store, kernel, mended), ts.search(kernel, mended, METHODS["fk"], budget=budget)
+    assert same_tree(again.tree, straight.tree)
+    assert again.cost.nfe == straight.cost.nfe
+
+
+def removed(path):
+    shutil.rmtree(path)
+
+
+def moved(path):
+    path.rename(path.with_name("elsewhere"))
+
+
+def replaced(path):
+    path.rename(path.with_name("elsewhere"))
+    shutil.copytree(path.with_name("elsewhere"), path)
+
+
+def without_log(path):
+    (path / "tree.bin").unlink()
+
+
+def without_states(path):
+    next(path.glob("states-*")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "vanish"),
+    [("dts", how) for how in (removed, moved, replaced, without_log, without_states)] + [("dts_lag", removed)],
+)
+def test_a_folder_that_vanishes_is_noticed_at_the_next_wave_and_costs_nobody_the_result(tmp_path, name, vanish, caplog):
+    store, waves = tmp_path / "r", []
+
+    def watch(snapshot):
+        waves.append(snapshot.wave)
+        if snapshot.wave == 2:
+            vanish(store)
+
+    kernel, budget, lag = LinearGaussian(), ts.Budget(nfe=300), METHODS[name].lag
+    found = ts.search(kernel, linear(0.7), METHODS[name], budget=budget, store=store, callbacks=[watch])
+    assert waves == list(range(4 + lag))
+    assert found.store is None
+    assert "was removed, moved or replaced while the search ran" in caplog.text
+    assert any("what it found is in this result alone" in w for w in found.diagnostics["warnings"])
+    straight = ts.search(kernel, linear(0.7), METHODS[name], budget=budget)
+    assert torch.equal(found.samples, straight.samples[: len(found.samples)])
+    if vanish is moved:
+        assert ts.resume(tmp_path / "elsewhere", kernel, linear(0.7)).cost.nfe > found.cost.nfe
+    if vanish is removed:
+        assert not store.exists()
+        ts.search(kernel, linear(0.7), METHODS[name], budget=budget, store=store)  # nothing holds it any more

@@ -25,7 +25,7 @@ import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -39,7 +39,8 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from backends.base import Kernel, Shared, Spec, describe
-from rewards.base import Reward, RewardError, as_reward
+from rewards.base import Reward, RewardError, anew, as_reward
+from rewards.numeric import is_number, is_whole
 from treesearch import host
 from treesearch.budget import Cost
 from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
@@ -421,9 +422,15 @@ class _Scorer(_Process):
     @_answering
     @without_graph()
     def score(
-        self, setup: list[Any], search: int, parts: list[tuple[list[Any], Any, list[int]]], tasks: list[int], tries: int
+        self,
+        setup: list[Any],
+        search: int,
+        parts: list[tuple[list[Any], Any, list[int]]],
+        tasks: list[int],
+        tries: int,
+        again: bool = False,
     ) -> tuple[NDArray[np.float64], int, int]:
-        """(rewards, samples really scored, attempts) of the named rows of several bundles' samples."""
+        """(rewards, samples really scored, attempts) of named rows of several bundles; `again` by no cache."""
         self._clock.beat()
         if search not in self._setups:
             self._setups = {search: ray.get(setup[0])}
@@ -436,7 +443,8 @@ class _Scorer(_Process):
         for attempt in range(1, tries + 1):
             self._clock.beat()
             try:
-                values = reward(samples, prompts)
+                with anew() if again else nullcontext():
+                    values = reward(samples, prompts)
             except RewardError as error:
                 if error.rows or error.__cause__ is None or attempt == tries:
                     raise
@@ -453,7 +461,7 @@ def _gather(parts: list[tuple[Any, Any, list[int]]], device: str | None) -> Any:
         return np.concatenate([samples[rows] for samples, _, rows in parts])
     if parts[0][1] is None:
         return [samples[i] for samples, _, rows in parts for i in rows]
-    batch = torch.cat([as_tensor(samples, dtype)[torch.tensor(rows)] for samples, dtype, rows in parts])
+    batch = torch.cat([as_tensor(samples, dtype)[torch.tensor(rows, device="cpu")] for samples, dtype, rows in parts])
     return batch if device is None else batch.to(device)
 
 
@@ -564,25 +572,25 @@ class RayWorkers:
     ) -> None:
         whole = {"num_workers": num_workers, "max_failures": max_failures, "reward_tries": reward_tries}
         for name, value in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value):
                 raise ValueError(f"{name} is {value!r}, expected a positive whole number")
         for name, value in {"reward_workers": reward_workers, "reward_cache": reward_cache}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not is_whole(value, 0):
                 raise ValueError(f"{name} is {value!r}, expected a whole number >= 0")
         for name, value in {
             "gpus_per_worker": gpus_per_worker,
             "gpus_per_reward_worker": gpus_per_reward_worker,
         }.items():
-            if not value >= 0 or (value > 1 and int(value) != value):
+            if not is_number(value, 0) or (value > 1 and not float(value).is_integer()):
                 raise ValueError(f"{name} is {value!r}, expected a fraction of a GPU or a whole number of them")
         for name, value in {
             "hang_seconds": hang_seconds,
             "start_seconds": start_seconds,
             "reward_seconds": reward_seconds,
         }.items():
-            if not value > 0:
+            if not (is_number(value) and value > 0):
                 raise ValueError(f"{name} is {value!r}, expected a positive number")
-        if not 0 <= reward_window < math.inf:
+        if not (is_number(reward_window, 0) and reward_window < math.inf):
             raise ValueError(f"reward_window is {reward_window!r}, expected seconds >= 0")
         choose("on_interrupt", on_interrupt, ("drop", "drain"))
         self.num_workers, self.reward_workers = num_workers, reward_workers
@@ -657,7 +665,7 @@ class RayWorkers:
 
 def _cpus(name: str, asked: float | None, gpus: float) -> float:
     cpus = (0 if gpus else 1) if asked is None else asked
-    if not cpus >= 0:
+    if not is_number(cpus, 0):
         raise ValueError(f"{name} is {asked!r}, expected a number >= 0")
     return cpus
 
@@ -1679,7 +1687,7 @@ class _Rewards:
         parts, rows = [([ref], dtype, list(range(len(task))))], task.tolist()
         tries = self.limits.reward_tries
         found = self.pool.ask(
-            self.pool.scorers, lambda a: a.score.remote(self._setup, self.engine.search, parts, rows, tries)
+            self.pool.scorers, lambda a: a.score.remote(self._setup, self.engine.search, parts, rows, tries, True)
         )
         return found[0]
 

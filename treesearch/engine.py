@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.base import Kernel, Shared, Spec, Transition
-from rewards.base import Reward, RewardError, flat
+from rewards.base import Reward, RewardError, anew, flat
 from treesearch.budget import Cost
 from treesearch.errors import KernelError
 from treesearch.noise import normals
@@ -553,7 +553,7 @@ class Engine:
                 f"kernel.transition returned an endpoint of shape {got}, expected {want}, like its states"
             )
         self.passes += 1
-        return (law.take(torch.arange(n)) if pad else law), pad
+        return (law.take(torch.arange(n, device="cpu")) if pad else law), pad
 
     def _count(self, cost: Cost, t: Ids, again: NDArray[np.bool_], padding: int = 0) -> None:
         """Enter the rows of an evaluation into a cost; those done `again` were paid for before."""
@@ -688,10 +688,11 @@ class Engine:
         return x
 
     def score(self, task: Ids, x: Tensor) -> NDArray[np.float64]:
-        """Rewards (n,) of samples x_0 (n, *state) that were scored and paid for before."""
+        """Rewards (n,) of samples x_0 (n, *state) that were scored and paid for before, by no cache."""
         x = x.to(self.spec.device)
         samples = x if self.reward.input == "state" else decode(self.kernel, x)
-        return self.reward(samples, None if self.prompts is None else [self.prompts[i] for i in task]).numpy()
+        with anew():
+            return self.reward(samples, None if self.prompts is None else [self.prompts[i] for i in task]).numpy()
 
     def walk(self, task: int, node: int, x: Tensor | None) -> Tensor:
         """Run the edge to a node again, from its parent's state or the prior; one row at a time."""

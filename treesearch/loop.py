@@ -45,7 +45,7 @@ def stream(
         running.enter_context(_running(workers))
         session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
         session.start(store)
-        snapshots = _hold(_drive(session, callbacks), running.pop_all())
+        snapshots = _hold(session, callbacks, running.pop_all())
         next(snapshots)
         return snapshots
 
@@ -120,6 +120,10 @@ def resume(
         StoreError: no run, another format, or something that must not change has; the message names the key.
     """
     _check_callbacks(callbacks)
+    if not isinstance(store, (str, os.PathLike)):
+        raise TypeError(f"store is {store!r}, expected the path of a run folder")
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...), seconds, reward_calls or iterations")
     with _running(workers):
         session = open_session(store, kernel, reward, budget=budget, batch_size=batch_size, workers=workers)
         for _ in _drive(session, callbacks):
@@ -268,8 +272,12 @@ def _ends(callback: Callback, snapshot: Snapshot) -> bool:
     return isinstance(answer, (bool, np.bool_)) and not answer
 
 
-def _hold(snapshots: Iterator[Snapshot], running: AbstractContextManager[Any]) -> Iterator[Any]:
+def _hold(session: Session, callbacks: Sequence[Callback], running: AbstractContextManager[Any]) -> Iterator[Any]:
     """The snapshots, with workers that end when the iterator does; a first step that yields nothing enters it."""
     with running:
-        yield None
-        yield from snapshots
+        try:
+            yield None
+        except GeneratorExit:  # left before its first wave
+            session.close("interrupted")
+            raise
+        yield from _drive(session, callbacks)

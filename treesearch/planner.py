@@ -29,6 +29,7 @@ from torch import Tensor
 
 from backends.base import Kernel, Shared, Spec, describe
 from rewards.base import Reward, as_reward
+from rewards.numeric import is_number, is_whole
 from treesearch.budget import Budget, Cost
 from treesearch.engine import without_graph
 from treesearch.errors import TreeSearchError
@@ -165,14 +166,14 @@ class Planner:
         rows = self.spec.state_shape[0] - warm_start  # a warm start needs one row that was not executed
         if steps > rows:
             raise ValueError(f"steps is {steps}, expected {rows} or less: a plan has {self.spec.state_shape[0]} rows")
-        if math.isnan(enough) or math.isnan(done):
-            raise ValueError(f"enough and done are {enough} and {done}, expected rewards of plans")
+        if not (is_number(enough) and is_number(done)):
+            raise ValueError(f"enough and done are {enough!r} and {done!r}, expected rewards of plans")
         self.kernel, self.reward, self.method, self.budget = kernel, as_reward(reward), method, budget
         self.channels: Any = getattr(kernel, "channels")  # noqa: B009 - beyond the protocol
         self.steps, self.warm_start, self.keep, self.enough, self.done = steps, warm_start, keep, enough, done
         self.level = max(1, self.spec.num_steps // 2) if level is None else level
-        if not 1 <= self.level <= self.spec.num_steps:
-            raise ValueError(f"level is {level}, expected 1..T = {self.spec.num_steps} (denoising steps left)")
+        if not is_whole(self.level, 1, self.spec.num_steps):
+            raise ValueError(f"level is {level!r}, expected 1..T = {self.spec.num_steps} (denoising steps left)")
         self.patience, self.max_decisions, self.check = patience, max_decisions, check
         self.seed, self.batch_size = seed, batch_size
         self.result: SearchResult | None = None
@@ -349,7 +350,7 @@ class Planner:
             states = _placed(
                 kernel, torch.stack([p[0] for i in some if (p := self.tracks[i].plans) is not None]), asked
             )
-            plans = torch.as_tensor(kernel.decode(states))
+            plans = _decoded(kernel, states)
             values = reward(states if reward.input == "state" else plans, prompts=asked).double().cpu()
             found |= {i: (plans[j : j + 1], values[j : j + 1]) for j, i in enumerate(some)}
         cost.reward_calls += reward.calls() - before if reward.calls else len(rows)
@@ -362,8 +363,8 @@ class Planner:
         bests = {i: task.best(self.keep) for i, task in found.items()}
         bests |= {i: (best[0][:0], best[1][:0]) for i, best in last.items() if i not in found}
         like = next(iter(bests.values()))[0]
-        plans = torch.zeros(len(self.tracks), *like.shape[1:], dtype=like.dtype)
-        rewards = torch.full((len(self.tracks),), math.nan, dtype=torch.float64)
+        plans = torch.zeros(len(self.tracks), *like.shape[1:], dtype=like.dtype, device="cpu")
+        rewards = torch.full((len(self.tracks),), math.nan, dtype=torch.float64, device="cpu")
         kept = [False] * len(self.tracks)
         for i, (samples, values) in bests.items():
             if i in last and (not len(values) or last[i][1][0] >= values[0]):
@@ -393,12 +394,18 @@ class Planner:
         good = bool(values[0] >= self.enough) and bool(values[0] > -math.inf)
         track.decisions += 1
         track.failures = 0 if good else track.failures + 1
-        few = samples[torch.arange(self.keep) % len(samples)]
+        few = samples[torch.arange(self.keep, device="cpu") % len(samples)]
         track.plans = shifted(few, self.steps) if good and self.warm_start else None
         if track.failures >= self.patience:
             track.standing = Standing.UNREACHABLE
         elif track.decisions >= self.max_decisions:
             track.standing = Standing.OUT_OF_DECISIONS
+
+
+def _decoded(kernel: Any, states: Tensor) -> Tensor:
+    """Plans (n, H, C) of states, where the kernel has them."""
+    plans = kernel.decode(states)
+    return plans if isinstance(plans, Tensor) else torch.as_tensor(plans, device="cpu")
 
 
 def _placed(kernel: Any, plans: Tensor, prompts: list[dict[str, list[float]]]) -> Tensor:
@@ -418,7 +425,7 @@ def _rows(values: Any, what: str) -> Tensor:
         ValueError: no numbers, or some that are not finite.
     """
     try:
-        found = torch.as_tensor(values, dtype=torch.float64).cpu()
+        found = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{what} {values!r}: expected numbers ({error})") from error
     if not found.isfinite().all():

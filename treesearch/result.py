@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -124,8 +125,7 @@ class TaskResult:
 
     def draw_rows(self, n: int, seed: int = 0) -> NDArray[np.int64]:
         """Positions in `samples` that `draw` picks, (n,)."""
-        if n < 0:
-            raise ValueError(f"draw({n}): expected a number of samples")
+        n, seed = _whole("draw", n, 0), _whole("draw, seed", seed, 0)
         cdf = np.cumsum(normalise(self.readout.log_weights))
         key = root_key(seed, 0) ^ int(self.tree.key[0])  # tasks draw apart
         points = uniforms(key, n, 0, Stream.READOUT) * cdf[-1]
@@ -133,8 +133,7 @@ class TaskResult:
 
     def best(self, k: int = 1) -> tuple[Any, Tensor]:
         """The k samples of highest reward and their rewards, best first."""
-        if k < 1:
-            raise ValueError(f"best({k}): expected at least 1")
+        k = _whole("best", k, 1)
         order = np.argsort(-self.rewards.numpy(), kind="stable")[:k]
         return self.pick(order), self.rewards[torch.from_numpy(order)]
 
@@ -230,3 +229,18 @@ def _own(samples: Any) -> Any:
 
 class AmbiguousTask(TreeSearchError, AttributeError):
     """An attribute of one task was asked of a result with several."""
+
+
+def _whole(what: str, value: Any, low: int) -> int:
+    """A whole number of any library.
+
+    Raises:
+        ValueError: something else, or one below `low`.
+    """
+    try:
+        number = low - 1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = low - 1
+    if number < low:
+        raise ValueError(f"{what}: got {value!r}, expected a whole number, at least {low}")
+    return number

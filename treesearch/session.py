@@ -734,6 +734,7 @@ class Session:
     def _fetcher(self, task: int) -> Callable[[NDArray[np.int64]], Any]:
         """Decodes nodes of one tree, in batches; states that were lost are computed again."""
 
+        @without_graph()
         def fetch(nodes: NDArray[np.int64]) -> Any:
             size, parts = self.options.batch_size, []
             for at in range(0, max(len(nodes), 1), size):

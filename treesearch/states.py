@@ -210,7 +210,7 @@ class ShardStates:
         """
         slots = np.asarray(slots, np.int64)
         if not len(slots):
-            return torch.empty((0, *self.shape), dtype=self.dtype)
+            return torch.empty((0, *self.shape), dtype=self.dtype, device="cpu")
         out, shard = np.zeros((len(slots), self._row), np.uint8), slots // self.rows
         bad = (slots < 0) | (slots >= len(self._sums))
         if self._kept is not None and (late := slots >= self._kept[0]).any():

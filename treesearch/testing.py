@@ -107,7 +107,7 @@ def _gain(kernel: Kernel, t: int) -> float:
 
 def total(samples: Any) -> Tensor:
     """A reward for tensors: the sum of a sample's entries."""
-    return flat(torch.as_tensor(samples).double()).sum(1)
+    return flat(torch.as_tensor(samples, device="cpu").double()).sum(1)
 
 
 def noise(spec: Spec, keys: np.ndarray, t: int) -> Tensor:
@@ -132,7 +132,7 @@ def bare_chain(
     cond = conditioning(kernel, prompts, np.full(n, task))
     path = [kernel.prior(noise(spec, keys, spec.num_steps + 1), cond)]
     for t in range(spec.num_steps, 0, -1):
-        path.append(kernel.transition(path[-1], torch.full((n,), t), cond).sample(noise(spec, keys, t)))
+        path.append(kernel.transition(path[-1], torch.full((n,), t, device="cpu"), cond).sample(noise(spec, keys, t)))
     return path
 
 
@@ -191,7 +191,7 @@ def _check_prior(kernel: Kernel, spec: Spec, cond: dict[str, Any], keys: list[np
 def _check_step(
     kernel: Kernel, spec: Spec, x: Tensor, t: int, cond: dict[str, Any], keys: list[np.ndarray], room: Room, q: bool
 ) -> Tensor:
-    n, before, level = len(x), x.clone(), torch.full((len(x),), t)
+    n, before, level = len(x), x.clone(), torch.full((len(x),), t, device="cpu")
     one, other = (noise(spec, k, t) for k in keys)
     law = kernel.transition(x, level, cond)
     require(isinstance(law, Transition), f"transition: expected the methods of Transition, got {type(law).__name__}")
@@ -213,7 +213,7 @@ def _check_step(
     mean, std = getattr(law, "mean", None), getattr(law, "std", None)
     if isinstance(mean, Tensor) and isinstance(std, Tensor) and mean.shape == y.shape and (std > 0).all():
         _check_density(f"log_prob at t = {t} beside N(mean, std²)", log_q, y, mean, std)
-    pick = torch.tensor([0, 0, n - 1, n // 2])
+    pick = torch.tensor([0, 0, n - 1, n // 2], device="cpu")
     picked = {k: v[pick] if isinstance(v, Tensor) and len(v) == n else v for k, v in cond.items()}
     alone = kernel.transition(x[pick], level[pick], picked)
     _same(
@@ -240,7 +240,7 @@ def _check_mixed_levels(
 ) -> None:
     """Rows of one call may have different t: each must come out as it does alone."""
     n = len(keys)
-    t = torch.arange(n) % spec.num_steps + 1
+    t = torch.arange(n, device="cpu") % spec.num_steps + 1
     x = torch.stack([path[spec.num_steps - int(level)][i] for i, level in enumerate(t)])
     draws = torch.cat([noise(spec, keys[[i]], int(level)) for i, level in enumerate(t)])
     law = kernel.transition(x, t, cond)
@@ -269,7 +269,7 @@ def _check_search_keeps_p(kernel: Kernel, spec: Spec, prompts: Sequence[Any] | N
 
 
 def _indifferent(samples: Any) -> Tensor:
-    return torch.zeros(len(samples))
+    return torch.zeros(len(samples), device="cpu")
 
 
 # Rewards
@@ -300,14 +300,16 @@ def check_reward(
     before = copy.deepcopy(samples)
 
     def score(rows: Sequence[int]) -> Tensor:
-        chosen = samples[torch.tensor(rows)] if isinstance(samples, Tensor) else [samples[i] for i in rows]
+        chosen = (
+            samples[torch.tensor(rows, device="cpu")] if isinstance(samples, Tensor) else [samples[i] for i in rows]
+        )
         return reward(chosen, None if prompts is None else [prompts[i] for i in rows])
 
     try:
         whole = reward(samples, prompts)  # shape, NaN and +inf are checked by Reward itself
     except RewardError as error:
         raise CheckFailed(str(error)) from error
-    largest = whole[whole.isfinite()].abs().max() if whole.isfinite().any() else torch.tensor(0.0)
+    largest = whole[whole.isfinite()].abs().max() if whole.isfinite().any() else torch.tensor(0.0, device="cpu")
     unit = torch.finfo(torch.float32).eps / 2
     room = Room(share=LAM * unit * UNSEEN).of(largest.expand(n)) if atol is None else Room(atol)
     _same("reward wrote into its samples", samples, before)
@@ -444,7 +446,7 @@ def check_edges(kernel: Kernel, task: TaskResult, seed: int, atol: float = 0.0, 
                 z[node] = noise(spec, keys, t)
                 x = kernel.prior(z[node], cond)
             else:
-                x = kernel.transition(x, torch.tensor([t]), cond).sample(noise(spec, keys, t))
+                x = kernel.transition(x, torch.tensor([t], device="cpu"), cond).sample(noise(spec, keys, t))
         states[node] = x
     want = kernel.decode(torch.cat([states[int(leaf)] for leaf in task.leaves]))
     _same("samples beside the kernel's own steps along their paths", task.samples, want, Room(atol))

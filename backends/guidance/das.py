@@ -20,6 +20,7 @@ carry their weights on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from backends.base import Cond, Gaussian, expand
 from backends.guidance.shared import GradientGuided
+from rewards.numeric import is_number, is_positive
 
 
 @final
@@ -52,10 +54,10 @@ class DAS(GradientGuided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.lam < float("inf"):
-            raise ValueError(f"lam is {self.lam}, expected a finite number >= 0")
-        if not 0 < self.gamma < float("inf"):
-            raise ValueError(f"gamma is {self.gamma}, expected a positive number; TDS is its limit")
+        if not (is_number(self.lam, 0) and self.lam < math.inf):
+            raise ValueError(f"lam is {self.lam!r}, expected a finite number >= 0")
+        if not is_positive(self.gamma):
+            raise ValueError(f"gamma is {self.gamma!r}, expected a positive number; TDS is its limit")
 
     def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
         return std**2 * self.lam * gradient
@@ -71,8 +73,10 @@ class DAS(GradientGuided):
     @cached_property
     def factors(self) -> Tensor:
         """λ_t / λ, (T + 1,) float64."""
-        done = torch.arange(self._spec.num_steps, -1, -1, dtype=torch.float64)
-        return torch.expm1(done * torch.log1p(torch.tensor(self.gamma, dtype=torch.float64))).clamp(max=1.0)
+        done = torch.arange(self._spec.num_steps, -1, -1, dtype=torch.float64, device="cpu")
+        return torch.expm1(done * torch.log1p(torch.tensor(self.gamma, dtype=torch.float64, device="cpu"))).clamp(
+            max=1.0
+        )
 
     @property
     def schedule(self) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ plans locomotion with α = .1, n = 2 and no guide in the last two steps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, final, get_args
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from backends.base import Cond, Gaussian, Transition, expand, optional
 from backends.guidance.shared import RewardGuided, clamped, unpack
+from rewards.numeric import is_number, is_whole
 
 At = Literal["mean", "state"]
 
@@ -57,14 +59,14 @@ class Diffuser(RewardGuided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.scale < float("inf"):
-            raise ValueError(f"scale is {self.scale}, expected a finite number >= 0")
+        if not (is_number(self.scale, 0) and self.scale < math.inf):
+            raise ValueError(f"scale is {self.scale!r}, expected a finite number >= 0")
         if self.at not in get_args(At):
             raise ValueError(f"unknown at {self.at!r}: choose mean or state")
-        if self.n_guide_steps < 1:
-            raise ValueError(f"n_guide_steps is {self.n_guide_steps}, expected at least 1")
-        if not 0 <= self.t_stopgrad < self._spec.num_steps:
-            raise ValueError(f"t_stopgrad is {self.t_stopgrad}, expected 0..T - 1 = {self._spec.num_steps - 1}")
+        if not is_whole(self.n_guide_steps):
+            raise ValueError(f"n_guide_steps is {self.n_guide_steps!r}, expected at least 1")
+        if not is_whole(self.t_stopgrad, 0, self._spec.num_steps - 1):
+            raise ValueError(f"t_stopgrad is {self.t_stopgrad!r}, expected 0..T - 1 = {self._spec.num_steps - 1}")
         if self.at == "state" and not isinstance(getattr(optional(self.kernel, "chain"), "std", None), Tensor):
             raise TypeError(f"{type(self.kernel).__name__} has no `chain.std`: guide at='mean'")
 
@@ -108,7 +110,7 @@ class Diffuser(RewardGuided):
     def _levels(self) -> Tensor:
         """Whether x_t is guided, (T + 1,): a noisy step above the last t_stopgrad."""
         noisy = enumerate(self._spec.stochastic)
-        return torch.tensor([t > self.t_stopgrad and s and self.scale > 0 for t, s in noisy])
+        return torch.tensor([t > self.t_stopgrad and s and self.scale > 0 for t, s in noisy], device="cpu")
 
     @property
     def rewards_per_nfe(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ Sources: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung 
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, final, get_args
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from backends.base import expand
 from backends.guidance.shared import GradientGuided
 from rewards.base import flat
+from rewards.numeric import is_number
 
 Normalise = Literal["none", "residual", "gradient"]
 
@@ -48,8 +50,8 @@ class DPS(GradientGuided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.scale < float("inf"):
-            raise ValueError(f"scale is {self.scale}, expected a finite number >= 0")
+        if not (is_number(self.scale, 0) and self.scale < math.inf):
+            raise ValueError(f"scale is {self.scale!r}, expected a finite number >= 0")
         if self.normalise not in get_args(Normalise):
             raise ValueError(f"unknown normalise {self.normalise!r}: choose none, residual or gradient")
 

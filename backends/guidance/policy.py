@@ -30,6 +30,7 @@ from torch import Tensor
 from backends.base import Cond, Transition, expand, optional
 from backends.guidance.shared import RewardGuided, clamped, unpack
 from rewards.base import flat
+from rewards.numeric import is_number
 
 At = Literal["noised", "denoised"]
 
@@ -65,8 +66,9 @@ class PolicyGuided(RewardGuided):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("coefficient", "cosine"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number >= 0")
+            value = getattr(self, name)
+            if not (is_number(value, 0) and value < math.inf):
+                raise ValueError(f"{name} is {value!r}, expected a finite number >= 0")
         if self.at not in get_args(At):
             raise ValueError(f"unknown at {self.at!r}: choose noised or denoised")
         if optional(self.kernel, "channels") is None:
@@ -110,7 +112,7 @@ class PolicyGuided(RewardGuided):
     def schedule(self) -> Tensor:
         """λ of the step from t, (T + 1,) float64; 0 at t = 1, and at t = 0, which is no step."""
         steps = self._spec.num_steps
-        k = steps - torch.arange(steps + 1, dtype=torch.float64)
+        k = steps - torch.arange(steps + 1, dtype=torch.float64, device="cpu")
         lam = self.coefficient * ((1 - k / steps) + self.cosine * torch.sin(math.pi * (k + 1) / steps))
         lam[:2] = 0
         return lam

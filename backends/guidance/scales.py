@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Cond, Gaussian, Guided, Spec, Wrapper, describe, expand, optional, uniform
+from rewards.numeric import is_number
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ class GuidanceScales(Wrapper):
     def __post_init__(self) -> None:
         if optional(self.kernel, "scores") is None and not isinstance(self.kernel, Guided):
             raise TypeError(f"{type(self.kernel).__name__} has no guide to scale: wrap TDS(kernel, reward) or the like")
-        if not self.scales or len(set(self.scales)) < len(self.scales):
+        if not isinstance(self.scales, tuple) or not self.scales or len(set(self.scales)) < len(self.scales):
             raise ValueError(f"scales are {self.scales}, expected one or more, each once")
-        if not all(0 <= w < math.inf for w in self.scales):
+        if not all(is_number(w, 0) and w < math.inf for w in self.scales):
             raise ValueError(f"scales are {self.scales}, expected finite numbers >= 0")
         if bad := [t for t in self.levels if not 1 <= t <= self._spec.num_steps]:
             raise ValueError(f"levels {bad} are outside 1..T = {self._spec.num_steps}")
@@ -171,7 +172,7 @@ class GuidanceScales(Wrapper):
     @cached_property
     def _draws(self) -> Tensor:
         """Whether a scale is drawn in the step from t, (T + 1,)."""
-        return torch.tensor([t in self.levels for t in range(self._spec.num_steps + 1)])
+        return torch.tensor([t in self.levels for t in range(self._spec.num_steps + 1)], device="cpu")
 
     def _table(self, like: Tensor) -> Tensor:
         return torch.tensor(self.scales, dtype=like.dtype, device=like.device)

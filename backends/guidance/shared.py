@@ -25,6 +25,7 @@ from torch import Tensor
 
 from backends.base import Cond, Gaussian, Shared, Spec, Transition, Wrapper, describe, expand, optional
 from rewards.base import Reward, as_reward, flat
+from rewards.numeric import is_number, is_whole
 
 PROMPTS = "guide_prompts"
 
@@ -144,11 +145,11 @@ class GradientGuided(RewardGuided):
         super().__post_init__()
         steps = self._spec.num_steps
         if self.window is not None:
-            low, high = self.window
-            if not 1 <= low <= high <= steps:
-                raise ValueError(f"window is {self.window}, expected levels 1 <= low <= high <= {steps}")
-        if self.max_shift is not None and not self.max_shift > 0:
-            raise ValueError(f"max_shift is {self.max_shift}, expected a positive number, or None for no limit")
+            ends = self.window if isinstance(self.window, (tuple, list)) and len(self.window) == 2 else (0, 0)
+            if not (all(is_whole(t, 1, steps) for t in ends) and ends[0] <= ends[1]):
+                raise ValueError(f"window is {self.window!r}, expected levels 1 <= low <= high <= {steps}")
+        if self.max_shift is not None and not (is_number(self.max_shift) and self.max_shift > 0):
+            raise ValueError(f"max_shift is {self.max_shift!r}, expected a positive number, or None for no limit")
 
     @abstractmethod
     def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class GradientGuided(RewardGuided):
     def _levels(self) -> Tensor:
         """Whether x_t is guided, (T + 1,): a noisy step within the window."""
         low, high = self.window or (1, self._spec.num_steps)
-        return torch.tensor([low <= t <= high and noisy for t, noisy in enumerate(self._spec.stochastic)])
+        return torch.tensor([low <= t <= high and noisy for t, noisy in enumerate(self._spec.stochastic)], device="cpu")
 
     @property
     def rewards_per_nfe(self) -> tuple[int, ...]:

@@ -23,12 +23,14 @@ algorithm 1. Classifier guidance: Diffusion Models Beat GANs (Dhariwal and Nicho
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from typing import final
 
 from torch import Tensor
 
 from backends.guidance.shared import GradientGuided
+from rewards.numeric import is_number
 
 
 @final
@@ -49,8 +51,8 @@ class TDS(GradientGuided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.lam < float("inf"):
-            raise ValueError(f"lam is {self.lam}, expected a finite number >= 0")
+        if not (is_number(self.lam, 0) and self.lam < math.inf):
+            raise ValueError(f"lam is {self.lam!r}, expected a finite number >= 0")
 
     def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
         return std**2 * self.lam * gradient

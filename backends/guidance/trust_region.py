@@ -28,6 +28,7 @@ from torch import Tensor
 
 from backends.base import Cond, Gaussian, expand
 from backends.guidance.shared import GradientGuided
+from rewards.numeric import is_number, is_positive
 
 
 @final
@@ -50,10 +51,10 @@ class TrustRegion(GradientGuided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.lam < math.inf:
-            raise ValueError(f"lam is {self.lam}, expected a finite number >= 0")
-        if not 0 < self.kl < math.inf:
-            raise ValueError(f"kl is {self.kl}, expected a positive number of nats; TDS is without a bound")
+        if not (is_number(self.lam, 0) and self.lam < math.inf):
+            raise ValueError(f"lam is {self.lam!r}, expected a finite number >= 0")
+        if not is_positive(self.kl):
+            raise ValueError(f"kl is {self.kl!r}, expected a positive number of nats; TDS is without a bound")
 
     def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
         return std**2 * self.lam * gradient

@@ -84,7 +84,7 @@ class Flux(Family):
         text, pooled = self.rows(cond, "prompt_embeds"), self.rows(cond, "pooled_embeds")
         guidance = None
         if self.network.config.guidance_embeds:
-            guidance = torch.full((len(x),), self.guidance_scale, device=x.device)
+            guidance = torch.full((len(x),), self.guidance_scale, dtype=torch.float32, device=x.device)
         assert cond is not None
         return self.network(
             hidden_states=x,

@@ -89,8 +89,9 @@ class TextUNet(Family):
         size = self.network.config.time_cond_proj_dim
         if size is None:
             return None
-        scale = torch.full((len(rows),), self.guidance_scale - 1)
-        return self.pipe.get_guidance_scale_embedding(scale, embedding_dim=size).to(rows)
+        with torch.device("cpu"):  # the pipeline's own function names none
+            scale = torch.full((len(rows),), self.guidance_scale - 1, dtype=torch.float32)
+            return self.pipe.get_guidance_scale_embedding(scale, embedding_dim=size).to(rows)
 
     def _controlled(self, rows: Tensor, at: Tensor, text: Tensor, added: Any) -> dict[str, Any]:
         """What the ControlNet adds to the U-Net's skips."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from rewards.numeric import is_number, is_whole
 from treesearch.budget import Share
 from treesearch.engine import Segments
 from treesearch.methods.claims import Claims, Interval
@@ -174,9 +176,9 @@ def check_lam(lam: float | str, *, finite: bool = True) -> None:
     """Raises:
     ValueError: λ is neither "auto" nor a number >= 0.
     """
-    if lam == AUTO:
+    if isinstance(lam, str) and lam == AUTO:
         return
-    if isinstance(lam, (int, float)) and not isinstance(lam, bool) and lam >= 0 and not (finite and math.isinf(lam)):
+    if is_number(lam, 0.0) and not (finite and math.isinf(lam)):
         return
     raise ValueError(f"lam is {lam!r}, expected 'auto' or a {'finite ' if finite else ''}number >= 0")
 
@@ -186,7 +188,7 @@ def check_positive(**values: float | None) -> None:
     ValueError: a value that is given and not positive.
     """
     for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not value > 0):
+        if value is not None and not (is_number(value) and value > 0):
             raise ValueError(f"{name} is {value!r}, expected a positive number")
 
 
@@ -195,7 +197,7 @@ def check_whole(**values: int | None) -> None:
     ValueError: a value that is given and not a whole number >= 1.
     """
     for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and not is_whole(value):
             raise ValueError(f"{name} is {value!r}, expected a positive whole number")
 
 
@@ -206,8 +208,10 @@ def as_levels(what: str, levels: Sequence[int]) -> tuple[int, ...]:
         ValueError: something else.
     """
     try:
-        return tuple(int(t) for t in levels)
-    except (TypeError, ValueError) as error:
+        if isinstance(levels, (str, bytes, Mapping, Set)):
+            raise TypeError
+        return tuple(operator.index(t) for t in levels)
+    except TypeError as error:
         raise ValueError(f"{what} is {levels!r}, expected levels such as (20, 10, 0)") from error
 
 

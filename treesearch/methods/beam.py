@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from backends.base import Spec
 from treesearch.methods import population
-from treesearch.methods.base import GREEDY, Problem, Readout, Unit, branch_levels, check_whole
+from treesearch.methods.base import GREEDY, Problem, Readout, Unit, as_levels, branch_levels, check_whole
 from treesearch.methods.claims import GREEDY_TREE
 from treesearch.weights import F64
 
@@ -45,8 +45,10 @@ class BeamSearch:
 
     def __post_init__(self) -> None:
         check_whole(beam_width=self.beam_width, branching=self.branching)
-        if self.schedule is not None and 0 not in self.schedule:
-            raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 is what is compared in the end")
+        if self.schedule is not None:
+            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
+            if 0 not in self.schedule:
+                raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 is what is compared in the end")
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""

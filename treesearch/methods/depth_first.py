@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from rewards.numeric import is_number, is_whole
 from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
 from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan, prices
@@ -68,12 +69,12 @@ class DepthFirst:
 
     def __post_init__(self) -> None:
         check_whole(depth=self.depth, beside=self.beside)
-        if isinstance(self.backtracks, bool) or not isinstance(self.backtracks, int) or self.backtracks < 0:
+        if not is_whole(self.backtracks, 0):
             raise ValueError(f"backtracks is {self.backtracks!r}, expected a whole number >= 0")
-        if not 0 <= self.quantile <= 1:
+        if not is_number(self.quantile, 0, 1):
             raise ValueError(f"quantile is {self.quantile!r}, expected 0..1")
         given = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
-        if any(delta is not None and math.isnan(delta) for delta in given):
+        if not all(delta is None or is_number(delta) for delta in given):
             raise ValueError(f"threshold is {self.threshold!r}, expected numbers")
         if self.schedule is not None:
             object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))

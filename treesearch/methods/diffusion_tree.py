@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from rewards.numeric import is_number, is_whole
 from treesearch import backup, selection
 from treesearch.budget import Share
 from treesearch.engine import Segments
@@ -134,7 +135,7 @@ class DiffusionTreeSearch:
     def __post_init__(self) -> None:
         _check(self)
         choose("backup", self.backup, backup.RULES)
-        if not self.c_uct >= 0:
+        if not is_number(self.c_uct, 0):
             raise ValueError(f"c_uct is {self.c_uct!r}, expected a number >= 0")
 
     def unit(self, spec: Spec) -> Unit:
@@ -286,9 +287,9 @@ def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
     check_lam(method.lam, finite=False)
     check_positive(widening_c=method.widening_c)
     check_whole(wave=method.wave)
-    if not 0 <= method.widening_alpha <= 1:
+    if not is_number(method.widening_alpha, 0, 1):
         raise ValueError(f"widening_alpha is {method.widening_alpha!r}, expected 0..1")
-    if method.lag not in (0, 1):
+    if not is_whole(method.lag, 0, 1):
         raise ValueError(f"lag is {method.lag!r}, expected 0 or 1")
     choose("mode", method.mode, MODES)
     if method.mode == "async" and method.lag:

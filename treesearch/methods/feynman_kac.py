@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from rewards.numeric import is_number
 from rewards.potentials import POTENTIALS, Running
 from treesearch.errors import choose
 from treesearch.methods import genealogy, population
@@ -90,10 +91,10 @@ class FeynmanKac:
         choose("potential", self.potential, POTENTIALS)
         choose("resampling scheme", self.resampling, SCHEMES)
         choose("value", self.value, VALUES)
-        if not 0 <= self.ess_threshold <= 1:
-            raise ValueError(f"ess_threshold is {self.ess_threshold}, expected 0 (never) to 1 (always)")
-        if not 0 < self.ess_target < 1:
-            raise ValueError(f"ess_target is {self.ess_target}, expected a fraction between 0 and 1")
+        if not is_number(self.ess_threshold, 0, 1):
+            raise ValueError(f"ess_threshold is {self.ess_threshold!r}, expected 0 (never) to 1 (always)")
+        if not (is_number(self.ess_target) and 0 < self.ess_target < 1):
+            raise ValueError(f"ess_target is {self.ess_target!r}, expected a fraction between 0 and 1")
         if self.schedule is not None:
             object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
             if 0 not in self.schedule:
@@ -103,9 +104,10 @@ class FeynmanKac:
             if self.potential != "difference":
                 raise ValueError("tempering='ess' chooses increments of λ: use it with potential='difference'")
         elif self.tempering is not None:
-            object.__setattr__(self, "tempering", tuple(float(f) for f in self.tempering))
-            if self.tempering[-1] != 1 or not all(0 < f <= 1 for f in self.tempering):
-                raise ValueError(f"tempering {self.tempering}: expected factors in (0, 1] that end in 1")
+            given = self.tempering if isinstance(self.tempering, (list, tuple)) else ()
+            if not given or given[-1] != 1 or not all(is_number(f, 0, 1) and f > 0 for f in given):
+                raise ValueError(f"tempering is {self.tempering!r}, expected factors in (0, 1] that end in 1")
+            object.__setattr__(self, "tempering", tuple(float(f) for f in given))
 
     @property
     def claims(self) -> Claims:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from rewards.numeric import is_number
 from treesearch.budget import Share
 from treesearch.engine import Segments
 from treesearch.errors import StoreError
@@ -69,7 +70,7 @@ class NoiseSearch:
 
     def __post_init__(self) -> None:
         check_whole(neighbours=self.neighbours, initial=self.initial, rounds=self.rounds)
-        if not 0 <= self.theta <= math.pi / 2:
+        if not is_number(self.theta, 0, math.pi / 2):
             raise ValueError(f"theta is {self.theta!r}, expected an angle of 0..π/2 radians")
 
     @property

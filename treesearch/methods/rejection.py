@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from backends.base import Spec
 from rewards.base import RewardError
+from rewards.numeric import is_number
 from treesearch.engine import Segments
 from treesearch.errors import KernelError
 from treesearch.methods.base import Problem, Readout, Unit, check_lam, check_whole
@@ -67,7 +68,7 @@ class Rejection:
     def __post_init__(self) -> None:
         check_whole(n=self.n)
         check_lam(self.lam)
-        if not math.isfinite(self.r_max):
+        if not (is_number(self.r_max) and math.isfinite(self.r_max)):
             raise ValueError(f"r_max is {self.r_max!r}, expected a finite upper bound of the reward")
 
     def unit(self, spec: Spec) -> Unit:

@@ -43,6 +43,7 @@ import torch
 from numpy.typing import NDArray
 
 from backends.base import Spec
+from rewards.numeric import is_number
 from treesearch import backup
 from treesearch.budget import Share
 from treesearch.compiled import compiled
@@ -103,9 +104,9 @@ class TreeSearch:
 
     def __post_init__(self) -> None:
         check_whole(wave=self.wave)
-        if not 0 <= self.fresh <= 1:
+        if not is_number(self.fresh, 0, 1):
             raise ValueError(f"fresh is {self.fresh!r}, expected 0..1")
-        if not 0 <= self.overhead < math.inf:
+        if not (is_number(self.overhead, 0) and self.overhead < math.inf):
             raise ValueError(f"overhead is {self.overhead!r}, expected a number >= 0")
         if self.branch_at is not None:
             object.__setattr__(self, "branch_at", as_levels("branch_at", self.branch_at))
