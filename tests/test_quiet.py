@@ -8,7 +8,7 @@ from torch import nn
 
 import treesearch as ts
 from backends.diffusion import DiffusionKernel
-from backends.guidance import TDS, PolicyGuided
+from backends.guidance import TDS
 from backends.pipelines import DiffusersKernel
 from backends.quiet import Quiet
 from backends.schedules import Schedule
@@ -123,9 +123,6 @@ def test_a_reward_leaves_the_network_that_it_asks_as_it_was(name, training, tmp_
         found = ts.search(wrapped, reward, ts.BestOfN(n=3))
         assert standing(net) == before
         assert not found.samples.requires_grad
-    if name == "policy":
-        ts.search(PolicyGuided(kernel(), reward), reward, ts.BestOfN(n=3))
-        assert standing(net) == before
 
 
 def test_a_call_that_fails_leaves_the_network_as_it_was():
