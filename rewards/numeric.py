@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 
-def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> TypeGuard[float]:
     """Whether a value is an int or a float of low..high: no truth value, no text, no NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from backends import fingerprint
 from backends.base import Kernel, Spec, describe
 from rewards.base import Reward, RewardError
-from treesearch import __version__, runs
+from treesearch import __version__, runs, weights
 from treesearch.budget import Budget, Cost, Share
 from treesearch.calibrate import Pilot, choose_lambda
 from treesearch.certificate import Context
@@ -51,7 +51,7 @@ UNPROMPTED = "neither the kernel nor the reward takes prompts: here they change 
 NOISY = "the reward gives one sample another value each time: whether it is the one of this run cannot be told"
 REWRITTEN = "the code of the reward is another than when this run began; the samples scored again came out the same"
 SAME = 1e-3  # relative difference at which numbers that a network gave count as one
-LARGEST = 1e300  # of |r| and |λ r|: sums and differences of them are finite
+LARGEST = weights.LARGEST / 100  # of |r| and |λ r|: methods may add some up before they weigh them
 UNDECODED = Absent("this run was read without its kernel: use treesearch.resume")
 GROWTH = 1.1  # the ESS of the history is computed again when the trees have grown by this factor
 
