@@ -230,7 +230,7 @@ def test_the_grid_of_a_family_is_its_pipeline_s(name, tiny_root, monkeypatch):
             continue
         assert theirs is not None, num_steps
         ours = ours.chain.schedule
-        assert len(ours.timestep.unique()) == num_steps
+        assert (ours.sigma[1:].diff() > 0).all(), num_steps  # timesteps of UniPC are rounded
         assert torch.equal(ours.timestep.flip(0).to(theirs.timesteps), where_steps_begin(theirs)), num_steps
         if ours.prediction == "flow":
             assert torch.equal(ours.sigma.flip(0).float(), theirs.sigmas), num_steps
