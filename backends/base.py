@@ -136,8 +136,8 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         if optional(kernel, name, _ABSENT) is _ABSENT:
             raise TypeError(f"{type(kernel).__name__} is not a kernel: it has no `{name}`; see backends.base.Kernel")
     steps, shape = int(kernel.num_steps), tuple(int(s) for s in kernel.state_shape)
-    if steps < 1:
-        raise ValueError(f"kernel.num_steps is {steps}, expected at least 1")
+    if not 1 <= steps <= STEPS:
+        raise ValueError(f"kernel.num_steps is {steps}, expected at least 1 and at most {STEPS}")
     stochastic = optional(kernel, "stochastic")
     stochastic = (True,) * (steps + 1) if stochastic is None else tuple(bool(s) for s in stochastic)
     if len(stochastic) != steps + 1:
@@ -158,6 +158,7 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
     )
 
 
+STEPS = 2**15 - 2  # T + 1 is the level of the root, and levels have two bytes
 _ABSENT: Any = object()
 
 

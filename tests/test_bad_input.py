@@ -383,10 +383,10 @@ def test_a_folder_that_is_no_good_run(store: Path, spoil_folder: Callable[[Path]
 
 
 def edit(path: Path, drop: str = "", **changes: Any) -> None:
-    """Change run.json."""
+    """Change run.json, under a checksum of its own."""
     config = json.loads((path / "run.json").read_text()) | changes
     config.pop(drop, None)
-    (path / "run.json").write_text(json.dumps(config))
+    (path / "run.json").write_text(json.dumps(runs.stamped(config)))
 
 
 @dataclasses.dataclass

@@ -24,7 +24,7 @@ from treesearch import trust as trusting
 from treesearch.budget import INFINITE, Budget
 from treesearch.citations import bibtex
 from treesearch.compiled import kept_in
-from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, UsageError, unknown
+from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, UsageError, unknown, writing
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
 from treesearch.report import say
@@ -812,24 +812,29 @@ def finish(session: Session, path: Path, name: str, command: Mapping[str, str], 
         progress.settle(sum(task["ess"] for task in found))
     if session.lost is not None:
         return result  # there is no folder to write to
-    runs.write_json(path / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
-    outputs = files.subfolder(path / "outputs")
-    pictures = []
+    with writing(path):
+        runs.write_json(path / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
+        pictures = _pictures(result, path, name)
+        asked = {key: specs.public(command[key]) for key in ("kernel", "reward")} | {
+            "method": repr(session.method),
+            "seed": session.seed,
+        }
+        notes = {name: [w for task in found for w in task["warnings"]]}
+        lines, claimed = report.rows(name, found, result.cost), report.certified(name, found)
+        report.card(path, f"{name} run", asked, lines, notes, pictures, claimed)
+    return result
+
+
+def _pictures(result: SearchResult, path: Path, name: str) -> list[tuple[str, str]]:
+    """Contact sheets and the curve of a run, written into its outputs/: files and captions."""
+    outputs, made = files.subfolder(path / "outputs"), []
     for i, task in enumerate(result.tasks):
         if contact_sheet(task, outputs / f"task{i}.png") is not None:
-            pictures.append((f"outputs/task{i}.png", "the best sixteen, then sixteen draws of the read-out"))
+            made.append((f"outputs/task{i}.png", "the best sixteen, then sixteen draws of the read-out"))
     curves = {name: plots.curve(result.history)}
-    pictures += _if_plots(
+    return made + _if_plots(
         lambda: plots.draw_curves(curves, outputs / "reward.png"), "best reward against NFE", "outputs/"
     )
-    asked = {key: specs.public(command[key]) for key in ("kernel", "reward")} | {
-        "method": repr(session.method),
-        "seed": session.seed,
-    }
-    notes = {name: [w for task in found for w in task["warnings"]]}
-    lines, claimed = report.rows(name, found, result.cost), report.certified(name, found)
-    report.card(path, f"{name} run", asked, lines, notes, pictures, claimed)
-    return result
 
 
 def contact_sheet(task: TaskResult, path: Path) -> Path | None:
@@ -894,7 +899,7 @@ def of_folder(path: Path, *, typed: bool) -> Iterator[None]:
     """Expressions that cannot be read are wrong usage where they were typed, else a folder that is no good."""
     try:
         yield
-    except specs.SpecError as error:
+    except UsageError as error:
         if typed:
             raise
         raise StoreError(f"{path / COMMAND}: {error}") from error

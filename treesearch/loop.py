@@ -21,6 +21,7 @@ from treesearch.methods.base import Method
 from treesearch.result import SearchResult
 from treesearch.session import Callback, Options, Session, Snapshot, Workers, build_method
 from treesearch.specs import Recipe
+from treesearch.text import brief
 
 
 def stream(
@@ -183,7 +184,8 @@ def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     ):
         if saved[key] != now[key]:
             raise StoreError(
-                f"{key} differs: the run has {saved[key]}, this search {now[key]}; resume with the run's own"
+                f"{key} differs: the run has {brief(saved[key])}, this search {brief(now[key])}; resume with the run's "
+                "own"
             )
 
 

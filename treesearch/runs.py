@@ -23,6 +23,7 @@ import os
 import reprlib
 import secrets
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -37,6 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from backends.base import STEPS
 from treesearch import files, host, schema
 from treesearch.budget import Budget, Cost
 from treesearch.errors import StoreError, writing
@@ -47,11 +49,11 @@ from treesearch.tree import NONE, Tree
 
 FORMAT = 2
 TASKS = 2**16  # that a record can tell apart
-STEPS = 2**15 - 2  # T + 1 is the level of the root
 _MAGIC = b"TREESRCH" + struct.pack("<I", FORMAT)
 _BLOCK = struct.Struct("<4sIIIII")  # mark, wave, bytes of JSON, nodes, hits, CRC-32 of the rest of the block
 _MARK = b"WAVE"
 _CRC = 4  # bytes at the end of a block's head
+_APART = ("status", "sum")  # of run.json: not in its checksum; a status is one of few words, which no flipped bit makes
 _CONFIG_BYTES, _META_BYTES, _STATE_BYTES = 2**26, 2**26, 2**40
 _SEARCHED = 2**28  # bytes behind a damaged block in which intact ones are looked for
 NODE = np.dtype(
@@ -69,7 +71,8 @@ NODE = np.dtype(
 HIT = np.dtype([("task", "<i4"), ("leaf", "<i4")])
 log = logging.getLogger("treesearch")
 
-_COST = record({name: number(0.0) if name == "seconds" else whole() for name in asdict(Cost())})
+_MOST = sys.float_info.max  # what JSON holds is finite
+_COST = record({name: number(0.0, _MOST) if name == "seconds" else whole() for name in asdict(Cost())})
 _LIMIT = maybe(whole(1))
 CONFIG = record(
     {
@@ -106,6 +109,7 @@ CONFIG = record(
             rest=plain(4),
         ),
         "versions": record({"treesearch": text(200)}, rest=text(200)),
+        "sum": whole(0, 2**32 - 1),  # CRC-32, see `stamped`
     },
     {
         "departs": text(),
@@ -125,9 +129,9 @@ _BLOCK_META = record(
                 "wave": whole(),
                 "nfe": whole(),
                 "reward_calls": whole(),
-                "seconds": number(0.0),
-                "best_reward": maybe(number()),
-                "ess": number(0.0),
+                "seconds": number(0.0, _MOST),
+                "best_reward": maybe(number(-_MOST, _MOST)),
+                "ess": number(0.0, _MOST),
                 "nodes": whole(),
             },
             rest=plain(4),
@@ -263,6 +267,7 @@ class Run:
             StoreError: the disk is full or not writable; the waves before this one are safe.
         """
         assert self._log is not None
+        self._check_cost(block.meta["cost"])
         if self.states is not None:
             block.nodes["sum"] = self.states.sums(block.nodes["slot"])
         meta = json.dumps({"run": self.config["id"]} | block.meta, allow_nan=False).encode()
@@ -277,6 +282,15 @@ class Run:
         self._waves += 1
         self.event(block.meta["history"])
 
+    def _check_cost(self, cost: dict[str, Any]) -> None:
+        """Raises:
+        StoreError: numbers that would not be read again, in a run that was forged near their limits.
+        """
+        try:
+            _COST(cost, "its cost")
+        except schema.Invalid as error:
+            raise StoreError(f"{self.path}: the next wave cannot be recorded: {error}") from error
+
     def event(self, record: dict[str, Any]) -> None:
         """One line of events.jsonl."""
         assert self._events is not None
@@ -285,7 +299,7 @@ class Run:
 
     def save(self, **changes: Any) -> None:
         """Replace run.json."""
-        self.config |= changes
+        self.config = stamped(self.config | changes)
         with self._guard():
             write_json(self.path / "run.json", self.config)
 
@@ -448,12 +462,19 @@ def _document(config: dict[str, Any]) -> dict[str, Any]:
     config = {"format": FORMAT, "id": secrets.token_hex(8), "created": _now(), "status": "running", "waves": 0} | config
     try:
         written = json.dumps(config)
-        CONFIG(schema.parse(written.encode(), "run.json"), "run.json")
+        config = stamped(schema.parse(written.encode(), "run.json"))
+        CONFIG(config, "run.json")
         if len(written) > _CONFIG_BYTES // 2:
             raise ValueError(f"it would have {len(written)} bytes: split the prompts over several runs")
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"run.json cannot hold this search: {error}; prompts must be strings or plain data") from error
     return config
+
+
+def stamped(config: dict[str, Any]) -> dict[str, Any]:
+    """run.json with the checksum of all that it says, but for its status."""
+    told = {name: value for name, value in config.items() if name not in _APART}
+    return config | {"sum": zlib.crc32(json.dumps(told).encode())}
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -483,9 +504,11 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
             size *= length
         if size > _STATE_BYTES:
             raise schema.refused(config["state_shape"], "run.json.state_shape", f"states of up to {_STATE_BYTES} bytes")
+        if stamped(config)["sum"] != config["sum"]:
+            raise schema.Invalid("it does not match its checksum")
     except ValueError as error:
         raise StoreError(
-            f"{file}: {error}: it is damaged or of another version: put back the file as it was written"
+            f"{file}: {error}: it is damaged, edited or of another version: put back the file as it was written"
         ) from error
     return config
 
@@ -619,7 +642,7 @@ def _next_block(file: BinaryIO, at: int, size: int, wave: int) -> int | None:
             _, number, text, nodes, hits, crc = _BLOCK.unpack_from(data, found)
             length = text + nodes * NODE.itemsize + hits * HIT.itemsize
             start = found + _BLOCK.size
-            if number > wave and text > 0 and start + length <= len(data):
+            if number >= wave and text > 0 and start + length <= len(data):
                 budget -= length
                 head = data[found : start - _CRC]
                 if zlib.crc32(memoryview(data)[start : start + length], zlib.crc32(head)) == crc:

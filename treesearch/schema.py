@@ -36,10 +36,11 @@ def whole(low: int = 0, high: int = LARGE) -> Check:
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Check:
-    """A number within bounds; NaN never is."""
+    """A number within bounds; NaN never is, nor a whole one that 64 bits cannot hold."""
 
     def check(value: Any, where: str) -> None:
-        if type(value) not in (int, float) or not low <= value <= high:
+        fits = type(value) is float or (type(value) is int and abs(value) <= LARGE)
+        if not fits or not low <= value <= high:
             raise refused(value, where, f"a number of {low:g}..{high:g}")
 
     return check

@@ -869,7 +869,7 @@ def _next(steps: Iterator[Snapshot]) -> Snapshot | None:
 
 
 def _alike(a: NDArray[np.float64], b: NDArray[np.float64], room: float) -> NDArray[np.bool_]:
-    return (a == b) | (np.abs(a - b) <= room + SAME * np.abs(b))
+    return np.isclose(a, b, rtol=SAME, atol=room)
 
 
 def _merge(number: int, waves: Sequence[Wave]) -> Wave:

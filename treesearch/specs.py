@@ -28,6 +28,7 @@ from treesearch.blame import where
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS
 from treesearch.references import OPERATIONS, is_mark, marked, written
+from treesearch.text import brief
 
 KERNELS = {
     "mnist": "backends.mnist:mnist_kernel",
@@ -149,6 +150,9 @@ def place(kernel: Any, device: str | None) -> Any:
 class SpecError(UsageError):
     """A name or an expression that cannot be read."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(brief(text))
+
 
 class PluginError(TreeSearchError):
     """A plug-in that was found and failed."""
@@ -165,16 +169,26 @@ class UnknownName(SpecError):
 def kernel(spec: str) -> Any:
     """The kernel that an expression names."""
     try:
-        return _build(
+        made = _build(
             spec, "kernel", {name: _lazy(path) for name, path in (REWARDS | KERNELS).items()}
         )  # guides take both
     except UnknownName as error:
         raise SpecError(unknown("kernel", error.name, KERNELS)) from None
+    if not hasattr(made, "num_steps"):
+        raise SpecError(
+            f"{public(spec)} makes a {type(made).__name__}, expected a kernel: see `treesearch list kernels`"
+        )
+    return made
 
 
 def reward(spec: str) -> Any:
     """The reward that an expression names."""
-    return _build(spec, "reward", {name: _lazy(path) for name, path in REWARDS.items()})
+    made = _build(spec, "reward", {name: _lazy(path) for name, path in REWARDS.items()})
+    if not callable(made):
+        raise SpecError(
+            f"{public(spec)} makes a {type(made).__name__}, expected a reward: see `treesearch list rewards`"
+        )
+    return made
 
 
 def method(spec: str) -> Any:
@@ -336,6 +350,10 @@ def _needs_arguments(function: Callable[..., Any]) -> bool:
 def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         sides = [_value(side, what, names) for side in (node.left, node.right)]
+        if bad := [side for side in sides if isinstance(side, (str, bytes, list, tuple, dict, set))]:
+            raise SpecError(
+                f"{redacted(ast.unparse(node))}: + - * are for rewards and numbers, not for a {type(bad[0]).__name__}"
+            )
         return _called(_OPERATORS[type(node.op)], node, *sides)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
         return _called(lambda value: -value, node, _value(node.operand, what, names))

@@ -5,6 +5,7 @@
     markdown   a card's line: nothing in it is markup, a link, an image or HTML
     code       the same, set as code where it can be
     label      a picture's text: nothing in it is a formula
+    brief      an error's part: not longer than a person reads
     file_name  a name for a file in this folder
 
 Files for programs (JSON) keep texts as they are.
@@ -53,6 +54,13 @@ def label(text: Any, limit: int = 80) -> str:
     shown = plain(text)
     shown = shown if len(shown) <= limit else shown[: limit - 1] + "…"
     return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
+def brief(text: Any, head: int = 400, tail: int = 200) -> str:
+    """A text in an error: of a long one its beginning and its end."""
+    shown = str(text)
+    left = len(shown) - head - tail
+    return shown if left < 40 else f"{shown[:head]} ... {left} characters ... {shown[-tail:]}"
 
 
 def file_name(text: Any) -> str:
