@@ -31,13 +31,13 @@ demo: $(STAMP)  ## search for high-reward digits with every method at equal NFE,
 	    "dts(widening_c=1, widening_alpha=0.5)" "dts_star(widening_c=1, widening_alpha=0.5)"
 
 demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree of plans, an animation, into runs/demo-plan
-	@$(PY) -m experiments.demo_plan
+	@$(PY) -m experiments.planning.demo_plan
 
 test: $(STAMP)  ## the test suite
 	@$(PY) -m pytest -q -n 2 --dist loadfile
 
 test-cpus: $(STAMP)  ## tests, demo and exact figures with other vector units, threads and busy cores: hours; run again to go on
-	@$(PY) -m experiments.cpus
+	@$(PY) -m experiments.robustness.cpus
 
 test-slow: $(STAMP)  ## statistical runs of minutes
 	@$(PY) -m pytest -q -m slow
@@ -50,55 +50,55 @@ lint: $(STAMP)  ## format, lint and types
 evidence: mixtures mnist-evidence  ## every method at equal NFE: hours; run again to go on
 
 mixtures: $(STAMP)  ## sampling on mixtures with known targets, then the report
-	@$(PY) -m experiments.mixtures run --out $(RESULTS)/mixtures.jsonl
-	@$(PY) -m experiments.mixtures report --rows $(RESULTS)/mixtures.jsonl --out $(RESULTS)/mixtures.md
+	@$(PY) -m experiments.mixtures.evidence run --out $(RESULTS)/mixtures/mixtures.jsonl
+	@$(PY) -m experiments.mixtures.evidence report --rows $(RESULTS)/mixtures/mixtures.jsonl --out $(RESULTS)/mixtures/mixtures.md
 
 coverage: $(STAMP)  ## whether intervals of log Z hold it, every method on 24 beds with a known log Z: ten minutes; run again to go on
-	@$(PY) -m experiments.coverage run --out $(RESULTS)/coverage.jsonl
-	@$(PY) -m experiments.coverage report --rows $(RESULTS)/coverage.jsonl
+	@$(PY) -m experiments.coverage.evidence run --out $(RESULTS)/coverage/coverage.jsonl
+	@$(PY) -m experiments.coverage.evidence report --rows $(RESULTS)/coverage/coverage.jsonl
 
 mnist-evidence: $(STAMP)  ## sampling and search on MNIST, then the report: make mnist-evidence DATA=path/to/mnist.npz
-	@$(PY) -m experiments.mnist_evidence run --data $(DATA) --out $(RESULTS)/mnist_evidence.jsonl
-	@$(PY) -m experiments.mnist_evidence run --part search --out $(RESULTS)/mnist_search.jsonl --work runs/mnist_search
-	@$(PY) -m experiments.mnist_evidence report --rows $(RESULTS)/mnist_evidence.jsonl $(RESULTS)/mnist_search.jsonl \
-	    --out $(RESULTS)/mnist_evidence.md
+	@$(PY) -m experiments.mnist.evidence run --data $(DATA) --out $(RESULTS)/mnist/mnist_evidence.jsonl
+	@$(PY) -m experiments.mnist.evidence run --part search --out $(RESULTS)/mnist/mnist_search.jsonl --work runs/mnist_search
+	@$(PY) -m experiments.mnist.evidence report --rows $(RESULTS)/mnist/mnist_evidence.jsonl $(RESULTS)/mnist/mnist_search.jsonl \
+	    --out $(RESULTS)/mnist/mnist_evidence.md
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
-	@$(PY) -m experiments.bench --out $(RESULTS)/bench.json
+	@$(PY) -m experiments.bench.overhead --out $(RESULTS)/bench/bench.json
 
 bench-ray: $(STAMP)  ## how much of their speed workers keep: ratios within one run, and a model of large clusters
-	@$(PY) -m experiments.bench_ray --out $(RESULTS)/bench_ray.json
+	@$(PY) -m experiments.bench.workers --out $(RESULTS)/bench/bench_ray.json
 
 bench-async: $(STAMP)  ## quality of asynchronous search against serial, 30 seeds
-	@$(PY) -m experiments.async_quality --out $(RESULTS)/async_quality.json
+	@$(PY) -m experiments.bench.async_quality --out $(RESULTS)/bench/async_quality.json
 
 bench-pipelines: $(STAMP)  ## cost of a search beside a diffusers pipeline's own loop, memory against its plan
-	@$(PY) -m experiments.bench_pipelines --out $(RESULTS)/bench_pipelines.json
+	@$(PY) -m experiments.bench.pipelines --out $(RESULTS)/bench/bench_pipelines.json
 
 soak: $(STAMP)  ## 200 workers killed during a long search: nothing lost, memory flat
-	@$(PY) -m experiments.soak --kills 200 --out $(RESULTS)/soak.json
+	@$(PY) -m experiments.robustness.soak --kills 200 --out $(RESULTS)/soak.json
 
 fuzz: $(STAMP)  ## 10,000 damaged and forged run folders: resumed to the right result, or refused; minutes
-	@$(PY) -m experiments.fuzz
+	@$(PY) -m experiments.robustness.fuzz
 
 train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=path/to/mnist.npz
-	@$(PY) -m experiments.train_classifiers --data $(DATA) \
+	@$(PY) -m experiments.mnist.train_classifiers --data $(DATA) \
 	    --reward-weights rewards/weights/mnist_classifier.safetensors --judge-weights experiments/weights/mnist_judge.safetensors
-	@$(PY) -m experiments.train_mnist --data $(DATA) --out checkpoints/mnist --weights backends/weights/mnist.safetensors \
+	@$(PY) -m experiments.mnist.train_mnist --data $(DATA) --out checkpoints/mnist --weights backends/weights/mnist.safetensors \
 	    --curve $(RESULTS)/mnist/curve.csv
-	@$(PY) -m experiments.evaluate_mnist --data $(DATA) --out $(RESULTS)/mnist
+	@$(PY) -m experiments.mnist.evaluate_mnist --data $(DATA) --out $(RESULTS)/mnist
 
 planning: $(STAMP)  ## planners at equal NFE in the Medium maze, then the report: hours; run again to go on
-	@$(PY) -m experiments.planning run --out $(RESULTS)/planning.jsonl
-	@$(PY) -m experiments.planning report --out $(RESULTS)/planning.jsonl --to $(RESULTS)/planning.md
+	@$(PY) -m experiments.planning.evidence run --out $(RESULTS)/planning/planning.jsonl
+	@$(PY) -m experiments.planning.evidence report --out $(RESULTS)/planning/planning.jsonl --to $(RESULTS)/planning/planning.md
 
 policy-data: $(STAMP)  ## data under a target policy: published guidance beside FK and trees
-	@$(PY) -m experiments.generate_data --bed gaussian --n 8000 --out $(RESULTS)/policy_data.json
-	@$(PY) -m experiments.generate_data --bed maze --n 64 --out $(RESULTS)/policy_data.json
+	@$(PY) -m experiments.planning.generate_data --bed gaussian --n 8000 --out $(RESULTS)/planning/policy_data.json
+	@$(PY) -m experiments.planning.generate_data --bed maze --n 64 --out $(RESULTS)/planning/policy_data.json
 
 train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model again: an hour
-	@$(PY) -m experiments.pointmaze --maze medium --out runs/pointmaze/medium.npz
-	@$(PY) -m experiments.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium \
+	@$(PY) -m experiments.planning.pointmaze --maze medium --out runs/pointmaze/medium.npz
+	@$(PY) -m experiments.planning.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium \
 	    --weights backends/weights/maze_medium.safetensors --curve $(RESULTS)/trajectory/medium.csv
 
 clean:  ## remove the environment and caches

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts, flat
-from rewards.numeric import is_positive
+from treesearch.rewards.base import Reward, facts, flat
+from treesearch.rewards.numeric import is_positive
 
 _VECTORS = "vectors (n, D); samples of other shapes are read as such"
 

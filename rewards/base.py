@@ -22,9 +22,9 @@ from typing import Any, Literal, TypeVar, final
 import torch
 from torch import Tensor
 
-from rewards.lending import lend
-from rewards.numeric import is_number
-from rewards.redact import marked_url, redacted
+from treesearch.rewards.lending import lend
+from treesearch.rewards.numeric import is_number
+from treesearch.rewards.redact import marked_url, redacted
 
 Input = Literal["sample", "state"]
 Remarks = Callable[[Sequence[Any]], list[list[str]]]

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardError, built_from, content, is_anew, wrap
-from rewards.numeric import is_number, is_positive, is_whole
+from treesearch.rewards.base import Reward, RewardError, built_from, content, is_anew, wrap
+from treesearch.rewards.numeric import is_number, is_positive, is_whole
 
 
 def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | None = None) -> Reward:

@@ -7,26 +7,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub
 import pytest
 import torch
 
-from backends.base import Guided, shift_mean
-from backends.enumerable import DiscreteChain, MaskedChain
-from backends.gaussian import GaussianMixture, LinearGaussian
+from tests.support.beds import BEDS, half_a_step
+from treesearch.backends.base import Guided, shift_mean
 
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
-
-
-def half_a_step(x, t, base, cond):
-    """A deliberately wrong proposal: every step drifts by 0.3 standard deviations."""
-    return 0.3 * base.std
-
-
-BEDS = {
-    "gaussian": LinearGaussian(),
-    "gaussian-3d": LinearGaussian(dim=3, num_steps=7),
-    "mixture": GaussianMixture(num_steps=6, weights=(1.0, 3.0), means=((-1.0,), (1.0,)), stds=(0.5, 0.3)),
-    "ring": GaussianMixture.ring(10),
-    "discrete": DiscreteChain.random(),
-    "masked": MaskedChain.random(),
-}
 
 
 @pytest.fixture(scope="session", autouse=True)

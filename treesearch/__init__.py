@@ -11,9 +11,11 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 from treesearch import _names  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
+from treesearch.api import resume, search, stream
 from treesearch.budget import Budget, Cost
+from treesearch.core.tree import Tree
+from treesearch.core.weights import ZeroWeights
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError
-from treesearch.loop import resume, search, stream
 from treesearch.methods import (
     MCTS,
     SVDD,
@@ -30,15 +32,13 @@ from treesearch.methods import (
     TreeSampling,
     TreeSearch,
 )
-from treesearch.planner import Planner, PlanningEnded
-from treesearch.result import SearchResult, TaskResult
-from treesearch.session import Snapshot
-from treesearch.specs import Recipe
-from treesearch.tree import Tree
-from treesearch.weights import ZeroWeights
+from treesearch.planning.planner import Planner, PlanningEnded
+from treesearch.registry.registry import Recipe
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.session.session import Snapshot
 
 if TYPE_CHECKING:
-    from treesearch.distributed import RayWorkers, WorkerError
+    from treesearch.distributed.engine import RayWorkers, WorkerError
 
 __all__ = [
     "MCTS",
@@ -80,7 +80,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Ray is imported when its workers are asked for."""
     if name in ("RayWorkers", "WorkerError"):
-        from treesearch import distributed
+        from treesearch.distributed import engine as distributed
 
         return getattr(distributed, name)
     raise AttributeError(f"module 'treesearch' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from treesearch.cli import main
+from treesearch.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Kernel
-from rewards.base import Reward, as_prompts, as_reward
-from treesearch import runs
+from treesearch.backends.base import Kernel
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError, StoreError
 from treesearch.methods.base import Method
-from treesearch.result import SearchResult
-from treesearch.session import Callback, Options, Session, Snapshot, Workers, build_method
-from treesearch.specs import Recipe
+from treesearch.registry.registry import Recipe
+from treesearch.results.result import SearchResult
+from treesearch.rewards.base import Reward, as_prompts, as_reward
+from treesearch.runs import folder as runs
+from treesearch.session.session import Callback, Options, Session, Snapshot, Workers, build_method
 from treesearch.text import brief
 
 
@@ -69,7 +69,7 @@ def search(
     """Search for samples of π(x_0) ∝ p(x_0) exp(λ r(x_0)), or for the best ones.
 
     Args:
-        kernel: the model, a `backends.base.Kernel`, or a `ts.Recipe` for one.
+        kernel: the model, a `treesearch.backends.base.Kernel`, or a `ts.Recipe` for one.
         reward: a `Reward`, a function of n samples (and `prompts`, if it takes them) that returns n numbers, or a
             `ts.Recipe` for one. With workers an object travels to them once; a recipe is built by each of them.
         method: BestOfN, FeynmanKac, TreeSampling, TreeSearch, DiffusionTreeSampling, BeamSearch, ...

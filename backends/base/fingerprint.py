@@ -49,7 +49,7 @@ _PLACEMENT = {
 }
 _SILENT = (torch.device, logging.Logger)
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib")})
-_OURS = {"backends", "rewards", "treesearch"}
+_OURS = {"treesearch"}
 
 
 class Unreadable(TypeError):

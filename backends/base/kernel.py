@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from rewards.base import content, flat
+from treesearch.rewards.base import content, flat
 
 Cond = dict[str, Any] | None
 """Conditioning of n rows: row tensors (n, ...) gathered by the engine, always with `task` int64 (n,)."""
@@ -355,7 +355,7 @@ PASSED_ON = frozenset(
         *("num_steps", "state_shape", "noise_shape", "stochastic", "device", "dtype", "rows_per_nfe"),
         *("backward_per_nfe", "rewards_per_nfe", "scores", "departs", "prior", "prior_log_weight", "transition"),
         *("encode", "decode", "preview", "renoise", "diagnose"),
-        # Of kernels on a `backends.diffusion.Chain`, and of trajectories.
+        # Of kernels on a `treesearch.backends.chains.diffusion.Chain`, and of trajectories.
         *("chain", "channels", "card", "horizon", "normalisation", "clamp", "encode_samples"),
     }
 )

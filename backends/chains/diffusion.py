@@ -28,11 +28,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from backends import fingerprint
-from backends.base import Cond, Gaussian, expand
-from backends.quiet import Quiet
-from backends.schedules import Prediction, Schedule
-from rewards.numeric import is_number
+from treesearch.backends.base import Cond, Gaussian, expand, fingerprint
+from treesearch.backends.base.quiet import Quiet
+from treesearch.backends.chains.schedules import Prediction, Schedule
+from treesearch.rewards.numeric import is_number
 
 Step = Literal["ddim", "ddpm", "renoise"]
 

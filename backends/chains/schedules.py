@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rewards.numeric import is_whole
+from treesearch.rewards.numeric import is_whole
 
 Prediction = Literal["epsilon", "v", "sample", "flow"]
 Spacing = Literal["leading", "trailing", "linspace"]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from backends.base import Categorical, Cond, inverse_cdf, uniform
+from treesearch.backends.base import Categorical, Cond, inverse_cdf, uniform
 
 F64 = torch.float64
 

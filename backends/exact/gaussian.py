@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Mixture, log_normal
-from rewards.numeric import is_positive, is_whole
+from treesearch.backends.base import Cond, Gaussian, Mixture, log_normal
+from treesearch.rewards.numeric import is_positive, is_whole
 
 F64 = torch.float64
 

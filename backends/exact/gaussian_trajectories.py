@@ -2,7 +2,7 @@
 
     τ ~ N(m, Σ) over all entries of (s_h, a_h)_{h < H};   x̂_0(x_t) = m + α_t Σ (α_t² Σ + σ_t² I)^{-1} (x_t - α_t m)
 
-in the steps of `backends.diffusion.Chain`. As x̂_0 is linear, the law of x_0 at any number of steps is a Gaussian
+in the steps of `chains.diffusion.Chain`. As x̂_0 is linear, the law of x_0 at any number of steps is a Gaussian
 N(m', C') too, near N(m, Σ) and found by recursion (`law`); it, not N(m, Σ), is the p of every search. For a policy
 π(a | s) = N(K s + b, v² I)
 
@@ -20,11 +20,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, expand
-from backends.diffusion import Chain
-from backends.gaussian import cosine_bar
-from backends.schedules import Schedule
-from rewards.channels import Channels
+from treesearch.backends.base import Cond, Gaussian, expand
+from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.exact.gaussian import cosine_bar
+from treesearch.rewards.channels import Channels
 
 F64 = torch.float64
 

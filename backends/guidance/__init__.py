@@ -1,11 +1,11 @@
 """Gradient guidance: kernels whose steps lean towards a differentiable reward, most of them with exact weights."""
 
-from backends.guidance.das import DAS
-from backends.guidance.diffuser import Diffuser
-from backends.guidance.dps import DPS
-from backends.guidance.policy import PolicyGuided
-from backends.guidance.scales import GuidanceScales
-from backends.guidance.tds import TDS
-from backends.guidance.trust_region import TrustRegion
+from treesearch.backends.guidance.das import DAS
+from treesearch.backends.guidance.diffuser import Diffuser
+from treesearch.backends.guidance.dps import DPS
+from treesearch.backends.guidance.policy import PolicyGuided
+from treesearch.backends.guidance.tds import TDS
+from treesearch.backends.guidance.trust_region import TrustRegion
+from treesearch.backends.wrappers.scales import GuidanceScales
 
 __all__ = ["DAS", "DPS", "TDS", "Diffuser", "GuidanceScales", "PolicyGuided", "TrustRegion"]

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Shared, Spec, Transition, Wrapper, describe, expand, optional
-from rewards.base import Reward, as_reward, flat
-from rewards.numeric import is_number, is_whole
+from treesearch.backends.base import Cond, Gaussian, Shared, Spec, Transition, Wrapper, describe, expand, optional
+from treesearch.rewards.base import Reward, as_reward, flat
+from treesearch.rewards.numeric import is_number, is_whole
 
 PROMPTS = "guide_prompts"
 

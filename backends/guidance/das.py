@@ -29,9 +29,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, expand
-from backends.guidance.shared import GradientGuided
-from rewards.numeric import is_number, is_positive
+from treesearch.backends.base import Cond, Gaussian, expand
+from treesearch.backends.guidance.base import GradientGuided
+from treesearch.rewards.numeric import is_number, is_positive
 
 
 @final

@@ -24,9 +24,9 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Transition, expand, optional
-from backends.guidance.shared import RewardGuided, clamped, unpack
-from rewards.numeric import is_number, is_whole
+from treesearch.backends.base import Cond, Gaussian, Transition, expand, optional
+from treesearch.backends.guidance.base import RewardGuided, clamped, unpack
+from treesearch.rewards.numeric import is_number, is_whole
 
 At = Literal["mean", "state"]
 

@@ -22,10 +22,10 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from backends.base import expand
-from backends.guidance.shared import GradientGuided
-from rewards.base import flat
-from rewards.numeric import is_number
+from treesearch.backends.base import expand
+from treesearch.backends.guidance.base import GradientGuided
+from treesearch.rewards.base import flat
+from treesearch.rewards.numeric import is_number
 
 Normalise = Literal["none", "residual", "gradient"]
 

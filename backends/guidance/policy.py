@@ -8,7 +8,7 @@
 Its chain is a law of its own (`departs`): steps carry no log p/q, and what comes out is not p(τ) Π_h π(a_h | s_h)^λ.
 
 That law is the target of `TDS(kernel, reward, lam=λ)` with reward = Σ_h log π(a_h | s_h), which is
-`rewards.policy.PolicyLikelihood`: the gradient goes through x̂_0(x_t) to observations and actions, the shift is
+`trajectories.policy.PolicyLikelihood`: the gradient goes through x̂_0(x_t) to observations and actions, the shift is
 std² λ ∇, and steps carry log p/q. Any method of the same reward and λ (Feynman-Kac, tree sampling) then samples it.
 
 Source: Policy-Guided Diffusion (Jackson et al., 2024), section 3, and its released code for λ_k, cosine = .3, the norm
@@ -27,10 +27,10 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Transition, expand, optional
-from backends.guidance.shared import RewardGuided, clamped, unpack
-from rewards.base import flat
-from rewards.numeric import is_number
+from treesearch.backends.base import Cond, Transition, expand, optional
+from treesearch.backends.guidance.base import RewardGuided, clamped, unpack
+from treesearch.rewards.base import flat
+from treesearch.rewards.numeric import is_number
 
 At = Literal["noised", "denoised"]
 
@@ -43,7 +43,7 @@ class PolicyGuided(RewardGuided):
     An evaluation costs a reward call; "denoised" calls the network twice, which counts as one NFE of two rows.
 
     Args:
-        kernel: of trajectories: it has `channels`, and `chain.alpha` with α_t (`backends.diffusion.Chain`).
+        kernel: of trajectories: it has `channels`, and `chain.alpha` with α_t (`backends.chains.diffusion.Chain`).
         reward: Σ_h log π(a_h | s_h), differentiable in the actions.
         coefficient: >= 0; 0 is the base kernel.
         cosine: weight of the sine in λ_k, >= 0.

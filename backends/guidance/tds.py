@@ -29,8 +29,8 @@ from typing import final
 
 from torch import Tensor
 
-from backends.guidance.shared import GradientGuided
-from rewards.numeric import is_number
+from treesearch.backends.guidance.base import GradientGuided
+from treesearch.rewards.numeric import is_number
 
 
 @final

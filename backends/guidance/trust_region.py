@@ -6,7 +6,7 @@
 
 The gradient of an endpoint's reward points somewhere useful long before its size means anything: where modes have not
 parted, or λ r is steep, λ ∇ r̂ asks for steps of many standard deviations, after which one path in thousands carries all
-of the weight (`backends.guidance.shared`). Here a step leans that way by a small part of its own noise, which costs
+of the weight (`backends.guidance.base`). Here a step leans that way by a small part of its own noise, which costs
 the weights kl nats at most in all, a part of a nat between two levels of a sampler that weighs and resamples, and the
 levels do the rest. The bound knows nothing of the reward's scale, of the dimension or of T. It is a bound, not a cure:
 a gradient that points nowhere (r = sin 40 x) costs its kl nats and gains nothing; leave the guide away then. Over a
@@ -14,7 +14,7 @@ kernel that carries log p/q itself the bound is on what this guide adds.
 
 Source: the twist is that of TDS, Practical and Asymptotically Exact Conditional Sampling in Diffusion Models (Wu et
 al., 2023); a limit on KL: Trust Region Policy Optimization (Schulman et al., 2015). The linear temperature and kl = 4.5
-are this project's, chosen on the beds of `experiments.mixtures` with seeds of their own.
+are this project's, chosen on the beds of `experiments.mixtures.evidence` with seeds of their own.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any, final
 
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, expand
-from backends.guidance.shared import GradientGuided
-from rewards.numeric import is_number, is_positive
+from treesearch.backends.base import Cond, Gaussian, expand
+from treesearch.backends.guidance.base import GradientGuided
+from treesearch.rewards.numeric import is_number, is_positive
 
 
 @final

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from backends.diffusion import DiffusionKernel
+    from treesearch.backends.chains.diffusion import DiffusionKernel
 
 TRAIN_STEPS = 1000
 STATE_SHAPE = (1, 28, 28)
@@ -97,7 +97,7 @@ def load_network() -> nn.Module:
 
     with torch.device("cpu"):  # whatever torch's default device and dtype
         network = build_network().float()
-    blob = resources.files("backends").joinpath("weights", WEIGHTS).read_bytes()
+    blob = resources.files("treesearch.backends").joinpath("weights", WEIGHTS).read_bytes()
     network.load_state_dict({name: w.float() for name, w in load(blob).items()})
     return network.eval().requires_grad_(False)
 
@@ -118,8 +118,8 @@ def mnist_kernel(num_steps: int = 25, eta: float = 1.0, device: str | torch.devi
     Returns:
         A `DiffusionKernel` with states (1, 28, 28) in [-1, 1]; `decode` gives images in [0, 1].
     """
-    from backends.diffusion import DiffusionKernel
-    from backends.schedules import Schedule
+    from treesearch.backends.chains.diffusion import DiffusionKernel
+    from treesearch.backends.chains.schedules import Schedule
 
     network = load_network()
     return DiffusionKernel(

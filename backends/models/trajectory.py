@@ -30,14 +30,13 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from backends import fingerprint
-from backends.base import Cond, Gaussian, expand
-from backends.diffusion import Chain, Step
-from backends.mnist import cosine_alphas_cumprod
-from backends.quiet import Quiet
-from backends.schedules import Prediction, Schedule
-from rewards.channels import Channels, entry
-from rewards.numeric import is_whole
+from treesearch.backends.base import Cond, Gaussian, expand, fingerprint
+from treesearch.backends.base.quiet import Quiet
+from treesearch.backends.chains.diffusion import Chain, Step
+from treesearch.backends.chains.schedules import Prediction, Schedule
+from treesearch.backends.models.mnist import cosine_alphas_cumprod
+from treesearch.rewards.channels import Channels, entry
+from treesearch.rewards.numeric import is_whole
 
 Grid = Literal["uniform", "karras"]
 WIDTHS = (32, 64, 128, 192)
@@ -170,7 +169,7 @@ class TrajectoryKernel:
         normalisation: between states and data units.
         horizon: H.
         schedule: the grid, and what the network returns.
-        eta, step, clip_sample: as for `backends.diffusion.Chain`.
+        eta, step, clip_sample: as for `treesearch.backends.chains.diffusion.Chain`.
         card: what the network was trained on, where that is known.
         name: enters the fingerprint.
 
@@ -390,12 +389,12 @@ def maze_kernel(
     Raises:
         FileNotFoundError: no weights of that name are shipped.
     """
-    folder = resources.files("backends").joinpath("weights")
+    folder = resources.files("treesearch.backends").joinpath("weights")
     with resources.as_file(folder.joinpath(f"maze_{name}.safetensors")) as path:
         if not path.exists():
             shipped = sorted(f.name[5:-12] for f in folder.iterdir() if f.name.startswith("maze_"))
             raise FileNotFoundError(
                 f"no weights of the maze {name!r} are shipped, only {', '.join(shipped)}: train it with "
-                "experiments/train_trajectory.py and load it with trajectory_kernel(path)"
+                "experiments/planning/train_trajectory.py and load it with trajectory_kernel(path)"
             )
         return trajectory_kernel(path, num_steps, eta, horizon, grid, device)

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Shared
-from backends.pipelines.family import Family, sides
-from backends.pipelines.parts import refuse_channels
+from treesearch.backends.base import Cond, Shared
+from treesearch.backends.pipelines.family import Family, sides
+from treesearch.backends.pipelines.parts import refuse_channels
 
 
 class DiT(Family):

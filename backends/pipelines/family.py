@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Shared
-from backends.pipelines.checkpoint import CheckpointError
-from backends.pipelines.parts import refuse_adapters, refuse_inputs
-from backends.pipelines.settings import Settings
-from backends.schedules import Schedule
+from treesearch.backends.base import Cond, Shared
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines.checkpoint import CheckpointError
+from treesearch.backends.pipelines.parts import refuse_adapters, refuse_inputs
+from treesearch.backends.pipelines.settings import Settings
 
 OPTIONAL = ("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames")
 

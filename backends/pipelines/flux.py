@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Shared
-from backends.pipelines.family import Family, call_default, check_prompts, sides, warn_of_long_prompts
-from backends.pipelines.flow import even_grid, steps_from_below
-from backends.pipelines.parts import refuse_channels
-from backends.pipelines.settings import Settings
+from treesearch.backends.base import Cond, Shared
+from treesearch.backends.pipelines.family import Family, call_default, check_prompts, sides, warn_of_long_prompts
+from treesearch.backends.pipelines.flow import even_grid, steps_from_below
+from treesearch.backends.pipelines.parts import refuse_channels
+from treesearch.backends.pipelines.settings import Settings
 
 
 class Flux(Family):

@@ -20,19 +20,18 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from backends import fingerprint
-from backends.base import Cond, Gaussian, Shared
-from backends.diffusion import Chain, Step
-from backends.pipelines import memory, vae
-from backends.pipelines.checkpoint import components as parts_of
-from backends.pipelines.checkpoint import find
-from backends.pipelines.family import Family
-from backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
-from backends.pipelines.parts import kept_scales, refuse_memory
-from backends.pipelines.roots import noise_of, pixels_of
-from backends.pipelines.settings import Settings, check
-from backends.quiet import Quiet
-from backends.schedules import Schedule, refuse_scheduler, settings_of
+from treesearch.backends.base import Cond, Gaussian, Shared, fingerprint
+from treesearch.backends.base.quiet import Quiet
+from treesearch.backends.chains.diffusion import Chain, Step
+from treesearch.backends.chains.schedules import Schedule, refuse_scheduler, settings_of
+from treesearch.backends.pipelines import memory, vae
+from treesearch.backends.pipelines.checkpoint import components as parts_of
+from treesearch.backends.pipelines.checkpoint import find
+from treesearch.backends.pipelines.family import Family
+from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
+from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
+from treesearch.backends.pipelines.roots import noise_of, pixels_of
+from treesearch.backends.pipelines.settings import Settings, check
 
 FAMILIES = {
     "DDPMPipeline": "unconditional:Unconditional",
@@ -62,8 +61,8 @@ class DiffusersKernel:
             moved to `device`, called in evaluation mode and otherwise left as they are.
         num_steps: T.
         eta: η in [0, 1]; 0 is deterministic after the prior (and cannot branch), 1 is ancestral sampling.
-        step: "ddim", "ddpm" or "renoise", see `backends.diffusion`; None takes what the scheduler stands for: renoising
-            for LCM, DDPM's step for DDPM at η = 1, DDIM(η) for everything else.
+        step: "ddim", "ddpm" or "renoise", see `backends.chains.diffusion`; None takes what the scheduler stands for:
+            renoising for LCM, DDPM's step for DDPM at η = 1, DDIM(η) for everything else.
         device: None takes the GPU if there is one.
         text_encoders: after `encode`, "keep" them, "offload" them to the host or "free" them.
         decode_batch: latents decoded at a time.
@@ -451,7 +450,7 @@ def family_of(name: str) -> type[Family]:
         known = ", ".join(FAMILIES)
         raise ValueError(f"{name} is no pipeline that can be searched, expected one of {known}")
     module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(import_module(f"backends.pipelines.{module}"), attribute)
+    return getattr(import_module(f"treesearch.backends.pipelines.{module}"), attribute)
 
 
 def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) -> Chain:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from backends.pipelines.checkpoint import LORA, PICKLES, Checkpoint, CheckpointError, components, find
-from backends.pipelines.settings import check
+from treesearch.backends.pipelines.checkpoint import LORA, PICKLES, Checkpoint, CheckpointError, components, find
+from treesearch.backends.pipelines.settings import check
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 log = logging.getLogger("treesearch.backends")

@@ -17,18 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from backends.base import Cond
-from backends.pipelines.family import (
-    Family,
-    call_default,
-    check_prompts,
-    separate,
-    warn_of_long_prompts,
-)
-from backends.pipelines.flow import shift
-from backends.pipelines.parts import refuse_channels
-from backends.pipelines.settings import Settings
-from backends.pipelines.video import extent
+from treesearch.backends.base import Cond
+from treesearch.backends.pipelines.family import Family, call_default, check_prompts, separate, warn_of_long_prompts
+from treesearch.backends.pipelines.flow import shift
+from treesearch.backends.pipelines.parts import refuse_channels
+from treesearch.backends.pipelines.settings import Settings
+from treesearch.backends.pipelines.video import extent
 
 
 class LTX(Family):

@@ -25,11 +25,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from backends.base import Shared
-from backends.pipelines.parts import unwrapped
+from treesearch.backends.base import Shared
+from treesearch.backends.pipelines.parts import unwrapped
 
 if TYPE_CHECKING:
-    from backends.pipelines.kernel import DiffusersKernel
+    from treesearch.backends.pipelines.kernel import DiffusersKernel
 
 Encoded = dict[str, Any]
 

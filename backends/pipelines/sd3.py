@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from backends.base import Cond
-from backends.pipelines.family import (
+from treesearch.backends.base import Cond
+from treesearch.backends.pipelines.family import (
     Family,
     call_default,
     check_prompts,
@@ -20,8 +20,8 @@ from backends.pipelines.family import (
     sides,
     warn_of_long_prompts,
 )
-from backends.pipelines.flow import shift, steps_from_below
-from backends.pipelines.parts import refuse_channels
+from treesearch.backends.pipelines.flow import shift, steps_from_below
+from treesearch.backends.pipelines.parts import refuse_channels
 
 
 class StableDiffusion3(Family):

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backends.base import Cond
-from backends.pipelines.family import check_prompts, separate, warn_of_long_prompts
-from backends.pipelines.stable_diffusion import TextUNet
+from treesearch.backends.base import Cond
+from treesearch.backends.pipelines.family import check_prompts, separate, warn_of_long_prompts
+from treesearch.backends.pipelines.stable_diffusion import TextUNet
 
 
 class StableDiffusionXL(TextUNet):

@@ -17,11 +17,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backends.base import Cond
-from backends.pipelines.family import Family, both_sides, check_prompts, separate, sides, warn_of_long_prompts
-from backends.pipelines.parts import refuse_channels, unwrapped
-from backends.pipelines.settings import Settings
-from backends.schedules import Schedule
+from treesearch.backends.base import Cond
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines.family import (
+    Family,
+    both_sides,
+    check_prompts,
+    separate,
+    sides,
+    warn_of_long_prompts,
+)
+from treesearch.backends.pipelines.parts import refuse_channels, unwrapped
+from treesearch.backends.pipelines.settings import Settings
 
 
 class TextUNet(Family):

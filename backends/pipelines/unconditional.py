@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from backends.base import Cond
-from backends.pipelines.family import Family, both_sides, sides
-from backends.pipelines.settings import Settings
+from treesearch.backends.base import Cond
+from treesearch.backends.pipelines.family import Family, both_sides, sides
+from treesearch.backends.pipelines.settings import Settings
 
 
 class Unconditional(Family):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from backends.pipelines.parts import unwrapped
-from backends.quiet import Quiet
+from treesearch.backends.base.quiet import Quiet
+from treesearch.backends.pipelines.parts import unwrapped
 
 
 def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:

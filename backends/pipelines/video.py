@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends.pipelines.family import call_default, sides
-from backends.pipelines.settings import Settings
+from treesearch.backends.pipelines.family import call_default, sides
+from treesearch.backends.pipelines.settings import Settings
 
 
 def extent(pipe: Any, settings: Settings, stride: int, *multiples: int) -> tuple[int, int, int]:

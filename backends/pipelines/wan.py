@@ -17,17 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backends.base import Cond
-from backends.pipelines.family import (
-    Family,
-    call_default,
-    check_prompts,
-    separate,
-    warn_of_long_prompts,
-)
-from backends.pipelines.parts import refuse_adapters, refuse_channels
-from backends.pipelines.settings import Settings
-from backends.pipelines.video import extent
+from treesearch.backends.base import Cond
+from treesearch.backends.pipelines.family import Family, call_default, check_prompts, separate, warn_of_long_prompts
+from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
+from treesearch.backends.pipelines.settings import Settings
+from treesearch.backends.pipelines.video import extent
 
 
 class Wan(Family):

@@ -35,9 +35,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, log_normal, optional
-from backends.diffusion import Chain
-from rewards.base import flat
+from treesearch.backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, log_normal, optional
+from treesearch.backends.chains.diffusion import Chain
+from treesearch.rewards.base import flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class _Masked(Wrapper):
     """A kernel with known entries, the same for every row.
 
     Args:
-        kernel: a kernel on a `backends.diffusion.Chain`, as its attribute `chain`.
+        kernel: a kernel on a `treesearch.backends.chains.diffusion.Chain`, as its attribute `chain`.
         mask: (*state) bool, the known entries.
         values: (*state) what they are at x_0, in units of states; others are not read.
 
@@ -60,7 +60,7 @@ class _Masked(Wrapper):
     def __post_init__(self) -> None:
         spec, name = self._spec, type(self.kernel).__name__
         if not isinstance(optional(self.kernel, "chain"), Chain) or spec.noise_shape != spec.state_shape:
-            raise TypeError(f"{name} is no kernel on a backends.diffusion.Chain: its noise levels are unknown")
+            raise TypeError(f"{name} is no kernel on a backends.chains.diffusion.Chain: its noise levels are unknown")
         for label, tensor in (("mask", self.mask), ("values", self.values)):
             if tuple(tensor.shape) != spec.state_shape:
                 raise ValueError(
@@ -131,7 +131,7 @@ class Condition(_Masked):
     """Replacement as a proposal, its steps weighted by log p/q: the chain's own law given the values.
 
     Args:
-        kernel: a kernel on a `backends.diffusion.Chain`, as its attribute `chain`.
+        kernel: a kernel on a `treesearch.backends.chains.diffusion.Chain`, as its attribute `chain`.
         mask: (*state) bool, the known entries.
         values: (*state) what they are at x_0, in units of states; others are not read.
         tolerance: standard deviation with which x_0 may miss them, in units of states.

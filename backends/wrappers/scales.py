@@ -24,8 +24,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian, Guided, Spec, Wrapper, describe, expand, optional, uniform
-from rewards.numeric import is_number
+from treesearch.backends.base import Cond, Gaussian, Guided, Spec, Wrapper, describe, expand, optional, uniform
+from treesearch.rewards.numeric import is_number
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Does searching without waves cost quality? Asynchronous mode with 16 in flight beside the serial tree, at equal NFE.
 
-    python -m experiments.async_quality [--quick]
+    python -m experiments.bench.async_quality [--quick]
 
 Every task has its own noise and its own tree; arms share the noise, so differences are paired. For each bed, metric m
 and budget:
@@ -35,16 +35,16 @@ import tyro
 from torch import Tensor
 
 import treesearch as ts
-from backends.base import Kernel
-from backends.enumerable import DiscreteChain, MaskedChain
-from backends.gaussian import GaussianMixture, LinearGaussian, Tilt
-from backends.mnist import mnist_kernel
-from rewards.analytic import linear, table
-from rewards.base import Reward, as_reward
-from rewards.classifier import log_prob
-from rewards.image import brightness
-from treesearch.report import markdown_table
-from treesearch.result import TaskResult
+from treesearch.backends.base import Kernel
+from treesearch.backends.exact.enumerable import DiscreteChain, MaskedChain
+from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian, Tilt
+from treesearch.backends.models.mnist import mnist_kernel
+from treesearch.report.tables import markdown_table
+from treesearch.results.result import TaskResult
+from treesearch.rewards.analytic import linear, table
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.images.classifier import log_prob
+from treesearch.rewards.images.image import brightness
 
 MACHINE = "two shared CPU cores, one used"
 IN_FLIGHT = 16

@@ -1,4 +1,4 @@
-"""How far each estimate of Z is from the truth on chains in closed form: python -m experiments.exactness
+"""How far each estimate of Z is from the truth on chains in closed form: python -m experiments.bench.exactness
 
     chain      T = 5, data N(.3, .8²), r = 1.2 x: log Z = .8208
     eight-D    T = 20, data N(.3, .8² I) in 8-D, r = 2 c·x, |c| = 1
@@ -20,9 +20,9 @@ import numpy as np
 import tyro
 
 import treesearch as ts
-from backends.gaussian import GaussianMixture, LinearGaussian, Tilt
-from rewards.analytic import linear
-from treesearch.report import markdown_table
+from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian, Tilt
+from treesearch.report.tables import markdown_table
+from treesearch.rewards.analytic import linear
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ import tyro
 from torch import Tensor
 
 import treesearch as ts
-from backends.base import Gaussian, describe
-from backends.mnist import mnist_kernel
-from rewards.base import Reward, as_reward
-from rewards.classifier import even
-from treesearch import loop, runs
+from treesearch import api as loop
+from treesearch.backends.base import Gaussian, describe
+from treesearch.backends.models.mnist import mnist_kernel
+from treesearch.engine.states import ShardStates
 from treesearch.methods.base import spaced_levels
-from treesearch.states import ShardStates
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.images.classifier import even
+from treesearch.runs import folder as runs
 
 MACHINE = "2 shared CPU cores"
 

@@ -4,7 +4,7 @@
     2  8 prompts x FK with 4 particles in shared batches of 32 over prompt by prompt in batches of 4 (CPU)
     m  peak memory of Stable Diffusion's decoder, full size, against the plan (CPU, resident set of a process)
     g  full-size architectures in bfloat16: NFE/s of both at the best batch size of each, peak memory against the plan,
-       share of reward and decoding in the time (GPU): python -m experiments.bench_pipelines --gpu
+       share of reward and decoding in the time (GPU): python -m experiments.bench.pipelines --gpu
 
 Weights are random: speed and memory do not depend on them. Both sides get the conditioning ready-made and score their
 images. Ratios are of two things timed in turn within this process, medians of the rounds. `--tiny` runs every part on
@@ -34,11 +34,11 @@ import tyro
 from torch import Tensor, nn
 
 import treesearch as ts
-from backends.base import Shared
-from backends.pipelines import DiffusersKernel, memory, vae
-from experiments.bench import show
-from rewards.base import Reward, as_reward
-from tests import tiny
+from experiments.bench.overhead import show
+from tests.support import tiny
+from treesearch.backends.base import Shared
+from treesearch.backends.pipelines import DiffusersKernel, memory, vae
+from treesearch.rewards.base import Reward, as_reward
 
 ARCHITECTURES = ("sd", "sdxl", "sd3", "flux")
 PROMPTS = [f"a {colour} cube" for colour in ("red", "blue", "green", "white", "black", "pink", "grey", "gold")]
@@ -328,7 +328,7 @@ def part_2(args: Args) -> dict[str, Any]:
 RESIDENT = """
 import re, sys, torch
 from experiments import bench_pipelines as b
-from backends.pipelines import vae
+from treesearch.backends.pipelines import vae
 torch.set_num_threads(1)
 model, side = b.autoencoder("sd", sys.argv[1]).eval().requires_grad_(False), int(sys.argv[2])
 read = lambda name: 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -475,7 +475,7 @@ def main() -> None:
     found |= {"torch": torch.__version__, "diffusers": diffusers.__version__}
     for name in "g" if args.gpu else args.parts:
         figures = {
-            "command": " ".join(["python -m experiments.bench_pipelines", *sys.argv[1:]]),
+            "command": " ".join(["python -m experiments.bench.pipelines", *sys.argv[1:]]),
             "threads": torch.get_num_threads(),
             "rounds": args.rounds,
         }

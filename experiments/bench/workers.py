@@ -42,12 +42,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import treesearch as ts
-from backends.mnist import mnist_kernel
-from rewards.base import Reward, as_reward
-from rewards.classifier import even
-from treesearch import distributed
-from treesearch.dispatch import BUNDLE_SECONDS, deal, water_fill, whole_batches
+from treesearch.backends.models.mnist import mnist_kernel
+from treesearch.distributed import engine as distributed
+from treesearch.distributed.sharing import BUNDLE_SECONDS, deal, water_fill, whole_batches
 from treesearch.methods.base import spaced_levels
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.images.classifier import even
 
 MACHINE = "2 shared CPU cores"
 BATCH = 8

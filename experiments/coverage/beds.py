@@ -1,4 +1,4 @@
-"""The beds of `experiments.coverage`: chains whose log E_p[exp(λ r)] is known to many digits.
+"""The beds of `experiments.coverage.evidence`: chains whose log E_p[exp(λ r)] is known to many digits.
 
     gaussian     x_0 ~ N(m, diag v), exact reverse kernel; r of one or two projections, jointly Gaussian: quadrature
     mixture      exact mixture kernel, x_0 the mixture itself: closed forms, or quadrature over one or two dimensions
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Gaussian
-from backends.diffusion import DiffusionKernel
-from backends.enumerable import DiscreteChain, MaskedChain
-from backends.gaussian import GaussianMixture, Tilt, cosine_bar
-from backends.schedules import Schedule
-from experiments.mixture_beds import Denoiser
-from rewards.base import Reward
+from experiments.mixtures.beds import Denoiser
+from treesearch.backends.base import Cond, Gaussian
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.exact.enumerable import DiscreteChain, MaskedChain
+from treesearch.backends.exact.gaussian import GaussianMixture, Tilt, cosine_bar
+from treesearch.rewards.base import Reward
 
 F64 = torch.float64
 Function = Callable[[Tensor], Tensor]

@@ -1,6 +1,6 @@
 """Whether intervals of log Z hold it, and what "ok" is worth: `make coverage`.
 
-Each cell is one bed (`experiments.coverage_beds`, log Z known), one method and one number of samples: independent
+Each cell is one bed (`experiments.coverage.beds`, log Z known), one method and one number of samples: independent
 searches in one session, a task each. Rows keep what every interval says, so that the report needs nothing else.
 
     all            share of the intervals that hold log Z
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import treesearch as ts
-from backends.guidance import DAS, TDS, TrustRegion
-from experiments.coverage_beds import BEDS, DESIGN, Bed
-from experiments.evidence import Cells, Row, command_line
+from experiments.coverage.beds import BEDS, DESIGN, Bed
+from experiments.shared.evidence import Cells, Row, command_line
+from treesearch.backends.guidance import DAS, TDS, TrustRegion
 from treesearch.methods.claims import Z95, Standing
-from treesearch.report import markdown_table
+from treesearch.report.tables import markdown_table
 
 KEY = ("bed", "method", "samples", "seed")
 MACHINE = "two shared x86-64 cores, one used"

@@ -1,6 +1,8 @@
-"""The beds of `experiments.mixtures`: chains over mixtures of Gaussians, with rewards that leave the target known.
+"""The beds of `experiments.mixtures.evidence`: chains over mixtures of Gaussians, with rewards that leave the target
+known.
 
-All run DDIM with eta = 1 on the grid of `backends.gaussian`, with the exact endpoint of the mixture as their network:
+All run DDIM with eta = 1 on the grid of `backends.exact.gaussian`, with the exact endpoint of the mixture as their
+network:
 
     E[x_0 | x_t] = Σ_j γ_j(x_t) (m_j + √ᾱ_t s²/v_t (x_t - √ᾱ_t m_j)),   v_t = ᾱ_t s² + 1 - ᾱ_t
     γ_j(x_t) ∝ w_j N(x_t; √ᾱ_t m_j, v_t I)
@@ -20,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.diffusion import DiffusionKernel
-from backends.gaussian import GaussianMixture, Tilt, cosine_bar
-from backends.schedules import Schedule
-from rewards.analytic import linear, log_mixture, quadratic
-from rewards.base import Reward
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.exact.gaussian import GaussianMixture, Tilt, cosine_bar
+from treesearch.rewards.analytic import linear, log_mixture, quadratic
+from treesearch.rewards.base import Reward
 
 NUM_STEPS = 100
 ROWS = 50_000  # compared with the means at a time

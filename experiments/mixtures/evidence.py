@@ -1,9 +1,9 @@
 """Every sampling baseline and DTS at equal NFE on mixtures whose targets are known.
 
-    python -m experiments.mixtures run
-    python -m experiments.mixtures report
+    python -m experiments.mixtures.evidence run
+    python -m experiments.mixtures.evidence report
 
-Beds (`experiments.mixture_beds`). All methods of a bed walk the same chain, DDIM with eta = 1 and T = 100, whose
+Beds (`experiments.mixtures.beds`). All methods of a bed walk the same chain, DDIM with eta = 1 and T = 100, whose
 network is exact (float64 inside, states in float32).
 
     ring           eight Gaussians on a circle of radius 4, std .3; r = log Σ_i exp(1.5 i) N(x; m_i, .3² I) + constant
@@ -46,17 +46,26 @@ import torch
 from torch import Tensor
 
 import treesearch as ts
-from backends.gaussian import GaussianMixture
-from backends.guidance import TrustRegion
-from experiments import mixtures_report
-from experiments.baselines import Setup
-from experiments.evidence import Cells, Reference, Row, check_seeds, command_line, locked, total_variation, where_it_ran
-from experiments.grids import How, baseline, chosen, entries, pick, schedules
-from experiments.mixture_beds import BEDS, Bed, chain
-from rewards.analytic import constant
-from treesearch.commands import count
+from experiments.mixtures import report as mixtures_report
+from experiments.mixtures.beds import BEDS, Bed, chain
+from experiments.shared.baselines import Setup
+from experiments.shared.evidence import (
+    Cells,
+    Reference,
+    Row,
+    check_seeds,
+    command_line,
+    locked,
+    total_variation,
+    where_it_ran,
+)
+from experiments.shared.grids import How, baseline, chosen, entries, pick, schedules
+from treesearch.backends.exact.gaussian import GaussianMixture
+from treesearch.backends.guidance import TrustRegion
+from treesearch.cli.commands import count
 from treesearch.errors import TreeSearchError
-from treesearch.result import SearchResult
+from treesearch.results.result import SearchResult
+from treesearch.rewards.analytic import constant
 
 LEVELS = (100, 80, 60, 40, 20)
 DRAWS = 2_000
@@ -153,7 +162,7 @@ def draw_reference(bed: Bed, scale: float) -> dict[str, Any]:
 
 
 def sampler(name: str, bed: Bed, **how: Any) -> Setup:
-    """One of `experiments.baselines`."""
+    """One of `experiments.shared.baselines`."""
     return baseline(bed.kernel(), bed.reward, SCHEDULES, name, lam=bed.lam, r_max=bed.r_max or 0.0, **how)
 
 

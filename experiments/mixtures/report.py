@@ -1,4 +1,4 @@
-"""Tables and the figure of `experiments.mixtures`, and what its numbers say, from its rows alone.
+"""Tables and the figure of `experiments.mixtures.evidence`, and what its numbers say, from its rows alone.
 
 MMD² is unbiased, so exact sampling has mean 0 and the floor that stands beside it; the figure shows its square root.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import evidence_duels as duels
-from experiments import evidence_figures as figures
-from experiments import evidence_report as shared
-from experiments.evidence import NOT_RUN, Row
-from experiments.evidence_report import Found, gather
-from treesearch.report import DASH, markdown_table
-from treesearch.tree import Tree
+from experiments.shared import evidence_duels as duels
+from experiments.shared import evidence_figures as figures
+from experiments.shared import evidence_report as shared
+from experiments.shared.evidence import NOT_RUN, Row
+from experiments.shared.evidence_report import Found, gather
+from treesearch.core.tree import Tree
+from treesearch.report.tables import DASH, markdown_table
 
 METRICS = {
     "mmd2": ("MMD² × 10³", 1e3),

@@ -8,7 +8,7 @@ about 2 (1 - mean k) / n, which keeps the train-against-test reference away from
 have the same size n. h is the median distance between images of the train and test sets, the same
 for every comparison. (Gretton et al., "A Kernel Two-Sample Test", 2012, eq. 5.)
 
-    python -m experiments.evaluate_mnist --data mnist.npz
+    python -m experiments.mnist.evaluate_mnist --data mnist.npz
 
 Writes figures.json and samples.png and ends with status 1 when a target is missed.
 """
@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.mnist import load_network, mnist_kernel, to_images
-from experiments.judge import grade
-from experiments.train_classifiers import blur, load_split
-from rewards.classifier import load_classifier
+from experiments.mnist.judge import grade
+from experiments.mnist.train_classifiers import blur, load_split
+from treesearch.backends.models.mnist import load_network, mnist_kernel, to_images
+from treesearch.rewards.images.classifier import load_classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Every baseline and the trees on the shipped MNIST model at equal NFE: sampling, search, anytime.
 
-    python -m experiments.mnist_evidence run --data mnist.npz
-    python -m experiments.mnist_evidence run --part search
-    python -m experiments.mnist_evidence report
+    python -m experiments.mnist.evidence run --data mnist.npz
+    python -m experiments.mnist.evidence run --part search
+    python -m experiments.mnist.evidence report
 
 Sampling. π(x_0) ∝ p(x_0) exp(r(x_0)) of the chain with T = 50, DDIM with eta = 1, for
 
@@ -11,17 +11,17 @@ Sampling. π(x_0) ∝ p(x_0) exp(r(x_0)) of the chain with T = 50, DDIM with eta
     conjunction  r = log p(8 | x) - 200 |mean pixel - .2|             heavy eights: .6 %
 
 (fractions of 2,000 rollouts; those of the pool are in the report). Features are the penultimate layer of the judge
-(`experiments.judge`), which no search can reach. Two references: real images of the class, train and test together,
-for the conjunction accepted with probability exp of its second term; and π of this very chain, from a pool of rollouts
-with seeds of their own, by rejection (r <= 0), or by systematic resampling with the weights exp(r) where fewer than 500
-are accepted. Metrics are of 2,000 draws with replacement, distinct leaves and roots beside them.
+(`experiments.mnist.judge`), which no search can reach. Two references: real images of the class, train and test
+together, for the conjunction accepted with probability exp of its second term; and π of this very chain, from a pool
+of rollouts with seeds of their own, by rejection (r <= 0), or by systematic resampling with the weights exp(r) where
+fewer than 500 are accepted. Metrics are of 2,000 draws with replacement, distinct leaves and roots beside them.
 
     FID = |m - m'|² + tr(S + S' - 2 (S S')^1/2)          Fréchet distance in judge features, not on Inception's scale
     diversity = mean over pairs of draws of 1 - cos      of judge features
 
-Protocol. Settings are chosen among at most six (`experiments.grids`) by MMD² to π at 10^4 NFE on the tuning seed; then
-the chosen ones are run, then the published ones. Grids, scores and choices are rows too. A cell keeps features, rewards
-and weights of its leaves in `--work`.
+Protocol. Settings are chosen among at most six (`experiments.shared.grids`) by MMD² to π at 10^4 NFE on the tuning
+seed; then the chosen ones are run, then the published ones. Grids, scores and choices are rows too. A cell keeps
+features, rewards and weights of its leaves in `--work`.
 
 Search. Best reward against NFE of greedy methods. Best-of-N takes its rollouts from the pool: rewards share them, and
 their seconds are in no row. Best-of-N, DTS*, TreeSearch and MCTS are anytime: a smaller budget is a prefix of
@@ -48,19 +48,20 @@ import torch
 from torch import Tensor
 
 import treesearch as ts
-from backends.guidance import TrustRegion
-from backends.mnist import mnist_kernel
-from experiments import judge, mnist_evidence_report
-from experiments.baselines import Setup
-from experiments.evidence import Cells, Reference, Row, check_seeds, command_line, locked, where_it_ran
-from experiments.grids import Entry, How, baseline, chosen, entries, pick, schedules
-from experiments.mnist_evidence_report import Names
-from experiments.train_classifiers import load_split
-from rewards import classifier, image
-from rewards.base import Reward
-from treesearch.commands import count
+from experiments.mnist import judge
+from experiments.mnist import report as mnist_evidence_report
+from experiments.mnist.report import Names
+from experiments.mnist.train_classifiers import load_split
+from experiments.shared.baselines import Setup
+from experiments.shared.evidence import Cells, Reference, Row, check_seeds, command_line, locked, where_it_ran
+from experiments.shared.grids import Entry, How, baseline, chosen, entries, pick, schedules
+from treesearch.backends.guidance import TrustRegion
+from treesearch.backends.models.mnist import mnist_kernel
+from treesearch.cli.commands import count
 from treesearch.errors import StoreError, TreeSearchError
-from treesearch.result import SearchResult, TaskResult
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.rewards.base import Reward
+from treesearch.rewards.images import classifier, image
 
 T = 50
 LEVELS = (50, 40, 30, 20, 10)
@@ -111,7 +112,7 @@ SEARCHED: dict[str, Callable[[], Reward]] = {
 
 
 def sampler(name: str, kernel: Any, reward: Reward, **how: Any) -> Setup:
-    """One of `experiments.baselines`."""
+    """One of `experiments.shared.baselines`."""
     return baseline(kernel, reward, SCHEDULES, name, **how)
 
 

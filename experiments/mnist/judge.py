@@ -1,7 +1,7 @@
 """The judge: a second digit classifier, kept out of reach of every search.
 
 A search climbs its reward, so its samples must be graded by something else. The judge differs from
-`rewards/classifier.py` in architecture (residual network, group norm, average pooling), in
+`rewards/images/classifier.py` in architecture (residual network, group norm, average pooling), in
 augmentation (rotations, scalings and shifts instead of noise and blur) and in seed. It was also
 shown images that are no digits (noise, blobs, shuffled quarters) with the uniform law over classes
 as their target, so a high top probability means "one clean digit". It lives in experiments/, which
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WEIGHTS = Path(__file__).parent / "weights" / "mnist_judge.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "weights" / "mnist_judge.safetensors"
 
 
 class Residual(nn.Module):

@@ -1,8 +1,8 @@
-"""Tables and figures of `experiments.mnist_evidence`, from its rows alone.
+"""Tables and figures of `experiments.mnist.evidence`, from its rows alone.
 
 Search. b(n) is the mean over seeds of the best reward within n NFE; that of best-of-N is the expectation over subsets
 of all its rollouts, Σ_i x_(i) C(i - 1, k - 1) / C(N, k) with k = n / T, which reaches beyond the budget B of one run.
-Ratios and crossings are those of `experiments.curves`, with best-of-N as the other.
+Ratios and crossings are those of `experiments.shared.curves`, with best-of-N as the other.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments import evidence_duels as duels
-from experiments import evidence_figures as drawn
-from experiments import evidence_report as shared
-from experiments.curves import FEW_SEEDS, Compared, Curve, area, compare, grid, value_at
-from experiments.evidence import NOT_RUN, Row, mean_se, table
-from experiments.evidence_report import COSTS, Found, gather
-from treesearch.report import markdown_table
+from experiments.shared import evidence_duels as duels
+from experiments.shared import evidence_figures as drawn
+from experiments.shared import evidence_report as shared
+from experiments.shared.curves import FEW_SEEDS, Compared, Curve, area, compare, grid, value_at
+from experiments.shared.evidence import NOT_RUN, Row, mean_se, table
+from experiments.shared.evidence_report import COSTS, Found, gather
+from treesearch.report.tables import markdown_table
 
 T = 50
 OWN = ("tree_sampling", "tree_sampling_guided")

@@ -1,10 +1,10 @@
-"""Train the reward classifier (`rewards/classifier.py`) and the judge (`experiments/judge.py`).
+"""Train the reward classifier (`rewards/images/classifier.py`) and the judge (`experiments/mnist/judge.py`).
 
 reward: cross-entropy; shifts by up to 2 pixels, half of each batch with Gaussian noise or blur
 judge:  cross-entropy; random rotation, scale and shift; one image in seven is no digit and has
         the uniform law over classes as its target
 
-python -m experiments.train_classifiers --data mnist.npz
+python -m experiments.mnist.train_classifiers --data mnist.npz
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from experiments.arrays import read_npz
-from experiments.judge import Judge
-from rewards.classifier import DigitClassifier
+from experiments.mnist.judge import Judge
+from experiments.shared.arrays import read_npz
+from treesearch.rewards.images.classifier import DigitClassifier
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """(images in [0, 1], one-hot labels, generator) -> the same, augmented."""

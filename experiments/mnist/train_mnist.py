@@ -1,4 +1,4 @@
-"""Train the embedded MNIST model (`backends/mnist.py`) and export its weights.
+"""Train the embedded MNIST model (`backends/models/mnist.py`) and export its weights.
 
     loss = E_{k, x_0, eps} || v_theta(x_k, k) - v_k ||^2
     v_k  = sqrt(alpha_bar_k) eps - sqrt(1 - alpha_bar_k) x_0
@@ -8,7 +8,7 @@ that `--epochs` can still be changed before the cool-down; EMA with warm-up. Eve
 an atomic checkpoint, one line of the curve and an export of the EMA weights. Draws of epoch e
 depend on (seed, e) only, so a resumed run repeats an uninterrupted one.
 
-    python -m experiments.train_mnist --data mnist.npz --out checkpoints/mnist
+    python -m experiments.mnist.train_mnist --data mnist.npz --out checkpoints/mnist
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backends.mnist import TRAIN_STEPS, build_network, cosine_alphas_cumprod
-from experiments.arrays import read_npz
+from experiments.shared.arrays import read_npz
+from treesearch.backends.models.mnist import TRAIN_STEPS, build_network, cosine_alphas_cumprod
 
 FIELDS = ["epoch", "step", "lr", "train_v_mse", "test_v_mse_ema", "images_per_s", "seconds"]
 

@@ -1,10 +1,10 @@
 """make demo-plan: plans in a maze with the shipped model, a table, a picture of the tree of plans and an animation.
 
-    python -m experiments.demo_plan
+    python -m experiments.planning.demo_plan
 
 Every method plans from start to goal for the same held-out pairs at the same NFE; the planned actions are made in the
-environment, open loop. Settings are those that `experiments.planning` chose on its tuning pairs; pairs are few here,
-and figures with intervals are that experiment's.
+environment, open loop. Settings are those that `experiments.planning.evidence` chose on its tuning pairs; pairs are
+few here, and figures with intervals are that experiment's.
 
     table.md     success and NFE of a decision
     plans.png    one search over the maze: predicted plans at each branching level, then the samples
@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import treesearch as ts
-from experiments.planning import METHODS, NARROW, Bed, Task, bed_of, play
-from experiments.pointmaze import Field, Pair, held_out_pairs
-from rewards.maze import MAZES
-from treesearch import plots
-from treesearch.planner import Planner
-from treesearch.report import markdown_table
-from treesearch.result import TaskResult
+from experiments.planning.evidence import METHODS, NARROW, Bed, Task, bed_of, play
+from experiments.planning.pointmaze import Field, Pair, held_out_pairs
+from treesearch.planning.planner import Planner
+from treesearch.report import plots
+from treesearch.report.tables import markdown_table
+from treesearch.results.result import TaskResult
+from treesearch.rewards.trajectories.maze import MAZES
 
 SHOWN = {"base": "base sampler", "best_of_n": "best-of-N", "fk": "FK", "dts_star": "DTS*"}
 SETTINGS: dict[str, dict[str, Any]] = {"fk": {"lam": 10.0}, "dts_star": NARROW | {"backup": "max"}}

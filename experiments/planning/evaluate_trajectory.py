@@ -5,7 +5,7 @@
 by length of the shortest route, with walls that plans cross, their dynamics error and what an evaluation costs. The
 interval is over pairs: plans of one pair are not independent.
 
-    python -m experiments.evaluate_trajectory --maze medium
+    python -m experiments.planning.evaluate_trajectory --maze medium
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 import treesearch as ts
-from backends.trajectory import TrajectoryKernel, trajectory_kernel
-from experiments.pointmaze import Array, Pair, Tracking, execute, held_out_pairs
-from rewards.analytic import constant
-from rewards.base import Reward
-from rewards.channels import known
-from rewards.dynamics import dynamics_consistency
-from rewards.maze import wall_collision
+from experiments.planning.pointmaze import Array, Pair, Tracking, execute, held_out_pairs
+from treesearch.backends.models.trajectory import TrajectoryKernel, trajectory_kernel
+from treesearch.rewards.analytic import constant
+from treesearch.rewards.base import Reward
+from treesearch.rewards.channels import known
+from treesearch.rewards.trajectories.dynamics import dynamics_consistency
+from treesearch.rewards.trajectories.maze import wall_collision
 
 BANDS = ((2, 4), (5, 7), (8, 10), (11, 14), (15, 99))
 

@@ -1,7 +1,7 @@
 """Planning in PointMaze: success and NFE per decision of every method, on pairs that the base sampler finds hard.
 
-    python -m experiments.planning run --maze medium
-    python -m experiments.planning report
+    python -m experiments.planning.evidence run --maze medium
+    python -m experiments.planning.evidence report
 
 Pairs are (start, goal) in held-out pairs of cells, `min_cells` or more apart. Before anything is compared, ten plans of
 the base sampler are carried out for each, with seeds of their own: it must arrive on 20 to 60 %, or horizon and
@@ -21,7 +21,7 @@ those of the same ordered pair of cells go together. Rewards, by name:
     execution   `maze_execution`: does it arrive, carried out in a model of the maze? A verifier that knows the maze
     plan        `maze_plan`: does it look sound? Rows in walls, dynamics error, goal missed
 
-Best-of-N by Q ranks by a critic learnt from the data in hindsight instead (`experiments.plan_critic`).
+Best-of-N by Q ranks by a critic learnt from the data in hindsight instead (`experiments.planning.plan_critic`).
 
 Sources: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), algorithm 1, the guided
 rule; Monte Carlo Tree Diffusion for System 2 Planning (Yoon et al., 2025), guidance scales as actions.
@@ -43,21 +43,21 @@ import numpy as np
 import torch
 
 import treesearch as ts
-from backends.guidance.diffuser import Diffuser
-from backends.guidance.scales import GuidanceScales
-from backends.trajectory import maze_kernel, trajectory_kernel
-from experiments import planning_report
-from experiments.evidence import Cells, Row, check_seeds, command_line, locked, where_it_ran
-from experiments.grids import How, pick
-from experiments.plan_critic import critic_reward
-from experiments.pointmaze import Acting, Field, Pair, held_out_pairs
-from rewards.base import Reward
-from rewards.channels import Channels
-from rewards.execution import maze_execution
-from rewards.maze import Maze, maze_plan
+from experiments.planning import report as planning_report
+from experiments.planning.plan_critic import critic_reward
+from experiments.planning.pointmaze import Acting, Field, Pair, held_out_pairs
+from experiments.shared.evidence import Cells, Row, check_seeds, command_line, locked, where_it_ran
+from experiments.shared.grids import How, pick
+from treesearch.backends.guidance.diffuser import Diffuser
+from treesearch.backends.models.trajectory import maze_kernel, trajectory_kernel
+from treesearch.backends.wrappers.scales import GuidanceScales
 from treesearch.errors import TreeSearchError
 from treesearch.methods.base import spaced_levels
-from treesearch.planner import Planner
+from treesearch.planning.planner import Planner
+from treesearch.rewards.base import Reward
+from treesearch.rewards.channels import Channels
+from treesearch.rewards.trajectories.execution import maze_execution
+from treesearch.rewards.trajectories.maze import Maze, maze_plan
 
 CHOICE_SEED = 7_000_000  # pairs, and the base sampler's plans for them
 TRIALS = 10
@@ -175,7 +175,7 @@ def bed_of(task: Task, num_steps: int, weights: Path | None = None, device: str 
     make = maze_kernel if weights is None else trajectory_kernel
     kernel = make(weights or task.maze, num_steps, horizon=task.horizon, device=device)  # type: ignore[operator]
     if kernel.card is None:
-        raise ValueError("the model has no card: expected one that experiments/train_trajectory.py wrote")
+        raise ValueError("the model has no card: expected one that experiments/planning/train_trajectory.py wrote")
     stride = kernel.card.stride
     return Bed(task.maze, kernel, reward_of(task, kernel.channels, stride), Acting(stride=stride))
 

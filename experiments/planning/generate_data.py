@@ -18,8 +18,8 @@ At equal NFE, by default that of n plain draws. Draws repeat trajectories: `dist
 and for the linear-Gaussian bed, whose target is known, the relative errors of mean and covariance. ± is the standard
 error over seeds. "exact" are draws of the target itself, n of them: what sampling error leaves.
 
-    python -m experiments.generate_data --bed gaussian
-    python -m experiments.generate_data --bed maze --n 32
+    python -m experiments.planning.generate_data --bed gaussian
+    python -m experiments.planning.generate_data --bed maze --n 32
 
 Source: Policy-Guided Diffusion (Jackson et al., 2024), section 5: likelihood, dynamics error and coverage of synthetic
 data; Conservatism and coverage are counted here in cells of a grid.
@@ -41,18 +41,18 @@ import torch
 from torch import Tensor
 
 import treesearch as ts
-from backends.gaussian_trajectories import GaussianTrajectories
-from backends.guidance import TDS
-from backends.guidance.policy import PolicyGuided
-from backends.trajectory import maze_kernel
-from experiments.evidence import mean_se, rounded, table, where_it_ran
-from rewards.base import Reward
-from rewards.channels import known
-from rewards.dynamics import PointMass, dynamics_consistency
-from rewards.policy import PolicyLikelihood
-from rewards.trajectory import discounted_return, goal_reaching
+from experiments.shared.evidence import mean_se, rounded, table, where_it_ran
+from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.guidance import TDS
+from treesearch.backends.guidance.policy import PolicyGuided
+from treesearch.backends.models.trajectory import maze_kernel
 from treesearch.export.minari import Episodes, collect, write_episodes
 from treesearch.methods.base import Method
+from treesearch.rewards.base import Reward
+from treesearch.rewards.channels import known
+from treesearch.rewards.trajectories.dynamics import PointMass, dynamics_consistency
+from treesearch.rewards.trajectories.policy import PolicyLikelihood
+from treesearch.rewards.trajectories.trajectory import discounted_return, goal_reaching
 
 Figures = dict[str, float]
 

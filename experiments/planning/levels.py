@@ -1,6 +1,6 @@
 """At which denoising level is the success of a plan decided, and how early does the predicted endpoint know it?
 
-    python -m experiments.planning_levels --maze medium
+    python -m experiments.planning.levels --maze medium
 
 For each pair K chains run down from x_T; at each level M continuations are drawn from each chain's state. Printed are,
 by level, means over pairs of
@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.planning import Bed, Task, bed_of
-from experiments.pointmaze import held_out_pairs
-from treesearch.report import markdown_table
+from experiments.planning.evidence import Bed, Task, bed_of
+from experiments.planning.pointmaze import held_out_pairs
+from treesearch.report.tables import markdown_table
 
 F64 = NDArray[np.float64]
 LOWEST = -3.0  # cells; plans that miss by more are all alike

@@ -5,7 +5,7 @@
 An episode of low σ is the agent's own, one of high σ is barely a gait: a mixture of grades, like the replay buffer of
 an agent that is half trained, which a model imitates as a whole and a search can choose from.
 
-    python -m experiments.locomotion --agent sac_HalfCheetah.npz --out runs/locomotion/halfcheetah.npz
+    python -m experiments.planning.locomotion --agent sac_HalfCheetah.npz --out runs/locomotion/halfcheetah.npz
 
 Agents: npz files of an actor observation-256-256-action (relu, tanh at the end), weights `latent_pi.{0,2}` and `mu`.
 Environments: gymnasium's MuJoCo tasks. Name of the mixture: D4RL (Fu et al., 2020), section 5, "medium-replay".
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.arrays import read_npz
+from experiments.shared.arrays import read_npz
 
 Array = NDArray[Any]
 NOISE = (0.2, 0.4, 0.6, 0.8, 1.0)

@@ -1,7 +1,7 @@
 """Locomotion by planning: return of every method at equal NFE, beside the behaviour that the model was trained on.
 
-    python -m experiments.locomotion_planning run --weights runs/locomotion/halfcheetah.safetensors
-    python -m experiments.locomotion_planning report --data runs/locomotion/halfcheetah.npz
+    python -m experiments.planning.locomotion_planning run --weights runs/locomotion/halfcheetah.safetensors
+    python -m experiments.planning.locomotion_planning report --data runs/locomotion/halfcheetah.npz
 
 Every decision plans H steps for `episodes` environments at once, executes the first `steps` actions of the plan with
 the highest return, as the model predicts it, and replans. A cell is one method at one budget from one set of first
@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 
 import treesearch as ts
-from backends.guidance.diffuser import Diffuser
-from backends.trajectory import TrajectoryKernel, trajectory_kernel
-from experiments.evidence import Cells, Row, check_seeds, command_line, locked, read, table, where_it_ran
-from experiments.grids import How, pick
-from experiments.locomotion import Array, Runners
-from experiments.offline_data import joined, read_npz
-from experiments.planning import NARROW, Setup
-from experiments.planning_report import bootstrap
-from rewards.trajectory import discounted_return
+from experiments.planning.evidence import NARROW, Setup
+from experiments.planning.locomotion import Array, Runners
+from experiments.planning.offline_data import joined, read_npz
+from experiments.planning.report import bootstrap
+from experiments.shared.evidence import Cells, Row, check_seeds, command_line, locked, read, table, where_it_ran
+from experiments.shared.grids import How, pick
+from treesearch.backends.guidance.diffuser import Diffuser
+from treesearch.backends.models.trajectory import TrajectoryKernel, trajectory_kernel
 from treesearch.errors import TreeSearchError
+from treesearch.rewards.trajectories.trajectory import discounted_return
 
 FIRST_STATES = 9_000_000  # seeds of first states, apart from those of the data
 KEY = ("split", "method", "settings", "rollouts", "seed")

@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.arrays import check_hdf5, read_hdf5
-from experiments.arrays import read_npz as read_npz_arrays
-from rewards.channels import Channels
+from experiments.shared.arrays import check_hdf5, read_hdf5
+from experiments.shared.arrays import read_npz as read_npz_arrays
+from treesearch.rewards.channels import Channels
 
 Array = NDArray[Any]
 Bounds = tuple[float | Array, float | Array] | None

@@ -5,7 +5,7 @@
 
 γ^k is the return of a goal that is entered once, k rows later, under the behaviour; positions of other segments count
 as never reached, so that Q is low where actions lead away. Good for ranking, not for reading times off. An
-ensemble of networks is fitted by least squares; `rewards.critic.Critic` takes its smallest value, at one row or
+ensemble of networks is fitted by least squares; `trajectories.critic.Critic` takes its smallest value, at one row or
 averaged over all of a plan. The goal is part of the observation.
 
 Sources: Hindsight Experience Replay (Andrychowicz et al., 2017), section 4.1, for goals taken from the future;
@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.pointmaze import generate
-from rewards.base import Reward
-from rewards.channels import Channels
-from rewards.critic import Critic
-from rewards.trajectory import goals
+from experiments.planning.pointmaze import generate
+from treesearch.rewards.base import Reward
+from treesearch.rewards.channels import Channels
+from treesearch.rewards.trajectories.critic import Critic
+from treesearch.rewards.trajectories.trajectory import goals
 
 DISCOUNT = 0.98
 ELSEWHERE = 0.25  # share of goals from other segments

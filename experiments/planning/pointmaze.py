@@ -5,7 +5,7 @@ The behaviour walks from cell to cell along a route that is shortest under rando
 control with random gains and correlated noise, then hovers about its goal. A segment is one trip with its hovering;
 the next one starts where it ended. Trips between held-out (start cell, goal cell) pairs never occur.
 
-    python -m experiments.pointmaze --maze medium --out runs/pointmaze/medium.npz
+    python -m experiments.planning.pointmaze --maze medium --out runs/pointmaze/medium.npz
 
 Environments: gymnasium-robotics, PointMaze_{UMaze,Medium,Large}-v3, after D4RL: Datasets for Deep Data-Driven
 Reinforcement Learning (Fu et al., 2020), section 5, whose data are made by a planner and such a controller as well.
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.maze import Maze
-from rewards.trajectory import RADIUS
+from treesearch.rewards.trajectories.maze import Maze
+from treesearch.rewards.trajectories.trajectory import RADIUS
 
 Array = NDArray[Any]
 Cell = tuple[int, int]

@@ -1,4 +1,4 @@
-"""Tables and the figure of `experiments.planning`, from its rows alone.
+"""Tables and the figure of `experiments.planning.evidence`, from its rows alone.
 
 S is 0 or 1 by seed and pair. Success is the mean of S; its interval is of the percentile bootstrap over groups of pairs
 with the same cells, with all their seeds: what other cells would give. Differences and ratios use the same draw of
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.curves import Curve, compare
-from experiments.evidence import NOT_RUN, Row, mean_se, read, table
-from treesearch.report import markdown_table
+from experiments.shared.curves import Curve, compare
+from experiments.shared.evidence import NOT_RUN, Row, mean_se, read, table
+from treesearch.report.tables import markdown_table
 
 F64 = NDArray[np.float64]
 DRAWS = 2_000

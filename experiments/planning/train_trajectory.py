@@ -1,4 +1,4 @@
-"""Train a trajectory model (`backends/trajectory.py`) on logged data and export its weights.
+"""Train a trajectory model (`backends/models/trajectory.py`) on logged data and export its weights.
 
     loss = E_{k, x_0, ε, M} Σ_{free entries} w_k (f_θ(x_k, k, M) - x_0)² / number of them,   w_k = min(max(SNR_k, 1), 5)
 
@@ -7,7 +7,7 @@ the start, or nothing. AdamW with warm-up, a flat stretch and a cosine cool-down
 optimiser steps) ends with an atomic checkpoint, one line of the curve and an export of the EMA weights. Draws of epoch
 e depend on (seed, e) only, so a resumed run repeats an uninterrupted one.
 
-    python -m experiments.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium
+    python -m experiments.planning.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium
 
 The weight is that of Progressive Distillation (Salimans and Ho, 2022), section 4, with a ceiling as in
 Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023).
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backends.mnist import TRAIN_STEPS, cosine_alphas_cumprod
-from backends.trajectory import WIDTHS, Card, Normalisation, TrajectoryNetwork, save_model
-from experiments.offline_data import Array, DataError, OfflineData, joined, read_d4rl, read_minari, read_npz
-from rewards.channels import Channels
-from rewards.maze import MAZES
+from experiments.planning.offline_data import Array, DataError, OfflineData, joined, read_d4rl, read_minari, read_npz
+from treesearch.backends.models.mnist import TRAIN_STEPS, cosine_alphas_cumprod
+from treesearch.backends.models.trajectory import WIDTHS, Card, Normalisation, TrajectoryNetwork, save_model
+from treesearch.rewards.channels import Channels
+from treesearch.rewards.trajectories.maze import MAZES
 
 FIELDS = ["epoch", "step", "lr", "train_loss", "test_loss_ema", "windows_per_s", "seconds"]
 
@@ -221,7 +221,7 @@ def task_of(args: Args) -> Task:
     """Read and check the data.
 
     Raises:
-        DataError: data of another format, or that are damaged, see `experiments.offline_data`.
+        DataError: data of another format, or that are damaged, see `experiments.planning.offline_data`.
     """
     for path in args.data:
         if path.suffix not in READERS:

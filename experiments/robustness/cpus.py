@@ -4,9 +4,9 @@
     threads         one, two
     load            a busy loop beside every core, as many again as there are
 
-The tests must pass, the demo must end well, and the figures of `experiments.exactness` must be the committed ones:
-their chains compute in float64, where only the order of sums may differ. Settings run one after another; what failed
-where is said at the end, and its output is kept. What has passed at the same commit is not run again.
+The tests must pass, the demo must end well, and the figures of `experiments.bench.exactness` must be the committed
+ones: their chains compute in float64, where only the order of sums may differ. Settings run one after another; what
+failed where is said at the end, and its output is kept. What has passed at the same commit is not run again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import tyro
 
 from treesearch import host
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results" / "exactness.json"
 UNITS = (
     {"ATEN_CPU_CAPABILITY": "default"},
@@ -126,7 +126,7 @@ def figures(setting: Setting, args: Args) -> str:
     del args
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "exactness.json"
-        done = run(["experiments.exactness", "--out", str(out)], setting)
+        done = run(["experiments.bench.exactness", "--out", str(out)], setting)
         if done.returncode:
             return done.stdout
         found, shipped = (json.loads(path.read_text("utf-8")) for path in (out, RESULTS))

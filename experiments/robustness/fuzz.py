@@ -1,9 +1,9 @@
 """Run folders, damaged and forged: 10,000 of them are looked at and resumed, and each must end well.
 
-`experiments/fuzz_mutations.py` has what is done to them, `experiments/fuzz_judge.py` what they come to. A traceback, a
-signal, a hang, more memory than allowed, a number that is silently another, a look that changes the folder, a file
-written elsewhere or a neighbour that is not listed any more is a fault. Processes share the cases; each case depends on
-(seed, number) alone: `--seed S --first K --n 1` repeats case K.
+`experiments/robustness/fuzz_mutations.py` has what is done to them, `experiments/robustness/fuzz_judge.py` what they
+come to. A traceback, a signal, a hang, more memory than allowed, a number that is silently another, a look that
+changes the folder, a file written elsewhere or a neighbour that is not listed any more is a fault. Processes share the
+cases; each case depends on (seed, number) alone: `--seed S --first K --n 1` repeats case K.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import tyro
 
-from experiments.fuzz_judge import Base, case, make_bases, planned
+from experiments.robustness.fuzz_judge import Base, case, make_bases, planned
 from treesearch import host
 
 BATCH, SECONDS, ROOM = (

@@ -33,12 +33,15 @@ import numpy as np
 import torch
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from experiments import fuzz_mutations as mutations
-from rewards.analytic import linear
-from rewards.base import RewardError
-from treesearch import cli, commands, runs, session
-from treesearch.session import read_result
+from experiments.robustness import fuzz_mutations as mutations
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.cli import commands
+from treesearch.cli import main as cli
+from treesearch.rewards.analytic import linear
+from treesearch.rewards.base import RewardError
+from treesearch.runs import folder as runs
+from treesearch.session import session
+from treesearch.session.session import read_result
 
 KERNEL, REWARD, SEED, NFE = LinearGaussian(num_steps=6, dim=3), linear(0.7), 3, 360
 COMMAND = {"kernel": "gaussian(num_steps=6, dim=3)", "reward": "linear(0.7)"}

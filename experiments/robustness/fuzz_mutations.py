@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch import runs
+from treesearch.runs import folder as runs
 
 Mutation = Callable[[random.Random, Path, Path], None]
 MAGIC, HEAD = 12, struct.Struct("<4sIIIII")  # of tree.bin; its blocks' heads

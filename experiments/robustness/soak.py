@@ -26,10 +26,10 @@ import tyro
 from torch import Tensor
 
 import treesearch as ts
-from backends.base import Gaussian
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
 from treesearch import host
+from treesearch.backends.base import Gaussian
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.analytic import linear
 
 COLUMNS = ("parent", "t", "visits", "value", "reward", "log_w", "key")
 METHODS = {

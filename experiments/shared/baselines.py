@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import treesearch as ts
-from backends.base import describe
-from backends.guidance import DAS, DPS, TDS
-from backends.guidance.dps import Normalise
-from rewards.base import Reward
+from treesearch.backends.base import describe
+from treesearch.backends.guidance import DAS, DPS, TDS
+from treesearch.backends.guidance.dps import Normalise
+from treesearch.rewards.base import Reward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from treesearch.errors import StoreError, TreeSearchError
-from treesearch.report import markdown_table
+from treesearch.report.tables import markdown_table
 
 Row = dict[str, Any]
 NOT_RUN = "not run"

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.baselines import BASELINES
-from experiments.curves import FEW_SEEDS, Compared, Curve, area, compare
-from experiments.evidence import NOT_RUN, mean_se, table
-from experiments.evidence_report import FAILED, WHICH, Found, Line, Which
+from experiments.shared.baselines import BASELINES
+from experiments.shared.curves import FEW_SEEDS, Compared, Curve, area, compare
+from experiments.shared.evidence import NOT_RUN, mean_se, table
+from experiments.shared.evidence_report import FAILED, WHICH, Found, Line, Which
 from treesearch.errors import missing
-from treesearch.report import DASH, markdown_table
+from treesearch.report.tables import DASH, markdown_table
 
 RULE = (
     "Better, worse: the 95 % interval (Student's t) of the mean difference, paired by seed, excludes 0; level: it does "

@@ -7,9 +7,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from experiments.evidence import NOT_RUN, Row
-from experiments.evidence_duels import trees
-from experiments.evidence_report import Found
+from experiments.shared.evidence import NOT_RUN, Row
+from experiments.shared.evidence_duels import trees
+from experiments.shared.evidence_report import Found
 from treesearch.errors import missing
 
 

@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.evidence import NOT_RUN, Mean, Row, mean_se, read, table
+from experiments.shared.evidence import NOT_RUN, Mean, Row, mean_se, read, table
 from treesearch.errors import StoreError
-from treesearch.report import DASH, markdown_table
+from treesearch.report.tables import DASH, markdown_table
 
 Which = Literal["published", "tuned"]
 WHICH: tuple[Which, ...] = ("published", "tuned")

@@ -4,7 +4,7 @@ Schedules go by name, so that settings are JSON; "five" are the levels of the tr
 for draws of x_T. The step of DPS is in units of the reward, so each experiment has a grid of its own for it.
 
 Sources of the published settings: Diffusion Tree Sampling (Jain et al., 2025), appendix F, for the levels, for FK and
-the trees; the papers in `experiments.baselines` for the others.
+the trees; the papers in `experiments.shared.baselines` for the others.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from experiments.baselines import BASELINES, Settings, Setup
-from rewards.base import Reward
+from experiments.shared.baselines import BASELINES, Settings, Setup
+from treesearch.rewards.base import Reward
 
 How = dict[str, Any]
 
@@ -59,7 +59,7 @@ def baseline(
     lam: float = 1.0,
     **how: Any,
 ) -> Setup:
-    """One of `experiments.baselines`."""
+    """One of `experiments.shared.baselines`."""
     settings = Settings(lam=inf if greedy else lam, schedule=named[schedule], **how)
     return BASELINES[name](kernel, reward, settings)
 

@@ -1,7 +1,7 @@
 """Best reward against NFE on 200 prompts: the protocol of DTS* on Stable Diffusion 1.5, for any kernel and reward.
 
-    python -m experiments.drawbench run --prompts drawbench.csv --out runs/drawbench
-    python -m experiments.drawbench report runs/drawbench
+    python -m experiments.text_to_image.drawbench run --prompts drawbench.csv --out runs/drawbench
+    python -m experiments.text_to_image.drawbench report runs/drawbench
 
 Published: 200 DrawBench prompts, ImageReward, 1k to 100k NFE a prompt, DDIM with eta = 1 and 50 steps, branching and
 resampling at five equally spaced levels; best-of-N, FK steering (max potential, λ = 10, ESS-adaptive) and DTS* with
@@ -55,18 +55,19 @@ from torch import Tensor
 from tyro.conf import Positional
 
 import treesearch as ts
-from backends.base import Kernel, describe
-from experiments import drawbench_report
-from experiments.drawbench_report import ROWS, read
-from rewards.base import Reward, RewardError
-from treesearch import plots, specs
-from treesearch.commands import count
+from experiments.text_to_image import report as drawbench_report
+from experiments.text_to_image.report import ROWS, read
+from treesearch.backends.base import Kernel, describe
+from treesearch.cli.commands import count
+from treesearch.core.noise import root_key
+from treesearch.core.tree import Tree
 from treesearch.errors import StoreError, TreeSearchError
 from treesearch.methods.base import Method
-from treesearch.noise import root_key
-from treesearch.report import Progress
-from treesearch.result import SearchResult, TaskResult
-from treesearch.tree import Tree
+from treesearch.registry import registry as specs
+from treesearch.report import plots
+from treesearch.report.tables import Progress
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.rewards.base import Reward, RewardError
 
 KERNEL = (
     'diffusers("stable-diffusion-v1-5/stable-diffusion-v1-5", '
@@ -77,7 +78,7 @@ PROTOCOL = {
     "fk": 'fk(potential="max", lam=10.0, ess_threshold=0.5, resampling="multinomial")',
     "dts_star": "dts_star(lam=1.0, c_uct=1.0, widening_c=2.0, widening_alpha=0.8, wave=1)",
 }
-OWN = Path(__file__).parent / "prompts" / "own200.csv"
+OWN = Path(__file__).parents[1] / "prompts" / "own200.csv"
 OWN_LABEL = "NOT DrawBench: prompts written for this repository in its eleven categories"
 OFFICIAL_LABEL = "DrawBench (Saharia et al., 2022)"
 OTHER_LABEL = "NOT DrawBench: prompts of the user's file"
@@ -206,7 +207,7 @@ class Run:
                 if not job.keys <= done:
                     with Progress(f"{i + 1}/{len(jobs)} {job.label} {job.levels[-1]} x {len(job.prompts)}") as live:
                         self._cell(job, kernel, reward, graders, live)
-        print(f"python -m experiments.drawbench report {self.out}")
+        print(f"python -m experiments.text_to_image.drawbench report {self.out}")
         return 0
 
     def _levels(self) -> tuple[int, ...]:
@@ -463,7 +464,7 @@ def extractor(spec: str, device: torch.device) -> tuple[Features, Callable[[Tens
 def flat_pixels(samples: Any) -> Tensor:
     """Pixels of images, (n, c h w)."""
     if not isinstance(samples, Tensor):
-        from rewards.vision import pixels
+        from treesearch.rewards.images.vision import pixels
 
         samples = pixels(samples)
     return samples.double().flatten(1).cpu()
@@ -471,7 +472,7 @@ def flat_pixels(samples: Any) -> Tensor:
 
 def clip_features(checkpoint: str, device: str) -> Features:
     """Unit image embeddings of a CLIP model of transformers."""
-    from rewards.clip import Clip
+    from treesearch.rewards.images.clip import Clip
 
     clip = Clip(checkpoint=checkpoint, processor=checkpoint)
 

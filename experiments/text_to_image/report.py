@@ -1,4 +1,4 @@
-"""Tables and the figure of `experiments.drawbench`, from its rows alone.
+"""Tables and the figure of `experiments.text_to_image.drawbench`, from its rows alone.
 
 Means over prompts of the best reward (over seeds first), with percentile bootstrap intervals over prompts; the NFE
 that best-of-N needs for the same mean, log-linear between its levels; and what the reward does not show: rewards that
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.errors import StoreError, missing
-from treesearch.report import DASH, markdown_table
+from treesearch.report.tables import DASH, markdown_table
 
 ROWS = "cells.jsonl"
 RESAMPLES = 2_000

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards import vision
-from rewards.base import Reward, facts
-from rewards.clip import DEFAULT, SQUARE, Clip, check_clip
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.images import vision
+from treesearch.rewards.images.clip import DEFAULT, SQUARE, Clip, check_clip
 
 CHECKPOINT = "ttj/sac-logos-ava1-l14-linearMSE"
 

@@ -18,7 +18,7 @@ from importlib import resources
 import torch
 from torch import Tensor, nn
 
-from rewards.base import Reward, facts
+from treesearch.rewards.base import Reward, facts
 
 WEIGHTS = "mnist_classifier.safetensors"
 _FACTS = {
@@ -96,7 +96,7 @@ def load_classifier(device: str = "cpu") -> nn.Module:
         raise ImportError(message) from error
     with torch.device("cpu"):  # whatever torch's default device and dtype
         network = DigitClassifier().float()
-    network.load_state_dict(load(resources.files("rewards").joinpath("weights", WEIGHTS).read_bytes()))
+    network.load_state_dict(load(resources.files("treesearch.rewards").joinpath("weights", WEIGHTS).read_bytes()))
     return network.to(device).eval().requires_grad_(False)
 
 

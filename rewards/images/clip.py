@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import vision
-from rewards.base import Reward
+from treesearch.rewards.base import Reward
+from treesearch.rewards.images import vision
 
 DEFAULT = "openai/clip-vit-large-patch14"
 TOKENS = 77

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from rewards import vision
-from rewards.base import Reward, facts
-from rewards.clip import CUT, DEFAULT, SQUARE, Clip, check_clip, prompt_reward
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.images import vision
+from treesearch.rewards.images.clip import CUT, DEFAULT, SQUARE, Clip, check_clip, prompt_reward
 
 
 @facts(

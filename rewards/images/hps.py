@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import vision
-from rewards.base import Reward, facts
-from rewards.clip import CUT, TOKENS, Clip, prompt_reward
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.images import vision
+from treesearch.rewards.images.clip import CUT, TOKENS, Clip, prompt_reward
 
 CHECKPOINT = "xswu/HPSv2/HPS_v2.1_compressed.pt"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

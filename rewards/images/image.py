@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.numeric import is_number
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.numeric import is_number
 
 _BLACK = "Black et al. 2023, Training Diffusion Models with Reinforcement Learning"
 _IMAGES = "images (n, c, h, w) in [0, 1]"

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rewards import vision
-from rewards.base import Reward, facts
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.images import vision
 
 
 @facts(

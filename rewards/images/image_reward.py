@@ -11,7 +11,7 @@ own matching head, not here), every image token is attended to, and the layer no
 The published weights are a pickle, which torch's weights-only reader reads without running code; any other pickle needs
 `allow_pickle=True`. To have none, turn it once into a file that holds nothing but tensors:
 
-    python -m rewards.image_reward convert ImageReward.pt ImageReward.safetensors
+    python -m treesearch.rewards.images.image_reward convert ImageReward.pt ImageReward.safetensors
 
 Source: ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation (Xu et al., 2023), sec. 3.
 """
@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards import vision
-from rewards.base import Reward, facts
-from rewards.clip import SQUARE
-from rewards.numeric import is_whole
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.images import vision
+from treesearch.rewards.images.clip import SQUARE
+from treesearch.rewards.numeric import is_whole
 
 PUBLISHED = "zai-org/ImageReward/ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -259,9 +259,9 @@ def _load(checkpoint: str, tokenizer: str, device: str, dtype: torch.dtype, allo
 
 
 def main(arguments: Sequence[str]) -> None:
-    """python -m rewards.image_reward convert SOURCE TARGET"""
+    """python -m treesearch.rewards.images.image_reward convert SOURCE TARGET"""
     if len(arguments) != 3 or arguments[0] != "convert":
-        sys.exit("usage: python -m rewards.image_reward convert ImageReward.pt ImageReward.safetensors")
+        sys.exit("usage: python -m rewards.images.image_reward convert ImageReward.pt ImageReward.safetensors")
     convert(arguments[1], arguments[2])
 
 

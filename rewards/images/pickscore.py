@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from rewards import vision
-from rewards.base import Reward, facts
-from rewards.clip import CUT, SQUARE, Clip, check_clip, prompt_reward
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.images import vision
+from treesearch.rewards.images.clip import CUT, SQUARE, Clip, check_clip, prompt_reward
 
 CHECKPOINT = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -17,8 +17,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rewards.base import Reward, built_from
-from rewards.numeric import is_whole
+from treesearch.rewards.base import Reward, built_from
+from treesearch.rewards.numeric import is_whole
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

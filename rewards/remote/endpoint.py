@@ -25,10 +25,10 @@ from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from rewards.base import RewardError
-from rewards.exchange import Answer, Exchange
-from rewards.numeric import is_number
-from rewards.redact import secrets_of, struck
+from treesearch.rewards.base import RewardError
+from treesearch.rewards.numeric import is_number
+from treesearch.rewards.redact import secrets_of, struck
+from treesearch.rewards.remote.exchange import Answer, Exchange
 
 Ask = Callable[[Any], Any]
 """Posts a JSON value and returns the JSON value that came back."""

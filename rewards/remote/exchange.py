@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from threading import Lock, Thread, current_thread
 from typing import Any, NamedTuple
 
-_NAME = "rewards.exchange"
+_NAME = "treesearch.rewards.remote.exchange"
 
 
 def _of_others(record: logging.LogRecord) -> bool:

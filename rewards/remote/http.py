@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
-from rewards.numeric import is_whole
-from rewards.vision import pixels
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.images.vision import pixels
+from treesearch.rewards.numeric import is_whole
+from treesearch.rewards.remote.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
 
 Build = Callable[[Any, Sequence[Any] | None], Any]
 Parse = Callable[[Any], Sequence[float]]
@@ -149,7 +149,7 @@ def base64_pngs(samples: Any) -> list[str]:
     """Images as base64 PNGs with 8 bits a channel, for requests.
 
     Args:
-        samples: n images, as `rewards.vision.pixels` takes them; those of a sequence may differ in size.
+        samples: n images, as `rewards.images.vision.pixels` takes them; those of a sequence may differ in size.
     """
     images = [pixels(samples[i : i + 1])[0] for i in range(len(samples))]
     return [base64.b64encode(_png(image)).decode() for image in images]

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit, urlunsplit
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
-from rewards.numeric import is_number
-from rewards.remote import base64_pngs, check_pairs
-from rewards.verdict import read_number
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.numeric import is_number
+from treesearch.rewards.remote.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
+from treesearch.rewards.remote.http import base64_pngs, check_pairs
+from treesearch.rewards.remote.verdict import read_number
 
 RUBRIC = """You grade images that were made from a prompt.
 Prompt: {prompt}

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.channels import TRAJECTORIES, Channels, as_channels
-from rewards.policy import per_row, placed
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels
+from treesearch.rewards.trajectories.policy import per_row, placed
 
 Q = Callable[[Tensor, Tensor], Tensor]
 """(observations (n, S), actions (n, A)) -> (n,) or (n, 1)."""

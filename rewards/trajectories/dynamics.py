@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.channels import TRAJECTORIES, Channels, as_channels
-from rewards.numeric import is_positive
-from rewards.policy import placed
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels
+from treesearch.rewards.numeric import is_positive
+from treesearch.rewards.trajectories.policy import placed
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """(observations (..., S), actions (..., A)) -> the observations after them (..., S)."""

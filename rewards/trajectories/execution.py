@@ -22,13 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
-from rewards.dynamics import PointMass
-from rewards.maze import POINT, Map, Maze, check_reachable
-from rewards.numeric import is_whole
-from rewards.trajectory import RADIUS, distance, goals
-from rewards.ways import way
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels, entry
+from treesearch.rewards.numeric import is_whole
+from treesearch.rewards.trajectories.dynamics import PointMass
+from treesearch.rewards.trajectories.maze import POINT, Map, Maze, check_reachable
+from treesearch.rewards.trajectories.trajectory import RADIUS, distance, goals
+from treesearch.rewards.trajectories.ways import way
 
 
 @facts(

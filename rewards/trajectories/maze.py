@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
-from rewards.dynamics import dynamics_consistency
-from rewards.numeric import is_number, is_positive, is_whole
-from rewards.trajectory import RADIUS, distance, entries, goal_reaching
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels, entry
+from treesearch.rewards.numeric import is_number, is_positive, is_whole
+from treesearch.rewards.trajectories.dynamics import dynamics_consistency
+from treesearch.rewards.trajectories.trajectory import RADIUS, distance, entries, goal_reaching
 
 POINT = 0.1
 """Radius of PointMaze's ball: its centre stays this far from walls."""

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.channels import TRAJECTORIES, Channels, as_channels
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels
 
 
 @facts(

@@ -7,8 +7,9 @@
     novelty            min_j (mean_h |s_h - s_h^(j)|²)^{1/2}           distance to the nearest reference
 
 p_h is the position, a few entries of the observation s_h. All are finite for any finite trajectory, endpoint
-predictions included, and have a gradient almost everywhere. Walls are in `rewards/maze.py`, dynamics in
-`rewards/dynamics.py`, policies in `rewards/policy.py`, critics in `rewards/critic.py`.
+predictions included, and have a gradient almost everywhere. Walls are in `rewards/trajectories/maze.py`, dynamics in
+`rewards/trajectories/dynamics.py`, policies in `rewards/trajectories/policy.py`, critics in
+`rewards/trajectories/critic.py`.
 
 Source of the novelty score: Abandoning Objectives: Evolution through the Search for Novelty Alone (Lehman and Stanley,
 2011), with one neighbour.
@@ -22,9 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, facts
-from rewards.channels import TRAJECTORIES, Channels, as_channels, entry
-from rewards.numeric import is_number
+from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels, entry
+from treesearch.rewards.numeric import is_number
 
 RADIUS = 0.45
 """Distance at which PointMaze calls a goal reached."""

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rewards.maze import Maze
-from rewards.trajectory import distance
+from treesearch.rewards.trajectories.maze import Maze
+from treesearch.rewards.trajectories.trajectory import distance
 
 NODES = 8
 _STEPS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from tolerance import float32_tolerance
 from torch import nn
 
 import treesearch as ts
-from backends.base import describe
-from backends.diffusion import Chain, DiffusionKernel, to_endpoint
-from backends.schedules import Schedule, respace
-from treesearch.noise import normals
-from treesearch.tree import ROOT
+from tests.support.tolerance import float32_tolerance
+from treesearch.backends.base import describe
+from treesearch.backends.chains.diffusion import Chain, DiffusionKernel, to_endpoint
+from treesearch.backends.chains.schedules import Schedule, respace
+from treesearch.core.noise import normals
+from treesearch.core.tree import ROOT
 
 SHAPE, N, T = (2, 4, 4), 1000, 10
 NAMES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -287,8 +287,8 @@ def test_fingerprint_changes_with_weights_and_settings() -> None:
 
 BUILD = """
 import torch
-from backends.diffusion import DiffusionKernel
-from backends.schedules import Schedule
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
 model = torch.nn.Linear(3, 3)
 model.weight.data, model.bias.data = torch.arange(9.0).reshape(3, 3), torch.zeros(3)
 schedule = Schedule.variance_preserving(torch.linspace(0.99, 0.01, 50), 5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from backends.enumerable import DiscreteChain, MaskedChain
+from treesearch.backends.exact.enumerable import DiscreteChain, MaskedChain
 from treesearch.testing import bare_chain
 
 F64 = torch.float64

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from backends import fingerprint
-from backends.diffusion import DiffusionKernel
-from backends.mnist import mnist_kernel
-from backends.schedules import Schedule
+from treesearch.backends.base import fingerprint
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.models.mnist import mnist_kernel
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Scaled:
@@ -142,10 +142,11 @@ def test_what_changes_nothing_is_not_seen(what):
 
 
 def test_another_process_finds_the_same():
-    line = "import test_fingerprint as t; n = t.net(); n.register_forward_hook(t.hook(2.0)); print(t.fingerprint.of(n))"
+    line = "import tests.backends.test_fingerprint as t\n"
+    line += "n = t.net(); n.register_forward_hook(t.hook(2.0)); print(t.fingerprint.of(n))"
     found = set()
     for seed in ("1", "2"):
-        env = {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        env = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         run = [sys.executable, "-c", line]
         found.add(subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout.strip())
     network = net()

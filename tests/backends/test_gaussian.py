@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from conftest import BEDS
 from scipy import stats
 
-from backends.base import log_normal
-from backends.gaussian import GaussianMixture, LinearGaussian, Tilt
+from tests.support.beds import BEDS
+from treesearch.backends.base import log_normal
+from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian, Tilt
 from treesearch.testing import bare_chain
 
 F64 = torch.float64

@@ -8,13 +8,13 @@ import inspect
 import diffusers
 import pytest
 import torch
-from test_pipelines import PROMPTS, SIZE, cond_of, noises, pipeline, walk
-from tolerance import EPS, float32_tolerance
 
-from backends.diffusion import Chain
-from backends.pipelines import DiffusersKernel
-from backends.pipelines.kernel import _chain
-from backends.schedules import Schedule
+from tests.backends.test_pipelines import PROMPTS, SIZE, cond_of, noises, pipeline, walk
+from tests.support.tolerance import EPS, float32_tolerance
+from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.backends.pipelines.kernel import _chain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),

@@ -3,20 +3,20 @@
 import math
 from dataclasses import replace
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS, half_a_step
-from laws import populations, unbiased
 
 import treesearch as ts
-from backends.base import Gaussian, Guided, describe, expand, shift_mean
-from backends.gaussian import LinearGaussian, Tilt
-from backends.guidance import DPS, TDS, TrustRegion
-from rewards.analytic import constant, linear, quadratic
-from rewards.base import Reward
-from rewards.compose import cached
+from tests.support import laws
+from tests.support.beds import BEDS, half_a_step
+from tests.support.laws import populations, unbiased
+from treesearch.backends.base import Gaussian, Guided, describe, expand, shift_mean
+from treesearch.backends.exact.gaussian import LinearGaussian, Tilt
+from treesearch.backends.guidance import DPS, TDS, TrustRegion
+from treesearch.rewards.analytic import constant, linear, quadratic
+from treesearch.rewards.base import Reward
+from treesearch.rewards.compose import cached
 from treesearch.testing import bare_chain, check_edges, check_kernel, check_store, same_result, same_task
 
 BED, WIDE = BEDS["gaussian"], laws.WIDE

@@ -4,18 +4,18 @@ import math
 
 import pytest
 import torch
-from laws import populations, unbiased
 
 import treesearch as ts
-from backends.base import Gaussian
-from backends.diffusion import Chain, DiffusionKernel
-from backends.gaussian import LinearGaussian
-from backends.gaussian_trajectories import GaussianTrajectories
-from backends.inpainting import Clamp, Condition
-from backends.schedules import Schedule
-from backends.trajectory import Normalisation, TrajectoryKernel, TrajectoryNetwork
-from rewards.analytic import constant
-from rewards.channels import Channels, known
+from tests.support.laws import populations, unbiased
+from treesearch.backends.base import Gaussian
+from treesearch.backends.chains.diffusion import Chain, DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.models.trajectory import Normalisation, TrajectoryKernel, TrajectoryNetwork
+from treesearch.backends.wrappers.inpainting import Clamp, Condition
+from treesearch.rewards.analytic import constant
+from treesearch.rewards.channels import Channels, known
 from treesearch.testing import check_kernel
 
 F64 = torch.float64

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.pipelines import memory
-from backends.pipelines.kernel import DiffusersKernel
-from rewards.base import as_reward
-from tests import tiny
-from treesearch import commands, loop, probe
+from tests.support import tiny
+from treesearch import api as loop
+from treesearch.backends.pipelines import memory
+from treesearch.backends.pipelines.kernel import DiffusersKernel
+from treesearch.cli import commands, probe
+from treesearch.rewards.base import as_reward
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 PROMPTS = ["a red cube", "a blue sphere"]

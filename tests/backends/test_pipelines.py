@@ -9,18 +9,18 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, DiffusionPipeline, LCMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tolerance import float32_tolerance
 
 import treesearch as ts
-from backends.guidance import TDS
-from backends.pipelines import DiffusersKernel
-from rewards.base import Reward, as_reward
-from rewards.image import brightness
+from tests.support import tiny
+from tests.support.tolerance import float32_tolerance
+from treesearch.backends.guidance import TDS
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.images.image import brightness
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),

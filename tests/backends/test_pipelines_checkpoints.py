@@ -8,13 +8,13 @@ import shutil
 
 import diffusers
 import pytest
-import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from backends.pipelines import CheckpointError, DiffusersKernel
-from backends.pipelines.checkpoint import Checkpoint, find
+from tests.support import tiny
+from treesearch.backends.pipelines import CheckpointError, DiffusersKernel
+from treesearch.backends.pipelines.checkpoint import Checkpoint, find
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -9,13 +9,13 @@ import math
 import diffusers
 import peft
 import pytest
-import tiny
 import torch
 from diffusers import hooks
-from test_pipelines import PROMPTS, SIZE, cond_of, noises, pipeline
 
-from backends.pipelines import DiffusersKernel
-from backends.pipelines.settings import RULES, check
+from tests.backends.test_pipelines import PROMPTS, SIZE, cond_of, noises, pipeline
+from tests.support import tiny
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.backends.pipelines.settings import RULES, check
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),

@@ -7,14 +7,14 @@ import inspect
 
 import diffusers
 import pytest
-import tiny
 import torch
 from PIL import Image
-from test_pipelines import PROMPTS, SIZE, cond_of, drawing, noises, pipeline, walk
 
-from backends.pipelines import DiffusersKernel
-from backends.pipelines.kernel import family_of
-from backends.pipelines.settings import Settings
+from tests.backends.test_pipelines import PROMPTS, SIZE, cond_of, drawing, noises, pipeline, walk
+from tests.support import tiny
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.backends.pipelines.kernel import family_of
+from treesearch.backends.pipelines.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 T = 5

@@ -1,16 +1,16 @@
 """Video flow pipelines as kernels: Wan (one network and two experts) and LTX, beside their own `__call__`."""
 
 import pytest
-import tiny
 import torch
 from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanPipeline
 
 import treesearch as ts
-from backends.pipelines import DiffusersKernel, memory
-from backends.pipelines.ltx import LTX
-from backends.pipelines.settings import Settings
-from backends.pipelines.wan import Wan
-from rewards.base import as_reward
+from tests.support import tiny
+from treesearch.backends.pipelines import DiffusersKernel, memory
+from treesearch.backends.pipelines.ltx import LTX
+from treesearch.backends.pipelines.settings import Settings
+from treesearch.backends.pipelines.wan import Wan
+from treesearch.rewards.base import as_reward
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 T = 4

@@ -1,24 +1,24 @@
 """A search in the middle of a training loop: networks stay as the caller left them, and are called in eval mode."""
 
 import pytest
-import tiny
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
 import treesearch as ts
-from backends.diffusion import DiffusionKernel
-from backends.guidance import TDS
-from backends.pipelines import DiffusersKernel
-from backends.quiet import Quiet
-from backends.schedules import Schedule
-from backends.trajectory import Normalisation, TrajectoryKernel
-from rewards import cached
-from rewards.base import Reward, as_reward
-from rewards.channels import Channels
-from rewards.critic import Critic
-from rewards.dynamics import dynamics_consistency
-from rewards.policy import PolicyLikelihood
+from tests.support import tiny
+from treesearch.backends.base.quiet import Quiet
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.guidance import TDS
+from treesearch.backends.models.trajectory import Normalisation, TrajectoryKernel
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.rewards import cached
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.channels import Channels
+from treesearch.rewards.trajectories.critic import Critic
+from treesearch.rewards.trajectories.dynamics import dynamics_consistency
+from treesearch.rewards.trajectories.policy import PolicyLikelihood
 
 SCHEDULE = Schedule.flow(torch.linspace(0, 1, 4, dtype=torch.float64))
 REWARD = Reward(lambda samples, prompts: samples.flatten(1).mean(1), "mean")

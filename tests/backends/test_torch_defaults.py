@@ -3,14 +3,15 @@
 import contextlib
 
 import pytest
-import tiny
 import torch
 
 import treesearch as ts
-from backends.pipelines import DiffusersKernel
-from rewards import classifier, ways
-from rewards.image import brightness
-from treesearch import specs
+from tests.support import tiny
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.registry import registry as specs
+from treesearch.rewards.images import classifier
+from treesearch.rewards.images.image import brightness
+from treesearch.rewards.trajectories import ways
 
 KNOWN = {"start": [0.5, 1.5, 0.0, 0.0], "goal": [0.5, 0.5]}
 CASES = {

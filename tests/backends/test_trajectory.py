@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.mnist import cosine_alphas_cumprod
-from backends.schedules import Schedule
-from backends.trajectory import (
+from experiments.planning import train_trajectory as train
+from experiments.planning.offline_data import DataError, from_arrays
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.models.mnist import cosine_alphas_cumprod
+from treesearch.backends.models.trajectory import (
     Card,
     Normalisation,
     TrajectoryKernel,
@@ -22,12 +24,10 @@ from backends.trajectory import (
     save_model,
     trajectory_kernel,
 )
-from experiments import train_trajectory as train
-from experiments.offline_data import DataError, from_arrays
-from rewards.analytic import constant
-from rewards.base import as_reward
-from rewards.channels import Channels, known
-from rewards.maze import wall_collision
+from treesearch.rewards.analytic import constant
+from treesearch.rewards.base import as_reward
+from treesearch.rewards.channels import Channels, known
+from treesearch.rewards.trajectories.maze import wall_collision
 from treesearch.testing import bare_chain, check_kernel
 
 CHANNELS = Channels(3, 1, 1)
@@ -35,7 +35,7 @@ NORMALISATION = Normalisation((1.0, 0.0, -2.0, 0.5, 0.0), (2.0, 1.0, 0.5, 1.0, 3
 CARD = Card(channels=CHANNELS, normalisation=NORMALISATION, horizon=8, stride=2, widths=(8, 16), maze_map=((1, 0),))
 PROMPTS = [known([1.0, 2.0, 3.0], [4.0, 5.0]), known([0.0, -1.0, 0.0]), known(goal=[2.0]), {}]
 ATOL = 1e-4  # how far a row moves with its batch
-WEIGHTS = Path(__file__).parent.parent / "backends" / "weights" / "maze_medium.safetensors"
+WEIGHTS = Path(__file__).parents[2] / "backends" / "weights" / "maze_medium.safetensors"
 
 
 def network(seed=0):

@@ -3,22 +3,22 @@
 import math
 from dataclasses import replace
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
-from laws import populations, unbiased
 
 import treesearch as ts
-from backends.base import Guided, describe, shift_mean
-from backends.gaussian import Tilt
-from backends.gaussian_trajectories import GaussianTrajectories
-from backends.guidance import TDS, Diffuser, GuidanceScales, PolicyGuided
-from experiments import generate_data
-from rewards.analytic import linear, quadratic
-from rewards.policy import PolicyLikelihood
-from treesearch.commands import read_result_of
+from experiments.planning import generate_data
+from tests.support import laws
+from tests.support.beds import BEDS
+from tests.support.laws import populations, unbiased
+from treesearch.backends.base import Guided, describe, shift_mean
+from treesearch.backends.exact.gaussian import Tilt
+from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.guidance import TDS, Diffuser, GuidanceScales, PolicyGuided
+from treesearch.cli.commands import read_result_of
+from treesearch.rewards.analytic import linear, quadratic
+from treesearch.rewards.trajectories.policy import PolicyLikelihood
 from treesearch.testing import check_kernel
 
 F64 = torch.float64

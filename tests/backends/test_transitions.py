@@ -4,17 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from backends.base import (
-    Categorical,
-    Gaussian,
-    Guided,
-    Mixture,
-    describe,
-    inverse_cdf,
-    shift_mean,
-    uniform,
-)
-from backends.gaussian import LinearGaussian
+from treesearch.backends.base import Categorical, Gaussian, Guided, Mixture, describe, inverse_cdf, shift_mean, uniform
+from treesearch.backends.exact.gaussian import LinearGaussian
 
 F64 = torch.float64
 

@@ -12,19 +12,19 @@ from typing import Self
 import pytest
 import torch
 
-import backends
 import treesearch
-from backends.base import MAKES_KERNELS, PASSED_ON, Gaussian, Guided, Kernel, Wrapper, describe, optional
-from backends.gaussian_trajectories import GaussianTrajectories
-from backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion
-from backends.inpainting import Clamp, Condition
-from rewards.base import Reward
-from rewards.channels import Channels
+from treesearch import backends
+from treesearch.backends.base import MAKES_KERNELS, PASSED_ON, Gaussian, Guided, Kernel, Wrapper, describe, optional
+from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion
+from treesearch.backends.wrappers.inpainting import Clamp, Condition
+from treesearch.planning.warm_start import WarmStart
+from treesearch.rewards.base import Reward
+from treesearch.rewards.channels import Channels
 from treesearch.testing import Counting
-from treesearch.warm_start import WarmStart
 
 F64 = torch.float64
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MASK = torch.tensor([[True, False], [False, False], [True, False]])
 
 

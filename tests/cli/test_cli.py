@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from treesearch import runs, specs
-from treesearch.cli import COMMANDS, METHODS, main
-from treesearch.commands import Compare, count, panels, read_result_of, seconds
+from treesearch.cli.commands import Compare, count, panels, read_result_of, seconds
+from treesearch.cli.main import COMMANDS, METHODS, main
+from treesearch.registry import registry as specs
+from treesearch.runs import folder as runs
 
 TOY = ["--kernel", "gaussian(dim=2)", "--reward", "0.5*linear(1.0) + linear((0.1, 0.2))"]
 
@@ -122,7 +123,7 @@ def test_mistakes_get_an_exit_code_and_a_hint(capsys, words, code, said):
 def test_a_plugin_file_is_a_kernel_and_a_reward(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from backends.gaussian import LinearGaussian\n"
+        "from treesearch.backends.exact.gaussian import LinearGaussian\n"
         "def make(dim=1): return LinearGaussian(dim=dim)\n"
         "def score(samples): return samples.sum(1)\n"
     )

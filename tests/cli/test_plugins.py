@@ -13,12 +13,16 @@ import pytest
 import torch
 
 import treesearch as ts
-from treesearch import _names, specs
-from treesearch.cli import main
+from treesearch import _names
+from treesearch.cli.main import main
+from treesearch.registry import registry as specs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCORE = "def score(samples):\n    return samples.flatten(1).sum(1)\n"
-MAKE = "from backends.gaussian import LinearGaussian\n\n\ndef make(dim=1):\n    return LinearGaussian(dim=dim)\n"
+MAKE = (
+    "from treesearch.backends.exact.gaussian import LinearGaussian\n\n\n"
+    "def make(dim=1):\n    return LinearGaussian(dim=dim)\n"
+)
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ def test_errors_name_the_line_of_the_file(
 
 def test_an_error_of_a_kernel_names_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = "    def transition(self, x, t, cond=None):\n        raise RuntimeError('no memory')\n"
-    write(folder, k=f"from backends.gaussian import LinearGaussian\nclass K(LinearGaussian):\n{body}")
+    write(folder, k=f"from treesearch.backends.exact.gaussian import LinearGaussian\nclass K(LinearGaussian):\n{body}")
     assert main(["run", "best-of-n", "--kernel", "./k.py:K", "--reward", "linear", "--nfe", "50"]) == 1
     said = capsys.readouterr().err
     assert "RuntimeError: no memory" in said

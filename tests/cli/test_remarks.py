@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import kernels
 import pytest
 
 import treesearch as ts
-from rewards import as_reward, cached, frames, normalise
-from rewards.base import Reward, RewardError
-from treesearch import specs
-from treesearch.cli import main
-from treesearch.commands import read_result_of
+from tests.support import kernels
+from treesearch.cli.commands import read_result_of
+from treesearch.cli.main import main
+from treesearch.registry import registry as specs
+from treesearch.rewards import as_reward, cached, frames, normalise
+from treesearch.rewards.base import Reward, RewardError
 
 TWO = ["short", "a long one"]
 SAID = ["cutting reads 5 letters of a prompt, this one has 10"]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import treesearch as ts
-from treesearch import plots, report
-from treesearch.cli import main
+from treesearch.cli.main import main
+from treesearch.report import plots
+from treesearch.report import tables as report
 from treesearch.text import code, file_name, label, markdown, plain, printable
 
 TEXTS = {

@@ -9,12 +9,12 @@ import numba
 import pytest
 from numba.core.caching import IndexDataCacheFile
 
-from treesearch.cli import main
-from treesearch.compiled import kept_in
+from treesearch.cli.main import main
+from treesearch.core.compiled import kept_in
 
-PACKAGES = Path(__file__).parent.parent
+PACKAGES = Path(__file__).parents[2]
 SOURCE = """
-from treesearch.compiled import compiled
+from treesearch.core.compiled import compiled
 
 @compiled
 def double(x):
@@ -114,6 +114,6 @@ def test_only_one_module_knows_numbas_cache():
 def test_env_says_where(capsys, monkeypatch):
     assert main(["env"]) == 0
     assert "compiled code: kept in " in capsys.readouterr().out
-    monkeypatch.setattr("treesearch.commands.kept_in", lambda function: None)
+    monkeypatch.setattr("treesearch.cli.commands.kept_in", lambda function: None)
     assert main(["env"]) == 0
     assert "compiled code: compiled in every process" in capsys.readouterr().out

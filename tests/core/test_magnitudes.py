@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from rewards.base import RewardError
-from treesearch import specs, values
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.core import values
+from treesearch.core.weights import WeightOverflow, scaled
 from treesearch.methods.base import Readout
-from treesearch.weights import WeightOverflow, scaled
+from treesearch.registry import registry as specs
+from treesearch.rewards.base import RewardError
 
 BED = LinearGaussian()
 METHODS = {name: specs.method({"rejection": "rejection(r_max=1e301)"}.get(name, name)) for name in specs.METHOD_NAMES}

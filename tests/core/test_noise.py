@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from treesearch.noise import Stream, child_keys, hash64, normals, philox, root_key, uniforms
+from treesearch.core.noise import Stream, child_keys, hash64, normals, philox, root_key, uniforms
 
 KNOWN = [  # Random123's kat_vectors: counter, key, answer of Philox4x32-10
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

@@ -6,20 +6,20 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
 
 import treesearch as ts
-from rewards.analytic import linear
-from treesearch.noise import Stream, child_keys, hash64, root_key
+from tests.support.beds import BEDS
+from treesearch.core.noise import Stream, child_keys, hash64, root_key
+from treesearch.core.weights import log_mean
+from treesearch.rewards.analytic import linear
 from treesearch.testing import noise
-from treesearch.weights import log_mean
 
 DTS, DTS_STAR = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch
 
 
 class Plain:
     def __init__(self, kernel, reward, method, rule, c_uct=1.0, seed=0):
-        from backends.base import describe
+        from treesearch.backends.base import describe
 
         self.kernel, self.reward, self.method, self.rule, self.c_uct = kernel, reward, method, rule, c_uct
         self.spec, self.steps, self.root = describe(kernel), kernel.num_steps, root_key(seed, 0)

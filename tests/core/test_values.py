@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from treesearch import values
-from treesearch.values import Value, fit, isotonic, tempered
-from treesearch.weights import ess
+from treesearch.core import values
+from treesearch.core.values import Value, fit, isotonic, tempered
+from treesearch.core.weights import ess
 
 CHANCE = np.random.default_rng(0)
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from treesearch.resampling import SCHEMES
-from treesearch.weights import ZeroWeights, ess, log_mean, log_mean_se, log_sum, normalise, scaled, temper
+from treesearch.core.resampling import SCHEMES
+from treesearch.core.weights import ZeroWeights, ess, log_mean, log_mean_se, log_sum, normalise, scaled, temper
 
 NEVER = np.full(4, -np.inf)
 DRAW = np.random.default_rng(0)

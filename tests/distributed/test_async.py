@@ -2,26 +2,26 @@
 
 from collections import Counter
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
-from laws import ROOT, trees, unbiased
-from test_tree_reference import Plain
 
 import treesearch as ts
-from backends.base import describe
-from backends.gaussian import Tilt
-from rewards.analytic import linear, table
-from rewards.compose import cached
-from treesearch import runs
+from tests.core.test_tree_reference import Plain
+from tests.support import laws
+from tests.support.beds import BEDS
+from tests.support.laws import ROOT, trees, unbiased
+from treesearch.backends.base import describe
+from treesearch.backends.exact.gaussian import Tilt
 from treesearch.budget import Share
-from treesearch.engine import Segments
+from treesearch.core.noise import root_key
+from treesearch.core.weights import log_mean
+from treesearch.engine.engine import Segments
 from treesearch.methods.base import Problem, Status
-from treesearch.noise import root_key
+from treesearch.rewards.analytic import linear, table
+from treesearch.rewards.compose import cached
+from treesearch.runs import folder as runs
 from treesearch.testing import Counting, check_budget, check_edges, check_noise, same_result
-from treesearch.weights import log_mean
 
 DTS, DTS_STAR = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch
 DEEP = {"widening_c": 1.0, "widening_alpha": 0.5, "mode": "async"}
@@ -416,7 +416,7 @@ def test_forbidden_samples_have_no_weight(gaussian):
 
 
 def test_a_failing_reward_leaves_a_run_to_resume(tmp_path, gaussian):
-    from rewards.base import as_reward
+    from treesearch.rewards.base import as_reward
 
     calls = iter(range(1_000))
 

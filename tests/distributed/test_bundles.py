@@ -1,18 +1,18 @@
 """The station of a worker, without Ray: bundles in shared passes are what the kernel and its noise give by hand."""
 
-import kernels
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
-from kernels import noted
 
-from backends.base import describe
-from rewards.base import RewardError, as_reward
-from treesearch.bundles import Bundle, Reply, Station, as_numpy, as_tensor
-from treesearch.engine import Leg, encode
+from tests.support import kernels
+from tests.support.beds import BEDS
+from tests.support.kernels import noted
+from treesearch.backends.base import describe
+from treesearch.core.tree import NONE
+from treesearch.distributed.bundles import Bundle, Reply, Station, as_numpy, as_tensor
+from treesearch.engine.engine import Leg, encode
+from treesearch.rewards.base import RewardError, as_reward
 from treesearch.testing import conditioning, noise
-from treesearch.tree import NONE
 
 PROMPTS = ["a", "b", "c"]
 BED = BEDS["gaussian"]  # T = 5

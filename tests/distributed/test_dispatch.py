@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from treesearch.dispatch import deal, smooth, water_fill
+from treesearch.distributed.sharing import deal, smooth, water_fill
 
 CASES = range(40)
 

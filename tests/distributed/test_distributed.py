@@ -18,23 +18,23 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
-import kernels
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS, half_a_step
-from kernels import noted
 
 import treesearch as ts
-from backends.base import Guided, shift_mean
-from backends.gaussian import LinearGaussian
-from backends.guidance import TDS
-from rewards.analytic import linear
-from rewards.base import RewardError
-from treesearch import distributed, runs
+from tests.support import kernels, laws
+from tests.support.beds import BEDS, half_a_step
+from tests.support.kernels import noted
+from treesearch.backends.base import Guided, shift_mean
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.guidance import TDS
+from treesearch.distributed import engine as distributed
+from treesearch.rewards.analytic import linear
+from treesearch.rewards.base import RewardError
+from treesearch.runs import folder as runs
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 DTS, DTS_STAR, FK = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch, ts.FeynmanKac
 COLUMNS = ("parent", "t", "visits", "value", "reward", "log_w", "key")
 KERNELS = BEDS | {"drifting": Guided(BEDS["gaussian"], shift_mean(half_a_step), "drift")}

@@ -10,18 +10,18 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
-import kernels
 import pytest
-from conftest import BEDS
-from kernels import noted
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from treesearch import distributed
+from tests.support import kernels
+from tests.support.beds import BEDS
+from tests.support.kernels import noted
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.distributed import engine as distributed
 
 MB = 2**20
 Usage = namedtuple("Usage", "total used free")
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 FK = ts.FeynmanKac
 SCRIPT = """
 import json, os, sys

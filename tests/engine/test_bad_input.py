@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 import treesearch as ts
-from backends.base import Gaussian
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
-from rewards.base import Reward, RewardError
-from treesearch import files, runs
+from treesearch.backends.base import Gaussian
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.analytic import linear
+from treesearch.rewards.base import Reward, RewardError
+from treesearch.runs import files
+from treesearch.runs import folder as runs
 
 T = 5
 KERNEL = LinearGaussian(num_steps=T)

@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernels import Nameless, Plain, Wrapped, total
 from torch import nn
 
 import treesearch as ts
-from backends.base import Gaussian
-from backends.gaussian import LinearGaussian
-from backends.guidance import TDS, TrustRegion
-from rewards.analytic import linear, quadratic
-from rewards.base import Reward, RewardError, as_prompts, as_reward
-from rewards.compose import cached
-from treesearch import interrupts, runs
-from treesearch.session import read_result
+from tests.support.kernels import Nameless, Plain, Wrapped, total
+from treesearch import interrupts
+from treesearch.backends.base import Gaussian
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.guidance import TDS, TrustRegion
+from treesearch.rewards.analytic import linear, quadratic
+from treesearch.rewards.base import Reward, RewardError, as_prompts, as_reward
+from treesearch.rewards.compose import cached
+from treesearch.runs import folder as runs
+from treesearch.session.session import read_result
 
 KERNEL = LinearGaussian(num_steps=5)
 TREE = ts.DiffusionTreeSampling(wave=4)
@@ -445,7 +446,7 @@ def test_an_interrupt_inside_compiled_code_is_an_interrupt(tmp_path, monkeypatch
 
     def interrupted(snapshot):
         if snapshot.wave == 2:
-            monkeypatch.setattr("treesearch.engine.normals", breaks)
+            monkeypatch.setattr("treesearch.engine.engine.normals", breaks)
 
     for run in (
         lambda **options: search(**options),
@@ -541,7 +542,7 @@ def test_rewards_whose_sums_are_not_finite_are_refused_by_name(method, value) ->
 def test_what_is_looked_at_to_drop_states_does_not_grow_with_the_tree(method, monkeypatch) -> None:
     looked: list[int] = []
     isin, budget = np.isin, ts.Budget(nfe=1000 if method is TREE else 6000)
-    monkeypatch.setattr("treesearch.session.np.isin", lambda a, b: looked.append(len(a)) or isin(a, b))
+    monkeypatch.setattr("treesearch.session.session.np.isin", lambda a, b: looked.append(len(a)) or isin(a, b))
     found = search(method=method, budget=budget, keep_states="frontier", batch_size=16)
     few = len(looked) // 4
     assert max(looked, default=0) == max(looked[:few], default=0)

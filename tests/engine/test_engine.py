@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.base import Gaussian, Shared
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
+from treesearch.backends.base import Gaussian, Shared
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.analytic import linear
 
 
 class Recorder:
@@ -144,7 +144,7 @@ def test_tasks_are_told_apart_by_reward_and_conditioning():
 
 
 def test_a_reward_can_read_the_state():
-    from rewards.base import as_reward
+    from treesearch.rewards.base import as_reward
 
     kernel = Recorder()
     kernel.decode = lambda x0: [f"sample {i}" for i in range(len(x0))]

@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from rewards.base import Reward, RewardError, as_reward
-from rewards.compose import cached, normalise
-from rewards.vision import frames
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.base import Reward, RewardError, as_reward
+from treesearch.rewards.compose import cached, normalise
+from treesearch.rewards.images.vision import frames
 
 Scorer = Callable[[Any], Any]
 RED = as_reward(lambda x: x[:, 0].flatten(1).mean(1), "red")

@@ -3,22 +3,23 @@
 import types
 from functools import partial
 
-import laws
 import numpy as np
 import pytest
-from laws import populations, trees
 
 import treesearch as ts
-from backends.base import Gaussian
-from backends.gaussian import Tilt
-from rewards.analytic import linear
-from treesearch import backup, resampling, selection, session
+from tests.support import laws
+from tests.support.laws import populations, trees
+from treesearch.backends.base import Gaussian
+from treesearch.backends.exact.gaussian import Tilt
+from treesearch.core import backup, resampling, selection
+from treesearch.core.noise import child_key
+from treesearch.core.tree import ROOT
+from treesearch.core.weights import log_sum
 from treesearch.methods import diffusion_tree, population
 from treesearch.methods.feynman_kac import Particles
-from treesearch.noise import child_key
+from treesearch.rewards.analytic import linear
+from treesearch.session import session
 from treesearch.testing import check_noise
-from treesearch.tree import ROOT
-from treesearch.weights import log_sum
 
 FK, DTS = ts.FeynmanKac, ts.DiffusionTreeSampling
 DEEP = {"widening_c": 1.0, "widening_alpha": 0.5}

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.diffusion import Chain
-from backends.gaussian import GaussianMixture, LinearGaussian
-from backends.guidance import DAS, DPS, TDS, Diffuser, TrustRegion
-from backends.schedules import Schedule
-from rewards import cached, normalise
-from rewards.analytic import linear, quadratic
-from rewards.judge import VLMJudge
-from rewards.remote import HTTPReward
-from treesearch import specs
+from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian
+from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, TrustRegion
 from treesearch.methods import METHODS
+from treesearch.registry import registry as specs
+from treesearch.rewards import cached, normalise
+from treesearch.rewards.analytic import linear, quadratic
+from treesearch.rewards.remote.http import HTTPReward
+from treesearch.rewards.remote.judge import VLMJudge
 
 WRONG = ("x", b"x", [None], {}, True, float("nan"), 1j, object(), np.bool_(True), lambda: 0)
 BED = LinearGaussian()
@@ -35,7 +35,7 @@ def numbers(function):
 MADE = {name: METHODS[path] for name, path in specs.METHOD_NAMES.items()}
 CASES = [(m, f.name, NEEDED.get(m.__name__, {})) for m in MADE.values() for f in dataclasses.fields(m)]
 GUIDES = [(g, n, {"kernel": BED, "reward": linear(1.0)}) for g in (TDS, DAS, DPS, TrustRegion, Diffuser)
-          for n in (*numbers(g), *({"window", "max_shift"} & set(inspect.signature(g).parameters)))]  # fmt: skip
+          for n in (*numbers(g), *sorted({"window", "max_shift"} & set(inspect.signature(g).parameters)))]  # fmt: skip
 KERNELS = [(LinearGaussian, n, {}) for n in ("num_steps", "dim", "std")]
 KERNELS += [(GaussianMixture.ring, n, {}) for n in ("num_steps", "std")]
 KERNELS += [(Schedule.variance_preserving, "num_steps", {"alphas_cumprod": BARS})]

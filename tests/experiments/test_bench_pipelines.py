@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from experiments import bench_pipelines
+from experiments.bench import pipelines as bench_pipelines
 
 # diffusers' Euler scheduler hands a tensor to numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -8,21 +8,21 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
-import tiny_clip
 import torch
 import transformers
-from tolerance import float32_tolerance
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from experiments import drawbench, drawbench_report
-from experiments.drawbench import Graders, Job, Prompt
-from rewards import vision
-from rewards.analytic import linear
-from rewards.base import as_reward
+from experiments.text_to_image import drawbench
+from experiments.text_to_image import report as drawbench_report
+from experiments.text_to_image.drawbench import Graders, Job, Prompt
+from tests.support import tiny, tiny_clip
+from tests.support.tolerance import float32_tolerance
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.errors import StoreError
 from treesearch.methods import METHODS
+from treesearch.rewards.analytic import linear
+from treesearch.rewards.base import as_reward
+from treesearch.rewards.images import vision
 
 PROMPTS = tuple(Prompt(i, f"prompt {i}", "a" if i < 2 else "b") for i in range(3))
 TREES = {
@@ -294,10 +294,10 @@ def test_a_killed_run_does_not_repeat_finished_cells(tmp_path, finished, monkeyp
 
 FAILING = """
 from pathlib import Path
-import rewards.classifier
-from rewards.base import Reward
+from treesearch.rewards.images.classifier import log_prob
+from treesearch.rewards.base import Reward
 
-plain, scored, limit = rewards.classifier.log_prob(8), [], Path({limit!r})
+plain, scored, limit = log_prob(8), [], Path({limit!r})
 
 def fn(samples, prompts):
     scored.extend([0] * len(samples))
@@ -468,7 +468,7 @@ def test_end_to_end_on_a_tiny_stable_diffusion(tmp_path, capsys):
     folder = tiny.sd(tmp_path / "sd")
     kernel = f'diffusers("{folder}", num_steps=5, eta=1.0, guidance_scale=7.5)'
     clip = tiny_clip.clip(tmp_path / "clip")
-    score = f'rewards.clip_score:CLIPScore("{clip}")'
+    score = f'treesearch.rewards.images.clip_score:CLIPScore("{clip}")'
     words = ["--kernel", kernel, "--reward", "compressibility()", "--also", "brightness()", score]
     words += ["--features", f"clip:{clip}", "--nfe", "15", "40", "--prompts-per-batch", "3", "--top-k", "3"]
     lines = [("A blue owl.", "Colours"), ("Two drums.", "Counting"), ("A sign that reads 'Go'.", "Text")]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from experiments import curves, evidence_duels, evidence_report
-from experiments.evidence_report import gather
+from experiments.shared import curves, evidence_duels, evidence_report
+from experiments.shared.evidence_report import gather
 from treesearch.errors import StoreError
 
 AT = np.geomspace(1e3, 1e6, 300)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cpus import Passed, busy
+from experiments.robustness.cpus import Passed, busy
 
 
 def script(name, *words, code=0):
@@ -31,7 +31,7 @@ READ = {("evaluate_trajectory.py", "weights")}  # an input
 
 def committed_defaults():
     """Arguments of scripts whose default lies among the files of the repository."""
-    for path in sorted((Path(__file__).parent.parent / "experiments").glob("*.py")):
+    for path in sorted((Path(__file__).parents[2] / "experiments").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
                 texts = [c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)]

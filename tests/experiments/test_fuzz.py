@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from experiments import fuzz, fuzz_judge, fuzz_mutations
-from rewards.analytic import linear
-from rewards.base import Reward
-from treesearch import cli, commands, runs, schema, session, specs, states, text
+from experiments.robustness import fuzz, fuzz_judge, fuzz_mutations
+from treesearch import text
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.cli import commands
+from treesearch.cli import main as cli
+from treesearch.engine import states
+from treesearch.registry import registry as specs
+from treesearch.rewards.analytic import linear
+from treesearch.rewards.base import Reward
+from treesearch.runs import folder as runs
+from treesearch.runs import schema
+from treesearch.session import session
 
 SLICE = ("best_of_n", "tasks")
 

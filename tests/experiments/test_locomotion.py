@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from backends.trajectory import Card, Normalisation, TrajectoryNetwork, save_model, trajectory_kernel
-from experiments import locomotion, locomotion_planning
-from experiments.locomotion import Actor, Runners
-from experiments.offline_data import read_npz
-from rewards.channels import Channels
+from experiments.planning import locomotion, locomotion_planning
+from experiments.planning.locomotion import Actor, Runners
+from experiments.planning.offline_data import read_npz
+from treesearch.backends.models.trajectory import Card, Normalisation, TrajectoryNetwork, save_model, trajectory_kernel
+from treesearch.rewards.channels import Channels
 
 pytest.importorskip("mujoco")
 ENVIRONMENT, CHANNELS, H = "HalfCheetah-v5", Channels(17, 6, 1), 8

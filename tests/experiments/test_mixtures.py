@@ -10,12 +10,15 @@ import torch
 from scipy.stats import wasserstein_distance
 
 import treesearch as ts
-from experiments import evidence, evidence_duels, evidence_report, mixture_beds, mixtures, mixtures_report
-from experiments.baselines import Setup
-from experiments.evidence import Cells, Mean, Reference
-from experiments.mixtures import Job
+from experiments.mixtures import beds as mixture_beds
+from experiments.mixtures import evidence as mixtures
+from experiments.mixtures import report as mixtures_report
+from experiments.mixtures.evidence import Job
+from experiments.shared import evidence, evidence_duels, evidence_report
+from experiments.shared.baselines import Setup
+from experiments.shared.evidence import Cells, Mean, Reference
+from treesearch.core.weights import ess
 from treesearch.errors import StoreError
-from treesearch.weights import ess
 
 NAMES = tuple(mixture_beds.BEDS)
 

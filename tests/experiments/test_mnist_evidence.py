@@ -9,13 +9,14 @@ import pytest
 import scipy.linalg
 import torch
 
-from backends.diffusion import DiffusionKernel
-from backends.mnist import STATE_SHAPE, cosine_alphas_cumprod, to_images
-from backends.schedules import Schedule
-from experiments import evidence, mnist_evidence
-from experiments import mnist_evidence_report as report
-from experiments.curves import match
-from experiments.mnist_evidence import METHODS, SEARCHERS, TARGETS, Job
+from experiments.mnist import evidence as mnist_evidence
+from experiments.mnist import report as report
+from experiments.mnist.evidence import METHODS, SEARCHERS, TARGETS, Job
+from experiments.shared import evidence
+from experiments.shared.curves import match
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.models.mnist import STATE_SHAPE, cosine_alphas_cumprod, to_images
 from treesearch.errors import StoreError
 
 

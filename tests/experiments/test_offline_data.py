@@ -11,7 +11,7 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from experiments.offline_data import (
+from experiments.planning.offline_data import (
     DataError,
     OfflineData,
     from_arrays,
@@ -21,7 +21,7 @@ from experiments.offline_data import (
     read_npz,
     windows,
 )
-from rewards.channels import Channels
+from treesearch.rewards.channels import Channels
 
 N = 12
 ENDS = (3, 5, 12)  # the file's end closes the last episode

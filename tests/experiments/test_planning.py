@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.trajectory import Card, Normalisation, TrajectoryNetwork, save_model
-from experiments import demo_plan, evaluate_trajectory, plan_critic, planning, planning_report
-from rewards.channels import Channels
-from rewards.maze import MAZES
+from experiments.planning import demo_plan, evaluate_trajectory, plan_critic
+from experiments.planning import evidence as planning
+from experiments.planning import report as planning_report
+from treesearch.backends.models.trajectory import Card, Normalisation, TrajectoryNetwork, save_model
+from treesearch.rewards.channels import Channels
+from treesearch.rewards.trajectories.maze import MAZES
 
 pytest.importorskip("gymnasium_robotics")
 CHANNELS, STRIDE, H = Channels(4, 2), 4, 16
@@ -59,7 +61,7 @@ class Straight:
         return noise
 
     def transition(self, x, t, cond=None):
-        from backends.base import Gaussian
+        from treesearch.backends.base import Gaussian
 
         return Gaussian(cond["plan"], torch.zeros(len(x), 1, 1), cond["plan"])
 

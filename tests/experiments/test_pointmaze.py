@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.pointmaze import (
+from experiments.planning.pointmaze import (
     RADIUS,
     Acting,
     Field,
@@ -16,7 +16,7 @@ from experiments.pointmaze import (
     held_out_pairs,
     make,
 )
-from rewards.maze import Maze
+from treesearch.rewards.trajectories.maze import Maze
 
 pytest.importorskip("gymnasium_robotics")
 MEDIUM = Maze.of("medium")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.export import to_networkx, write_csv, write_graphml
+from treesearch.rewards.analytic import linear
 
 
 @pytest.fixture(scope="module")

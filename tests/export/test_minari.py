@@ -12,15 +12,15 @@ import minari
 import numpy as np
 import pytest
 import torch
-from tracks import Tracks, first_position, rewarded
 
 import treesearch as ts
-from rewards.channels import Channels
-from treesearch.cli import main
+from tests.support.tracks import Tracks, first_position, rewarded
+from treesearch.cli.main import main
 from treesearch.export import write_minari
 from treesearch.export.minari import Episodes, collect, layout, named, origin, write_episodes
+from treesearch.rewards.channels import Channels
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TRACKS = f"{HERE / 'tracks.py'}"
 
 

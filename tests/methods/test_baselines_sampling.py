@@ -4,31 +4,31 @@ import itertools
 import json
 import math
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
-from laws import unbiased
 
 import treesearch as ts
-from backends.base import describe
-from backends.enumerable import DiscreteChain
-from backends.gaussian import Tilt
-from backends.guidance import DAS, TDS
-from experiments.baselines import BASELINES, Settings
-from rewards.analytic import linear, quadratic, table
-from rewards.base import RewardError
-from treesearch import specs
+from experiments.shared.baselines import BASELINES, Settings
+from tests.support import laws
+from tests.support.beds import BEDS
+from tests.support.laws import unbiased
+from treesearch.backends.base import describe
+from treesearch.backends.exact.enumerable import DiscreteChain
+from treesearch.backends.exact.gaussian import Tilt
+from treesearch.backends.guidance import DAS, TDS
 from treesearch.citations import bibtex
-from treesearch.cli import main
+from treesearch.cli.main import main
+from treesearch.core.tree import ROOT
+from treesearch.core.weights import ess, log_mean
 from treesearch.errors import KernelError
 from treesearch.methods.base import GREEDY
 from treesearch.methods.feynman_kac import FeynmanKacSearch
 from treesearch.methods.svdd import BIASED, Choice
+from treesearch.registry import registry as specs
+from treesearch.rewards.analytic import linear, quadratic, table
+from treesearch.rewards.base import RewardError
 from treesearch.testing import bare_chain, check_kernel, check_method, check_store
-from treesearch.tree import ROOT
-from treesearch.weights import ess, log_mean
 
 BED, CHAIN = BEDS["gaussian"], DiscreteChain.random()
 VALUES = [-2.0, -1.0, -0.5, 0.0]

@@ -3,23 +3,23 @@
 import itertools
 import math
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
-from test_tree_reference import Plain
 
 import treesearch as ts
-from backends.base import describe
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
-from treesearch import specs
+from tests.core.test_tree_reference import Plain
+from tests.support import laws
+from tests.support.beds import BEDS
+from treesearch.backends.base import describe
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.citations import bibtex
+from treesearch.core.noise import child_keys, root_key
+from treesearch.core.tree import ROOT
 from treesearch.methods import METHODS
-from treesearch.noise import child_keys, root_key
+from treesearch.registry import registry as specs
+from treesearch.rewards.analytic import linear
 from treesearch.testing import check_budget, check_method, noise
-from treesearch.tree import ROOT
 
 DFS, RBF, BEAM, MCTS = ts.DepthFirst, ts.RolloverBudget, ts.LookaheadBeam, ts.MCTS
 R = linear(1.0)

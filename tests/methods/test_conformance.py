@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from conftest import BEDS
 
 import treesearch as ts
-from backends.base import Gaussian
-from backends.gaussian import LinearGaussian
-from rewards.analytic import constant, linear, log_mixture, quadratic
-from treesearch import runs
+from tests.support.beds import BEDS
+from treesearch.backends.base import Gaussian
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.budget import Share
 from treesearch.methods import diffusion_tree
+from treesearch.rewards.analytic import constant, linear, log_mixture, quadratic
+from treesearch.runs import folder as runs
 from treesearch.testing import check_kernel, check_method, check_reward, check_store
 
 DTS, DTS_STAR, FK = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch, ts.FeynmanKac

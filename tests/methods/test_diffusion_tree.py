@@ -1,22 +1,22 @@
 import math
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
-from laws import ShiftedPrior, exact_bed, trees, unbiased
 
 import treesearch as ts
-from backends.base import Categorical
-from backends.enumerable import DiscreteChain
-from backends.gaussian import LinearGaussian, Tilt
-from rewards.analytic import linear, table
-from treesearch import backup
+from tests.support import laws
+from tests.support.beds import BEDS
+from tests.support.laws import ShiftedPrior, exact_bed, trees, unbiased
+from treesearch.backends.base import Categorical
+from treesearch.backends.exact.enumerable import DiscreteChain
+from treesearch.backends.exact.gaussian import LinearGaussian, Tilt
+from treesearch.core import backup
+from treesearch.core.tree import ROOT, Tree
+from treesearch.core.weights import log_mean
 from treesearch.methods.base import Status
+from treesearch.rewards.analytic import linear, table
 from treesearch.testing import bare_chain, check_edges, check_noise, same_result
-from treesearch.tree import ROOT, Tree
-from treesearch.weights import log_mean
 
 R, TILT = linear(0.8), Tilt(c=0.8)
 DTS, DTS_STAR = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch

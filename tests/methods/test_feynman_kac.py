@@ -1,20 +1,20 @@
 import math
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
-from laws import ShiftedPrior, exact_bed, populations, unbiased
 
 import treesearch as ts
-from backends.base import Guided, shift_mean
-from backends.enumerable import DiscreteChain, MaskedChain
-from backends.gaussian import Tilt
-from rewards.analytic import constant, linear, quadratic
-from treesearch.result import ALL_ZERO
+from tests.support import laws
+from tests.support.beds import BEDS
+from tests.support.laws import ShiftedPrior, exact_bed, populations, unbiased
+from treesearch.backends.base import Guided, shift_mean
+from treesearch.backends.exact.enumerable import DiscreteChain, MaskedChain
+from treesearch.backends.exact.gaussian import Tilt
+from treesearch.core.weights import log_mean
+from treesearch.results.result import ALL_ZERO
+from treesearch.rewards.analytic import constant, linear, quadratic
 from treesearch.testing import bare_chain
-from treesearch.weights import log_mean
 
 POTENTIALS = ["difference", "max", "sum", "immediate"]
 R, TILT = linear(0.8), Tilt(c=0.8)

@@ -9,20 +9,22 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
 
 import treesearch as ts
-from backends.base import Gaussian, describe
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
-from treesearch import plots, specs
+from tests.support.beds import BEDS
+from treesearch.api import open_session
+from treesearch.backends.base import Gaussian, describe
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.citations import bibtex
-from treesearch.cli import main
-from treesearch.engine import leg
+from treesearch.cli.main import main
+from treesearch.core.noise import child_keys, root_key
+from treesearch.core.tree import NONE, ROOT
+from treesearch.engine.engine import leg
 from treesearch.export import to_networkx
-from treesearch.loop import open_session
 from treesearch.methods import METHODS
-from treesearch.noise import child_keys, root_key
+from treesearch.registry import registry as specs
+from treesearch.report import plots
+from treesearch.rewards.analytic import linear
 from treesearch.testing import (
     bare_chain,
     check_budget,
@@ -34,7 +36,6 @@ from treesearch.testing import (
     noise,
     same_result,
 )
-from treesearch.tree import NONE, ROOT
 
 NOISE = ts.NoiseSearch
 R = linear(1.0)

@@ -2,17 +2,17 @@
 
 import math
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
 
 import treesearch as ts
-from backends.gaussian import Tilt
-from rewards.analytic import constant, linear
-from rewards.base import as_reward
+from tests.support import laws
+from tests.support.beds import BEDS
+from treesearch.backends.exact.gaussian import Tilt
 from treesearch.methods.base import GREEDY
+from treesearch.rewards.analytic import constant, linear
+from treesearch.rewards.base import as_reward
 from treesearch.testing import Counting, bare_chain, check_edges
 
 FRESH = {"widening_c": 2.0, "widening_alpha": 1.0}  # |C| < 2 N: every iteration is a rollout
@@ -178,8 +178,8 @@ def test_an_automatic_lambda_hits_its_ess_and_is_frozen_and_paid_for(gaussian, m
 
 def bare_pilot(kernel, n):
     """Rewards of the pilot: rollouts of population 1, whose noise the search does not use."""
-    from backends.base import describe
-    from treesearch.noise import child_keys, root_key
+    from treesearch.backends.base import describe
+    from treesearch.core.noise import child_keys, root_key
     from treesearch.testing import noise
 
     keys = child_keys(np.array([root_key(0, 0, 1)], np.uint64), 6, np.arange(n), at_root=True)
@@ -192,7 +192,7 @@ def bare_pilot(kernel, n):
 
 def test_lambda_of_a_large_pilot_is_the_closed_form(gaussian):
     """ESS fraction of N(m, s²) weights exp(λ c x) is exp(-(λ c s)²), and KL(π‖p) = (λ c s)²/2."""
-    from treesearch.calibrate import divergence, lambda_for_ess
+    from treesearch.session.calibrate import divergence, lambda_for_ess
 
     rewards = bare_chain(gaussian, 40_000)[-1][:, 0].numpy()
     target = 0.4

@@ -3,23 +3,23 @@
 import dataclasses
 import math
 
-import laws
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
 
 import treesearch as ts
-from backends.base import Guided, shift_mean
-from backends.gaussian import LinearGaussian, Tilt
-from backends.guidance import TrustRegion
-from rewards.analytic import constant, linear, quadratic
-from treesearch import values
+from tests.support import laws
+from tests.support.beds import BEDS
+from treesearch.backends.base import Guided, shift_mean
+from treesearch.backends.exact.gaussian import LinearGaussian, Tilt
+from treesearch.backends.guidance import TrustRegion
+from treesearch.core import values
+from treesearch.core.values import Value
+from treesearch.core.weights import log_mean
 from treesearch.methods.genealogy import Genealogy
 from treesearch.methods.tree_sampling import Wave
+from treesearch.rewards.analytic import constant, linear, quadratic
 from treesearch.testing import bare_chain, check_method
-from treesearch.values import Value
-from treesearch.weights import log_mean
 
 METHOD = ts.TreeSampling()
 CHAIN = LinearGaussian()  # T = 5

@@ -5,22 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import BEDS
 from scipy import stats
 
 import treesearch as ts
-from backends.base import Spec, describe
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
-from treesearch import plots, specs
+from tests.support.beds import BEDS
+from treesearch.backends.base import Spec, describe
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.budget import Share
 from treesearch.citations import bibtex
+from treesearch.core.noise import root_key
+from treesearch.core.tree import ROOT
 from treesearch.methods import METHODS, tree_search
 from treesearch.methods.base import Problem, Status
 from treesearch.methods.tree_search import START, Law, Pool, _index, _masses, fit, improvement, posterior, scores
-from treesearch.noise import root_key
+from treesearch.registry import registry as specs
+from treesearch.report import plots
+from treesearch.rewards.analytic import linear
 from treesearch.testing import bare_chain, check_method, check_store
-from treesearch.tree import ROOT
 
 SEARCH = ts.TreeSearch
 STEPS = 20

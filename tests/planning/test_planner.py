@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.base import Gaussian, describe, expand
-from backends.gaussian import cosine_bar
-from rewards.base import Reward, as_reward
-from rewards.channels import Channels
-from treesearch.planner import Planner, PlanningEnded, Standing
+from treesearch.backends.base import Gaussian, describe, expand
+from treesearch.backends.exact.gaussian import cosine_bar
+from treesearch.planning.planner import Planner, PlanningEnded, Standing
+from treesearch.planning.warm_start import WARM, WarmStart, lowered, shifted
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.channels import Channels
 from treesearch.testing import check_kernel
-from treesearch.warm_start import WARM, WarmStart, lowered, shifted
 
 H, T, SPREAD = 6, 10, 0.1
 BAR = cosine_bar(T).float()

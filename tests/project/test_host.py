@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from treesearch import commands, host
+from treesearch import host
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.cli import commands
 from treesearch.methods import population
 from treesearch.methods.base import MEMORY
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MB, GB = 2**20, 2**30
 HUGE = 2**63 - 4096  # version 1 for "no limit"
 TABLE = "31 23 0:28 / {root}/{at} rw,relatime - {kind} {kind} rw,{with_}\n"

@@ -5,26 +5,27 @@ import json
 import math
 from dataclasses import replace
 
-import laws
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 import treesearch as ts
-from backends.base import Guided, shift_mean
-from backends.gaussian import LinearGaussian, Tilt
-from backends.guidance import TDS, TrustRegion
-from experiments.coverage_beds import BEDS
-from rewards.analytic import linear, quadratic
-from treesearch import pareto, specs
-from treesearch.certificate import UNDECLARED, Context, log_z
-from treesearch.cli import main
-from treesearch.commands import read_result_of
+from experiments.coverage.beds import BEDS
+from tests.support import laws
+from treesearch.backends.base import Guided, shift_mean
+from treesearch.backends.exact.gaussian import LinearGaussian, Tilt
+from treesearch.backends.guidance import TDS, TrustRegion
+from treesearch.cli.commands import read_result_of
+from treesearch.cli.main import main
+from treesearch.core import pareto
 from treesearch.methods import genealogy
 from treesearch.methods.base import Readout
 from treesearch.methods.claims import Z95, Bias, Claims, Interval, Standing, t95
-from treesearch.overoptimisation import spearman
+from treesearch.registry import registry as specs
+from treesearch.results.certificate import UNDECLARED, Context, log_z
+from treesearch.results.overoptimisation import spearman
+from treesearch.rewards.analytic import linear, quadratic
 
 BED, R = LinearGaussian(), linear(1.2)
 TILTED = BED.tilted(Tilt(c=1.2))

@@ -6,17 +6,18 @@ import pickle
 import numpy as np
 import pytest
 import ray.cloudpickle as cloudpickle
-import tiny_clip
 import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from tolerance import float32_tolerance
 from torch import nn
 
-import rewards
-from rewards import Aesthetic, CLIPScore, HPSv2, ImageClassifier, PickScore, frames, hps, vision
-from rewards.base import RewardError
+from tests.support import tiny_clip
+from tests.support.tolerance import float32_tolerance
+from treesearch import rewards
+from treesearch.rewards import Aesthetic, CLIPScore, HPSv2, ImageClassifier, PickScore, frames
+from treesearch.rewards.base import RewardError
+from treesearch.rewards.images import hps, vision
 
 PROMPTS = ["a red cube", "two owls, at night", "x"]
 LAYERS = 2 * (1 + 2 * 6 + 2)

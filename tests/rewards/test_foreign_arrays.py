@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments import arrays
-from experiments.arrays import ForeignFile, check_hdf5, read_hdf5, read_npz
+from experiments.shared import arrays
+from experiments.shared.arrays import ForeignFile, check_hdf5, read_hdf5, read_npz
 
 
 def npy(header: str, data: bytes) -> bytes:

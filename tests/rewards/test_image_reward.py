@@ -8,19 +8,19 @@ import pickle
 from pathlib import Path
 
 import pytest
-import tiny
-import tiny_clip
 import torch
-from tolerance import float32_tolerance
 from torch import Tensor
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
 import treesearch as ts
-from backends.pipelines import DiffusersKernel
-from rewards import CLIPScore, image_reward, vision
-from rewards.base import RewardError
-from rewards.image_reward import ImageReward
-from treesearch.cli import main
+from tests.support import tiny, tiny_clip
+from tests.support.tolerance import float32_tolerance
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.cli.main import main
+from treesearch.rewards import CLIPScore
+from treesearch.rewards.base import RewardError
+from treesearch.rewards.images import image_reward, vision
+from treesearch.rewards.images.image_reward import ImageReward
 
 pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.redact import STRUCK, marked_url, public_url, redacted, secrets_of, struck
+from treesearch.rewards.redact import STRUCK, marked_url, public_url, redacted, secrets_of, struck
 
 SECRET = "S3CR3T"
 

@@ -29,12 +29,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards import endpoint
-from rewards.base import RewardError
-from rewards.judge import VLMJudge
-from rewards.remote import HTTPReward
-from rewards.verdict import read_number
-from treesearch.cli import main
+from treesearch.cli.main import main
+from treesearch.rewards.base import RewardError
+from treesearch.rewards.remote import endpoint
+from treesearch.rewards.remote.http import HTTPReward
+from treesearch.rewards.remote.judge import VLMJudge
+from treesearch.rewards.remote.verdict import read_number
 
 pytest.importorskip("httpx2")
 
@@ -425,7 +425,9 @@ def test_keys_of_a_url_reach_no_file_of_a_run_which_goes_on_with_the_key_given_a
     words = ["--kernel", "mnist(num_steps=2)", "--reward", f'0.5*http("{url}")', "--nfe", "8", "--batch-size", "4"]
     assert main(["run", "best-of-n", *words, "--store", store]) == 0
     plugin = tmp_path / "bed.py"
-    plugin.write_text("from backends.mnist import mnist_kernel\ndef make(url): return mnist_kernel(num_steps=2)\n")
+    plugin.write_text(
+        "from backends.models.mnist import mnist_kernel\ndef make(url): return mnist_kernel(num_steps=2)\n"
+    )
     asked = ["--kernel", f"{plugin}:make('{url}')", "--reward", f'0.5*http("{url}")', "--also", f'http("{url}")']
     assert main(["compare", *asked, "--methods", "best_of_n", "--nfe", "8", "--store", str(tmp_path / "c")]) == 0
     assert main(["run", "best-of-n", "--reward", f'http("{url}", batchsize=4)']) == 2

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from backends.guidance import TDS
-from rewards import analytic
-from rewards.base import Reward, as_reward, facts
-from rewards.compose import cached, normalise
-from treesearch import specs
-from treesearch.bundles import Station
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.guidance import TDS
+from treesearch.distributed.bundles import Station
+from treesearch.registry import registry as specs
+from treesearch.rewards import analytic
+from treesearch.rewards.base import Reward, as_reward, facts
+from treesearch.rewards.compose import cached, normalise
 
 SCORED = [0]
 

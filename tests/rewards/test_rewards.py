@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.enumerable import DiscreteChain
-from backends.gaussian import LinearGaussian
-from rewards import analytic, classifier, image
-from rewards.base import Reward, RewardError, as_reward, facts
-from rewards.compose import Normalisation, cached, normalise
+from treesearch.backends.exact.enumerable import DiscreteChain
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards import analytic
+from treesearch.rewards.base import Reward, RewardError, as_reward, facts
+from treesearch.rewards.compose import Normalisation, cached, normalise
+from treesearch.rewards.images import classifier, image
 
 INF = math.inf
 X = torch.tensor([[0.0], [1.0], [2.0]])

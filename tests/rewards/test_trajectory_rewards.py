@@ -9,16 +9,22 @@ import torch
 from torch import nn
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from rewards.base import RewardError, as_reward
-from rewards.channels import Channels, as_channels, entry, known
-from rewards.critic import Critic
-from rewards.dynamics import PointMass, dynamics_consistency
-from rewards.execution import acted, followed, maze_execution
-from rewards.maze import MAZES, Maze, Unreachable, check_reachable, maze_plan, wall_collision
-from rewards.policy import PolicyLikelihood
-from rewards.trajectory import action_bounds, discounted_return, goal_reaching, novelty, smoothness
-from rewards.ways import way
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.base import RewardError, as_reward
+from treesearch.rewards.channels import Channels, as_channels, entry, known
+from treesearch.rewards.trajectories.critic import Critic
+from treesearch.rewards.trajectories.dynamics import PointMass, dynamics_consistency
+from treesearch.rewards.trajectories.execution import acted, followed, maze_execution
+from treesearch.rewards.trajectories.maze import MAZES, Maze, Unreachable, check_reachable, maze_plan, wall_collision
+from treesearch.rewards.trajectories.policy import PolicyLikelihood
+from treesearch.rewards.trajectories.trajectory import (
+    action_bounds,
+    discounted_return,
+    goal_reaching,
+    novelty,
+    smoothness,
+)
+from treesearch.rewards.trajectories.ways import way
 
 C = Channels(4, 2)
 
@@ -503,7 +509,7 @@ def test_critic_is_the_pessimistic_minimum():
 
 
 def test_rewards_are_named_on_the_command_line():
-    from treesearch import specs
+    from treesearch.registry import registry as specs
 
     x = along((-1, 1), (1, 1))
     reward = specs.reward("wall_collision('umaze') + 2*goal_reaching((4, 2), goal=[1, 0]).clip(-3, 0)")

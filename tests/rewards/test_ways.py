@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from rewards.maze import Maze, Unreachable
-from rewards.ways import way
+from treesearch.rewards.trajectories.maze import Maze, Unreachable
+from treesearch.rewards.trajectories.ways import way
 
 ROOM = Maze.of([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]])
 

@@ -11,14 +11,14 @@ from collections import deque
 
 import numpy as np
 import pytest
-from kernels import total
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from rewards.base import RewardError
-from treesearch import runs
-from treesearch.cli import main
-from treesearch.loop import open_session
+from tests.support.kernels import total
+from treesearch.api import open_session
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.cli.main import main
+from treesearch.rewards.base import RewardError
+from treesearch.runs import folder as runs
 
 KERNEL, TREE = LinearGaussian(num_steps=5), ts.DiffusionTreeSampling(wave=4)
 BUDGET, MORE = ts.Budget(nfe=100), ts.Budget(nfe=140)

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import treesearch as ts
-from backends.enumerable import MaskedChain
-from backends.gaussian import GaussianMixture, LinearGaussian
-from rewards.analytic import linear
-from rewards.base import RewardError, as_reward
-from treesearch import loop, runs
+from treesearch import api as loop
+from treesearch.backends.exact.enumerable import MaskedChain
+from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian
+from treesearch.rewards.analytic import linear
+from treesearch.rewards.base import RewardError, as_reward
+from treesearch.runs import folder as runs
 
 METHODS = {
     "best_of_n": ts.BestOfN(),
@@ -81,8 +82,8 @@ def test_growing_a_finished_run_equals_a_straight_one(tmp_path, name):
 
 SLOW = """
 import sys, time, treesearch as ts
-from backends.gaussian import LinearGaussian
-from rewards.base import as_reward
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.base import as_reward
 def slow(x):
     time.sleep(0.01)
     return 0.7 * x[:, 0]
@@ -163,7 +164,7 @@ def test_an_interrupted_run_is_saved_and_says_so(tmp_path):
 def test_states_survive_losslessly_over_several_shards(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from treesearch import states
+    from treesearch.engine import states
 
     monkeypatch.setattr(states.ShardStates.__init__, "__defaults__", (0, 300))
     kernel = MaskedChain.random(num_steps=6)
@@ -224,7 +225,7 @@ def test_the_check_does_not_touch_the_budget_of_a_population_on_its_way(tmp_path
 
 
 def test_two_nameless_guides_are_told_apart(tmp_path):
-    from backends.base import Guided, shift_mean
+    from treesearch.backends.base import Guided, shift_mean
 
     def guided(by):
         return Guided(LinearGaussian(), shift_mean(lambda x, t, law, cond: by * law.std))

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import treesearch as ts
-from backends.gaussian import LinearGaussian
-from rewards.analytic import linear
-from treesearch import specs, trust
-from treesearch.cli import main
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.cli.main import main
+from treesearch.registry import registry as specs
+from treesearch.registry import trust
+from treesearch.rewards.analytic import linear
 
 LOOKING = (["show", "F"], ["ls", "F"], ["plot", "F"], ["plot", "F", "--what", "tree"], ["export", "F", "csv"])
 LOOKING += (["export", "F", "graphml"], ["cite", "F"])
@@ -28,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     words = ["--kernel", "gaussian", "--reward", "linear(1.0)", "--nfe", "100", "--store", "F"]
     assert main(["run", "best-of-n", *words]) == 0
     (tmp_path / "evil.py").write_text(
-        "open('pwned', 'w').close()\nfrom backends.gaussian import LinearGaussian as make\n"
+        "open('pwned', 'w').close()\nfrom treesearch.backends.exact.gaussian import LinearGaussian as make\n"
     )
     return tmp_path / "F"
 

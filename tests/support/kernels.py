@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import BEDS
 from torch import nn
 
-from backends.base import Gaussian
-from backends.gaussian import LinearGaussian
-from rewards.base import Reward
+from tests.support.beds import BEDS
+from treesearch.backends.base import Gaussian
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.base import Reward
 
 
 def claim(path: str | os.PathLike[str]) -> bool:

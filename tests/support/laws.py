@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 import treesearch as ts
-from rewards.potentials import POTENTIALS, Running
+from treesearch.core.tree import ROOT
+from treesearch.core.weights import log_mean
 from treesearch.methods.feynman_kac import Particles
-from treesearch.tree import ROOT
-from treesearch.weights import log_mean
+from treesearch.rewards.potentials import POTENTIALS, Running
 
 WIDE = 4096  # batch size: many replicates share a pass
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from backends.gaussian import LinearGaussian
-from rewards.channels import Channels
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards.channels import Channels
 
 PLAIN = Channels(2, 1)
 

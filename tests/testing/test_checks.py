@@ -6,21 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
-from backends.base import Gaussian
-from backends.diffusion import DiffusionKernel
-from backends.pipelines import DiffusersKernel
-from backends.schedules import Schedule
+from tests.support import tiny
+from treesearch.backends.base import Gaussian
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.testing import CheckFailed, check_kernel, check_reward, rounding
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 UNCHECKED = """
 import sys, torch
-from backends.base import Gaussian
-from backends.gaussian import LinearGaussian
+from treesearch.backends.base import Gaussian
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch import testing
 
 class Leaky(LinearGaussian):

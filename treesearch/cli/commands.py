@@ -17,21 +17,29 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from rewards.base import Reward, RewardError, as_reward
-from rewards.redact import STRUCK
-from treesearch import __version__, certificate, files, loop, plots, probe, report, runs, specs
-from treesearch import trust as trusting
+from treesearch import __version__
+from treesearch import api as loop
 from treesearch.budget import INFINITE, Budget
 from treesearch.citations import bibtex
-from treesearch.compiled import kept_in
+from treesearch.cli import probe
+from treesearch.core.compiled import kept_in
+from treesearch.core.tree import Tree, add_child
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, UsageError, unknown, writing
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
-from treesearch.report import say
-from treesearch.result import SearchResult, TaskResult
-from treesearch.session import KEEP, Options, Session, Workers, read_result
+from treesearch.registry import registry as specs
+from treesearch.registry import trust as trusting
+from treesearch.report import plots
+from treesearch.report import tables as report
+from treesearch.report.tables import say
+from treesearch.results import certificate
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.rewards.base import Reward, RewardError, as_reward
+from treesearch.rewards.redact import STRUCK
+from treesearch.runs import files
+from treesearch.runs import folder as runs
+from treesearch.session.session import KEEP, Options, Session, Workers, read_result
 from treesearch.text import file_name
-from treesearch.tree import Tree, add_child
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
 Seconds = Annotated[str | None, arg(metavar="S|90s|10m|1.5h")]
@@ -197,7 +205,7 @@ class Where:
                 raise UsageError(f"{', '.join(asked)}: only with --workers N")
             yield None
             return
-        from treesearch.distributed import RayWorkers
+        from treesearch.distributed.engine import RayWorkers
 
         with RayWorkers(
             self.workers,
@@ -696,8 +704,8 @@ class Names(Command):
     """kernels, rewards, methods, potentials, resampling, selection or backups; all of them by default"""
 
     def run(self) -> int:
-        from rewards.potentials import POTENTIALS
-        from treesearch import backup, resampling, selection
+        from treesearch.core import backup, resampling, selection
+        from treesearch.rewards.potentials import POTENTIALS
 
         names = {
             "kernels": specs.KERNELS,

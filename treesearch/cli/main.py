@@ -20,13 +20,14 @@ import torch
 import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from rewards.base import RewardError
-from treesearch import commands, host
-from treesearch.blame import where
+from treesearch import host
+from treesearch.cli import commands
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
-from treesearch.report import say
-from treesearch.specs import METHOD_NAMES
+from treesearch.registry.blame import where
+from treesearch.registry.registry import METHOD_NAMES
+from treesearch.report.tables import say
+from treesearch.rewards.base import RewardError
 
 METHODS = {name.replace("_", "-"): CLASSES[path] for name, path in METHOD_NAMES.items()}
 _Method: Any = Union[tuple(Annotated[m, subcommand(name)] for name, m in METHODS.items())]  # noqa: UP007 - from the table

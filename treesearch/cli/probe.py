@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.base import Shared, describe
-from rewards.base import Reward
-from treesearch import loop
+from treesearch import api as loop
+from treesearch.backends.base import Shared, describe
 from treesearch.budget import INFINITE, Budget
-from treesearch.engine import without_graph
+from treesearch.core.noise import child_keys, normals, root_key
+from treesearch.core.tree import Tree
+from treesearch.engine.engine import without_graph
 from treesearch.methods import BestOfN
-from treesearch.noise import child_keys, normals, root_key
-from treesearch.session import Session
-from treesearch.tree import Tree
+from treesearch.rewards.base import Reward
+from treesearch.session.session import Session
 
 ROUNDS = 3
 

@@ -18,8 +18,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.compiled import compiled
-from treesearch.tree import Tree
+from treesearch.core.compiled import compiled
+from treesearch.core.tree import Tree
 
 
 class Rule(IntEnum):

@@ -19,7 +19,7 @@ import numpy as np
 from numba import uint32, uint64
 from numpy.typing import NDArray
 
-from treesearch.compiled import compiled
+from treesearch.core.compiled import compiled
 
 U64 = NDArray[np.uint64]
 

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from treesearch.weights import F64, log_sum
+from treesearch.core.weights import F64, log_sum
 
 LEAST_TAIL = 5
 LEAST = 5 * LEAST_TAIL

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.compiled import compiled
+from treesearch.core.compiled import compiled
 
 F64 = NDArray[np.float64]
 Ancestors = NDArray[np.int64]

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.compiled import compiled
-from treesearch.noise import child_key, hash64
-from treesearch.tree import add_child
+from treesearch.core.compiled import compiled
+from treesearch.core.noise import child_key, hash64
+from treesearch.core.tree import add_child
 
 
 class Select(IntEnum):

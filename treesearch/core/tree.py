@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.compiled import compiled
+from treesearch.core.compiled import compiled
 
 ROOT = 0
 NONE = -1

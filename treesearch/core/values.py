@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from treesearch.weights import F64, ess, log_sum, normalise, temper
+from treesearch.core.weights import F64, ess, log_sum, normalise, temper
 
 FLOOR = 0.1  # δ
 SLOPE_SD = 0.5

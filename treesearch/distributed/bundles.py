@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.base import Kernel, describe
-from rewards.base import Reward, content
+from treesearch.backends.base import Kernel, describe
 from treesearch.budget import Cost
-from treesearch.engine import Arrival, Engine, Flight, Held, Ids, Leg, Segments, without_graph
+from treesearch.core.tree import NONE, ROOT
+from treesearch.engine.engine import Arrival, Engine, Flight, Held, Ids, Leg, Segments, without_graph
+from treesearch.engine.states import MemoryStates
 from treesearch.errors import ended
-from treesearch.states import MemoryStates
-from treesearch.tree import NONE, ROOT
+from treesearch.rewards.base import Reward, content
 
 
 @dataclass

@@ -38,20 +38,20 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from backends.base import Kernel, Shared, Spec, describe
-from rewards.base import Reward, RewardError, anew, as_reward
-from rewards.numeric import is_number, is_whole
 from treesearch import host
+from treesearch.backends.base import Kernel, Shared, Spec, describe
 from treesearch.budget import Cost
-from treesearch.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
-from treesearch.dispatch import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
-from treesearch.engine import Arrival, Ids, Leg, Segments, decode, leg, sideways, without_graph
-from treesearch.engine import encode as encode_prompts
+from treesearch.core.tree import NONE, ROOT, Tree
+from treesearch.distributed.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
+from treesearch.distributed.sharing import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
+from treesearch.engine.engine import Arrival, Ids, Leg, Segments, decode, leg, sideways, without_graph
+from treesearch.engine.engine import encode as encode_prompts
+from treesearch.engine.states import LostStates, StateStore, forget
 from treesearch.errors import KernelError, StoreError, TreeSearchError, choose, ended
 from treesearch.interrupts import interrupts_deferred
-from treesearch.specs import Recipe, place
-from treesearch.states import LostStates, StateStore, forget
-from treesearch.tree import NONE, ROOT, Tree
+from treesearch.registry.registry import Recipe, place
+from treesearch.rewards.base import Reward, RewardError, anew, as_reward
+from treesearch.rewards.numeric import is_number, is_whole
 
 log = logging.getLogger("treesearch")
 
@@ -659,7 +659,7 @@ class RayWorkers:
         cost: Cost,
         **how: Any,
     ) -> RayEngine:
-        """An engine of the interface of `treesearch.engine.Engine` that computes on these workers."""
+        """An engine of the interface of `treesearch.engine.engine.Engine` that computes on these workers."""
         return RayEngine(self, kernel, spec, reward, trees, states, cost, **how)
 
 
@@ -1072,7 +1072,7 @@ class _Job:
 
 
 class RayEngine:
-    """Runs segments on workers; the interface of `treesearch.engine.Engine`.
+    """Runs segments on workers; the interface of `treesearch.engine.engine.Engine`.
 
     Args:
         workers: running `RayWorkers`.

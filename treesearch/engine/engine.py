@@ -27,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.base import Kernel, Shared, Spec, Transition
-from rewards.base import Reward, RewardError, anew, flat
+from treesearch.backends.base import Kernel, Shared, Spec, Transition
 from treesearch.budget import Cost
+from treesearch.core.noise import normals
+from treesearch.core.tree import NONE, ROOT, Tree
+from treesearch.engine.states import StateStore, index, recovered
 from treesearch.errors import KernelError
-from treesearch.noise import normals
-from treesearch.states import StateStore, index, recovered
-from treesearch.tree import NONE, ROOT, Tree
+from treesearch.rewards.base import Reward, RewardError, anew, flat
 
 Ids = NDArray[np.int64]
 _SEGMENT = ("source", "first", "last")

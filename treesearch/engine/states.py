@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from treesearch import files
+from treesearch.core.tree import NONE
 from treesearch.errors import StoreError, writing
-from treesearch.tree import NONE
+from treesearch.runs import files
 
 Ids = NDArray[np.int64]
 log = logging.getLogger("treesearch")

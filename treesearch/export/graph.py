@@ -6,8 +6,8 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from treesearch.files import replacing
-from treesearch.tree import ROOT, Tree
+from treesearch.core.tree import ROOT, Tree
+from treesearch.runs.files import replacing
 
 if TYPE_CHECKING:
     import networkx as nx

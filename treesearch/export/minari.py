@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.channels import Channels
-from treesearch import report
+from treesearch.core.weights import normalise
 from treesearch.errors import TreeSearchError, missing
-from treesearch.result import SearchResult, TaskResult
-from treesearch.weights import normalise
+from treesearch.report import tables as report
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.rewards.channels import Channels
 
 NAME = re.compile(r"[-\w]+-v\d+")
 ALGORITHM = "treesearch"

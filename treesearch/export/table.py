@@ -6,8 +6,8 @@ import csv
 import math
 import os
 
-from treesearch.files import replacing
-from treesearch.tree import Tree
+from treesearch.core.tree import Tree
+from treesearch.runs.files import replacing
 
 COLUMNS = ("node", "parent", "t", "visits", "value", "reward", "log_w", "key")
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from rewards.numeric import is_number, is_whole
+from treesearch.backends.base import Spec
 from treesearch.budget import Share
-from treesearch.engine import Segments
+from treesearch.core.tree import Tree
+from treesearch.core.weights import F64, WeightOverflow
+from treesearch.engine.engine import Segments
 from treesearch.methods.claims import Claims, Interval
-from treesearch.tree import Tree
-from treesearch.weights import F64, WeightOverflow
+from treesearch.rewards.numeric import is_number, is_whole
 
 AUTO = "auto"
 GREEDY = "greedy: not a sample of π"

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
+from treesearch.backends.base import Spec
+from treesearch.core.weights import F64
 from treesearch.methods import population
 from treesearch.methods.base import GREEDY, Problem, Readout, Unit, as_levels, branch_levels, check_whole
 from treesearch.methods.claims import GREEDY_TREE
-from treesearch.weights import F64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from treesearch import backup
+from treesearch.backends.base import Spec
 from treesearch.budget import INFINITE, Share
-from treesearch.engine import Segments
+from treesearch.core import backup
+from treesearch.core.noise import child_keys
+from treesearch.core.tree import ROOT, Tree
+from treesearch.core.weights import log_mean, log_mean_se, scaled
+from treesearch.engine.engine import Segments
 from treesearch.methods import genealogy
 from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_whole, number
 from treesearch.methods.claims import SELF_NORMALISED, Claims
-from treesearch.noise import child_keys
-from treesearch.tree import ROOT, Tree
-from treesearch.weights import log_mean, log_mean_se, scaled
 
 
 @dataclass(frozen=True, kw_only=True)

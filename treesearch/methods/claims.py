@@ -1,7 +1,7 @@
 """What a method may say about its numbers: declared by its configuration, before anything has run.
 
-A method has an attribute `claims`; its search may add an `Interval` to its read-out. `treesearch.certificate` joins
-them with what it can see for itself: the weights, the kernel, the budget, how the search ended.
+A method has an attribute `claims`; its search may add an `Interval` to its read-out. `treesearch.results.certificate`
+joins them with what it can see for itself: the weights, the kernel, the budget, how the search ended.
 """
 
 from __future__ import annotations

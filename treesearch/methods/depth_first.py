@@ -32,12 +32,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from rewards.numeric import is_number, is_whole
+from treesearch.backends.base import Spec
+from treesearch.core.tree import NONE, ROOT
 from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
 from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan, prices
-from treesearch.tree import NONE, ROOT
+from treesearch.rewards.numeric import is_number, is_whole
 
 
 @dataclass(frozen=True, kw_only=True)

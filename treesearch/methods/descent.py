@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.budget import Share
-from treesearch.engine import Segments
+from treesearch.core.noise import child_keys
+from treesearch.core.tree import NONE, ROOT, Tree
+from treesearch.engine.engine import Segments
 from treesearch.errors import StoreError
 from treesearch.methods.base import GREEDY, NO_NODES, Problem, Readout, Status
-from treesearch.noise import child_keys
-from treesearch.tree import NONE, ROOT, Tree
 
 Ids = NDArray[np.int64]
 

@@ -32,11 +32,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from rewards.numeric import is_number, is_whole
-from treesearch import backup, selection
+from treesearch.backends.base import Spec
 from treesearch.budget import Share
-from treesearch.engine import Segments
+from treesearch.core import backup, selection
+from treesearch.core.tree import ROOT, Tree
+from treesearch.core.weights import F64, scaled
+from treesearch.engine.engine import Segments
 from treesearch.errors import choose
 from treesearch.methods.base import (
     GREEDY,
@@ -53,8 +54,7 @@ from treesearch.methods.base import (
     number,
 )
 from treesearch.methods.claims import GREEDY_TREE, SELF_NORMALISED, SHARED, SOFT_VALUE, Claims
-from treesearch.tree import ROOT, Tree
-from treesearch.weights import F64, scaled
+from treesearch.rewards.numeric import is_number, is_whole
 
 MODES = ("wave", "async")
 FREE_LIMIT = 200_000

@@ -33,16 +33,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from rewards.numeric import is_number
-from rewards.potentials import POTENTIALS, Running
+from treesearch.backends.base import Spec
+from treesearch.core.resampling import SCHEMES
+from treesearch.core.weights import F64, ess, log_mean, normalise, scaled, temper
 from treesearch.errors import choose
 from treesearch.methods import genealogy, population
 from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, check_whole, number
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Bias, Claims, Flag, Interval
 from treesearch.methods.genealogy import Genealogy
-from treesearch.resampling import SCHEMES
-from treesearch.weights import F64, ess, log_mean, normalise, scaled, temper
+from treesearch.rewards.numeric import is_number
+from treesearch.rewards.potentials import POTENTIALS, Running
 
 VALUES = ("endpoint", "rollout")
 NOT_A_VALUE = (
@@ -62,7 +62,7 @@ class FeynmanKac:
         lam: λ of the target, or "auto".
         potential: difference, max, sum or immediate (`rewards.potentials`).
         schedule: levels t at which endpoints are scored, 0 (x_0 itself) among them; None for five equally spaced.
-        resampling: multinomial, residual, stratified, systematic or ssp (`treesearch.resampling`).
+        resampling: multinomial, residual, stratified, systematic or ssp (`treesearch.core.resampling`).
         ess_threshold: resample where ESS < threshold·K; 0 never, 1 always.
         value: endpoint, or rollout for one full rollout a particle and level.
         tempering: None for λ at every level, a sequence with one factor in (0, 1] a level that ends in 1, or "ess":

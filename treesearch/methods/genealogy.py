@@ -42,9 +42,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch import pareto
+from treesearch.core import pareto
+from treesearch.core.weights import F64, ess, log_sum, normalise
 from treesearch.methods.claims import Interval, Standing, t95
-from treesearch.weights import F64, ess, log_sum, normalise
 
 Ids = NDArray[np.int64]
 

@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from treesearch.compiled import compiled
-from treesearch.engine import Segments
+from treesearch.backends.base import Spec
+from treesearch.core.compiled import compiled
+from treesearch.core.tree import ROOT, Columns, Tree
+from treesearch.engine.engine import Segments
 from treesearch.methods.base import Problem, Unit
 from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.diffusion_tree import DiffusionTree, DiffusionTreeSearch, Rules
-from treesearch.tree import ROOT, Columns, Tree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,17 +28,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from rewards.numeric import is_number
+from treesearch.backends.base import Spec
 from treesearch.budget import Share
-from treesearch.engine import Segments
+from treesearch.core.noise import child_keys
+from treesearch.core.tree import ROOT, Tree
+from treesearch.engine.engine import Segments
 from treesearch.errors import StoreError
 from treesearch.methods.base import GREEDY, NO_NODES, Problem, Readout, Status, Unit, check_whole
 from treesearch.methods.claims import GREEDY as NOT_OF_PI
 from treesearch.methods.claims import Bias, Claims, Flag
 from treesearch.methods.descent import best_of
-from treesearch.noise import child_keys
-from treesearch.tree import ROOT, Tree
+from treesearch.rewards.numeric import is_number
 
 NEIGHBOURS = Flag(
     Bias.NOISE_NEIGHBOURS,

@@ -24,15 +24,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
 from treesearch import host
+from treesearch.backends.base import Spec
 from treesearch.budget import INFINITE, Share
-from treesearch.engine import Segments
+from treesearch.core.noise import Stream, child_keys, uniforms
+from treesearch.core.tree import ROOT, Tree
+from treesearch.core.weights import F64
+from treesearch.engine.engine import Segments
 from treesearch.errors import StoreError
 from treesearch.methods.base import MEMORY, NO_NODES, Problem, Readout, Status, Unit
-from treesearch.noise import Stream, child_keys, uniforms
-from treesearch.tree import ROOT, Tree
-from treesearch.weights import F64
 
 GROUP_ROWS = 256  # particles that run side by side, in whole populations
 TIMED_SIZE = 64  # size of a population where only the clock limits it

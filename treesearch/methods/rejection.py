@@ -27,16 +27,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from rewards.base import RewardError
-from rewards.numeric import is_number
-from treesearch.engine import Segments
+from treesearch.backends.base import Spec
+from treesearch.core.noise import Stream, uniforms
+from treesearch.core.weights import log_mean, log_mean_se, scaled
+from treesearch.engine.engine import Segments
 from treesearch.errors import KernelError
 from treesearch.methods.base import Problem, Readout, Unit, check_lam, check_whole
 from treesearch.methods.best_of_n import BestOfN, BestOfNSearch
 from treesearch.methods.claims import Z95, Claims, Interval, Standing
-from treesearch.noise import Stream, uniforms
-from treesearch.weights import log_mean, log_mean_se, scaled
+from treesearch.rewards.base import RewardError
+from treesearch.rewards.numeric import is_number
 
 ENOUGH = 10  # acceptances, below which an interval is not relied on
 

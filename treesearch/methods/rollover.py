@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
+from treesearch.backends.base import Spec
+from treesearch.core.tree import ROOT
 from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
 from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan, best_of, prices
-from treesearch.tree import ROOT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
+from treesearch.backends.base import Spec
+from treesearch.core.weights import F64, normalise, scaled
 from treesearch.methods import population
 from treesearch.methods.base import (
     GREEDY,
@@ -42,7 +43,6 @@ from treesearch.methods.base import (
 )
 from treesearch.methods.claims import GREEDY as NOT_OF_PI
 from treesearch.methods.claims import Bias, Claims, Flag
-from treesearch.weights import F64, normalise, scaled
 
 BIASED = "soft value-based decoding: its law is not π, but a chain steered by rewards of endpoint predictions"
 

@@ -1,7 +1,7 @@
 """Tree sampling: waves of splitting trees whose twists are soft values fitted to the waves before.
 
 Wave k is a tree of n_k rollouts that walk down together. At each scheduled level, with ψ fitted to waves 1..k-1
-(`treesearch.values`; in the first wave ψ = κ_t λ r̂):
+(`treesearch.core.values`; in the first wave ψ = κ_t λ r̂):
 
     log w_i += ψ_t(r̂(x_t^i)) - ψ_s(r̂(x_s^i)) + Σ log p/q       s the level above; ψ = 0 above the first one
     if ESS(w) < .7 n:  log Ẑ += log mean w;  split and prune: a node gets floor or ceil of n W children;  w = 1
@@ -35,15 +35,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from treesearch import values
+from treesearch.backends.base import Spec
+from treesearch.core import values
+from treesearch.core.resampling import systematic
+from treesearch.core.values import Value
+from treesearch.core.weights import F64, ess, log_mean, normalise, scaled
 from treesearch.methods import genealogy, population
 from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, number
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Claims
 from treesearch.methods.genealogy import Genealogy
-from treesearch.resampling import systematic
-from treesearch.values import Value
-from treesearch.weights import F64, ess, log_mean, normalise, scaled
 
 THRESHOLD = 0.7  # of the ESS, below which a wave splits and prunes
 LEVELS = 20

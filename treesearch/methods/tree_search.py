@@ -42,12 +42,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backends.base import Spec
-from rewards.numeric import is_number
-from treesearch import backup
+from treesearch.backends.base import Spec
 from treesearch.budget import Share
-from treesearch.compiled import compiled
-from treesearch.engine import Segments
+from treesearch.core import backup
+from treesearch.core.compiled import compiled
+from treesearch.core.noise import child_key
+from treesearch.core.tree import ROOT, Tree
+from treesearch.core.weights import F64, scaled
+from treesearch.engine.engine import Segments
 from treesearch.methods.base import (
     GREEDY,
     NO_NODES,
@@ -60,9 +62,7 @@ from treesearch.methods.base import (
     check_whole,
 )
 from treesearch.methods.claims import GREEDY_TREE
-from treesearch.noise import child_key
-from treesearch.tree import ROOT, Tree
-from treesearch.weights import F64, scaled
+from treesearch.rewards.numeric import is_number
 
 Ids = NDArray[np.int64]
 

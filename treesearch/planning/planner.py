@@ -7,8 +7,8 @@ Every decision
     remember   the best plans, shifted by k rows and ended with copies of their last row
     keep       the best of these, scored from where the environment now is, unless the search finds a better one
 
-A warm start (`treesearch.warm_start`) draws x_t, t < T, around what it remembers instead of x_T from the prior, and
-costs t instead of T. This is another law than p, which results say.
+A warm start (`treesearch.planning.warm_start`) draws x_t, t < T, around what it remembers instead of x_T from the
+prior, and costs t instead of T. This is another law than p, which results say.
 
 Sources: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), algorithm 1 and section 5.4
 (receding horizon, and plans that start from the last one, partly noised). Tree search over such plans: Monte Carlo Tree
@@ -27,17 +27,17 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Kernel, Shared, Spec, describe
-from rewards.base import Reward, as_reward
-from rewards.numeric import is_number, is_whole
+from treesearch.api import search
+from treesearch.backends.base import Kernel, Shared, Spec, describe
 from treesearch.budget import Budget, Cost
-from treesearch.engine import without_graph
+from treesearch.core.noise import root_key
+from treesearch.engine.engine import without_graph
 from treesearch.errors import TreeSearchError
-from treesearch.loop import search
 from treesearch.methods.base import Method, check_whole
-from treesearch.noise import root_key
-from treesearch.result import SearchResult, TaskResult
-from treesearch.warm_start import WarmStart, flagged, lowered, shifted
+from treesearch.planning.warm_start import WarmStart, flagged, lowered, shifted
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.numeric import is_number, is_whole
 
 NEEDED = ("renoise", "encode_samples")
 Best = tuple[Tensor, Tensor]
@@ -109,7 +109,7 @@ class Planner:
     """Plans for environments, many at a time.
 
     Args:
-        kernel: of trajectories, such as `backends.trajectory.TrajectoryKernel`: it has `channels` (observation, action)
+        kernel: of trajectories, such as `models.trajectory.TrajectoryKernel`: it has `channels` (observation, action)
             and takes prompts {"start": observation, "goal": position}.
         reward: of trajectories (n, H, C); its prompts are the same.
         method: any; greedy ones fit best.
@@ -439,7 +439,7 @@ def _check_kernel(kernel: Any, warm_start: bool) -> None:
     if not getattr(channels, "action", 0):
         raise TypeError(
             f"{type(kernel).__name__} has no channels with actions: "
-            "expected a kernel of trajectories, see backends.trajectory.TrajectoryKernel"
+            "expected a kernel of trajectories, see treesearch.backends.models.trajectory.TrajectoryKernel"
         )
     absent = [name for name in NEEDED if getattr(kernel, name, None) is None]
     if warm_start and absent:

@@ -16,9 +16,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from backends.base import Cond, Spec, Wrapper, describe, optional, uniform
+from treesearch.backends.base import Cond, Spec, Wrapper, describe, optional, uniform
 from treesearch.methods.base import Method
-from treesearch.result import SearchResult
+from treesearch.results.result import SearchResult
 
 WARM = "warm start: these are no draws of p, nor is there a Z of p"
 

@@ -21,65 +21,65 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.base import Reward, as_reward
-from rewards.redact import redacted
-from treesearch import plugins
-from treesearch.blame import where
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS
-from treesearch.references import OPERATIONS, is_mark, marked, written
+from treesearch.registry import plugins
+from treesearch.registry.blame import where
+from treesearch.registry.references import OPERATIONS, is_mark, marked, written
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.redact import redacted
 from treesearch.text import brief
 
 KERNELS = {
-    "mnist": "backends.mnist:mnist_kernel",
-    "diffusers": "backends.pipelines:DiffusersKernel.from_pretrained",
-    "tds": "backends.guidance:TDS",
-    "das": "backends.guidance:DAS",
-    "dps": "backends.guidance:DPS",
-    "trust_region": "backends.guidance:TrustRegion",
-    "maze": "backends.trajectory:maze_kernel",
-    "trajectories": "backends.trajectory:trajectory_kernel",
-    "diffuser": "backends.guidance:Diffuser",
-    "guidance_scales": "backends.guidance:GuidanceScales",
-    "policy_guided": "backends.guidance:PolicyGuided",
-    "gaussian": "backends.gaussian:LinearGaussian",
-    "ring": "backends.gaussian:GaussianMixture.ring",
-    "discrete": "backends.enumerable:DiscreteChain.random",
-    "masked": "backends.enumerable:MaskedChain.random",
+    "mnist": "treesearch.backends.models.mnist:mnist_kernel",
+    "diffusers": "treesearch.backends.pipelines:DiffusersKernel.from_pretrained",
+    "tds": "treesearch.backends.guidance:TDS",
+    "das": "treesearch.backends.guidance:DAS",
+    "dps": "treesearch.backends.guidance:DPS",
+    "trust_region": "treesearch.backends.guidance:TrustRegion",
+    "maze": "treesearch.backends.models.trajectory:maze_kernel",
+    "trajectories": "treesearch.backends.models.trajectory:trajectory_kernel",
+    "diffuser": "treesearch.backends.guidance:Diffuser",
+    "guidance_scales": "treesearch.backends.guidance:GuidanceScales",
+    "policy_guided": "treesearch.backends.guidance:PolicyGuided",
+    "gaussian": "treesearch.backends.exact.gaussian:LinearGaussian",
+    "ring": "treesearch.backends.exact.gaussian:GaussianMixture.ring",
+    "discrete": "treesearch.backends.exact.enumerable:DiscreteChain.random",
+    "masked": "treesearch.backends.exact.enumerable:MaskedChain.random",
 }
 REWARDS = {
-    "digit": "rewards.classifier:log_prob",
-    "digits": "rewards.classifier:log_prob_any",
-    "even": "rewards.classifier:even",
-    "odd": "rewards.classifier:odd",
-    "compressibility": "rewards.image:compressibility",
-    "incompressibility": "rewards.image:incompressibility",
-    "brightness": "rewards.image:brightness",
-    "image_reward": "rewards.image_reward:ImageReward",
-    "clip_score": "rewards.clip_score:CLIPScore",
-    "pickscore": "rewards.pickscore:PickScore",
-    "hps": "rewards.hps:HPSv2",
-    "aesthetic": "rewards.aesthetic:Aesthetic",
-    "image_classifier": "rewards.image_classifier:ImageClassifier",
-    "vlm_judge": "rewards.judge:VLMJudge",
-    "http": "rewards.remote:HTTPReward",
-    "linear": "rewards.analytic:linear",
-    "quadratic": "rewards.analytic:quadratic",
-    "constant": "rewards.analytic:constant",
-    "discounted_return": "rewards.trajectory:discounted_return",
-    "goal_reaching": "rewards.trajectory:goal_reaching",
-    "smoothness": "rewards.trajectory:smoothness",
-    "action_bounds": "rewards.trajectory:action_bounds",
-    "novelty": "rewards.trajectory:novelty",
-    "wall_collision": "rewards.maze:wall_collision",
-    "maze_plan": "rewards.maze:maze_plan",
-    "maze_execution": "rewards.execution:maze_execution",
-    "dynamics_consistency": "rewards.dynamics:dynamics_consistency",
-    "policy_likelihood": "rewards.policy:PolicyLikelihood",
-    "critic": "rewards.critic:Critic",
-    "normalise": "rewards.compose:normalise",
-    "cached": "rewards.compose:cached",
-    "frames": "rewards.vision:frames",
+    "digit": "treesearch.rewards.images.classifier:log_prob",
+    "digits": "treesearch.rewards.images.classifier:log_prob_any",
+    "even": "treesearch.rewards.images.classifier:even",
+    "odd": "treesearch.rewards.images.classifier:odd",
+    "compressibility": "treesearch.rewards.images.image:compressibility",
+    "incompressibility": "treesearch.rewards.images.image:incompressibility",
+    "brightness": "treesearch.rewards.images.image:brightness",
+    "image_reward": "treesearch.rewards.images.image_reward:ImageReward",
+    "clip_score": "treesearch.rewards.images.clip_score:CLIPScore",
+    "pickscore": "treesearch.rewards.images.pickscore:PickScore",
+    "hps": "treesearch.rewards.images.hps:HPSv2",
+    "aesthetic": "treesearch.rewards.images.aesthetic:Aesthetic",
+    "image_classifier": "treesearch.rewards.images.image_classifier:ImageClassifier",
+    "vlm_judge": "treesearch.rewards.remote.judge:VLMJudge",
+    "http": "treesearch.rewards.remote.http:HTTPReward",
+    "linear": "treesearch.rewards.analytic:linear",
+    "quadratic": "treesearch.rewards.analytic:quadratic",
+    "constant": "treesearch.rewards.analytic:constant",
+    "discounted_return": "treesearch.rewards.trajectories.trajectory:discounted_return",
+    "goal_reaching": "treesearch.rewards.trajectories.trajectory:goal_reaching",
+    "smoothness": "treesearch.rewards.trajectories.trajectory:smoothness",
+    "action_bounds": "treesearch.rewards.trajectories.trajectory:action_bounds",
+    "novelty": "treesearch.rewards.trajectories.trajectory:novelty",
+    "wall_collision": "treesearch.rewards.trajectories.maze:wall_collision",
+    "maze_plan": "treesearch.rewards.trajectories.maze:maze_plan",
+    "maze_execution": "treesearch.rewards.trajectories.execution:maze_execution",
+    "dynamics_consistency": "treesearch.rewards.trajectories.dynamics:dynamics_consistency",
+    "policy_likelihood": "treesearch.rewards.trajectories.policy:PolicyLikelihood",
+    "critic": "treesearch.rewards.trajectories.critic:Critic",
+    "normalise": "treesearch.rewards.compose:normalise",
+    "cached": "treesearch.rewards.compose:cached",
+    "frames": "treesearch.rewards.images.vision:frames",
 }
 METHOD_NAMES = {
     "best_of_n": "BestOfN",

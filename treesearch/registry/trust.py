@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from treesearch import specs
 from treesearch.errors import StoreError
+from treesearch.registry import registry as specs
 
 # Registered names that read a file, fetch weights or ask a service: what they do is decided by what they are told.
 REACHING = frozenset(

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from treesearch.core.tree import Tree
 from treesearch.errors import missing
-from treesearch.files import replacing
+from treesearch.runs.files import replacing
 from treesearch.text import label
-from treesearch.tree import Tree
 
 DRAWN_NODES = 3_000  # a picture with more says no more
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from treesearch import certificate
 from treesearch.budget import Cost
-from treesearch.files import write_text
-from treesearch.result import SearchResult, TaskResult
-from treesearch.session import Snapshot
+from treesearch.results import certificate
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.runs.files import write_text
+from treesearch.session.session import Snapshot
 from treesearch.text import code, markdown, plain, printable
 
 DASH = "-"

@@ -4,7 +4,7 @@
     sample size  ESS, distinct lineages and leaves among the samples that carry weight
     KL(π̂‖p)      E_π̂[λ r] - log Ẑ: how far from the model the weighted samples are
     flags        biases with reasons: those a method declares, those of kernel, budget and end of the search
-    alarm        whether a held-out reward falls while the optimised one rises (`treesearch.overoptimisation`)
+    alarm        whether a held-out reward falls while the optimised one rises (`treesearch.results.overoptimisation`)
     hash         equal for equal searches, resumed or not
 
 Intervals come from what is independent in a search, the draws of x_T and all that descends from each
@@ -29,17 +29,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.base import Reward
-from treesearch import overoptimisation
+from treesearch.core.tree import Tree
+from treesearch.core.weights import F64
 from treesearch.methods import genealogy
 from treesearch.methods.base import Readout
 from treesearch.methods.claims import Bias, Claims, Flag, Interval, Standing, t95
-from treesearch.overoptimisation import Alarm
-from treesearch.tree import Tree
-from treesearch.weights import F64
+from treesearch.results import overoptimisation
+from treesearch.results.overoptimisation import Alarm
+from treesearch.rewards.base import Reward
 
 if TYPE_CHECKING:
-    from treesearch.result import TaskResult
+    from treesearch.results.result import TaskResult
 
 SKEWED = 0.3  # relative standard error of Ẑ above which an interval of log Z that knows no more is no good
 DECIDES = (

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.weights import F64
+from treesearch.core.weights import F64
 
 LEAST, MOST = 20, 512
 PERMUTATIONS, LEVEL = 999, 0.01

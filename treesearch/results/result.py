@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rewards.base import Reward, as_reward
 from treesearch.budget import Cost
-from treesearch.certificate import Certificate, Context, certify, log_z
+from treesearch.core.noise import Stream, root_key, uniforms
+from treesearch.core.tree import Tree
+from treesearch.core.weights import ess, normalise, scaled
 from treesearch.errors import StoreError, TreeSearchError
 from treesearch.methods.base import Readout, Status
 from treesearch.methods.claims import Standing
-from treesearch.noise import Stream, root_key, uniforms
-from treesearch.tree import Tree
-from treesearch.weights import ess, normalise, scaled
+from treesearch.results.certificate import Certificate, Context, certify, log_z
+from treesearch.rewards.base import Reward, as_reward
 
 ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
 PER_TASK = (

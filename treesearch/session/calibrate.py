@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from treesearch.budget import Budget, Cost
+from treesearch.core.weights import F64, ess, log_mean, normalise, scaled
 from treesearch.errors import BudgetError
-from treesearch.weights import F64, ess, log_mean, normalise, scaled
 
 TARGET = 0.1
 ROLLOUTS = 64

@@ -24,25 +24,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends import fingerprint
-from backends.base import Kernel, Spec, describe
-from rewards.base import Reward, RewardError
-from treesearch import __version__, runs, weights
+from treesearch import __version__
+from treesearch.backends.base import Kernel, Spec, describe, fingerprint
 from treesearch.budget import Budget, Cost, Share
-from treesearch.calibrate import Pilot, choose_lambda
-from treesearch.certificate import Context
-from treesearch.engine import Arrival, Engine, Segments, decode, encode, without_graph
+from treesearch.core import weights
+from treesearch.core.noise import root_key
+from treesearch.core.tree import NONE, ROOT, Tree
+from treesearch.core.weights import ess
+from treesearch.engine.engine import Arrival, Engine, Segments, decode, encode, without_graph
+from treesearch.engine.states import LostStates, MemoryStates, StateStore, forget, recovered
 from treesearch.errors import BudgetError, StoreError, TreeSearchError, choose, unknown
 from treesearch.interrupts import first_interrupt, interrupts_deferred, interrupts_unwrapped
 from treesearch.methods import METHODS
 from treesearch.methods.base import AUTO, MEMORY, Method, Problem, Search, Status
 from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.population import planned_memory
-from treesearch.noise import root_key
-from treesearch.result import Absent, SearchResult, TaskResult
-from treesearch.states import LostStates, MemoryStates, StateStore, forget, recovered
-from treesearch.tree import NONE, ROOT, Tree
-from treesearch.weights import ess
+from treesearch.results.certificate import Context
+from treesearch.results.result import Absent, SearchResult, TaskResult
+from treesearch.rewards.base import Reward, RewardError
+from treesearch.runs import folder as runs
+from treesearch.session.calibrate import Pilot, choose_lambda
 
 Callback = Callable[["Snapshot"], Any]
 KEEP = ("all", "frontier", "none")
@@ -151,7 +152,7 @@ class Wave:
 
 
 class Runner(Protocol):
-    """What computes: `treesearch.engine.Engine` here, or one that sends the work elsewhere."""
+    """What computes: `treesearch.engine.engine.Engine` here, or one that sends the work elsewhere."""
 
     ahead: int
 
@@ -172,7 +173,7 @@ class Runner(Protocol):
 
 
 class Workers(Protocol):
-    """Processes that compute, such as `treesearch.distributed.RayWorkers`; running while entered."""
+    """Processes that compute, such as `treesearch.distributed.engine.RayWorkers`; running while entered."""
 
     def __enter__(self) -> Any: ...
     def __exit__(self, *error: object) -> None: ...

@@ -30,19 +30,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backends.base import Kernel, Shared, Spec, Transition, Wrapper, describe, optional
-from rewards.base import Reward, RewardError, as_reward, flat
+from treesearch.api import open_session, resume, search, stream
+from treesearch.backends.base import Kernel, Shared, Spec, Transition, Wrapper, describe, optional
 from treesearch.budget import Budget
+from treesearch.core.noise import child_keys, normals, root_key
+from treesearch.core.tree import ROOT, Tree
 from treesearch.errors import BudgetError, StoreError
-from treesearch.loop import open_session, resume, search, stream
 from treesearch.methods.base import AUTO, Method, Status
 from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.diffusion_tree import DiffusionTreeSampling
 from treesearch.methods.feynman_kac import FeynmanKac
-from treesearch.noise import child_keys, normals, root_key
-from treesearch.result import SearchResult, TaskResult
-from treesearch.runs import read_blocks
-from treesearch.tree import ROOT, Tree
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.rewards.base import Reward, RewardError, as_reward, flat
+from treesearch.runs.folder import read_blocks
 
 
 class CheckFailed(AssertionError):

@@ -1,0 +1,1 @@
+"""Noise schedules and the diffusion chains on them."""

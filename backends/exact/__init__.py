@@ -1,0 +1,1 @@
+"""Kernels with closed forms, for tests and evidence."""

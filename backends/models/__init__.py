@@ -1,0 +1,1 @@
+"""Kernels around models that this library trains and ships."""

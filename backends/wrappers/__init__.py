@@ -1,0 +1,1 @@
+"""Kernels around kernels that are no guides."""

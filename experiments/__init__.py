@@ -1,0 +1,1 @@
+"""One script for each figure and table; nothing in the library imports them."""

@@ -1,0 +1,1 @@
+"""Whether intervals of log Z hold it."""

@@ -1,0 +1,1 @@
+"""Sampling on mixtures with a known target."""

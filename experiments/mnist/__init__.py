@@ -1,0 +1,1 @@
+"""Training, sampling and search on MNIST."""

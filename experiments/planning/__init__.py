@@ -1,0 +1,1 @@
+"""Trajectories: mazes, locomotion, data under a policy."""

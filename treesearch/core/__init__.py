@@ -1,0 +1,1 @@
+"""Arrays only: noise, the tree, selection, backup, weights, resampling. Knows no kernel, no reward and no disk."""

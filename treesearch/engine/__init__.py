@@ -1,0 +1,1 @@
+"""The only caller of kernels and rewards: segments of all tasks in full batches."""

@@ -1,0 +1,1 @@
+"""Receding-horizon planning: a search at every decision."""

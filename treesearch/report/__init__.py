@@ -1,0 +1,1 @@
+"""Tables, cards, pictures and progress of results."""

@@ -1,0 +1,1 @@
+"""What a search found, and what may be claimed of it."""

@@ -1,0 +1,1 @@
+"""The only place that touches the disk: run folders, state shards, identity."""

@@ -1,0 +1,1 @@
+"""A search under way: waves, budget, record, checks when it is resumed."""
