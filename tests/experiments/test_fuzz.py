@@ -16,12 +16,11 @@ from treesearch import text
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.cli import commands
 from treesearch.cli import main as cli
-from treesearch.engine import states
 from treesearch.registry import registry as specs
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import Reward
 from treesearch.runs import folder as runs
-from treesearch.runs import schema
+from treesearch.runs import schema, shards
 from treesearch.session import session
 
 SLICE = ("best_of_n", "tasks")
@@ -69,8 +68,8 @@ def other_number(rng, path, other):
 PLANTED = {
     "states without checksums": (
         [
-            (states, "_checksums", lambda rows: np.zeros(len(rows), np.uint32)),
-            (states.ShardStates, "recall", lambda *_: None),
+            (shards, "_checksums", lambda rows: np.zeros(len(rows), np.uint32)),
+            (shards.ShardStates, "recall", lambda *_: None),
         ],
         (other_number, ""),
     ),

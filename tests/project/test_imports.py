@@ -65,7 +65,6 @@ PENDING = {  # not yet split
     "treesearch/cli/commands.py",
     "treesearch/distributed/engine.py",
     "treesearch/engine/engine.py",
-    "treesearch/engine/states.py",
     "treesearch/methods/tree_search.py",
     "treesearch/runs/folder.py",
     "treesearch/session/session.py",

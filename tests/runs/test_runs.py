@@ -164,9 +164,9 @@ def test_an_interrupted_run_is_saved_and_says_so(tmp_path):
 def test_states_survive_losslessly_over_several_shards(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from treesearch.engine import states
+    from treesearch.runs import shards
 
-    monkeypatch.setattr(states.ShardStates.__init__, "__defaults__", (0, 300))
+    monkeypatch.setattr(shards.ShardStates.__init__, "__defaults__", (0, 300))
     kernel = MaskedChain.random(num_steps=6)
     result = ts.search(
         kernel, lambda x: x.double().sum(1), METHODS["dts"], budget=ts.Budget(nfe=600), store=tmp_path / "r"

@@ -42,11 +42,11 @@ from treesearch import host
 from treesearch.backends.base import STEPS
 from treesearch.budget import Budget, Cost
 from treesearch.core.tree import NONE, Tree
-from treesearch.engine.states import DTYPES, ShardStates
 from treesearch.errors import StoreError, writing
 from treesearch.runs import files, schema
 from treesearch.runs.files import write_json as write_json
 from treesearch.runs.schema import flag, maybe, number, one_of, plain, record, several, text, whole
+from treesearch.runs.shards import DTYPES, ShardStates
 
 FORMAT = 2
 TASKS = 2**16  # that a record can tell apart
