@@ -16,7 +16,7 @@ from treesearch.backends.exact.gaussian import Tilt
 from treesearch.budget import Share
 from treesearch.core.noise import root_key
 from treesearch.core.weights import log_mean
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.methods.base import Problem, Status
 from treesearch.rewards.analytic import linear, table
 from treesearch.rewards.compose import cached

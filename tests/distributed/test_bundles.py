@@ -10,7 +10,8 @@ from tests.support.kernels import noted
 from treesearch.backends.base import describe
 from treesearch.core.tree import NONE
 from treesearch.distributed.bundles import Bundle, Reply, Station, as_numpy, as_tensor
-from treesearch.engine.engine import Leg, encode
+from treesearch.engine.asking import encode
+from treesearch.engine.segments import Leg
 from treesearch.rewards.base import RewardError, as_reward
 from treesearch.testing import conditioning, noise
 
@@ -234,10 +235,10 @@ def test_memory_does_not_grow(tmp_path, kind):
         )
         assert isinstance(found[number], Reply)
         assert isinstance(found[number + 2], Reply) == (kind != "raising")
-        used.append(of.engine.states._used - len(of.engine.states._free))
+        used.append(of._states._used - len(of._states._free))
     assert len(of._kept) == 1
     assert max(used) == 0
-    assert of.engine.states._used <= 256
+    assert of._states._used <= 256
     of.close()
     assert not of._kept
     assert of.idle
@@ -284,7 +285,7 @@ def test_less_memory_smaller_batches():
     found = finish(of, bundle(1, range(40), 0, (3, 0)), bundle(2, range(40), 1, (2,), hold=True))
     agrees(found[1], [Walk(BED, k, 0, (3, 0)) for k in range(40)])
     agrees(found[2], [Walk(BED, k, 1, (2,), hold=True) for k in range(40)])
-    assert of.engine.batch_size == 4  # room for 5
+    assert of.model.batch_size == 4  # room for 5
     assert [reply.cost.nfe for reply in found.values()] == [200, 160]
 
 
@@ -294,7 +295,7 @@ def test_no_memory_at_all_is_an_error():
     of = station(kernel, batch_size=8)
     found = finish(of, bundle(1, range(4), 0, (0,)), bundle(2, range(4), 0, (0,)))
     assert all(isinstance(found[i], torch.OutOfMemoryError) for i in (1, 2))
-    assert of.engine.batch_size == 1
+    assert of.model.batch_size == 1
 
 
 # Rewards elsewhere.

@@ -446,7 +446,7 @@ def test_an_interrupt_inside_compiled_code_is_an_interrupt(tmp_path, monkeypatch
 
     def interrupted(snapshot):
         if snapshot.wave == 2:
-            monkeypatch.setattr("treesearch.engine.engine.normals", breaks)
+            monkeypatch.setattr("treesearch.engine.model.normals", breaks)
 
     for run in (
         lambda **options: search(**options),

@@ -19,7 +19,7 @@ from treesearch.citations import bibtex
 from treesearch.cli.main import main
 from treesearch.core.noise import child_keys, root_key
 from treesearch.core.tree import NONE, ROOT
-from treesearch.engine.engine import leg
+from treesearch.engine.segments import leg
 from treesearch.export import to_networkx
 from treesearch.methods import METHODS
 from treesearch.registry import registry as specs

@@ -64,7 +64,6 @@ LONGEST = 450
 PENDING = {  # not yet split
     "treesearch/cli/commands.py",
     "treesearch/distributed/engine.py",
-    "treesearch/engine/engine.py",
     "treesearch/methods/tree_search.py",
     "treesearch/runs/folder.py",
     "treesearch/session/session.py",

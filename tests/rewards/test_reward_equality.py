@@ -89,5 +89,5 @@ def test_a_guide_s_values_serve_the_search() -> None:
 def test_a_worker_that_built_both_knows_the_guide_s_values() -> None:
     made = TDS(LinearGaussian(num_steps=5), counted(0.5))
     how = {"sample": True, "prompts": None, "encoded": {}, "batch_size": 8, "batch_invariant": False}
-    assert Station(made, counted(0.5), **how).engine.guide_scores
-    assert not Station(made, counted(0.6), **how).engine.guide_scores
+    assert Station(made, counted(0.5), **how).model.guide_scores
+    assert not Station(made, counted(0.6), **how).model.guide_scores

@@ -14,7 +14,7 @@ from treesearch.backends.base import Shared, describe
 from treesearch.budget import INFINITE, Budget
 from treesearch.core.noise import child_keys, normals, root_key
 from treesearch.core.tree import Tree
-from treesearch.engine.engine import without_graph
+from treesearch.engine.asking import without_graph
 from treesearch.methods import BestOfN
 from treesearch.rewards.base import Reward
 from treesearch.session.session import Session

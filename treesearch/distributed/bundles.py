@@ -25,7 +25,12 @@ from torch import Tensor
 from treesearch.backends.base import Kernel, describe
 from treesearch.budget import Cost
 from treesearch.core.tree import NONE, ROOT
-from treesearch.engine.engine import Arrival, Engine, Flight, Held, Ids, Leg, Segments, without_graph
+from treesearch.engine.asking import without_graph
+from treesearch.engine.engine import Engine
+from treesearch.engine.flight import Flight, Held, Transitions
+from treesearch.engine.model import Model
+from treesearch.engine.retrace import retrace
+from treesearch.engine.segments import Arrival, Ids, Leg, Segments
 from treesearch.engine.states import MemoryStates
 from treesearch.errors import ended
 from treesearch.rewards.base import Reward, content
@@ -178,21 +183,21 @@ class Station:
         if encoded:
             encoded = {k: v.to(spec.device) if isinstance(v, Tensor) else v for k, v in encoded.items()}
         stub = Reward(lambda samples, prompts: None, "elsewhere", "sample" if sample else "state")
-        self.engine = _StationEngine(
+        self.model = Model(
             kernel,
             spec,
             reward or stub,
-            (),
-            MemoryStates(spec.state_shape, spec.dtype),
-            Cost(),
             prompts=prompts,
             encoded=encoded,
             batch_size=batch_size,
             batch_invariant=batch_invariant,
+            angle=angle,
+            guide_scores=guide_scores,  # equal by what they were built from they may be here all the same
         )
-        self.engine.running = self._running = {}
-        self.engine.away, self.engine.angle = reward is None, angle
-        self.engine.guide_scores |= guide_scores  # equal by what they were built from they may be here all the same
+        self._away, self._running = reward is None, dict[int, _Running]()
+        self._states = MemoryStates(spec.state_shape, spec.dtype)
+        away = self._take if self._away else None
+        self.engine = Engine(self.model, (), self._states, Cost(), away=away, names=self._names)
         self.counters = Counters()
         self._kept: dict[int, list[tuple[Ids, Held]]] = {}  # by bundle: rows and transitions
 
@@ -228,33 +233,31 @@ class Station:
     @contextmanager
     def _counting(self) -> Iterator[None]:
         """Counts what the engine does meanwhile."""
-        counters, engine = self.counters, self.engine
-        began, passes, rows = time.perf_counter(), engine.passes, engine.evaluated
+        counters, model = self.counters, self.model
+        began, passes, rows = time.perf_counter(), model.passes, model.evaluated
         try:
             yield
         finally:
-            took, room = time.perf_counter() - began, (engine.passes - passes) * engine.batch_size
+            took, room = time.perf_counter() - began, (model.passes - passes) * model.batch_size
             counters.seconds += took
-            counters.passes += engine.passes - passes
+            counters.passes += model.passes - passes
             counters.room += room
-            counters.rows += engine.evaluated - rows
-            if room and engine.evaluated - rows == room:
+            counters.rows += model.evaluated - rows
+            if room and model.evaluated - rows == room:
                 counters.full_rows += room
                 counters.full_seconds += took
 
     def _begin(self, bundle: Bundle, lost: Cost) -> None:
-        engine, ledger = self.engine, _Ledger(bundle, self.engine.spec.num_steps + 1)
+        engine, ledger = self.engine, _Ledger(bundle, self.model.spec.num_steps + 1)
         if bundle.states is not None:
-            slots = engine.states.put(as_tensor(bundle.states, engine.spec.dtype))
+            slots = self._states.put(as_tensor(bundle.states, self.model.spec.dtype))
             rows = np.flatnonzero(bundle.start != NONE)
             ledger.slot[1 + rows] = slots[bundle.start[rows]]
-        engine.cost = lost
         for row, legs in bundle.legs.items():
-            self._retrace(bundle, ledger, row, legs)
+            self._retrace(bundle, ledger, row, legs, lost)
         if gone := set(bundle.kept[bundle.kept[:, 0] != NONE, 0].tolist()) - self._kept.keys():
             raise LookupError(f"transitions of bundles {sorted(gone)} are not here any more")
-        for task in np.unique(bundle.task):
-            engine.install(int(task), self._held_by(bundle, int(task)))
+        held = Transitions({task: self._held_by(bundle, task) for task in np.unique(bundle.task).tolist()})
         groups = bundle.task * 2 + bundle.hold
         work = []
         for group in np.unique(groups):
@@ -262,18 +265,17 @@ class Station:
             of = Segments(ledger.source[rows], ledger.first[rows], ledger.last[rows], bool(group % 2))
             work.append((int(group // 2), of))
         engine.keep_inner = bundle.keep_inner
-        flight = engine.submit(bundle.number, work, ledger)
+        flight = engine.submit(bundle.number, work, ledger, held)
         assert flight is not None
         self._running[bundle.number] = _Running(bundle, ledger, flight, lost)
 
-    def _retrace(self, bundle: Bundle, ledger: _Ledger, row: int, legs: list[Leg]) -> None:
+    def _retrace(self, bundle: Bundle, ledger: _Ledger, row: int, legs: list[Leg], cost: Cost) -> None:
         """Walk to the state that a row starts from."""
-        engine, slot = self.engine, ledger.slot[[1 + row]]
-        x = None if bundle.start[row] == NONE else engine.states.get(slot)[0]
+        x = None if bundle.start[row] == NONE else self._states.get(ledger.slot[[1 + row]])[0]
         for leg in legs:
-            x = engine.retrace(int(bundle.task[row]), leg, x)
+            x = retrace(self.model, int(bundle.task[row]), leg, x, cost)
         assert x is not None
-        ledger.slot[1 + row] = engine.states.put(x[None])[0]
+        ledger.slot[1 + row] = self._states.put(x[None])[0]
 
     def _held_by(self, bundle: Bundle, task: int) -> list[Held]:
         """The transitions that a task's rows of a bundle draw from."""
@@ -289,7 +291,7 @@ class Station:
 
     def _reply(self, arrival: Arrival) -> Reply:
         """The reply to a finished bundle."""
-        done, engine = self._running.pop(arrival.wave), self.engine
+        done = self._running.pop(arrival.wave)
         bundle, ledger, n = done.bundle, done.ledger, len(done.bundle.t)
         cost = arrival.cost or Cost()
         cost.add(done.beside)
@@ -300,13 +302,14 @@ class Station:
             self._kept[bundle.number] = pieces
         slot = ledger.slot[1 + n :]
         stored = slot != NONE
-        states = as_numpy(engine.states.get(slot[stored])) if stored.any() else None
+        states = as_numpy(self._states.get(slot[stored])) if stored.any() else None
         self._release(ledger)
         reply = Reply(bundle.number, ledger.log_w[1 + n :], stored, ledger.reward[ledger.last], cost, states)
-        if engine.away:
+        if self._away:
             reply.reward = np.full(n, np.nan)
             samples = _in_order(done)
-            prompts = [None] * n if engine.prompts is None else [engine.prompts[task] for task in bundle.task]
+            given = self.model.prompts
+            prompts = [None] * n if given is None else [given[task] for task in bundle.task]
             reply.digests = [_digest(samples[i], prompts[i]) for i in range(n)]
             reply.dtype = samples.dtype if isinstance(samples, Tensor) else None
             reply.samples = as_numpy(samples) if isinstance(samples, Tensor) else samples
@@ -315,7 +318,20 @@ class Station:
     def _release(self, ledger: _Ledger) -> None:
         """Let go of the states of a bundle."""
         used = ledger.slot[1:]
-        self.engine.states.drop(np.unique(used[used != NONE]))
+        self._states.drop(np.unique(used[used != NONE]))
+
+    def _take(self, flight: Flight, rows: Ids, samples: Any) -> None:
+        """Keep samples that are scored elsewhere."""
+        of = self._running[flight.wave]
+        of.samples.append((np.searchsorted(of.ledger.last, flight.last[rows]), samples))
+
+    def _names(self, flight: Flight, rows: Ids) -> list[str]:
+        """What errors call the last nodes of rows: the search's own numbers."""
+        of = self._running[flight.wave]
+        at = np.searchsorted(of.ledger.last, flight.last[rows])
+        return [
+            f"node {of.bundle.name[i]} (t = {of.ledger.t[of.ledger.last[i]]}) of task {of.bundle.task[i]}" for i in at
+        ]
 
     def _recover(self, error: Exception) -> list[tuple[int, Reply | Exception]]:
         """After an exception: with less memory a smaller batch, otherwise each bundle alone, to see whose it is."""
@@ -323,9 +339,9 @@ class Station:
         again = [self._running.pop(number) for number in list(self._running)]
         for one in again:
             self._release(one.ledger)
-        smaller = _out_of_memory(error) and self.engine.batch_size > 1
+        smaller = _out_of_memory(error) and self.model.batch_size > 1
         if smaller:
-            self.engine.batch_size = -(-self.engine.batch_size // 2)
+            self.model.batch_size = -(-self.model.batch_size // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         elif len(again) == 1:
@@ -343,44 +359,6 @@ class Station:
             while not smaller and one.bundle.number in self._running:
                 out += self.step()
         return out
-
-
-class _StationEngine(Engine):
-    """An engine whose waves are bundles."""
-
-    running: dict[int, _Running]
-    away = False  # rewards are given elsewhere
-    evaluated = 0
-
-    def install(self, task: int, held: list[Held]) -> None:
-        """Transitions that the next rows of a task draw from."""
-        self._held[task] = held
-
-    def _land(self, flight: Flight) -> Cost:
-        self._flights.remove(flight)
-        return flight.cost
-
-    def _count(self, cost: Cost, t: Ids, again: NDArray[np.bool_], padding: int = 0) -> None:
-        self.evaluated += len(t)
-        super()._count(cost, t, again, padding)
-
-    def _names(self, flight: Flight, rows: Ids) -> list[str]:
-        of = self.running[flight.wave]
-        at = np.searchsorted(of.ledger.last, flight.last[rows])
-        return [
-            f"node {of.bundle.name[i]} (t = {of.ledger.t[of.ledger.last[i]]}) of task {of.bundle.task[i]}" for i in at
-        ]
-
-    def _reward(self, x: Tensor, parts: list[tuple[Flight, Ids]]) -> NDArray[np.float64]:
-        if not self.away:
-            return super()._reward(x, parts)
-        samples, at = self._decode(x, parts), 0
-        for flight, rows in parts:
-            of = self.running[flight.wave]
-            where = np.searchsorted(of.ledger.last, flight.last[rows])
-            of.samples.append((where, samples[at : at + len(rows)]))
-            at += len(rows)
-        return np.zeros(len(x))
 
 
 def _in_order(done: _Running) -> Any:

@@ -39,13 +39,16 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from treesearch import host
-from treesearch.backends.base import Kernel, Shared, Spec, describe
+from treesearch.backends.base import Kernel, Shared, describe
 from treesearch.budget import Cost
 from treesearch.core.tree import NONE, ROOT, Tree
 from treesearch.distributed.bundles import Bundle, Counters, Reply, Station, as_numpy, as_tensor
 from treesearch.distributed.sharing import BUNDLE_SECONDS, deal, level, smooth, water_fill, whole_batches
-from treesearch.engine.engine import Arrival, Ids, Leg, Segments, decode, leg, sideways, without_graph
-from treesearch.engine.engine import encode as encode_prompts
+from treesearch.engine.asking import decode, without_graph
+from treesearch.engine.asking import encode as encode_prompts
+from treesearch.engine.model import Model
+from treesearch.engine.retrace import retrace
+from treesearch.engine.segments import Arrival, Ids, Leg, Segments, leg, sideways
 from treesearch.engine.states import LostStates, StateStore, forget
 from treesearch.errors import KernelError, StoreError, TreeSearchError, choose, ended
 from treesearch.interrupts import interrupts_deferred
@@ -240,10 +243,10 @@ class _Worker(_Process):
         """The state at the end of a path, from a state or (x = None) from the prior."""
 
         def walk() -> NDArray[Any]:
-            engine = self._station(setup, search).engine
-            state = None if x is None else as_tensor(x, engine.spec.dtype)
+            model = self._station(setup, search).model
+            state = None if x is None else as_tensor(x, model.spec.dtype)
             for way in legs:
-                state = engine.retrace(task, way, state)
+                state = retrace(model, task, way, state, Cost())
             assert state is not None
             return as_numpy(state)
 
@@ -254,8 +257,8 @@ class _Worker(_Process):
         """Rewards of samples x_0."""
 
         def run() -> NDArray[np.float64]:
-            engine = self._station(setup, search).engine
-            return engine.score(task, as_tensor(x, engine.spec.dtype))
+            station = self._station(setup, search)
+            return station.engine.score(task, as_tensor(x, station.model.spec.dtype))
 
         return self._do(run)
 
@@ -342,14 +345,14 @@ class _Worker(_Process):
             answer.set_exception(ended(error))
 
     def _step(self, search: int, station: Station) -> None:
-        size = station.engine.batch_size
+        size = station.model.batch_size
         try:
             done = station.step()
         except BaseException as error:  # not the kernel's or the reward's: what their answers hold cannot be sent
             done = [(number, error) for of, number in self._answers if of == search]
             station.close()
-        if station.engine.batch_size < size:
-            self._said.append(f"out of memory: batches of {station.engine.batch_size} rows from now on, not {size}")
+        if station.model.batch_size < size:
+            self._said.append(f"out of memory: batches of {station.model.batch_size} rows from now on, not {size}")
         for number, outcome in done:
             answer = self._answers.pop((search, number))
             if isinstance(outcome, Reply):
@@ -361,7 +364,7 @@ class _Worker(_Process):
         said, self._said = self._said, []
         memory = torch.cuda.max_memory_allocated() if self.device else host.resident()
         counters = replace(station.counters)
-        return {"counters": counters, "batch_size": station.engine.batch_size, "memory": memory, "said": said}
+        return {"counters": counters, "batch_size": station.model.batch_size, "memory": memory, "said": said}
 
     def _station(self, setup: list[Any], search: int) -> Station:
         if search not in self._stations:
@@ -650,17 +653,10 @@ class RayWorkers:
         return Reward(_Elsewhere(recipe), remarks=remarks, **known)
 
     def engine(
-        self,
-        kernel: Kernel,
-        spec: Spec,
-        reward: Reward,
-        trees: Sequence[Tree],
-        states: StateStore,
-        cost: Cost,
-        **how: Any,
+        self, model: Model, trees: Sequence[Tree], states: StateStore, cost: Cost, *, keep_inner: bool = True
     ) -> RayEngine:
         """An engine of the interface of `treesearch.engine.engine.Engine` that computes on these workers."""
-        return RayEngine(self, kernel, spec, reward, trees, states, cost, **how)
+        return RayEngine(self, model, trees, states, cost, keep_inner=keep_inner)
 
 
 def _cpus(name: str, asked: float | None, gpus: float) -> float:
@@ -1076,8 +1072,8 @@ class RayEngine:
 
     Args:
         workers: running `RayWorkers`.
-        kernel, reward: the objects, or stand-ins for recipes.
-        spec, trees, states, cost, prompts, encoded, batch_size, keep_inner, batch_invariant: as of an `Engine`.
+        model: what workers are to hold; its kernel and reward are the objects, or stand-ins for recipes.
+        trees, states, cost, keep_inner: as of an `Engine`.
     """
 
     ahead = 1
@@ -1085,40 +1081,34 @@ class RayEngine:
     def __init__(
         self,
         workers: RayWorkers,
-        kernel: Kernel,
-        spec: Spec,
-        reward: Reward,
+        model: Model,
         trees: Sequence[Tree],
         states: StateStore,
         cost: Cost,
         *,
-        prompts: Sequence[Any] | None = None,
-        encoded: dict[str, Any] | None = None,
-        batch_size: int = 64,
         keep_inner: bool = True,
-        batch_invariant: bool = False,
     ) -> None:
-        self.workers, self.pool, self.spec, self.trees, self.states = workers, workers.pool, spec, trees, states
-        self.cost, self.batch_size, self.keep_inner, self.prompts = cost, batch_size, keep_inner, prompts
-        pool = self.pool
+        self.workers, self.pool, self.spec, self.trees, self.states = workers, workers.pool, model.spec, trees, states
+        self.cost, self.batch_size, self.keep_inner, self.prompts = cost, model.batch_size, keep_inner, model.prompts
+        pool, kernel, reward = self.pool, model.kernel, model.reward
         self.search = next(pool._numbers)
-        model = pool.share("kernel", kernel.recipe if isinstance(kernel, _RemoteKernel) else kernel)
+        shared = pool.share("kernel", kernel.recipe if isinstance(kernel, _RemoteKernel) else kernel)
         recipe = reward.fn.recipe if isinstance(reward.fn, _Elsewhere) else reward
         judge = pool.share("reward", recipe)
         away = workers.reward_workers > 0
         setup = _Setup(
             self.search,
-            model,
+            shared,
             None if away else judge,
             reward.input == "sample",
-            None if prompts is None else list(prompts),
-            _on_cpu(encoded or {}),
-            batch_size,
-            batch_invariant,
-            guide_scores=not away and getattr(kernel, "scores", None) == reward,
-            angle=trees[0].angle,
+            None if model.prompts is None else list(model.prompts),
+            _on_cpu(model.encoded),
+            model.batch_size,
+            model.batch_invariant,
+            guide_scores=not away and model.guide_scores,
+            angle=model.angle,
         )
-        self._setup, self._model, self.sample = [ray.put(setup)], model, setup.sample
+        self._setup, self._model, self.sample = [ray.put(setup)], shared, setup.sample
         scoring = replace(setup, kernel=None, encoded=None, reward=judge)
         self.rewards = _Rewards(self, [ray.put(scoring)]) if away else None
         self._numbers = iter(range(10**12))
@@ -1128,7 +1118,7 @@ class RayEngine:
         self._kept: dict[int, list[tuple[Ids, Ids]]] = {}  # by task: nodes, (worker, bundle, row)
         self.landing: deque[tuple[Any, Ids, Ids]] = deque()  # references to states, and the (task, node) of each
         self._forget: dict[int, list[int]] = {}  # by worker: bundles whose transitions are needed no more
-        self._speeds, self._full = pool.speeds.setdefault((model[0], batch_size), ({}, set()))
+        self._speeds, self._full = pool.speeds.setdefault((shared[0], self.batch_size), ({}, set()))
         self._even: dict[int, float] = {}  # the same without noise
         self._level()
         self._seen: dict[int, Any] = {}  # by worker: its latest report

@@ -16,7 +16,7 @@ from treesearch.backends.base import Spec
 from treesearch.budget import Share
 from treesearch.core.tree import Tree
 from treesearch.core.weights import F64, WeightOverflow
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.methods.claims import Claims, Interval
 from treesearch.rewards.numeric import is_number, is_whole
 

@@ -21,7 +21,7 @@ from treesearch.core import backup
 from treesearch.core.noise import child_keys
 from treesearch.core.tree import ROOT, Tree
 from treesearch.core.weights import log_mean, log_mean_se, scaled
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.methods import genealogy
 from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_whole, number
 from treesearch.methods.claims import SELF_NORMALISED, Claims

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from treesearch.budget import Share
 from treesearch.core.noise import child_keys
 from treesearch.core.tree import NONE, ROOT, Tree
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
 from treesearch.methods.base import GREEDY, NO_NODES, Problem, Readout, Status
 

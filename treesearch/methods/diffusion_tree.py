@@ -37,7 +37,7 @@ from treesearch.budget import Share
 from treesearch.core import backup, selection
 from treesearch.core.tree import ROOT, Tree
 from treesearch.core.weights import F64, scaled
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.errors import choose
 from treesearch.methods.base import (
     GREEDY,

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from treesearch.backends.base import Spec
 from treesearch.core.compiled import compiled
 from treesearch.core.tree import ROOT, Columns, Tree
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.methods.base import Problem, Unit
 from treesearch.methods.claims import GREEDY_TREE
 from treesearch.methods.diffusion_tree import DiffusionTree, DiffusionTreeSearch, Rules

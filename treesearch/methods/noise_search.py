@@ -32,7 +32,7 @@ from treesearch.backends.base import Spec
 from treesearch.budget import Share
 from treesearch.core.noise import child_keys
 from treesearch.core.tree import ROOT, Tree
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
 from treesearch.methods.base import GREEDY, NO_NODES, Problem, Readout, Status, Unit, check_whole
 from treesearch.methods.claims import GREEDY as NOT_OF_PI

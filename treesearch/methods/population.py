@@ -30,7 +30,7 @@ from treesearch.budget import INFINITE, Share
 from treesearch.core.noise import Stream, child_keys, uniforms
 from treesearch.core.tree import ROOT, Tree
 from treesearch.core.weights import F64
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
 from treesearch.methods.base import MEMORY, NO_NODES, Problem, Readout, Status, Unit
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from treesearch.backends.base import Spec
 from treesearch.core.noise import Stream, uniforms
 from treesearch.core.weights import log_mean, log_mean_se, scaled
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.errors import KernelError
 from treesearch.methods.base import Problem, Readout, Unit, check_lam, check_whole
 from treesearch.methods.best_of_n import BestOfN, BestOfNSearch

@@ -49,7 +49,7 @@ from treesearch.core.compiled import compiled
 from treesearch.core.noise import child_key
 from treesearch.core.tree import ROOT, Tree
 from treesearch.core.weights import F64, scaled
-from treesearch.engine.engine import Segments
+from treesearch.engine.segments import Segments
 from treesearch.methods.base import (
     GREEDY,
     NO_NODES,

@@ -31,7 +31,7 @@ from treesearch.api import search
 from treesearch.backends.base import Kernel, Shared, Spec, describe
 from treesearch.budget import Budget, Cost
 from treesearch.core.noise import root_key
-from treesearch.engine.engine import without_graph
+from treesearch.engine.asking import without_graph
 from treesearch.errors import TreeSearchError
 from treesearch.methods.base import Method, check_whole
 from treesearch.planning.warm_start import WarmStart, flagged, lowered, shifted

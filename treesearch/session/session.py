@@ -31,7 +31,10 @@ from treesearch.core import weights
 from treesearch.core.noise import root_key
 from treesearch.core.tree import NONE, ROOT, Tree
 from treesearch.core.weights import ess
-from treesearch.engine.engine import Arrival, Engine, Segments, decode, encode, without_graph
+from treesearch.engine.asking import decode, encode, without_graph
+from treesearch.engine.engine import Engine
+from treesearch.engine.model import Model
+from treesearch.engine.segments import Arrival, Segments
 from treesearch.engine.states import LostStates, MemoryStates, StateStore, forget, recovered
 from treesearch.errors import BudgetError, StoreError, TreeSearchError, choose, unknown
 from treesearch.interrupts import first_interrupt, interrupts_deferred, interrupts_unwrapped
@@ -180,14 +183,7 @@ class Workers(Protocol):
     def kernel(self, recipe: Any) -> Kernel: ...
     def reward(self, recipe: Any) -> Reward: ...
     def engine(
-        self,
-        kernel: Kernel,
-        spec: Spec,
-        reward: Reward,
-        trees: Sequence[Tree],
-        states: StateStore,
-        cost: Cost,
-        **how: Any,
+        self, model: Model, trees: Sequence[Tree], states: StateStore, cost: Cost, *, keep_inner: bool = True
     ) -> Runner: ...
 
 
@@ -772,20 +768,19 @@ class Session:
         each = self.memory // self.num_tasks
         searches = [self.method.start(Problem(i, self.spec, key, share, each)) for i, key in enumerate(self.keys)]
         self.states, self._slots = states, slots
-        make = Engine if self.workers is None else self.workers.engine
-        self.engine = make(
+        trees = [s.tree for s in searches]
+        model = Model(
             self.kernel,
             self.spec,
             self.reward,
-            [s.tree for s in searches],
-            states,
-            self.cost,
             prompts=self.prompts,
             encoded=self._conditioning(),
             batch_size=self.options.batch_size,
-            keep_inner=self.options.keep_states != "none",
             batch_invariant=self.options.batch_invariant,
+            angle=trees[0].angle,
         )
+        make = Engine if self.workers is None else self.workers.engine
+        self.engine = make(model, trees, states, self.cost, keep_inner=self.options.keep_states != "none")
         self.searches = searches  # last: what is begun has an engine to close
 
     def _conditioning(self) -> dict[str, Any]:
