@@ -1,28 +1,17 @@
 """The kernel protocol, transition laws, wrappers, fingerprints."""
 
-from treesearch.backends.base.kernel import (
-    MAKES_KERNELS,
-    PASSED_ON,
-    STEPS,
+from treesearch.backends.base.kernel import STEPS, Cond, Kernel, Shared, Spec, describe, optional
+from treesearch.backends.base.laws import (
     Categorical,
-    Cond,
     Gaussian,
-    Guide,
-    Guided,
-    Kernel,
     Mixture,
-    Shared,
-    Spec,
     Transition,
-    Wrapper,
-    describe,
     expand,
     inverse_cdf,
     log_normal,
-    optional,
-    shift_mean,
     uniform,
 )
+from treesearch.backends.base.wrapper import MAKES_KERNELS, PASSED_ON, Guide, Guided, Wrapper, shift_mean
 
 __all__ = [
     "MAKES_KERNELS",

@@ -68,7 +68,6 @@ PENDING = {  # not yet split
     "treesearch/runs/folder.py",
     "treesearch/session/session.py",
     "treesearch/testing/__init__.py",
-    "backends/base/kernel.py",
     "backends/pipelines/kernel.py",
     "rewards/base.py",
     "rewards/images/vision.py",
