@@ -72,7 +72,7 @@ def tilt_gaussian(mean: Tensor, std: Tensor, tilt: Tilt, lam: float) -> tuple[Te
     return new[..., None] * (mean / var[..., None] + lam * tilt.k * y), new.sqrt()
 
 
-class Chain(NamedTuple):
+class Reverse(NamedTuple):
     """The reverse kernel's coefficients for J components of one D-dimensional mixture."""
 
     bar: Tensor  # (T + 1,)
@@ -82,7 +82,7 @@ class Chain(NamedTuple):
     std: Tensor  # (T + 1, J)  S_t
 
     @staticmethod
-    def of(mean: Tensor, std: Tensor, num_steps: int) -> Chain:
+    def of(mean: Tensor, std: Tensor, num_steps: int) -> Reverse:
         bar = cosine_bar(num_steps)
         mu = bar.sqrt()[:, None, None] * mean
         var = bar[:, None] * std**2 + 1 - bar[:, None]
@@ -92,7 +92,7 @@ class Chain(NamedTuple):
         gain[1:] = cov[1:] / var[1:]
         scale = torch.zeros_like(var)
         scale[1:] = (var[:-1] - cov[1:] ** 2 / var[1:]).clamp_min(0).sqrt()
-        return Chain(bar, mu, var, gain, scale)
+        return Reverse(bar, mu, var, gain, scale)
 
     def posterior(self, x: Tensor, t: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """x_0 | x_t and component: mean (n, J, D) and variance (n, J)."""
@@ -137,17 +137,17 @@ class LinearGaussian:
         )
 
     @cached_property
-    def chain(self) -> Chain:
-        return Chain.of(*self._data, self.num_steps)
+    def reverse(self) -> Reverse:
+        return Reverse.of(*self._data, self.num_steps)
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
-        return self.chain.mu[-1, 0] + self.chain.var[-1, 0].sqrt() * noise.double()
+        return self.reverse.mu[-1, 0] + self.reverse.var[-1, 0].sqrt() * noise.double()
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        gap = x - self.chain.mu[t, 0]
-        mean = self.chain.mu[t - 1, 0] + self.chain.gain[t] * gap
-        slope = self.chain.bar[t].sqrt() * self.std**2 / self.chain.var[t, 0]
-        return Gaussian(mean, self.chain.std[t], self.mean + slope[:, None] * gap)
+        gap = x - self.reverse.mu[t, 0]
+        mean = self.reverse.mu[t - 1, 0] + self.reverse.gain[t] * gap
+        slope = self.reverse.bar[t].sqrt() * self.std**2 / self.reverse.var[t, 0]
+        return Gaussian(mean, self.reverse.std[t], self.mean + slope[:, None] * gap)
 
     def encode(self, prompts: Sequence[Any]) -> None:
         return None
@@ -157,7 +157,7 @@ class LinearGaussian:
 
     def tilted(self, tilt: Tilt, lam: float = 1.0) -> Tilted:
         """Closed forms under exp(λ r)."""
-        return _tilted(torch.zeros(1, dtype=F64, device="cpu"), *self._data, self.chain, tilt, lam)
+        return _tilted(torch.zeros(1, dtype=F64, device="cpu"), *self._data, self.reverse, tilt, lam)
 
 
 @final
@@ -214,24 +214,24 @@ class GaussianMixture:
         return torch.tensor(self.weights, dtype=F64, device="cpu").log().log_softmax(0)
 
     @cached_property
-    def chain(self) -> Chain:
-        return Chain.of(*self._data, self.num_steps)
+    def reverse(self) -> Reverse:
+        return Reverse.of(*self._data, self.num_steps)
 
     def responsibilities(self, x: Tensor, t: Tensor) -> Tensor:
         """log γ_j(x_t), shape (n, J)."""
-        joint = self.log_mix + log_normal(x[:, None], self.chain.mu[t], self.chain.var[t].sqrt())
+        joint = self.log_mix + log_normal(x[:, None], self.reverse.mu[t], self.reverse.var[t].sqrt())
         return joint.log_softmax(1)
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         n = len(noise)
-        var, mu = self.chain.var[-1].sqrt().expand(n, -1), self.chain.mu[-1].expand(n, -1, -1)
+        var, mu = self.reverse.var[-1].sqrt().expand(n, -1), self.reverse.mu[-1].expand(n, -1, -1)
         return Mixture(self.log_mix.expand(n, -1), mu, var, mu[:, 0]).sample(noise)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Mixture:
         log_gamma = self.responsibilities(x, t)
-        mean = self.chain.mu[t - 1] + self.chain.gain[t][..., None] * (x[:, None] - self.chain.mu[t])
-        data, _ = self.chain.posterior(x, t, self._data[1])
-        return Mixture(log_gamma, mean, self.chain.std[t], (log_gamma.exp()[..., None] * data).sum(1))
+        mean = self.reverse.mu[t - 1] + self.reverse.gain[t][..., None] * (x[:, None] - self.reverse.mu[t])
+        data, _ = self.reverse.posterior(x, t, self._data[1])
+        return Mixture(log_gamma, mean, self.reverse.std[t], (log_gamma.exp()[..., None] * data).sum(1))
 
     def encode(self, prompts: Sequence[Any]) -> None:
         return None
@@ -241,16 +241,16 @@ class GaussianMixture:
 
     def tilted(self, tilt: Tilt, lam: float = 1.0) -> Tilted:
         """Closed forms under exp(λ r)."""
-        return _tilted(self.log_mix, *self._data, self.chain, tilt, lam)
+        return _tilted(self.log_mix, *self._data, self.reverse, tilt, lam)
 
 
-def _tilted(log_mix: Tensor, mean: Tensor, std: Tensor, chain: Chain, tilt: Tilt, lam: float) -> Tilted:
+def _tilted(log_mix: Tensor, mean: Tensor, std: Tensor, reverse: Reverse, tilt: Tilt, lam: float) -> Tilted:
     joint = log_mix + log_gaussian_tilt(mean, std**2, tilt, lam)
     new_mean, new_std = tilt_gaussian(mean, std, tilt, lam)
 
     def value(x: Tensor, t: Tensor) -> Tensor:
-        prior = log_mix + log_normal(x[:, None], chain.mu[t], chain.var[t].sqrt())
-        at, var = chain.posterior(x, t, std)
+        prior = log_mix + log_normal(x[:, None], reverse.mu[t], reverse.var[t].sqrt())
+        at, var = reverse.posterior(x, t, std)
         return torch.logsumexp(prior.log_softmax(1) + log_gaussian_tilt(at, var, tilt, lam), 1) / lam
 
     return Tilted(float(torch.logsumexp(joint, 0)), joint.softmax(0), new_mean, new_std, value)

@@ -29,7 +29,7 @@ def step_density(kernel, t):
 
 def marginal(kernel, t):
     """Closed form of p(x_t) on the grid."""
-    chain = kernel.chain
+    chain = kernel.reverse
     mix = getattr(kernel, "log_mix", torch.zeros(1, dtype=F64))
     return torch.logsumexp(mix + log_normal(GRID[:, None, None], chain.mu[t], chain.var[t].sqrt()), 1).exp()
 

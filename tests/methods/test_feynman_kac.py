@@ -135,12 +135,12 @@ class _Unweighted:
 def test_the_optimal_proposal_has_no_variance(gaussian):
     """Steps to N(A x + B + λ c a_{t-1} S², S²): with the prior's weight too, every weight is Z."""
     c = 0.8
-    to_data = torch.cat([torch.ones(1), torch.cumprod(gaussian.chain.gain[1:, 0], 0)])
+    to_data = torch.cat([torch.ones(1), torch.cumprod(gaussian.reverse.gain[1:, 0], 0)])
 
     class Prior(ShiftedPrior):
         def __init__(self, kernel):
             super().__init__(kernel)
-            mean, var = kernel.chain.mu[-1, 0], kernel.chain.var[-1, 0]
+            mean, var = kernel.reverse.mu[-1, 0], kernel.reverse.var[-1, 0]
             self.q = torch.distributions.Normal(mean + c * to_data[-1] * var, var.sqrt())
 
     guide = shift_mean(lambda x, t, base, cond: c * to_data[t - 1][:, None] * base.std**2)

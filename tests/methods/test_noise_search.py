@@ -55,7 +55,7 @@ class Flow:
         return self.base.prior(noise)
 
     def transition(self, x, t, cond=None):
-        mu, sd = self.base.chain.mu[:, 0], self.base.chain.var[:, 0].sqrt()
+        mu, sd = self.base.reverse.mu[:, 0], self.base.reverse.var[:, 0].sqrt()
         z = (x - mu[t]) / sd[t][:, None]
         return Gaussian(mu[t - 1] + sd[t - 1][:, None] * z, torch.zeros(len(x), 1), mu[0] + sd[0] * z)
 

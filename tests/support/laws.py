@@ -140,8 +140,8 @@ class ShiftedPrior:
     def __init__(self, kernel):
         self.kernel = kernel
         self.fingerprint = f"shifted({kernel.fingerprint})"
-        self.q = torch.distributions.Normal(kernel.chain.mu[-1, 0] + 0.3, 1.1 * kernel.chain.var[-1, 0].sqrt())
-        self.p = torch.distributions.Normal(kernel.chain.mu[-1, 0], kernel.chain.var[-1, 0].sqrt())
+        self.q = torch.distributions.Normal(kernel.reverse.mu[-1, 0] + 0.3, 1.1 * kernel.reverse.var[-1, 0].sqrt())
+        self.p = torch.distributions.Normal(kernel.reverse.mu[-1, 0], kernel.reverse.var[-1, 0].sqrt())
 
     def prior(self, noise, cond=None):
         return self.q.mean + self.q.stddev * noise.double()
