@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts, flat
+from treesearch.rewards.base import Reward
+from treesearch.rewards.facts import facts
 from treesearch.rewards.numeric import is_positive
+from treesearch.rewards.values import flat
 
 _VECTORS = "vectors (n, D); samples of other shapes are read as such"
 

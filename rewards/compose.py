@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, RewardError, built_from, content, is_anew, wrap
+from treesearch.rewards.base import Reward, RewardError, built_from, wrap
 from treesearch.rewards.numeric import is_number, is_positive, is_whole
+from treesearch.rewards.values import content, is_anew
 
 
 def cached(reward: Reward, size: int = 65_536, key: Callable[[Any], bytes] | None = None) -> Reward:

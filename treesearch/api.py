@@ -18,7 +18,8 @@ from treesearch.errors import BudgetError, StoreError
 from treesearch.methods.base import Method
 from treesearch.registry.registry import Recipe
 from treesearch.results.result import SearchResult
-from treesearch.rewards.base import Reward, as_prompts, as_reward
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.values import as_prompts
 from treesearch.runs import folder as runs
 from treesearch.session.session import Callback, Options, Session, Snapshot, Workers, build_method
 from treesearch.text import brief

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import flat
+from treesearch.rewards.values import flat
 
 
 @runtime_checkable

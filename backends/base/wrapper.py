@@ -15,7 +15,7 @@ from torch import Tensor
 
 from treesearch.backends.base.kernel import ABSENT, Cond, optional
 from treesearch.backends.base.laws import Gaussian, Transition
-from treesearch.rewards.base import content
+from treesearch.rewards.values import content
 
 PASSED_ON = frozenset(
     {

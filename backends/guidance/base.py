@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Shared, Spec, Transition, Wrapper, describe, expand, optional
-from treesearch.rewards.base import Reward, as_reward, flat
+from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.numeric import is_number, is_whole
+from treesearch.rewards.values import flat
 
 PROMPTS = "guide_prompts"
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from treesearch.backends.base import expand
 from treesearch.backends.guidance.base import GradientGuided
-from treesearch.rewards.base import flat
 from treesearch.rewards.numeric import is_number
+from treesearch.rewards.values import flat
 
 Normalise = Literal["none", "residual", "gradient"]
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Transition, expand, optional
 from treesearch.backends.guidance.base import RewardGuided, clamped, unpack
-from treesearch.rewards.base import flat
 from treesearch.rewards.numeric import is_number
+from treesearch.rewards.values import flat
 
 At = Literal["noised", "denoised"]
 

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, log_normal, optional
 from treesearch.backends.chains.diffusion import Chain
-from treesearch.rewards.base import flat
+from treesearch.rewards.values import flat
 
 
 @dataclass(frozen=True, eq=False)

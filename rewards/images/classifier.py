@@ -18,7 +18,8 @@ from importlib import resources
 import torch
 from torch import Tensor, nn
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
+from treesearch.rewards.facts import facts
 
 WEIGHTS = "mnist_classifier.safetensors"
 _FACTS = {

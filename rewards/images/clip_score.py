@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
+from treesearch.rewards.facts import facts
 from treesearch.rewards.images import vision
 from treesearch.rewards.images.clip import CUT, DEFAULT, SQUARE, Clip, check_clip, prompt_reward
 

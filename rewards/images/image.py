@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
+from treesearch.rewards.facts import facts
 from treesearch.rewards.numeric import is_number
 
 _BLACK = "Black et al. 2023, Training Diffusion Models with Reinforcement Learning"

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
+from treesearch.rewards.facts import facts
 from treesearch.rewards.images.vision import pixels
 from treesearch.rewards.numeric import is_whole
 from treesearch.rewards.remote.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit, urlunsplit
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
+from treesearch.rewards.facts import facts
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.remote.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
 from treesearch.rewards.remote.http import base64_pngs, check_pairs

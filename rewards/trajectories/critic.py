@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels
+from treesearch.rewards.facts import facts
 from treesearch.rewards.trajectories.policy import per_row, placed
 
 Q = Callable[[Tensor, Tensor], Tensor]

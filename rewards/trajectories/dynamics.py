@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels
+from treesearch.rewards.facts import facts
 from treesearch.rewards.numeric import is_positive
 from treesearch.rewards.trajectories.policy import placed
 

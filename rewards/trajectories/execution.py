@@ -22,8 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels, entry
+from treesearch.rewards.facts import facts
 from treesearch.rewards.numeric import is_whole
 from treesearch.rewards.trajectories.dynamics import PointMass
 from treesearch.rewards.trajectories.maze import POINT, Map, Maze, check_reachable

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels, entry
+from treesearch.rewards.facts import facts
 from treesearch.rewards.numeric import is_number, is_positive, is_whole
 from treesearch.rewards.trajectories.dynamics import dynamics_consistency
 from treesearch.rewards.trajectories.trajectory import RADIUS, distance, entries, goal_reaching

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.rewards.base import Reward, facts
+from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import TRAJECTORIES, Channels, as_channels
+from treesearch.rewards.facts import facts
 
 
 @facts(

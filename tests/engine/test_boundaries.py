@@ -24,8 +24,9 @@ from treesearch.backends.base import Gaussian
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS, TrustRegion
 from treesearch.rewards.analytic import linear, quadratic
-from treesearch.rewards.base import Reward, RewardError, as_prompts, as_reward
+from treesearch.rewards.base import Reward, RewardError, as_reward
 from treesearch.rewards.compose import cached
+from treesearch.rewards.values import as_prompts
 from treesearch.runs import folder as runs
 from treesearch.session.session import read_result
 

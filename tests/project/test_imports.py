@@ -15,7 +15,9 @@ REWARDS, BACKENDS = "treesearch.rewards", "treesearch.backends"
 
 # A room is a folder, or a file beside folders. What a room may import of the others; its own files it may always.
 LEAVES = {"budget", "errors", "host", "interrupts", "citations", "text"}
-BASES = {f"{BACKENDS}.base", f"{REWARDS}.base"}
+REWARD = {f"{REWARDS}.base", f"{REWARDS}.values"}  # what scores, and what goes in and comes out
+FACTORY = REWARD | {f"{REWARDS}.facts"}
+BASES = {f"{BACKENDS}.base"} | REWARD
 CHANNELS = f"{REWARDS}.channels"
 EVERYWHERE = f"{REWARDS}.numeric"  # what a number is
 ROOMS = {
@@ -24,20 +26,24 @@ ROOMS = {
     f"{REWARDS}.redact": set(),
     CHANNELS: set(),
     f"{REWARDS}.potentials": set(),
-    f"{REWARDS}.base": {f"{REWARDS}.lending", f"{REWARDS}.redact"},
-    f"{REWARDS}.analytic": {f"{REWARDS}.base"},
-    f"{REWARDS}.compose": {f"{REWARDS}.base"},
-    f"{REWARDS}.images": {f"{REWARDS}.base"},
-    f"{REWARDS}.trajectories": {f"{REWARDS}.base", CHANNELS},
-    f"{REWARDS}.remote": {f"{REWARDS}.base", f"{REWARDS}.redact", f"{REWARDS}.images"},
+    f"{REWARDS}.plain": set(),
+    f"{REWARDS}.values": set(),
+    f"{REWARDS}.algebra": {f"{REWARDS}.values"},
+    f"{REWARDS}.base": {f"{REWARDS}.{name}" for name in ("algebra", "lending", "plain", "values")},
+    f"{REWARDS}.facts": {f"{REWARDS}.base", f"{REWARDS}.redact"},
+    f"{REWARDS}.analytic": FACTORY,
+    f"{REWARDS}.compose": REWARD,
+    f"{REWARDS}.images": FACTORY,
+    f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
+    f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
     REWARDS: {f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "trajectories")},
-    f"{BACKENDS}.base": {f"{REWARDS}.base"},
+    f"{BACKENDS}.base": REWARD,
     f"{BACKENDS}.chains": {f"{BACKENDS}.base"},
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
-    f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains", f"{REWARDS}.base"},
-    f"{BACKENDS}.guidance": {f"{BACKENDS}.base", f"{BACKENDS}.wrappers", f"{REWARDS}.base"},
+    f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
+    f"{BACKENDS}.guidance": {f"{BACKENDS}.base", f"{BACKENDS}.wrappers"} | REWARD,
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},
@@ -69,7 +75,6 @@ PENDING = {  # not yet split
     "treesearch/session/session.py",
     "treesearch/testing/__init__.py",
     "backends/pipelines/kernel.py",
-    "rewards/base.py",
     "rewards/images/vision.py",
 }
 

@@ -14,8 +14,9 @@ from treesearch.backends.guidance import TDS
 from treesearch.distributed.bundles import Station
 from treesearch.registry import registry as specs
 from treesearch.rewards import analytic
-from treesearch.rewards.base import Reward, as_reward, facts
+from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.compose import cached, normalise
+from treesearch.rewards.facts import facts
 
 SCORED = [0]
 

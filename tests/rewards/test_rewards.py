@@ -17,8 +17,9 @@ import treesearch as ts
 from treesearch.backends.exact.enumerable import DiscreteChain
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.rewards import analytic
-from treesearch.rewards.base import Reward, RewardError, as_reward, facts
+from treesearch.rewards.base import Reward, RewardError, as_reward
 from treesearch.rewards.compose import Normalisation, cached, normalise
+from treesearch.rewards.facts import facts
 from treesearch.rewards.images import classifier, image
 
 INF = math.inf

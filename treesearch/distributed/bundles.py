@@ -33,7 +33,8 @@ from treesearch.engine.retrace import retrace
 from treesearch.engine.segments import Arrival, Ids, Leg, Segments
 from treesearch.engine.states import MemoryStates
 from treesearch.errors import ended
-from treesearch.rewards.base import Reward, content
+from treesearch.rewards.base import Reward
+from treesearch.rewards.values import content
 
 
 @dataclass

@@ -53,8 +53,9 @@ from treesearch.engine.states import LostStates, StateStore, forget
 from treesearch.errors import KernelError, StoreError, TreeSearchError, choose, ended
 from treesearch.interrupts import interrupts_deferred
 from treesearch.registry.registry import Recipe, place
-from treesearch.rewards.base import Reward, RewardError, anew, as_reward
+from treesearch.rewards.base import Reward, RewardError, as_reward
 from treesearch.rewards.numeric import is_number, is_whole
+from treesearch.rewards.values import anew
 
 log = logging.getLogger("treesearch")
 

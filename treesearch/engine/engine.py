@@ -29,7 +29,7 @@ from treesearch.engine.retrace import Retracer
 from treesearch.engine.scoring import Names, Scoring, names
 from treesearch.engine.segments import Arrival, Ids, Nodes, Segments
 from treesearch.engine.states import StateStore, index
-from treesearch.rewards.base import anew
+from treesearch.rewards.values import anew
 
 _SEGMENT = ("source", "first", "last")
 

@@ -24,7 +24,8 @@ from treesearch.core.noise import normals
 from treesearch.engine.asking import Asking, as_states, as_weights, decode
 from treesearch.engine.segments import Ids, Ledger
 from treesearch.errors import KernelError
-from treesearch.rewards.base import Reward, flat
+from treesearch.rewards.base import Reward
+from treesearch.rewards.values import flat
 
 
 class Model:

@@ -41,7 +41,8 @@ from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.diffusion_tree import DiffusionTreeSampling
 from treesearch.methods.feynman_kac import FeynmanKac
 from treesearch.results.result import SearchResult, TaskResult
-from treesearch.rewards.base import Reward, RewardError, as_reward, flat
+from treesearch.rewards.base import Reward, RewardError, as_reward
+from treesearch.rewards.values import flat
 from treesearch.runs.folder import read_blocks
 
 
