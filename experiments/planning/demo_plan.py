@@ -30,7 +30,7 @@ import treesearch as ts
 from experiments.planning.evidence import METHODS, NARROW, Bed, Task, bed_of, play
 from experiments.planning.pointmaze import Field, Pair, held_out_pairs
 from treesearch.planning.planner import Planner
-from treesearch.report import plots
+from treesearch.report import trees
 from treesearch.report.tables import markdown_table
 from treesearch.results.result import TaskResult
 from treesearch.rewards.trajectories.maze import MAZES
@@ -265,7 +265,7 @@ def main(args: Args) -> None:
     setup = METHODS["dts_star"].make(bed, **SETTINGS["dts_star"])
     done = play(bed, setup, [pair], rollouts=2 * args.rollouts, seed=args.seed)
     task = done.planner.tasks[0]
-    plots.draw_tree(plots.layout(task.tree), args.out / "tree.png")  # selects a backend without a display
+    trees.draw_tree(trees.layout(task.tree), args.out / "tree.png")  # selects a backend without a display
     trail = np.array(done.field.paths[0])[:, :2]
     draw_plans(bed, levels_of(bed, task), pair, trail, args.out / "plans.png")
     animate(bed, *watched(bed, pair, args.rollouts, args.seed), pair, args.out / "plan.gif")

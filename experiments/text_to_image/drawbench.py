@@ -64,8 +64,8 @@ from treesearch.core.tree import Tree
 from treesearch.errors import StoreError, TreeSearchError
 from treesearch.methods.base import Method
 from treesearch.registry import registry as specs
-from treesearch.report import plots
-from treesearch.report.tables import Progress
+from treesearch.report.media import write_image
+from treesearch.report.progress import Progress
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.rewards.base import Reward, RewardError
 
@@ -489,7 +489,7 @@ def picture(samples: Any, file: Path) -> None:
     """One row of images, if the samples are images."""
     if isinstance(samples, Tensor) and samples.ndim == 4 and samples.shape[1] in (1, 3):
         file.parent.mkdir(parents=True, exist_ok=True)
-        plots.grid(samples, file, columns=len(samples), scale=1)
+        write_image(torch.cat(list(samples), 2), file)
 
 
 def terms(expression: str) -> set[str]:

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from treesearch.cli.commands import Compare, count, panels, read_result_of, seconds
+from treesearch.cli.commands import Compare, count, read_result_of, seconds
 from treesearch.cli.main import COMMANDS, METHODS, main
 from treesearch.registry import registry as specs
+from treesearch.report import plots
 from treesearch.runs import folder as runs
 
 TOY = ["--kernel", "gaussian(dim=2)", "--reward", "0.5*linear(1.0) + linear((0.1, 0.2))"]
@@ -305,8 +306,15 @@ def test_different_searches_stand_in_panels_of_their_own(tmp_path):
     }.items():
         stores[str(tmp_path / name)] = name
         assert run("best-of-n", "--kernel", "gaussian", *words, "--nfe", "120", "--store", str(tmp_path / name)) == 0
-    found = panels({path: read_result_of(path) for path in stores})
-    assert [[stores[path] for path in curves] for curves in found.values()] == [["a", "b"], ["c"], ["d"], ["e/a"]]
+    read = {path: read_result_of(path) for path in stores}
+    found = plots.panels({path: (config, result.history) for path, (config, result) in read.items()})
+    assert [list(panel.curves) for panel in found] == [
+        ["BestOfN"],
+        [str(tmp_path / "c")],
+        [str(tmp_path / "d")],
+        [str(tmp_path / "e/a")],
+    ]
+    assert [len(curves) for panel in found for curves in panel.curves.values()] == [2, 1, 1, 1]
 
 
 def test_the_output_s_reader_is_gone():

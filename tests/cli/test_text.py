@@ -12,6 +12,7 @@ import treesearch as ts
 from treesearch.cli.main import main
 from treesearch.report import plots
 from treesearch.report import tables as report
+from treesearch.report.progress import Progress
 from treesearch.text import code, file_name, label, markdown, plain, printable
 
 TEXTS = {
@@ -111,8 +112,9 @@ def test_names_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
     assert r"a [b] \x1b[31m" in said.out
-    curves = {"$x": plots.Curve([1, 2], [0.0, 1.0]), "_$\\oops{$": plots.Curve([1], [0.5])}
-    assert plots.draw_panels({"$\\frac$ 日本": curves, "two": curves}, tmp_path / "p.png").stat().st_size > 1000
+    curves = {"$x": [plots.Curve([1, 2], [0.0, 1.0])], "_$\\oops{$": [plots.Curve([1], [0.5])]}
+    panels = [plots.Panel("$\\frac$ 日本", "_$y{", curves), plots.Panel("two", "", curves)]
+    assert plots.draw_panels(panels, tmp_path / "p.png").stat().st_size > 1000
 
 
 def test_a_terminal_of_a_small_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +130,6 @@ def test_the_progress_line_has_no_markup(capsys: pytest.CaptureFixture[str]) -> 
     snapshot = ts.Snapshot.__new__(ts.Snapshot)
     record = {"wave": 0, "nfe": 1, "best_reward": None, "ess": 0.0, "nodes": 1}
     snapshot.wave, snapshot.record, snapshot.total = 0, record, None
-    with report.Progress("[/x]\x1b[2J") as progress:
+    with Progress("[/x]\x1b[2J") as progress:
         progress(snapshot)
     assert r"[/x]\x1b[2J" in capsys.readouterr().out

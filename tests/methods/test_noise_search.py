@@ -23,7 +23,7 @@ from treesearch.engine.segments import leg
 from treesearch.export import to_networkx
 from treesearch.methods import METHODS
 from treesearch.registry import registry as specs
-from treesearch.report import plots
+from treesearch.report import trees
 from treesearch.rewards.analytic import linear
 from treesearch.testing import (
     bare_chain,
@@ -299,9 +299,9 @@ def test_such_a_tree_is_drawn_and_exported(tmp_path, capsys):
     assert "greedy" in capsys.readouterr().out
     tree = run(BEDS["gaussian"], NOISE(), nfe=300).tree
     assert nx.is_arborescence(to_networkx(tree))
-    data = plots.layout(tree)
-    assert (data.t[1::2] == 5).all()
-    assert plots.draw_tree(data, tmp_path / "tree.png").stat().st_size > 1000
+    data = trees.layout(tree)
+    assert (data.levels[data.row[1::2]] == 5).all()
+    assert trees.draw_tree(data, tmp_path / "tree.png").stat().st_size > 1000
 
 
 # Settings and names.

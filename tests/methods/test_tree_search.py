@@ -19,7 +19,7 @@ from treesearch.methods import METHODS, tree_search
 from treesearch.methods.base import Problem, Status
 from treesearch.methods.tree_search import START, Law, Pool, _index, _masses, fit, improvement, posterior, scores
 from treesearch.registry import registry as specs
-from treesearch.report import plots
+from treesearch.report import trees
 from treesearch.rewards.analytic import linear
 from treesearch.testing import bare_chain, check_method, check_store
 
@@ -490,7 +490,7 @@ def test_what_it_shows():
     assert result.diagnostics["fresh"] == result.tree.children[ROOT]
     assert {str(flag.name) for flag in result.certificate().flags} == {"greedy", "shared_ancestors"}
     assert result.log_z is None
-    assert np.isfinite(plots.layout(result.tree).value).all()
+    assert np.isfinite(trees.layout(result.tree).value).all()
 
 
 def test_it_is_registered():

@@ -24,13 +24,15 @@ from treesearch.citations import bibtex
 from treesearch.cli import probe
 from treesearch.core.compiled import kept_in
 from treesearch.core.tree import Tree, add_child
-from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, UsageError, unknown, writing
+from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS
 from treesearch.methods.base import Method
 from treesearch.registry import registry as specs
 from treesearch.registry import trust as trusting
-from treesearch.report import plots
+from treesearch.report import best, outputs, plots, trees
 from treesearch.report import tables as report
+from treesearch.report.card import card, resume_command
+from treesearch.report.progress import Progress
 from treesearch.report.tables import say
 from treesearch.results import certificate
 from treesearch.results.result import SearchResult, TaskResult
@@ -44,11 +46,9 @@ from treesearch.text import file_name
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
 Seconds = Annotated[str | None, arg(metavar="S|90s|10m|1.5h")]
 HARD = "digit(8) + 10*brightness()"  # a bold eight: best-of-n still rises after 800 samples
-PICTURED = 32  # samples on a contact sheet
 GUIDE = "kernel"  # as a reward: the one that guides the kernel
 COMMAND = "command.json"
 COMMAND_BYTES = 2**20
-SEARCHED = ("kernel", "fingerprint", "num_steps", "state_shape", "prompts", "reward", "reward_settings")  # of a curve
 _NUMBER = re.compile(r"(\d[\d_]*\.?\d*|\.\d+)(e\d{1,2})?([a-z]?)", re.ASCII | re.IGNORECASE)
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _CLOCK = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -402,15 +402,16 @@ class Compare(Command):
         lines += [[name, *[report.DASH] * (len(columns) - 1)] for name in refused]
         pictures = []
         for name, result in results.items():
-            if (sheet := contact_sheet(result.tasks[0], folder / f"{name}.png")) is not None:
+            if (sheet := outputs.contact_sheet(result.tasks[0], folder / f"{name}.png")) is not None:
                 pictures.append((sheet.name, f"{name}: the best sixteen, then sixteen draws of its read-out"))
-        curves = {name: plots.curve(result.history) for name, result in results.items()}
-        pictures += _if_plots(lambda: plots.draw_curves(curves, folder / "reward.png"), "best reward against NFE")
+        pictures += outputs.if_plots(
+            lambda: outputs.draw_curves(results, asked, folder / "reward.png"), "best reward against NFE"
+        )
         notes = {name: [w for task in tasks for w in task["warnings"]] for name, tasks in found.items()}
         notes |= {name: [why] for name, why in refused.items()}
         settings = {f"settings of {name}": repr(method) for name, method in methods.items()}
         claimed = {k: v for name, tasks in found.items() for k, v in report.certified(name, tasks).items()}
-        report.card(folder, "Comparison at equal NFE", asked | settings, lines, notes, pictures, claimed, columns)
+        card(folder, "Comparison at equal NFE", asked | settings, lines, notes, pictures, claimed, columns)
         if self.json:
             say(json.dumps(found, indent=2))
             return
@@ -539,28 +540,18 @@ class Plot(Command):
             return 1
         out = Path(self.out or Path(next(iter(read))) / f"{self.what}.png")
         if self.what == "reward":
-            plots.draw_panels(panels(read), out)
+            plots.draw_panels(plots.panels({path: (config, run.history) for path, (config, run) in read.items()}), out)
         else:
-            _, result = next(iter(read.values()))
-            plots.draw_tree(plots.layout(result.tasks[_task(self.task, len(result.tasks))].tree), out)
+            path, (config, result) = next(iter(read.items()))
+            self._tree(Path(path), config, result, out)
         say(out)
         return 0 if len(read) == len(set(self.paths)) else 1
 
-
-def panels(read: Mapping[str, tuple[dict[str, Any], SearchResult]]) -> dict[str, dict[str, plots.Curve]]:
-    """Curves by panel: only searches for one reward, on one kernel under the same prompts, share their axes."""
-    names = {path: Path(path).resolve().name for path in read}
-    if len(set(names.values())) < len(names):
-        names = {path: path for path in read}
-    groups: dict[str, dict[str, plots.Curve]] = {}
-    for path, (config, result) in read.items():
-        groups.setdefault(json.dumps([config[key] for key in SEARCHED]), {})[names[path]] = plots.curve(result.history)
-    titles: dict[str, dict[str, plots.Curve]] = {}
-    for key, curves in groups.items():
-        kernel, _, _, _, prompts, reward, _ = json.loads(key)
-        what = f"{reward} on {kernel}" + (f", {len(prompts)} prompts" if prompts else "")
-        titles[_unused(what, titles)] = curves
-    return titles
+    def _tree(self, path: Path, config: Mapping[str, Any], result: SearchResult, out: Path) -> None:
+        number = _task(self.task, len(result.tasks))
+        title = f"{config['method']['name']} on {config['kernel']}, reward {config['reward']}"
+        thumbnails = best.pictures(path / "outputs" / "best", number)
+        trees.draw_tree(trees.layout(result.tasks[number].tree), out, title=title, pictures=thumbnails)
 
 
 def _task(asked: int | None, tasks: int) -> int:
@@ -611,7 +602,7 @@ class Export(Command):
             (write_graphml if self.to == "graphml" else write_csv)(tree, out)
         else:
             task = self._result()[1].tasks[number]
-            if self.to == "png" and contact_sheet(task, out) is None:
+            if self.to == "png" and outputs.contact_sheet(task, out) is None:
                 raise TreeSearchError("the samples of this run are no images: export npz")
             if self.to == "npz":
                 rewards, log_weights = task.rewards.numpy(), task.log_weights.numpy()
@@ -794,7 +785,7 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
     try:
         result = finish(session, path, name, command, quiet=as_json)
     except KeyboardInterrupt:
-        say(f"\ninterrupted; the run is saved, go on with:\n  {report.resume_command(path)}")
+        say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
         return 130
     found = {"tasks": report.summary(result), "cost": result.cost.as_dict(), "store": str(path)}
     if as_json:
@@ -812,51 +803,15 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
 
 def finish(session: Session, path: Path, name: str, command: Mapping[str, str], *, quiet: bool) -> SearchResult:
     """Run with a progress line, then write outputs and the card."""
-    with report.Progress(name, quiet=quiet) as progress:
+    with Progress(name, quiet=quiet) as progress:
         for snapshot in session.waves():
             progress(snapshot)
         result = session.result()
-        found = report.summary(result)
-        progress.settle(sum(task["ess"] for task in found))
-    if session.lost is not None:
-        return result  # there is no folder to write to
-    with writing(path):
-        runs.write_json(path / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
-        pictures = _pictures(result, path, name)
-        asked = {key: specs.public(command[key]) for key in ("kernel", "reward")} | {
-            "method": repr(session.method),
-            "seed": session.seed,
-        }
-        notes = {name: [w for task in found for w in task["warnings"]]}
-        lines, claimed = report.rows(name, found, result.cost), report.certified(name, found)
-        report.card(path, f"{name} run", asked, lines, notes, pictures, claimed)
+        progress.settle(sum(task.diagnostics["ess"] for task in result.tasks))
+    if session.lost is None:  # else there is no folder to write to
+        asked = {key: specs.public(command[key]) for key in ("kernel", "reward")}
+        outputs.write_outputs(result, path, name=name, asked=asked)
     return result
-
-
-def _pictures(result: SearchResult, path: Path, name: str) -> list[tuple[str, str]]:
-    """Contact sheets and the curve of a run, written into its outputs/: files and captions."""
-    outputs, made = files.subfolder(path / "outputs"), []
-    for i, task in enumerate(result.tasks):
-        if contact_sheet(task, outputs / f"task{i}.png") is not None:
-            made.append((f"outputs/task{i}.png", "the best sixteen, then sixteen draws of the read-out"))
-    curves = {name: plots.curve(result.history)}
-    return made + _if_plots(
-        lambda: plots.draw_curves(curves, outputs / "reward.png"), "best reward against NFE", "outputs/"
-    )
-
-
-def contact_sheet(task: TaskResult, path: Path) -> Path | None:
-    """The best sixteen samples above sixteen draws; None where samples are no images or there are none."""
-    if not len(task.leaves):
-        return None
-    best, _ = task.best(PICTURED // 2)
-    if not isinstance(best, torch.Tensor) or best.ndim != 4 or best.shape[1] not in (1, 3):
-        return None
-    if not np.isfinite(task.readout.log_weights.max()):
-        return plots.grid(best, path)
-    drawn = task.draw(PICTURED // 2)
-    blank = best.new_ones((-len(best) % 8, *best.shape[1:]))
-    return plots.grid(torch.cat([best, blank, drawn]), path)
 
 
 def beside(task: TaskResult, also: Reward) -> dict[str, float | None]:
@@ -869,7 +824,10 @@ def beside(task: TaskResult, also: Reward) -> dict[str, float | None]:
         return float(values.mean()) if values.isfinite().all() else None
 
     drawn = np.isfinite(task.readout.log_weights.max())
-    return {"also_best": mean(task.best(PICTURED // 2)[0]), "also_draws": mean(task.draw(PICTURED)) if drawn else None}
+    return {
+        "also_best": mean(task.best(outputs.PICTURED // 2)[0]),
+        "also_draws": mean(task.draw(outputs.PICTURED)) if drawn else None,
+    }
 
 
 def told(
@@ -953,14 +911,6 @@ def _level(task: int, tree: Tree, t: int) -> list[Any]:
     shown = shown[np.isfinite(shown)]
     mean = round(float(shown.mean()), 4) if len(shown) else None
     return [task, int(t), int(at.sum()), int(tree.visits[at].sum()), mean]
-
-
-def _if_plots(draw: Any, caption: str, prefix: str = "") -> list[tuple[str, str]]:
-    """Draw if matplotlib is there; a search must not fail for want of a picture."""
-    try:
-        return [(prefix + draw().name, caption)]
-    except ImportError:
-        return []
 
 
 def _kept() -> str:

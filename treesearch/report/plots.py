@@ -1,12 +1,16 @@
-"""Pictures: a data function and a draw function each.
+"""Curves: best reward against NFE, with a band over the runs of one method that differ in their seeds.
 
-curve / draw_curves      best reward against NFE
-layout / draw_tree       the tree, t downwards, coloured by value
-grid                     samples as one image
+curve        of one run
+band         of several
+panels       curves of runs that may share their axes
+draw_curves  one panel
+draw_panels  several, below each other
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,30 +19,37 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.core.tree import Tree
 from treesearch.errors import missing
 from treesearch.runs.files import replacing
 from treesearch.text import label
 
-DRAWN_NODES = 3_000  # a picture with more says no more
+QUANTILES = (0.1, 0.5, 0.9)
+SEARCHED = ("kernel", "fingerprint", "num_steps", "state_shape", "prompts", "reward", "reward_settings")  # of a curve
+WIDE = 30  # largest over smallest NFE from which an axis is logarithmic
 
 
 class Curve(NamedTuple):
-    """Best reward against NFE."""
+    """Best reward against NFE, a step at each wave that has a sample."""
 
     nfe: list[int]
     best: list[float]
 
 
-class Layout(NamedTuple):
-    """Node positions: x from the order of leaves, y = t."""
+class Band(NamedTuple):
+    """Quantiles of several curves, as far as the shortest of them goes."""
 
-    node: NDArray[np.int64]
-    x: NDArray[np.float64]
-    t: NDArray[np.int64]
-    parent: NDArray[np.int64]  # positions in `node`, -1 for the root
-    value: NDArray[np.float64]
-    hidden: int  # nodes left out
+    nfe: NDArray[np.float64]
+    low: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+class Panel(NamedTuple):
+    """Curves that share their axes: by name, several where runs differ in their seeds alone."""
+
+    title: str
+    ylabel: str
+    curves: Mapping[str, Sequence[Curve]]
 
 
 def curve(history: Sequence[Mapping[str, Any]]) -> Curve:
@@ -47,94 +58,107 @@ def curve(history: Sequence[Mapping[str, Any]]) -> Curve:
     return Curve([h["nfe"] for h in known], [h["best_reward"] for h in known])
 
 
-def layout(tree: Tree, limit: int = DRAWN_NODES) -> Layout:
-    """Positions of the first `limit` nodes of a tree (they are in order of creation, parents first)."""
-    n = min(len(tree), limit)
-    parent, t = tree.parent[:n].astype(np.int64), tree.t[:n].astype(np.int64)
-    kids: list[list[int]] = [[] for _ in range(n)]
-    for node in range(1, n):
-        kids[parent[node]].append(node)
-    x, stack, leaf = np.zeros(n), [0], 0
-    order = []
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        stack.extend(reversed(kids[node]))
-        if not kids[node]:
-            x[node], leaf = leaf, leaf + 1
-    for node in reversed(order):
-        if kids[node]:
-            x[node] = np.mean(x[kids[node]])
-    value = np.where(np.isnan(tree.value[:n]), tree.reward[:n], tree.value[:n])
-    return Layout(np.arange(n), x, t, parent, value, len(tree) - n)
-
-
-def draw_curves(curves: Mapping[str, Curve], path: str | Path, ylabel: str = "best reward") -> Path:
-    """Write a PNG of one line a name."""
-    return draw_panels({"": curves}, path, ylabel)
-
-
-def draw_panels(panels: Mapping[str, Mapping[str, Curve]], path: str | Path, ylabel: str = "best reward") -> Path:
-    """Write a PNG of one panel a title, each with axes of its own and one line a name."""
-    plt = _pyplot()
-    height = 4.0 if len(panels) == 1 else 3.2 * len(panels)
-    figure, rows = plt.subplots(len(panels), figsize=(6.4, height), layout="constrained", squeeze=False)
-    for axes, (title, curves) in zip(rows[:, 0], panels.items(), strict=True):
-        for name, line in curves.items():
-            (drawn,) = axes.plot(line.nfe, line.best, label=label(name), linewidth=1.6, drawstyle="steps-post")
-            axes.plot(line.nfe[-1:], line.best[-1:], "o", color=drawn.get_color(), markersize=5)
-        axes.set_title(label(title), fontsize=9)
-        axes.set_xlabel("network evaluations (NFE)")
-        axes.set_ylabel(label(ylabel))
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
-    return _save(plt, figure, path)
-
-
-def draw_tree(data: Layout, path: str | Path) -> Path:
-    """Write a PNG of a tree: root on top, nodes coloured by value."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    from matplotlib.collections import LineCollection
-
-    below = np.flatnonzero(data.parent >= 0)
-    ends = np.stack([data.x[data.parent[below]], data.t[data.parent[below]], data.x[below], data.t[below]], 1)
-    axes.add_collection(LineCollection(list(ends.reshape(-1, 2, 2)), colors="0.75", linewidths=0.5, zorder=1))
-    finite = np.where(np.isfinite(data.value), data.value, np.nan)
-    dots = axes.scatter(data.x, data.t, c=finite, s=10, cmap="viridis", zorder=2, plotnonfinite=False)
-    figure.colorbar(dots, ax=axes, label="value (leaves: reward)")
-    axes.set_ylabel("denoising steps left, t")
-    axes.set_xticks([])
-    if data.hidden:
-        axes.set_title(f"first {len(data.node)} nodes; {data.hidden} more", fontsize=9)
-    return _save(plt, figure, path)
-
-
-def grid(samples: Any, path: str | Path, columns: int = 8, scale: int = 2) -> Path:
-    """Write images (n, c, h, w) in [0, 1] as one PNG.
+def band(curves: Sequence[Curve]) -> Band:
+    """Quantiles over the curves at every NFE at which one of them has a step.
 
     Raises:
-        ValueError: the samples are not images.
+        ValueError: a curve is empty.
     """
-    from PIL import Image
-
-    images = np.asarray(samples.detach().cpu().float() if hasattr(samples, "detach") else samples)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"samples have shape {images.shape}, expected images (n, 1 or 3, height, width) in [0, 1]")
-    n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((channels, rows * (height + 2) + 2, columns * (width + 2) + 2), 0.35)
-    for i, image in enumerate(images):
-        y, x = 2 + (i // columns) * (height + 2), 2 + (i % columns) * (width + 2)
-        sheet[:, y : y + height, x : x + width] = image
-    pixels = (sheet.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    with replacing(path) as scratch:
-        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(scratch)
-    return Path(path)
+    if not all(line.nfe for line in curves):
+        raise ValueError("a run without a sample has no curve: leave it out")
+    first, last = max(line.nfe[0] for line in curves), min(line.nfe[-1] for line in curves)
+    nfe = np.unique(np.concatenate([[first, max(first, last)], *(line.nfe for line in curves)]))
+    nfe = nfe[(nfe >= first) & (nfe <= max(first, last))]
+    values = [np.asarray(line.best)[np.searchsorted(line.nfe, nfe, side="right") - 1] for line in curves]
+    return Band(nfe, *np.quantile(np.stack(values), QUANTILES, axis=0))
 
 
-def _pyplot() -> Any:
+def panels(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> list[Panel]:
+    """Curves of run folders: only searches for one reward, on one kernel under the same prompts, share their axes, and
+    only runs of one method with the same settings, which differ in their seeds, become a band.
+
+    Args:
+        runs: configuration (as in run.json) and history by path.
+    """
+    names = {path: Path(path).resolve().name for path in runs}
+    if len(set(names.values())) < len(names):
+        names = {path: path for path in runs}
+    groups: dict[str, dict[str, list[str]]] = {}
+    for path, (config, _) in runs.items():
+        searched = json.dumps([config[key] for key in SEARCHED])
+        groups.setdefault(searched, {}).setdefault(json.dumps(config["method"]), []).append(path)
+    return [_gathered(methods, runs, names) for methods in groups.values()]
+
+
+def _gathered(methods: Mapping[str, list[str]], runs: Mapping[str, Any], names: Mapping[str, str]) -> Panel:
+    """The panel of paths by method; alone it is called by its folder, several by what their method has of its own."""
+    settings = [json.loads(method) for method in methods]
+    curves: dict[str, list[Curve]] = {}
+    for method, paths in zip(settings, methods.values(), strict=True):
+        name = names[paths[0]] if len(paths) == 1 else _apart(method, settings)
+        curves[name if name not in curves else f"{name}, {paths[0]}"] = [curve(runs[path][1]) for path in paths]
+    config = runs[next(iter(methods.values()))[0]][0]
+    prompts = f", {len(config['prompts'])} prompts" if config["prompts"] else ""
+    return Panel(f"{config['kernel']}{prompts}", f"best reward: {config['reward']}", curves)
+
+
+def _apart(method: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """A method's name, with the settings in which others of the name differ from it."""
+    same = [other for other in others if other["name"] == method["name"]]
+    own = [f"{k}={v}" for k, v in method.items() if any(other.get(k) != v for other in same)]
+    return f"{method['name']}({', '.join(own)})" if own else method["name"]
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Curve]], path: str | Path, *, title: str = "", ylabel: str = "best reward"
+) -> Path:
+    """Write a PNG of one line a name, with a band where it has several curves."""
+    return draw_panels([Panel(title, ylabel, curves)], path)
+
+
+def draw_panels(panels: Sequence[Panel], path: str | Path) -> Path:
+    """Write a PNG of panels, each with axes of its own."""
+    plt = pyplot()
+    height = 4.2 if len(panels) == 1 else 3.4 * len(panels)
+    figure, rows = plt.subplots(len(panels), figsize=(6.8, height), layout="constrained", squeeze=False)
+    for axes, panel in zip(rows[:, 0], panels, strict=True):
+        _panel(plt, axes, panel)
+    return save(plt, figure, path)
+
+
+def _panel(plt: Any, axes: Any, panel: Panel) -> None:
+    styles = itertools.cycle([{"color": c, "linestyle": s} for s in ("-", "--") for c in plt.cm.tab10.colors])
+    for (name, curves), style in zip(panel.curves.items(), styles, strict=False):
+        _line(axes, name, [line for line in curves if line.nfe], style)
+    axes.set_title(label(panel.title), fontsize=10, loc="left")
+    axes.set_xlabel("network evaluations (NFE)")
+    axes.set_ylabel(label(panel.ylabel, 60))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.has_data():
+        low, high = axes.dataLim.intervalx
+        axes.set_xscale("log" if 0 < low * WIDE < high else "linear")
+        axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+def _line(axes: Any, name: str, curves: Sequence[Curve], style: Mapping[str, Any]) -> None:
+    """One name: a curve, or the median of several in their band."""
+    if not curves:
+        return
+    found = band(curves)
+    known = f", median and 10-90 % of {len(curves)} runs" if len(curves) > 1 else ""
+    axes.plot(found.nfe, found.middle, label=label(name, 60) + known, linewidth=1.6, drawstyle="steps-post", **style)
+    axes.plot(found.nfe[-1:], found.middle[-1:], "o", color=style["color"], markersize=4)
+    if known:
+        axes.fill_between(found.nfe, found.low, found.high, step="post", color=style["color"], alpha=0.18, linewidth=0)
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing into files.
+
+    Raises:
+        ImportError: it is not installed; the message has the line that installs it.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -145,9 +169,10 @@ def _pyplot() -> Any:
     return plt
 
 
-def _save(plt: Any, figure: Any, path: str | Path) -> Path:
+def save(plt: Any, figure: Any, path: str | Path) -> Path:
+    """Write a figure as the kind of file that its name asks for, and close it."""
     with warnings.catch_warnings(), replacing(path) as scratch:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for the letter
-        figure.savefig(scratch, dpi=140, format=scratch.suffix[1:] or "png")
+        figure.savefig(scratch, dpi=160, format=scratch.suffix[1:] or "png")
     plt.close(figure)
     return Path(path)

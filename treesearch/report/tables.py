@@ -1,25 +1,19 @@
-"""What people read: the progress line, the table, the summary of a run and its card.
+"""What a terminal shows: lines, tables, the summary of a run.
 
-Everything that reaches a terminal goes through `say` or `print_table`, and a card through `treesearch.text`: prompts
-and names are text of others.
+Everything that reaches a terminal goes through `say` or `print_table`: prompts and names are text of others.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from treesearch.budget import Cost
 from treesearch.results import certificate
 from treesearch.results.result import SearchResult, TaskResult
-from treesearch.runs.files import write_text
-from treesearch.session.session import Snapshot
-from treesearch.text import code, markdown, plain, printable
+from treesearch.text import plain, printable
 
 DASH = "-"
 
@@ -34,70 +28,6 @@ def _encodable(text: str, stream: Any) -> str:
     """Text that a stream of a small alphabet (LANG=C) can hold: what it cannot is escaped."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-class Progress:
-    """One line a search: NFE, best, ESS, nodes, NFE/s. A callback; a context manager.
-
-    Args:
-        name: printed first.
-        quiet: print nothing.
-    """
-
-    def __init__(self, name: str, *, quiet: bool = False) -> None:
-        self.name, self.quiet = plain(name), quiet
-        self._began, self._first, self._line = time.perf_counter(), None, ""
-        self._record: dict[str, Any] | None = None
-        self._total: int | None = None
-        self._live: Any = None
-
-    def __enter__(self) -> Progress:
-        if not self.quiet:
-            from rich.live import Live
-
-            self._live = Live("", refresh_per_second=8, transient=True)
-            self._live.start()
-        return self
-
-    def __call__(self, snapshot: Snapshot) -> None:
-        if self._first is None:
-            self._first = 0 if snapshot.wave == 0 else snapshot.record["nfe"]
-        self._record, self._total = snapshot.record, snapshot.total
-        self._write(snapshot.record)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        rate = (record["nfe"] - (self._first or 0)) / max(time.perf_counter() - self._began, 1e-9)
-        total = f"/{self._total}" if self._total else ""
-        best = DASH if record["best_reward"] is None else f"{record['best_reward']:.3f}".replace("-0.000", "0.000")
-        self._line = (
-            f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {record['ess']:>7.1f}  "
-            f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s{_workers(record.get('workers'))}"
-        )
-        if self._live is not None:
-            from rich.text import Text
-
-            self._live.update(Text(self._line))
-
-    def settle(self, ess: float) -> None:
-        """The line's last word: waves carry the ESS of a slightly smaller tree."""
-        if self._record is not None:
-            self._write(self._record | {"ess": ess})
-
-    def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            say(self._line)
-
-
-def _workers(found: Mapping[str, Any] | None) -> str:
-    """What workers do, for the progress line."""
-    if not found:
-        return ""
-    moved = found["mb_in"] + found["mb_out"]
-    return (
-        f"  {found['workers']} workers {found['busy']:.0%} busy  fill {found['fill']:.0%}  queue {found['queue']:.0f}  "
-        f"{moved:.1f} MB"
-    )
 
 
 def summary(result: SearchResult) -> list[dict[str, Any]]:
@@ -183,38 +113,3 @@ def markdown_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLU
     """A table of cells that are Markdown: texts of others go through `treesearch.text.markdown` first."""
     rule = ["---"] + ["---:"] * (len(columns) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
-
-
-def card(
-    path: Path,
-    title: str,
-    command: Mapping[str, Any],
-    lines: Sequence[Sequence[str]],
-    notes: Mapping[str, Sequence[str]],
-    pictures: Sequence[tuple[str, str]],
-    certificates: Mapping[str, Sequence[str]],
-    columns: Sequence[str] = COLUMNS,
-) -> None:
-    """Write README.md of a run folder: what was asked, what came out, what to know, what it may claim, the pictures."""
-    asked = "\n".join(f"- {markdown(key)}: {code(value)}" for key, value in command.items())
-    told = [f"- {markdown(name)}: {markdown(note)}" for name, found in notes.items() for note in found]
-    known = "\n".join(told) or "- none"
-    claimed = "\n\n".join(
-        "\n".join([f"{markdown(name)}:", "", *(f"- {markdown(line)}" for line in found)])
-        for name, found in certificates.items()
-    )
-    head, *body = ([markdown(cell) for cell in line] for line in [columns, *lines])
-    shown = "\n\n".join(f"![{markdown(caption)}]({file})\n\n{markdown(caption)}" for file, caption in pictures)
-    write_text(
-        path / "README.md",
-        f"# {markdown(title)}\n\n{asked}\n\n{markdown_table(body, head)}\n\n"
-        "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
-        "ESS is the effective number of samples among the weights. Roots: distinct draws of x_T among the samples "
-        f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"
-        f"{shown}\n",
-    )
-
-
-def resume_command(path: str | Path) -> str:
-    """What to type to go on with a run."""
-    return f"treesearch resume {shlex.quote(str(path))}"

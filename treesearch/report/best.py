@@ -1,0 +1,146 @@
+"""The best samples of a search as files, and an index of them beside them.
+
+best.jsonl has a line a sample: file (or text), task, rank, reward, log_weight, prompt, seed, key, node. Samples are
+decoded and written one at a time, so that memory is that of one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treesearch.report import media
+from treesearch.report.sheets import thumbnail
+from treesearch.results.result import SearchResult, TaskResult
+from treesearch.runs.files import reading, subfolder, write_text
+
+BEST = 8
+INDEX = "best.jsonl"
+INDEX_BYTES, FILE_BYTES = 2**26, 2**28  # that are read back, at most
+_OURS = re.compile(r"task\d+_\d+\.(png|mp4|wav|npz)", re.ASCII)
+
+
+class Samples:
+    """A task's samples, decoded one at a time; thumbnails of those that can be seen are kept.
+
+    Args:
+        task: whose they are.
+        rate: samples a second where they are audio, else None.
+    """
+
+    def __init__(self, task: TaskResult, rate: int | None = None) -> None:
+        self.task, self.rate = task, rate
+        self._small: dict[int, Any] = {}
+
+    def ranked(self, k: int) -> NDArray[np.int64]:
+        """Rows of the k samples of highest reward, best first."""
+        return np.argsort(-self.task.rewards.numpy(), kind="stable")[:k]
+
+    def decode(self, row: int) -> tuple[str, Any]:
+        """A sample and its kind."""
+        sample = self.task.pick(np.array([row]))[0]
+        kind = media.kind_of(sample, self.rate)
+        if kind in ("image", "video") and row not in self._small:
+            self._small[row] = thumbnail(media.image_of(sample))
+        return kind, sample
+
+    def thumbnail(self, row: int) -> Any:
+        """A small Pillow image of a sample; None where it cannot be seen."""
+        if row not in self._small:
+            self.decode(row)
+        return self._small.get(row)
+
+
+def write_best(result: SearchResult, samples: list[Samples], folder: Path, k: int, *, fps: int) -> None:
+    """Write the k best samples of each task, `task0_01.png` first, and their index; files of before give way.
+
+    Raises:
+        OSError: the folder is a link, or cannot be written.
+    """
+    folder, width, lines = subfolder(folder), len(str(k)), []
+    digits = len(str(len(result.tasks) - 1))
+    for i, known in enumerate(samples):
+        for rank, row in enumerate(known.ranked(k).tolist(), 1):
+            about = _about(known.task, i, row)
+            stem = folder / f"task{i:0{digits}}_{rank:0{max(width, 2)}}"
+            lines.append({**_written(known, row, stem, about, fps), "rank": rank, **about})
+    write_text(folder / INDEX, "".join(json.dumps(_plain(line), default=str) + "\n" for line in lines))
+    kept = {line.get("file") for line in lines}
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
+
+
+def _written(known: Samples, row: int, stem: Path, about: dict[str, Any], fps: int) -> dict[str, str]:
+    """What the index says of where a sample is."""
+    kind, sample = known.decode(row)
+    if kind == "text":
+        return {"text": str(sample)}
+    return {"file": media.write(sample, stem, kind, about, fps=fps, rate=known.rate).name}
+
+
+def _about(task: TaskResult, number: int, row: int) -> dict[str, Any]:
+    """What made a sample: with the kernel, enough to make it again."""
+    node = int(task.leaves[row])
+    return {
+        "task": number,
+        "reward": float(task.rewards[row]),
+        "log_weight": float(task.log_weights[row]),
+        "prompt": task.prompt,
+        "seed": task.context.config["seed"],
+        "key": f"{int(task.tree.key[node]):#018x}",
+        "node": node,
+    }
+
+
+def _plain(line: dict[str, Any]) -> dict[str, Any]:
+    """A line that is JSON: what is not finite is null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
+def pictures(folder: Path, task: int) -> dict[int, Any]:
+    """Thumbnails (h, w) or (h, w, 3) of the best samples of a task by node, from what `write_best` left in a folder.
+
+    Whatever is not as it was written is left out: a picture of a tree must not fail for want of thumbnails.
+    """
+    from PIL import Image
+
+    found = {}
+    for line in _index(folder / INDEX):
+        if line.get("task") == task and isinstance(line.get("node"), int):
+            try:
+                with reading(folder / _name(line), FILE_BYTES) as file, Image.open(file, formats=("PNG",)) as image:
+                    mode = "L" if image.mode == "L" else "RGB"
+                    found[line["node"]] = np.asarray(thumbnail(image.convert(mode)))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue
+    return found
+
+
+def _index(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with reading(path, INDEX_BYTES) as file:
+            text = file.read().decode()
+        lines = [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return
+    yield from (line for line in lines if isinstance(line, dict))
+
+
+def _name(line: dict[str, Any]) -> str:
+    """The name of a picture in the index.
+
+    Raises:
+        ValueError: it is none of ours, and may lead elsewhere.
+    """
+    name = line.get("file")
+    if not isinstance(name, str) or not _OURS.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a sample")
+    return name
