@@ -73,7 +73,6 @@ PENDING = {  # not yet split
     "treesearch/methods/tree_search.py",
     "treesearch/runs/folder.py",
     "treesearch/session/session.py",
-    "treesearch/testing/__init__.py",
     "backends/pipelines/kernel.py",
     "rewards/images/vision.py",
 }
