@@ -262,7 +262,9 @@ def _load(checkpoint: str, tokenizer: str, device: str, dtype: torch.dtype, allo
 def main(arguments: Sequence[str]) -> None:
     """python -m treesearch.rewards.images.image_reward convert SOURCE TARGET"""
     if len(arguments) != 3 or arguments[0] != "convert":
-        sys.exit("usage: python -m rewards.images.image_reward convert ImageReward.pt ImageReward.safetensors")
+        sys.exit(
+            "usage: python -m treesearch.rewards.images.image_reward convert ImageReward.pt ImageReward.safetensors"
+        )
     convert(arguments[1], arguments[2])
 
 

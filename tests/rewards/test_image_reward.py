@@ -281,7 +281,7 @@ def test_convert_writes_the_same_network(files: Path, tmp_path: Path, images: Te
 
 
 def test_the_command_says_how_it_is_used(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"usage: python -m rewards\.image_reward convert"):
+    with pytest.raises(SystemExit, match=r"usage: python -m treesearch\.rewards\.images\.image_reward convert"):
         image_reward.main(["convert", "one"])
 
 

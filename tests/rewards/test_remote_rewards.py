@@ -426,7 +426,7 @@ def test_keys_of_a_url_reach_no_file_of_a_run_which_goes_on_with_the_key_given_a
     assert main(["run", "best-of-n", *words, "--store", store]) == 0
     plugin = tmp_path / "bed.py"
     plugin.write_text(
-        "from backends.models.mnist import mnist_kernel\ndef make(url): return mnist_kernel(num_steps=2)\n"
+        "from treesearch.backends.models.mnist import mnist_kernel\ndef make(url): return mnist_kernel(num_steps=2)\n"
     )
     asked = ["--kernel", f"{plugin}:make('{url}')", "--reward", f'0.5*http("{url}")', "--also", f'http("{url}")']
     assert main(["compare", *asked, "--methods", "best_of_n", "--nfe", "8", "--store", str(tmp_path / "c")]) == 0
