@@ -34,7 +34,7 @@ demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree 
 	@$(PY) -m experiments.planning.demo_plan
 
 test: $(STAMP)  ## the test suite
-	@$(PY) -m pytest -q -n 2 --dist loadfile
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cpus: $(STAMP)  ## tests, demo and exact figures with other vector units, threads and busy cores: hours; run again to go on
 	@$(PY) -m experiments.robustness.cpus

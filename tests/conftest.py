@@ -1,6 +1,7 @@
 """Shared set-up: one thread unless TEST_THREADS says otherwise, and the beds that most tests use."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub
 
@@ -10,6 +11,8 @@ import torch
 from tests.support.beds import BEDS, half_a_step
 from treesearch.backends.base import Guided, shift_mean
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
@@ -19,6 +22,13 @@ def own_key(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+SLOWEST = ("test_distributed.py", "test_experiments.py")  # begun first, so that no process waits for them at the end
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
 
 
 @pytest.fixture(params=BEDS)

@@ -108,7 +108,7 @@ def run(command: list[str], setting: Setting) -> subprocess.CompletedProcess[str
 
 def tests(setting: Setting, args: Args) -> str:
     """What the tests said if they failed, else nothing."""
-    spread = ["-n", str(args.processes), "--dist", "loadfile"] if args.processes > 1 else []
+    spread = ["-n", str(args.processes), "--dist", "loadfile", "--no-loadscope-reorder"] if args.processes > 1 else []
     done = run(["pytest", "-q", "-p", "no:cacheprovider", *spread, *args.tests], setting)
     return done.stdout if done.returncode else ""
 
