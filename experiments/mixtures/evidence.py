@@ -62,7 +62,7 @@ from experiments.shared.evidence import (
 from experiments.shared.grids import How, baseline, chosen, entries, pick, schedules
 from treesearch.backends.exact.gaussian import GaussianMixture
 from treesearch.backends.guidance import TrustRegion
-from treesearch.cli.commands import count
+from treesearch.cli.arguments import count
 from treesearch.errors import TreeSearchError
 from treesearch.results.result import SearchResult
 from treesearch.rewards.analytic import constant

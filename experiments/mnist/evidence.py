@@ -57,7 +57,7 @@ from experiments.shared.evidence import Cells, Reference, Row, check_seeds, comm
 from experiments.shared.grids import Entry, How, baseline, chosen, entries, pick, schedules
 from treesearch.backends.guidance import TrustRegion
 from treesearch.backends.models.mnist import mnist_kernel
-from treesearch.cli.commands import count
+from treesearch.cli.arguments import count
 from treesearch.errors import StoreError, TreeSearchError
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.rewards.base import Reward

@@ -58,7 +58,7 @@ import treesearch as ts
 from experiments.text_to_image import report as drawbench_report
 from experiments.text_to_image.report import ROWS, read
 from treesearch.backends.base import Kernel, describe
-from treesearch.cli.commands import count
+from treesearch.cli.arguments import count
 from treesearch.core.noise import root_key
 from treesearch.core.tree import Tree
 from treesearch.errors import StoreError, TreeSearchError

@@ -11,7 +11,7 @@ from tests.support import tiny
 from treesearch import api as loop
 from treesearch.backends.pipelines import memory
 from treesearch.backends.pipelines.kernel import DiffusersKernel
-from treesearch.cli import commands, probe
+from treesearch.cli import probe, run
 from treesearch.rewards.base import as_reward
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
@@ -136,7 +136,7 @@ def test_dry_run_prints_the_plan(load, capsys):
     found = probe.estimate(session(kernel))
     assert found["memory"] == kernel.memory_plan(4, prompts=PROMPTS).lines()
     assert "fits" not in found
-    commands._print_estimate(found, as_json=False)
+    run.print_estimate(found, as_json=False)
     printed = capsys.readouterr().out
     assert "weights of unet" in printed
     assert "KiB" in printed

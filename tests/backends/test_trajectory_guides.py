@@ -16,7 +16,7 @@ from treesearch.backends.base import Guided, describe, shift_mean
 from treesearch.backends.exact.gaussian import Tilt
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance import TDS, Diffuser, GuidanceScales, PolicyGuided
-from treesearch.cli.commands import read_result_of
+from treesearch.cli.show import read_result_of
 from treesearch.rewards.analytic import linear, quadratic
 from treesearch.rewards.trajectories.policy import PolicyLikelihood
 from treesearch.testing import check_kernel

@@ -11,8 +11,10 @@ import time
 
 import pytest
 
-from treesearch.cli.commands import Compare, count, read_result_of, seconds
+from treesearch.cli.arguments import count, seconds
+from treesearch.cli.compare import Compare
 from treesearch.cli.main import COMMANDS, METHODS, main
+from treesearch.cli.show import read_result_of
 from treesearch.registry import registry as specs
 from treesearch.report import plots
 from treesearch.runs import folder as runs

@@ -6,8 +6,8 @@ import pytest
 
 import treesearch as ts
 from tests.support import kernels
-from treesearch.cli.commands import read_result_of
 from treesearch.cli.main import main
+from treesearch.cli.show import read_result_of
 from treesearch.registry import registry as specs
 from treesearch.rewards import as_reward, cached, frames, normalise
 from treesearch.rewards.base import Reward, RewardError

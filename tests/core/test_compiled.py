@@ -114,6 +114,6 @@ def test_only_one_module_knows_numbas_cache():
 def test_env_says_where(capsys, monkeypatch):
     assert main(["env"]) == 0
     assert "compiled code: kept in " in capsys.readouterr().out
-    monkeypatch.setattr("treesearch.cli.commands.kept_in", lambda function: None)
+    monkeypatch.setattr("treesearch.cli.about.kept_in", lambda function: None)
     assert main(["env"]) == 0
     assert "compiled code: compiled in every process" in capsys.readouterr().out

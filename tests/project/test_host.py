@@ -11,7 +11,7 @@ import pytest
 import treesearch as ts
 from treesearch import host
 from treesearch.backends.exact.gaussian import LinearGaussian
-from treesearch.cli import commands
+from treesearch.cli import show
 from treesearch.methods import population
 from treesearch.methods.base import MEMORY
 
@@ -217,7 +217,7 @@ def test_memory_makes_populations_smaller_says_so_and_is_recorded(monkeypatch, t
     found = ts.resume(store, BED, lambda x: x.sum(1), budget=ts.Budget(nfe=5 * 2048))
     assert max(sizes(found)) == 256
     assert warning.partition("where")[0] in "\n".join(found.diagnostics["warnings"])
-    _, read = commands.read_result_of(store)
+    _, read = show.read_result_of(store)
     assert warning.partition("where")[0] in "\n".join(read.diagnostics["warnings"])
 
 

@@ -16,8 +16,8 @@ from tests.support import laws
 from treesearch.backends.base import Guided, shift_mean
 from treesearch.backends.exact.gaussian import LinearGaussian, Tilt
 from treesearch.backends.guidance import TDS, TrustRegion
-from treesearch.cli.commands import read_result_of
 from treesearch.cli.main import main
+from treesearch.cli.show import read_result_of
 from treesearch.core import pareto
 from treesearch.methods import genealogy
 from treesearch.methods.base import Readout

@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from treesearch import host
-from treesearch.cli import commands
+from treesearch.cli import about, compare, export, run, show
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
 from treesearch.registry.blame import where
@@ -34,23 +34,23 @@ _Method: Any = Union[tuple(Annotated[m, subcommand(name)] for name, m in METHODS
 Run = make_dataclass(
     "Run",
     [("method", _Method, field(kw_only=True))],
-    bases=(commands.Run,),
+    bases=(run.Run,),
     frozen=True,
     kw_only=True,
-    namespace={"__doc__": commands.Run.__doc__},
+    namespace={"__doc__": run.Run.__doc__},
 )
 COMMANDS = {
     "run": Run,
-    "resume": commands.Resume,
-    "ls": commands.Ls,
-    "show": commands.Show,
-    "plot": commands.Plot,
-    "export": commands.Export,
-    "compare": commands.Compare,
-    "bench": commands.Bench,
-    "list": commands.Names,
-    "env": commands.Env,
-    "cite": commands.Cite,
+    "resume": run.Resume,
+    "ls": show.Ls,
+    "show": show.Show,
+    "plot": show.Plot,
+    "export": export.Export,
+    "compare": compare.Compare,
+    "bench": about.Bench,
+    "list": about.Names,
+    "env": about.Env,
+    "cite": about.Cite,
 }
 _Command: Any = Union[tuple(Annotated[c, subcommand(name)] for name, c in COMMANDS.items())]  # noqa: UP007 - from the table
 EXPECTED = (TreeSearchError, RewardError, ValueError, TypeError, ImportError, OSError)

@@ -1,0 +1,138 @@
+"""`bench`, `list`, `env` and `cite`: about this library and the machine it is on."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+
+import torch
+from tyro.conf import Positional
+
+from treesearch import __version__
+from treesearch.citations import bibtex
+from treesearch.cli import probe
+from treesearch.cli.arguments import Command, pick, rows
+from treesearch.core.compiled import kept_in
+from treesearch.core.tree import add_child
+from treesearch.methods import METHODS
+from treesearch.registry import registry as specs
+from treesearch.report import tables as report
+from treesearch.report.tables import say
+from treesearch.rewards.base import as_reward
+from treesearch.runs import folder as runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Command):
+    """How fast a kernel runs bare at several batch sizes, and how much of that a search keeps."""
+
+    kernel: str = "mnist"
+    """as in `run`"""
+    reward: str = "constant(0)"
+    """as in `run`"""
+    batch_sizes: tuple[int, ...] = (1, 16, 32, 64)
+    """rows of a forward pass"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        sizes = tuple(map(rows, self.batch_sizes))
+        found = probe.speed(specs.kernel(self.kernel), as_reward(specs.reward(self.reward)), sizes)
+        if self.json:
+            say(json.dumps(found, indent=2))
+        else:
+            lines = [
+                [str(r["batch_size"]), *(f"{r[k]:.0f}" for k in ("bare", "search")), f"{r['ratio']:.3f}"] for r in found
+            ]
+            report.print_table(lines, ("batch", "bare NFE/s", "search NFE/s", "ratio"))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names(Command):
+    """Kernels, rewards, methods and their choices; `list rewards` tells what each reward needs."""
+
+    what: Positional[str | None] = None
+    """kernels, rewards, methods, potentials, resampling, selection or backups; all of them by default"""
+
+    def run(self) -> int:
+        from treesearch.core import backup, resampling, selection
+        from treesearch.rewards.potentials import POTENTIALS
+
+        names = {
+            "kernels": specs.KERNELS,
+            "rewards": specs.REWARDS,
+            "methods": specs.METHOD_NAMES,
+            "potentials": POTENTIALS,
+            "resampling": resampling.SCHEMES,
+            "selection": selection.RULES,
+            "backups": backup.RULES,
+        }
+        if self.what is not None:
+            pick("list", self.what, names)
+        if self.what == "rewards":
+            _print_rewards()
+        elif self.what is not None:
+            say("\n".join(names[self.what]))
+        else:
+            say("\n".join(f"{what:<12}{', '.join(found)}" for what, found in names.items()))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env(Command):
+    """Versions and devices, for a bug report."""
+
+    def run(self) -> int:
+        from importlib.metadata import PackageNotFoundError, version
+
+        say(f"treesearch {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+        names = ("torch", "numpy", "numba", "diffusers", "transformers", "ray", "safetensors", "tyro", "matplotlib")
+        for name in names:
+            try:
+                say(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                say(f"{name}: not installed")
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        say(f"threads {torch.get_num_threads()}, CUDA {', '.join(devices) or 'none'}")
+        say(f"compiled code: {_kept()}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cite(Command):
+    """BibTeX of the papers behind methods (all, or a run's)."""
+
+    path: Positional[str | None] = None
+
+    def run(self) -> int:
+        names = list(METHODS) if self.path is None else [runs.read_config(self.path)["method"]["name"]]
+        say(bibtex(names))
+        return 0
+
+
+def _kept() -> str:
+    """Where compiled code is kept."""
+    if (folder := kept_in(add_child)) is not None:
+        return f"kept in {folder}"
+    return "compiled in every process, some ten seconds at its first search: NUMBA_CACHE_DIR=FOLDER keeps it"
+
+
+def _print_rewards() -> None:
+    """Three lines a reward: its values, what it takes and leaves unread, what it needs and where it comes from."""
+    for name, path in specs.REWARDS.items():
+        factory = specs.load(path)
+        known = getattr(factory, "facts", None)
+        if known is None:
+            say(f"{name:<22}{(factory.__doc__ or '').strip().splitlines()[0]}")
+            continue
+        parts = [
+            "differentiable" if known.differentiable else "no gradient",
+            "needs prompts" if known.prompts else "",
+            known.memory,
+            f"{known.checkpoint} ({known.licence})" if known.checkpoint else "",
+            known.source,
+        ]
+        lines = (known.range, known.limits, "; ".join(part for part in parts if part))
+        say(f"{name:<22}" + f"\n{'':<22}".join(line for line in lines if line))

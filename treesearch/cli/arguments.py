@@ -1,0 +1,213 @@
+"""What commands take: amounts, limits, what is searched, where it computes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from treesearch.budget import INFINITE, Budget
+from treesearch.errors import UsageError, unknown
+from treesearch.registry import registry as specs
+from treesearch.session.session import KEEP, Options, Workers
+
+Count = Annotated[str | None, arg(metavar="N|10k|2M")]
+Seconds = Annotated[str | None, arg(metavar="S|90s|10m|1.5h")]
+HARD = "digit(8) + 10*brightness()"  # a bold eight: best-of-n still rises after 800 samples
+GUIDE = "kernel"  # as a reward: the one that guides the kernel
+_NUMBER = re.compile(r"(\d[\d_]*\.?\d*|\.\d+)(e\d{1,2})?([a-z]?)", re.ASCII | re.IGNORECASE)
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_CLOCK = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def count(text: str | None) -> int | None:
+    """10k -> 10_000, 2M -> 2_000_000.
+
+    Raises:
+        UsageError: not a positive whole number.
+    """
+    if text is None:
+        return None
+    value = _read(text, _COUNTS, "10000, 10k or 2M")
+    if value != int(value) or value > INFINITE:
+        raise UsageError(f"{text!r} is no whole number below 2^62: write 10000, 10k or 2M")
+    return int(value)
+
+
+def seconds(text: str | None) -> float | None:
+    """90 -> 90, 90s -> 90, 10m -> 600, 1.5h -> 5400.
+
+    Raises:
+        UsageError: not a positive duration.
+    """
+    return None if text is None else float(_read(text, _CLOCK, "90, 90s, 10m or 1.5h"))
+
+
+def _read(text: str, units: Mapping[str, int], examples: str) -> Decimal:
+    found = _NUMBER.fullmatch(text.strip())
+    if found is None or found[3].lower() not in units:
+        raise UsageError(f"{text!r} is no number: write {examples}")
+    value = Decimal(found[1].replace("_", "") + (found[2] or "")) * units[found[3].lower()]
+    if not value:
+        raise UsageError(f"{text!r}: expected more than nothing, such as {examples}")
+    return value
+
+
+def pick(what: str, got: str, known: Iterable[str]) -> str:
+    """Return `got` if it is known.
+
+    Raises:
+        UsageError: it is not; the message names the nearest.
+    """
+    if got not in (names := list(known)):
+        raise UsageError(unknown(what, got, names))
+    return got
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What all commands have."""
+
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Budget of the whole search."""
+
+    nfe: Count = None
+    """network evaluations"""
+    seconds: Seconds = None
+    """wall clock, checked between waves"""
+    reward_calls: Count = None
+    """samples scored"""
+    iterations: Count = None
+    """units of the method: samples, populations, tree iterations"""
+
+    def budget(self) -> Budget:
+        """The limits as a `Budget`."""
+        return Budget(
+            nfe=count(self.nfe),
+            seconds=seconds(self.seconds),
+            reward_calls=count(self.reward_calls),
+            iterations=count(self.iterations),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What is searched."""
+
+    kernel: str = "mnist"
+    """a name, name(settings), package.module:attr or ./file.py:attr; see `treesearch list`"""
+    reward: str = HARD
+    """an expression over rewards, such as "2*digit(8) + compressibility()", package.module:attr or ./file.py:attr, or
+    kernel: the reward that guides the kernel, as in tds(mnist(), digit(8))"""
+    prompts: tuple[str, ...] = ()
+    """one task each; none is one unconditional task"""
+    seed: int = 0
+    """of all noise"""
+    batch_size: int = 64
+    """rows of a forward pass"""
+
+    def command(self) -> dict[str, str]:
+        """The expressions as a run folder keeps them: they mean the same from any folder."""
+        return written(self.kernel, self.reward)
+
+    def options(self, keep_states: str = "all") -> Options:
+        """How the search runs.
+
+        Raises:
+            UsageError: a setting out of range.
+        """
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"--seed {self.seed}: expected 0..2^64-1")
+        return Options(rows(self.batch_size), pick("keep_states", keep_states, KEEP))
+
+
+def rows(batch_size: int) -> int:
+    """Rows of a forward pass.
+
+    Raises:
+        UsageError: less than one.
+    """
+    if batch_size < 1:
+        raise UsageError(f"{batch_size} rows of a forward pass: expected at least 1")
+    return batch_size
+
+
+def written(kernel: str, reward: str) -> dict[str, str]:
+    """Expressions of a kernel and a reward with absolute paths; `kernel` as a reward is the one that guides it."""
+    kernel = specs.absolute(kernel)
+    reward = specs.guide(kernel) or GUIDE if reward == GUIDE else specs.absolute(reward)
+    return {"kernel": kernel, "reward": reward}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where it computes."""
+
+    workers: int = 0
+    """processes on Ray that share the work; 0 computes in this one"""
+    gpus_per_worker: float = 0
+    """GPUs of each worker; fractions share one"""
+    reward_workers: int = 0
+    """processes that only score; 0 scores where samples are made"""
+    ray_address: str | None = None
+    """a Ray cluster, "auto" or host:port; by default one is started on this machine"""
+    on_interrupt: str = "drop"
+    """what Ctrl-C does to the waves under way: drop, or drain (finish and record them)"""
+
+    def asked(self) -> list[str]:
+        """The options that were given."""
+        return [f"--{name.replace('_', '-')}" for name, v in asdict(self).items() if v != getattr(Where, name)]
+
+    @contextmanager
+    def running(self) -> Iterator[Workers | None]:
+        """The workers, while they run; None to compute here."""
+        if not self.workers:
+            if asked := self.asked():
+                raise UsageError(f"{', '.join(asked)}: only with --workers N")
+            yield None
+            return
+        from treesearch.distributed.engine import RayWorkers
+
+        with RayWorkers(
+            self.workers,
+            self.gpus_per_worker,
+            reward_workers=self.reward_workers,
+            address=self.ray_address,
+            on_interrupt=self.on_interrupt,
+        ) as workers:
+            yield workers
+
+
+def load(command: Mapping[str, str], workers: Workers | None = None) -> tuple[Any, Any]:
+    """A kernel and a reward from their expressions; with workers, how they make them.
+
+    Raises:
+        UsageError: the guide of a kernel was asked for as the reward, and it has none.
+    """
+    if workers is not None and command["reward"] != GUIDE:
+        return specs.Recipe(command["kernel"]), specs.Recipe(command["reward"])
+    kernel = specs.kernel(command["kernel"]) if workers is None else None
+    if command["reward"] != GUIDE:
+        return kernel, specs.reward(command["reward"])
+    if (reward := getattr(kernel, "scores", None)) is None:
+        raise UsageError(
+            f"--reward kernel: {command['kernel']} shows no reward that guides it, as tds(mnist(), digit(8)) does: "
+            "name the reward"
+        )
+    return kernel, reward
+
+
+def unused(name: str, used: Iterable[str]) -> str:
+    """The name, with a number behind it if it is taken."""
+    taken = set(used)
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)

@@ -1,0 +1,120 @@
+"""`export`: a run as a file of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from treesearch import api as loop
+from treesearch.cli.arguments import Command, pick
+from treesearch.cli.saved import of_folder, told
+from treesearch.cli.show import read_result_of, task_number
+from treesearch.errors import StoreError, TreeSearchError, UsageError
+from treesearch.registry import registry as specs
+from treesearch.report import outputs
+from treesearch.report.tables import say
+from treesearch.results.result import SearchResult
+from treesearch.rewards.base import Reward
+from treesearch.runs import files
+from treesearch.runs import folder as runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """A run as graphml, csv (nodes), npz (samples, rewards, weights), png (contact sheet) or minari (episodes)."""
+
+    path: Positional[str]
+    to: Positional[str]
+    out: str | None = None
+    """file; in the run's folder by default. minari: the dataset's folder, named like plans-v0"""
+    task: int | None = None
+    """which task; the first by default, for minari all of them"""
+    draws: int | None = None
+    """minari: this many draws of each task's estimate of π, in place of every leaf"""
+    best: int | None = None
+    """minari: this many of the best of each task, in place of every leaf"""
+    observation: int | None = None
+    """minari: channels of an observation, where the kernel does not know"""
+    action: int | None = None
+    """minari: channels of an action, where the kernel does not know"""
+    kernel: str | None = None
+    """npz, png, minari: how to make the run's kernel, in place of what its folder says"""
+    trust: bool = False
+    """npz, png, minari: load the code and weights that a folder names which you did not make here yourself"""
+
+    def run(self) -> int:
+        pick("export", self.to, ("graphml", "csv", "npz", "png", "minari"))
+        self._check()
+        number = task_number(self.task, len(runs.read_config(self.path)["prompts"] or [None]))
+        if self.to == "minari":
+            return self._episodes()
+        out = Path(self.out or Path(self.path) / f"task{number}.{self.to}")
+        if self.to in ("graphml", "csv"):
+            from treesearch.export import write_csv, write_graphml
+
+            tree = read_result_of(self.path)[1].tasks[number].tree
+            (write_graphml if self.to == "graphml" else write_csv)(tree, out)
+        else:
+            task = self._result()[1].tasks[number]
+            if self.to == "png" and outputs.contact_sheet(task, out) is None:
+                raise TreeSearchError("the samples of this run are no images: export npz")
+            if self.to == "npz":
+                rewards, log_weights = task.rewards.numpy(), task.log_weights.numpy()
+                samples = np.asarray(task.samples)
+                with files.replacing(out) as scratch, open(scratch, "wb") as file:
+                    np.savez_compressed(file, samples=samples, rewards=rewards, log_weights=log_weights)
+        say(out)
+        return 0
+
+    def _check(self) -> None:
+        """Raises:
+        UsageError: options that this export does not have, or that exclude one another.
+        """
+        given = {
+            name for name in ("draws", "best", "observation", "action", "kernel") if getattr(self, name) is not None
+        }
+        given |= {"trust"} if self.trust else set()
+        decodes = {"kernel", "trust"} if self.to in ("npz", "png", "minari") else set()
+        episodes = {"draws", "best", "observation", "action"} if self.to == "minari" else set()
+        if asked := sorted(given - decodes - episodes):
+            raise UsageError(f"{', '.join(f'--{name}' for name in asked)}: not with {self.to}")
+        if {"draws", "best"} <= given:
+            raise UsageError("--draws and --best are two datasets: ask for one of them")
+
+    def _episodes(self) -> int:
+        from treesearch.export import minari
+
+        kernel, result = self._result()
+        name = Path(self.path).resolve().name + ("" if self.task is None else f"-task{self.task}")
+        chosen = {what: getattr(self, what) for what in ("task", "draws", "best", "observation", "action")}
+        folder = self.out or files.subfolder(Path(self.path) / "minari") / minari.named(name)
+        out = minari.write_minari(result, folder, kernel, **chosen)
+        say(f"{out}\nload it with MINARI_DATASETS_PATH={out.resolve().parent} and minari.load_dataset({out.name!r})")
+        return 0
+
+    def _result(self) -> tuple[Any, SearchResult]:
+        """The kernel and the result, which the kernel decodes; the reward is not needed, and not made."""
+        path = Path(self.path)
+        config = runs.read_config(path)
+        command = told(path, kernel=self.kernel, trust=self.trust, wanted=("kernel",))
+        with of_folder(path, typed=self.kernel is not None):
+            kernel = specs.kernel(command["kernel"])
+        session = loop.open_session(path, kernel, _recorded(config), look=True)
+        try:
+            return kernel, session.result()
+        finally:
+            session.close()
+
+
+def _recorded(config: Mapping[str, Any]) -> Reward:
+    """Stands for the reward of a run that is only looked at: its name and settings, for nothing is scored."""
+
+    def refuse(samples: Any, prompts: Any) -> Any:
+        raise StoreError("nothing is scored while a run is looked at")
+
+    return Reward(refuse, config["reward"], settings=tuple(config["reward_settings"]))

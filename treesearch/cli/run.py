@@ -1,0 +1,153 @@
+"""`run` and `resume`: one search, into a run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from treesearch import api as loop
+from treesearch.cli import probe
+from treesearch.cli.arguments import Command, Limits, What, Where, load, rows, unused
+from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
+from treesearch.errors import UsageError
+from treesearch.registry import registry as specs
+from treesearch.report import outputs
+from treesearch.report import tables as report
+from treesearch.report.card import resume_command
+from treesearch.report.progress import Progress
+from treesearch.report.tables import say
+from treesearch.results.result import SearchResult
+from treesearch.runs import folder as runs
+from treesearch.session.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Command):
+    """Search with one method, into a run folder."""
+
+    method: Any
+    what: OmitArgPrefixes[What] = field(default_factory=What)
+    limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
+    keep_states: str = "all"
+    """all, frontier or none"""
+    store: str | None = None
+    """run folder; a new one under runs/ by default"""
+    dry_run: bool = False
+    """predict NFE, memory and the time of one process from one probe batch, and stop; leaves no folder"""
+    json: bool = False
+    """print the summary as JSON"""
+
+    def run(self) -> int:
+        options, budget, command = self.what.options(self.keep_states), self.limits.budget(), self.what.command()
+        if self.dry_run and (asked := self.where.asked()):
+            raise UsageError(f"{', '.join(asked)}: --dry-run predicts one process, leave it out")
+        with self.where.running() as workers:
+            kernel, reward = load(command, workers)
+            session = loop.make_session(
+                kernel, reward, self.method, list(self.what.prompts) or None, budget, self.what.seed, options, workers
+            )
+            if self.dry_run:
+                return print_estimate(probe.estimate(session), as_json=self.json)
+            path = Path(self.store or _new_folder(type(self.method).__name__))
+            begin(session, path, command)
+            return drive(session, path, command, as_json=self.json)
+
+
+def _new_folder(name: str) -> str:
+    """A folder under runs/ that is not there yet."""
+    name = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return unused(name, (str(path) for path in Path("runs").glob("*")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(Command):
+    """Go on with a run, interrupted or finished; limits count from its start."""
+
+    path: Positional[str]
+    limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
+    kernel: str | None = None
+    """how to make the run's kernel, in place of what its folder says; the run must have been made with the same"""
+    reward: str | None = None
+    """how to make the run's reward, in place of what its folder says; the run must have been made with the same"""
+    trust: bool = False
+    """load the code, weights and services that a folder names which you did not make here yourself"""
+    batch_size: int = 64
+    """rows of a forward pass"""
+    json: bool = False
+    """print the summary as JSON"""
+
+    def run(self) -> int:
+        budget, size, path = self.limits.budget(), rows(self.batch_size), Path(self.path)
+        command = told(path, kernel=self.kernel, reward=self.reward, trust=self.trust)
+        with self.where.running() as workers:
+            with of_folder(path, typed=bool(self.kernel and self.reward)):
+                kernel, reward = load(command, workers)
+            session = loop.open_session(
+                path, kernel, reward, budget=None if budget.empty else budget, batch_size=size, workers=workers
+            )
+            if self.kernel or self.reward:  # they made the run's own, or `open_session` had refused them
+                runs.write_json(path / COMMAND, kept(command))
+            return drive(session, path, command, as_json=self.json)
+
+
+def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: bool) -> int:
+    """Run a session to its end and report; Ctrl-C leaves a run that can be resumed."""
+    name = session.method.__class__.__name__
+    try:
+        result = finish(session, path, name, command, quiet=as_json)
+    except KeyboardInterrupt:
+        say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
+        return 130
+    found = {"tasks": report.summary(result), "cost": result.cost.as_dict(), "store": str(path)}
+    if as_json:
+        say(json.dumps(found, indent=2))
+        return 0
+    report.print_table(report.rows(name, found["tasks"], result.cost))
+    for task in found["tasks"]:
+        for warning in task["warnings"]:
+            say(f"  note: {warning}")
+    if session.lost is not None:
+        return 1
+    say(path / "README.md")
+    return 0
+
+
+def finish(session: Session, path: Path, name: str, command: Mapping[str, str], *, quiet: bool) -> SearchResult:
+    """Run with a progress line, then write outputs and the card."""
+    with Progress(name, quiet=quiet) as progress:
+        for snapshot in session.waves():
+            progress(snapshot)
+        result = session.result()
+        progress.settle(sum(task.diagnostics["ess"] for task in result.tasks))
+    if session.lost is None:  # else there is no folder to write to
+        asked = {key: specs.public(command[key]) for key in ("kernel", "reward")}
+        outputs.write_outputs(result, path, name=name, asked=asked)
+    return result
+
+
+def print_estimate(found: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        say(json.dumps(found, indent=2))
+    else:
+        for key, value in found.items():
+            if isinstance(value, dict):
+                say(key)
+                for name, size in value.items():
+                    say(f"  {name:<30}{_size(size):>12}")
+            else:
+                say(f"{key:<22}{value}")
+    return 0
+
+
+def _size(count: int) -> str:
+    """Bytes, to read."""
+    power = min(3, max(0, (count.bit_length() - 1) // 10))
+    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}" if power else f"{count} B"

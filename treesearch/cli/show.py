@@ -1,0 +1,169 @@
+"""`ls`, `show` and `plot`: looking at run folders, which runs no code that they name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from treesearch.cli.arguments import Command, pick
+from treesearch.core.tree import Tree
+from treesearch.errors import TreeSearchError, UsageError
+from treesearch.report import best, plots, trees
+from treesearch.report import tables as report
+from treesearch.report.tables import say
+from treesearch.results.result import SearchResult
+from treesearch.runs import folder as runs
+from treesearch.session.session import read_result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ls(Command):
+    """List runs."""
+
+    folder: Positional[str] = "runs"
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        found = sorted(p.parent for p in Path(self.folder).rglob("run.json"))
+        listed = [self._line(path) for path in found]
+        if self.json:
+            say(json.dumps(listed, indent=2))
+        elif listed:
+            rows = [[report.DASH if v is None else str(v) for v in run.values()] for run in listed]
+            report.print_table(rows, ("run", "method", "status", "NFE", "best"))
+        else:
+            say(f"no runs under {self.folder}")
+        return 0
+
+    @staticmethod
+    def _line(path: Path) -> dict[str, Any]:
+        """A run's line; of one that cannot be read its error, so that it hides none of the others."""
+        try:
+            config = runs.read_config(path)
+            blocks, _ = runs.read_log(path, config)
+            last = blocks[-1].meta["history"] if blocks else None
+            best = last["best_reward"] if last else None
+            return {
+                "run": str(path),
+                "method": config["method"]["name"],
+                "status": runs.status(path, config),
+                "nfe": last["nfe"] if last else 0,
+                "best": None if best is None else round(best, 3),
+            }
+        except Exception as error:
+            return {"run": str(path), "method": None, "status": _brief(error), "nfe": None, "best": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Command):
+    """One run: what was asked, what came out, what it may claim, the tree by level."""
+
+    path: Positional[str]
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        config, result = read_result_of(self.path)
+        levels = [
+            _level(i, task.tree, t)
+            for i, task in enumerate(result.tasks)
+            for t in sorted(set(task.tree.t.tolist()), reverse=True)
+        ]
+        name, tasks = config["method"]["name"], report.summary(result)
+        if self.json:
+            found = {"tasks": tasks, "cost": result.cost.as_dict()}
+            told = {"config": config, "summary": found, "last": result.history[-1:], "levels": levels}
+            say(json.dumps(told | {"certificates": [task["certificate"] for task in tasks]}, indent=2))
+            return 0
+        say(f"status   {runs.status(self.path, config)}")
+        for key in ("method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
+            say(f"{key:<9}{config[key]}")
+        report.print_table(report.rows(name, tasks, result.cost))
+        for task in tasks:
+            for warning in task["warnings"]:
+                say(f"  note: {warning}")
+        report.print_table([[str(v) for v in row] for row in levels], ("task", "t", "nodes", "visits", "mean value"))
+        for heading, claimed in report.certified(name, tasks).items():
+            say("\n".join([f"\ncertificate of {heading}", *(f"  {line}" for line in claimed)]))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot(Command):
+    """A picture of one or more runs; runs of different searches stand in panels of their own."""
+
+    paths: Positional[tuple[str, ...]]
+    what: str = "reward"
+    """reward (best reward against NFE) or tree"""
+    task: int | None = None
+    """tree: which task; the first by default"""
+    out: str | None = None
+    """PNG file; in the first run's folder by default"""
+
+    def run(self) -> int:
+        pick("plot", self.what, ("reward", "tree"))
+        if not self.paths:
+            raise UsageError("name at least one run folder")
+        if self.what == "tree" and len(self.paths) > 1:
+            raise UsageError(f"--what tree draws one run, got {len(self.paths)}: name one")
+        if self.what == "reward" and self.task is not None:
+            raise UsageError("--task: only with --what tree; the reward drawn is the best over all tasks")
+        read: dict[str, tuple[dict[str, Any], SearchResult]] = {}
+        for path in dict.fromkeys(self.paths):
+            try:
+                read[path] = read_result_of(path)
+            except TreeSearchError as error:  # one must not hide the others
+                say(f"treesearch: {error}", error=True)
+        if not read:
+            return 1
+        out = Path(self.out or Path(next(iter(read))) / f"{self.what}.png")
+        if self.what == "reward":
+            plots.draw_panels(plots.panels({path: (config, run.history) for path, (config, run) in read.items()}), out)
+        else:
+            path, (config, result) = next(iter(read.items()))
+            self._tree(Path(path), config, result, out)
+        say(out)
+        return 0 if len(read) == len(set(self.paths)) else 1
+
+    def _tree(self, path: Path, config: Mapping[str, Any], result: SearchResult, out: Path) -> None:
+        number = task_number(self.task, len(result.tasks))
+        title = f"{config['method']['name']} on {config['kernel']}, reward {config['reward']}"
+        thumbnails = best.pictures(path / "outputs" / "best", number)
+        trees.draw_tree(trees.layout(result.tasks[number].tree), out, title=title, pictures=thumbnails)
+
+
+def task_number(asked: int | None, tasks: int) -> int:
+    """The number of a task, the first if none is asked for.
+
+    Raises:
+        UsageError: there is none of that number.
+    """
+    if asked is not None and not 0 <= asked < tasks:
+        raise UsageError(f"--task {asked}: this run has tasks 0..{tasks - 1}")
+    return asked or 0
+
+
+def read_result_of(path: str | Path) -> tuple[dict[str, Any], SearchResult]:
+    """Configuration and result of a run folder, without its kernel: everything but the decoded samples."""
+    config = runs.read_config(path)
+    return config, read_result(config, runs.read_log(Path(path), config)[0])
+
+
+def _brief(error: Exception) -> str:
+    """An error in a table's cell."""
+    return str(error) if isinstance(error, TreeSearchError) else f"{type(error).__name__}: {error}"
+
+
+def _level(task: int, tree: Tree, t: int) -> list[Any]:
+    at = tree.t == t
+    shown = np.where(np.isnan(tree.value), tree.reward, tree.value)[at]
+    shown = shown[np.isfinite(shown)]
+    mean = round(float(shown.mean()), 4) if len(shown) else None
+    return [task, int(t), int(at.sum()), int(tree.visits[at].sum()), mean]
