@@ -1,4 +1,56 @@
-"""Kernels: what denoises. Imported as `treesearch.backends`, in a checkout too."""
+"""Kernels: what denoises. Imported as `treesearch.backends`, in a checkout too.
+
+    from treesearch.backends import mnist, tds
+    kernel = tds(mnist(num_steps=50), reward)
+
+A kernel or a guide has one name, here, on the command line and in run folders: its line of `KERNELS` is all that makes
+it known. Each is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
 
 if __name__ != "treesearch.backends":
     raise ImportError("import treesearch.backends: the folder has one name, whether installed or not")
+
+KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of a kernel
+    "mnist": ("models.mnist:mnist_kernel", "mnist(num_steps=50)"),
+    "diffusers": (
+        "pipelines:DiffusersKernel.from_pretrained",
+        "diffusers('stable-diffusion-v1-5/stable-diffusion-v1-5', num_steps=50, eta=1.0)",
+    ),
+    "tds": ("guidance:TDS", "tds(mnist(), digit(8))"),
+    "das": ("guidance:DAS", "das(mnist(), digit(8))"),
+    "dps": ("guidance:DPS", "dps(mnist(), digit(8), scale=0.1)"),
+    "trust_region": ("guidance:TrustRegion", "trust_region(mnist(), digit(8))"),
+    "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
+    "trajectories": ("models.trajectory:trajectory_kernel", "trajectories('./model.safetensors')"),
+    "diffuser": ("guidance:Diffuser", "diffuser(maze(), maze_plan('medium'))"),
+    "guidance_scales": (
+        "guidance:GuidanceScales",
+        "guidance_scales(diffuser(maze(), maze_plan('medium')), (0.0, 1.0), (2,))",
+    ),
+    "policy_guided": (
+        "guidance:PolicyGuided",
+        "policy_guided(maze(), policy_likelihood('./mine.py':policy, (4, 2)))",
+    ),
+    "gaussian": ("exact.gaussian:LinearGaussian", "gaussian(dim=2)"),
+    "ring": ("exact.gaussian:GaussianMixture.ring", "ring(modes=8)"),
+    "discrete": ("exact.enumerable:DiscreteChain.random", "discrete(states=4)"),
+    "masked": ("exact.enumerable:MaskedChain.random", "masked(length=3)"),
+}
+__all__ = sorted(KERNELS)  # pyright: ignore[reportUnsupportedDunderAll]  # made from the table
+
+
+def __getattr__(name: str) -> Any:
+    if name not in KERNELS:
+        raise AttributeError(f"module 'treesearch.backends' has no attribute {name!r}")
+    module, _, attributes = KERNELS[name][0].partition(":")
+    return functools.reduce(getattr, attributes.split("."), importlib.import_module(f"treesearch.backends.{module}"))
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "KERNELS"]

@@ -1,117 +1,89 @@
 """Rewards: what scores samples.
 
-from treesearch.rewards import Aesthetic, CLIPScore, ImageReward
-reward = ImageReward() + 0.1 * CLIPScore().clip(0, 2)
+    from treesearch.rewards import brightness, clip_score, digit
+    reward = digit(8) + 10 * brightness()
+
+A reward has one name, here, on the command line and in run folders: its line of `REWARDS` is all that makes it known.
+Classes have their own names beside it: `clip_score` is `CLIPScore`. Each is imported when it is asked for.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import Any
 
 if __name__ != "treesearch.rewards":
     raise ImportError("import treesearch.rewards: the folder has one name, whether installed or not")
 
-if TYPE_CHECKING:
-    from treesearch.rewards.base import Reward, RewardError, as_reward
-    from treesearch.rewards.channels import Channels, known
-    from treesearch.rewards.compose import cached, normalise
-    from treesearch.rewards.images.aesthetic import Aesthetic
-    from treesearch.rewards.images.classifier import even, log_prob, log_prob_any, odd
-    from treesearch.rewards.images.clip_score import CLIPScore
-    from treesearch.rewards.images.hps import HPSv2
-    from treesearch.rewards.images.image import brightness, compressibility, contrast, incompressibility, ink
-    from treesearch.rewards.images.image_classifier import ImageClassifier
-    from treesearch.rewards.images.image_reward import ImageReward
-    from treesearch.rewards.images.pickscore import PickScore
-    from treesearch.rewards.images.vision import frames, release
-    from treesearch.rewards.remote.http import HTTPReward
-    from treesearch.rewards.remote.judge import VLMJudge
-    from treesearch.rewards.trajectories.critic import Critic
-    from treesearch.rewards.trajectories.dynamics import PointMass, dynamics_consistency
-    from treesearch.rewards.trajectories.execution import maze_execution
-    from treesearch.rewards.trajectories.maze import MAZES, Maze, Unreachable, maze_plan, wall_collision
-    from treesearch.rewards.trajectories.policy import PolicyLikelihood
-    from treesearch.rewards.trajectories.trajectory import (
-        action_bounds,
-        discounted_return,
-        goal_reaching,
-        novelty,
-        smoothness,
-    )
-
-_MODULES = {
-    "images.aesthetic": ("Aesthetic",),
-    "base": ("Reward", "RewardError", "as_reward"),
-    "channels": ("Channels", "known"),
-    "images.classifier": ("even", "log_prob", "log_prob_any", "odd"),
-    "images.clip_score": ("CLIPScore",),
-    "compose": ("cached", "normalise"),
-    "trajectories.critic": ("Critic",),
-    "trajectories.dynamics": ("PointMass", "dynamics_consistency"),
-    "trajectories.execution": ("maze_execution",),
-    "images.hps": ("HPSv2",),
-    "images.image": ("brightness", "compressibility", "contrast", "incompressibility", "ink"),
-    "images.image_classifier": ("ImageClassifier",),
-    "images.image_reward": ("ImageReward",),
-    "remote.judge": ("VLMJudge",),
-    "trajectories.maze": ("MAZES", "Maze", "Unreachable", "maze_plan", "wall_collision"),
-    "images.pickscore": ("PickScore",),
-    "trajectories.policy": ("PolicyLikelihood",),
-    "remote.http": ("HTTPReward",),
-    "trajectories.trajectory": ("action_bounds", "discounted_return", "goal_reaching", "novelty", "smoothness"),
-    "images.vision": ("frames", "release"),
+REWARDS = {  # name: where it lies, and an example
+    "digit": ("images.classifier:digit", "digit(8)"),
+    "digits": ("images.classifier:digits", "digits([3, 8])"),
+    "even": ("images.classifier:even", "even()"),
+    "odd": ("images.classifier:odd", "odd()"),
+    "compressibility": ("images.image:compressibility", "compressibility()"),
+    "incompressibility": ("images.image:incompressibility", "incompressibility()"),
+    "brightness": ("images.image:brightness", "brightness(target=0.2)"),
+    "contrast": ("images.image:contrast", "contrast()"),
+    "ink": ("images.image:ink", "ink(threshold=0.5)"),
+    "image_reward": ("images.image_reward:ImageReward", "image_reward()"),
+    "clip_score": ("images.clip_score:CLIPScore", "clip_score()"),
+    "pickscore": ("images.pickscore:PickScore", "pickscore()"),
+    "hps": ("images.hps:HPSv2", "hps()"),
+    "aesthetic": ("images.aesthetic:Aesthetic", "aesthetic()"),
+    "image_classifier": ("images.image_classifier:ImageClassifier", "image_classifier('./classifier', 'tabby cat')"),
+    "vlm_judge": ("remote.judge:VLMJudge", "vlm_judge(url_env='JUDGE_URL', model='judge')"),
+    "http": ("remote.http:HTTPReward", "http(url_env='SCORER_URL')"),
+    "linear": ("analytic:linear", "linear(1.0)"),
+    "quadratic": ("analytic:quadratic", "quadratic(k=1.0, y=0.5)"),
+    "constant": ("analytic:constant", "constant(0.0)"),
+    "discounted_return": ("trajectories.trajectory:discounted_return", "discounted_return((4, 2, 1))"),
+    "goal_reaching": ("trajectories.trajectory:goal_reaching", "goal_reaching((4, 2), goal=(1.0, 1.0))"),
+    "smoothness": ("trajectories.trajectory:smoothness", "smoothness((4, 2))"),
+    "action_bounds": ("trajectories.trajectory:action_bounds", "action_bounds((4, 2), low=-1.0, high=1.0)"),
+    "novelty": ("trajectories.trajectory:novelty", "novelty('./mine.py':plans, (4, 2))"),
+    "wall_collision": ("trajectories.maze:wall_collision", "wall_collision('medium')"),
+    "maze_plan": ("trajectories.maze:maze_plan", "maze_plan('medium')"),
+    "maze_execution": ("trajectories.execution:maze_execution", "maze_execution('medium')"),
+    "dynamics_consistency": ("trajectories.dynamics:dynamics_consistency", "dynamics_consistency((4, 2))"),
+    "policy_likelihood": ("trajectories.policy:PolicyLikelihood", "policy_likelihood('./mine.py':policy, (4, 2))"),
+    "critic": ("trajectories.critic:Critic", "critic('./mine.py':q, (4, 2))"),
+    "normalise": ("compose:normalise", "normalise(digit(8), -5.0, 3.0)"),
+    "cached": ("compose:cached", "cached(digit(8))"),
+    "frames": ("images.vision:frames", "frames(clip_score(), 'middle')"),
 }
-_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+OTHERS = {  # what is no reward and has a name in Python only: where it lies
+    "MAZES": "trajectories.maze",
+    "Channels": "channels",
+    "Maze": "trajectories.maze",
+    "PointMass": "trajectories.dynamics",
+    "Reward": "base",
+    "RewardError": "base",
+    "Unreachable": "trajectories.maze",
+    "as_reward": "base",
+    "known": "channels",
+    "release": "images.vision",
+}
 
-__all__ = [
-    "MAZES",
-    "Aesthetic",
-    "CLIPScore",
-    "Channels",
-    "Critic",
-    "HPSv2",
-    "HTTPReward",
-    "ImageClassifier",
-    "ImageReward",
-    "Maze",
-    "PickScore",
-    "PointMass",
-    "PolicyLikelihood",
-    "Reward",
-    "RewardError",
-    "Unreachable",
-    "VLMJudge",
-    "action_bounds",
-    "as_reward",
-    "brightness",
-    "cached",
-    "compressibility",
-    "contrast",
-    "discounted_return",
-    "dynamics_consistency",
-    "even",
-    "frames",
-    "goal_reaching",
-    "incompressibility",
-    "ink",
-    "known",
-    "log_prob",
-    "log_prob_any",
-    "maze_execution",
-    "maze_plan",
-    "normalise",
-    "novelty",
-    "odd",
-    "release",
-    "smoothness",
-    "wall_collision",
-]
+
+def _places() -> dict[str, tuple[str, str]]:
+    """Module and attribute by name: registered ones, what they are called where they lie, and the others."""
+    places = {name: (module, name) for name, module in OTHERS.items()}
+    for name, (place, _) in REWARDS.items():
+        module, _, attribute = place.partition(":")
+        places |= {name: (module, attribute), attribute: (module, attribute)}
+    return places
+
+
+_PLACES = _places()
+__all__ = sorted(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]  # made from the table
 
 
 def __getattr__(name: str) -> Any:
-    """A reward's module is imported when the reward is asked for."""
-    import importlib
-
-    if name not in _WHERE:
+    if name not in _PLACES:
         raise AttributeError(f"module 'treesearch.rewards' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"treesearch.rewards.{_WHERE[name]}"), name)
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(f"treesearch.rewards.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "REWARDS"]

@@ -1,6 +1,6 @@
 """Rewards: batched black-box functions of samples, with an algebra.
 
-r = 2.0 * log_prob(3) + compressibility().clip(-3, 0)
+r = 2.0 * digit(3) + compressibility().clip(-3, 0)
 r(samples) -> (n,) float64, higher is better
 """
 

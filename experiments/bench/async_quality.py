@@ -43,7 +43,7 @@ from treesearch.report.tables import markdown_table
 from treesearch.results.result import TaskResult
 from treesearch.rewards.analytic import linear, table
 from treesearch.rewards.base import Reward, as_reward
-from treesearch.rewards.images.classifier import log_prob
+from treesearch.rewards.images.classifier import digit
 from treesearch.rewards.images.image import brightness
 
 MACHINE = "two shared CPU cores, one used"
@@ -187,7 +187,7 @@ def masked() -> Bed:
 
 def mnist(nfe: int) -> Bed:
     """A bold eight, T = 10."""
-    reward, steps = log_prob(8) + 10 * brightness(), 10
+    reward, steps = digit(8) + 10 * brightness(), 10
     metrics = {"log Z": log_z(), "mean reward": mean_reward}
     return Bed("MNIST, T = 10", mnist_kernel(steps), reward, (nfe // steps,), metrics, c_uct=(0.3, 0.05))
 

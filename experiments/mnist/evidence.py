@@ -93,18 +93,18 @@ def heavy() -> Reward:
 
 def conjunction() -> Reward:
     """log p(8 | x) - 200 |mean pixel - .2|."""
-    return classifier.log_prob(8) + heavy()
+    return classifier.digit(8) + heavy()
 
 
 TARGETS = {
-    "digit": Target(partial(classifier.log_prob, 8), (8,)),
+    "digit": Target(partial(classifier.digit, 8), (8,)),
     "even": Target(classifier.even, (0, 2, 4, 6, 8)),
     "conjunction": Target(conjunction, (8,), heavy),
 }
 SEARCHED: dict[str, Callable[[], Reward]] = {
     "conjunction": conjunction,
     "compressibility": image.compressibility,
-    "composite": lambda: classifier.log_prob(8) + 10.0 * image.brightness(),
+    "composite": lambda: classifier.digit(8) + 10.0 * image.brightness(),
 }
 
 

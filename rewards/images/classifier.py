@@ -1,7 +1,7 @@
 """Digit rewards from a small CNN: log p(c | x) for one class, or the best of a set of classes.
 
-    log_prob(c)(x)     = log p(c | x)
-    log_prob_any(S)(x) = max_{c in S} log p(c | x)          (S = even or odd digits)
+    digit(c)(x)  = log p(c | x)
+    digits(S)(x) = max_{c in S} log p(c | x)          (S = even or odd digits)
 
 Source of the two rewards: Jain et al., "Diffusion Tree Sampling: Scalable inference-time alignment
 of diffusion models" (2025), MNIST experiments. Searches also score predicted endpoints, which are
@@ -56,23 +56,23 @@ class DigitClassifier(nn.Module):
 
 
 @facts(**_FACTS)
-def log_prob(digit: int) -> Reward:
-    """The reward log p(digit | x) of images (n, 1, 28, 28) in [0, 1].
+def digit(number: int) -> Reward:
+    """The reward log p(number | x) of images (n, 1, 28, 28) in [0, 1].
 
     Raises:
-        ValueError: `digit` is not one of 0..9.
+        ValueError: `number` is not one of 0..9.
     """
-    return _reward([digit], f"log_prob({digit})")
+    return _reward([number], f"digit({number})")
 
 
 @facts(**_FACTS)
-def log_prob_any(digits: Sequence[int]) -> Reward:
-    """The reward max over `digits` of log p(c | x): any of them will do, none is preferred.
+def digits(numbers: Sequence[int]) -> Reward:
+    """The reward max over `numbers` of log p(c | x): any of them will do, none is preferred.
 
     Raises:
         ValueError: no digits, or one that is not in 0..9.
     """
-    return _reward(digits, f"log_prob_any({', '.join(map(str, digits))})")
+    return _reward(numbers, f"digits([{', '.join(map(str, numbers))}])")
 
 
 @facts(**_FACTS)
@@ -101,9 +101,9 @@ def load_classifier(device: str = "cpu") -> nn.Module:
     return network.to(device).eval().requires_grad_(False)
 
 
-def _reward(digits: Sequence[int], name: str) -> Reward:
-    """max over `digits` of log p(c | x) as a Reward."""
-    classes = _checked(digits)
+def _reward(numbers: Sequence[int], name: str) -> Reward:
+    """max over `numbers` of log p(c | x) as a Reward."""
+    classes = _checked(numbers)
 
     def fn(samples: Tensor, prompts: Sequence[object] | None = None) -> Tensor:
         images = _images(samples)
@@ -118,8 +118,8 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
     return conv, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def _checked(digits: Sequence[int]) -> list[int]:
-    classes = list(digits)
+def _checked(numbers: Sequence[int]) -> list[int]:
+    classes = list(numbers)
     if not classes or any(c not in range(10) for c in classes):
         raise ValueError(f"expected digits from 0 to 9, got {classes}: name at least one")
     return classes

@@ -294,10 +294,10 @@ def test_a_killed_run_does_not_repeat_finished_cells(tmp_path, finished, monkeyp
 
 FAILING = """
 from pathlib import Path
-from treesearch.rewards.images.classifier import log_prob
+from treesearch.rewards.images.classifier import digit
 from treesearch.rewards.base import Reward
 
-plain, scored, limit = log_prob(8), [], Path({limit!r})
+plain, scored, limit = digit(8), [], Path({limit!r})
 
 def fn(samples, prompts):
     scored.extend([0] * len(samples))

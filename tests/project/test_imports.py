@@ -51,7 +51,7 @@ ROOMS = {
     "runs": {"core", "engine", "budget", "errors", "host"},
     "methods": {"core", "engine", "budget", "errors", "host", f"{REWARDS}.potentials"} | BASES,
     "results": {"core", "methods", "budget", "errors", f"{REWARDS}.base"},
-    "registry": {"methods", "errors", "text", f"{REWARDS}.base", f"{REWARDS}.redact"},
+    "registry": {"methods", "errors", "text", f"{REWARDS}.base", f"{REWARDS}.redact", REWARDS, BACKENDS},
     "session": {"core", "engine", "methods", "results", "runs", "budget", "errors", "interrupts"} | BASES,
     "distributed": {"core", "engine", "registry", "budget", "errors", "host", "interrupts"} | BASES,
     "api": {"text", "session", "methods", "registry", "results", "runs", "budget", "errors"} | BASES,

@@ -525,7 +525,7 @@ def test_every_name_of_the_package_is_there_and_described():
         "HPSv2",
         "ImageClassifier",
         "PickScore",
-        "log_prob",
+        "digit",
         "ink",
         "compressibility",
     ):

@@ -416,15 +416,15 @@ def test_image_rewards_refuse(attempt: object, message: str) -> None:
 
 def test_digit_rewards() -> None:
     images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    each = torch.stack([classifier.log_prob(d)(images) for d in range(10)])
+    each = torch.stack([classifier.digit(d)(images) for d in range(10)])
     assert (each <= 0).all()
     torch.testing.assert_close(each.exp().sum(0), torch.ones(4, dtype=torch.float64))
     assert torch.equal(classifier.even()(images), each[0::2].amax(0))
     assert torch.equal(classifier.odd()(images), each[1::2].amax(0))
-    assert torch.equal(classifier.log_prob_any([3, 7])(images), each[[3, 7]].amax(0))
+    assert torch.equal(classifier.digits([3, 7])(images), each[[3, 7]].amax(0))
     for digits in ([10], [-1], []):
         with pytest.raises(ValueError, match="expected digits from 0 to 9"):
-            classifier.log_prob_any(digits)
+            classifier.digits(digits)
     with pytest.raises(RewardError, match=r"expected images \(n, 1, 28, 28\) in \[0, 1\], got \(4, 784\): decode"):
         classifier.even()(images.flatten(1))
 

@@ -1,4 +1,4 @@
-"""`bench`, `list`, `env` and `cite`: about this library and the machine it is on."""
+"""`bench`, `env` and `cite`: about this library and the machine it is on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from treesearch import __version__
 from treesearch.citations import bibtex
 from treesearch.cli import probe
-from treesearch.cli.arguments import Command, pick, rows
+from treesearch.cli.arguments import Command, rows
 from treesearch.core.compiled import kept_in
 from treesearch.core.tree import add_child
 from treesearch.methods import METHODS
@@ -46,37 +46,6 @@ class Bench(Command):
                 [str(r["batch_size"]), *(f"{r[k]:.0f}" for k in ("bare", "search")), f"{r['ratio']:.3f}"] for r in found
             ]
             report.print_table(lines, ("batch", "bare NFE/s", "search NFE/s", "ratio"))
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Names(Command):
-    """Kernels, rewards, methods and their choices; `list rewards` tells what each reward needs."""
-
-    what: Positional[str | None] = None
-    """kernels, rewards, methods, potentials, resampling, selection or backups; all of them by default"""
-
-    def run(self) -> int:
-        from treesearch.core import backup, resampling, selection
-        from treesearch.rewards.potentials import POTENTIALS
-
-        names = {
-            "kernels": specs.KERNELS,
-            "rewards": specs.REWARDS,
-            "methods": specs.METHOD_NAMES,
-            "potentials": POTENTIALS,
-            "resampling": resampling.SCHEMES,
-            "selection": selection.RULES,
-            "backups": backup.RULES,
-        }
-        if self.what is not None:
-            pick("list", self.what, names)
-        if self.what == "rewards":
-            _print_rewards()
-        elif self.what is not None:
-            say("\n".join(names[self.what]))
-        else:
-            say("\n".join(f"{what:<12}{', '.join(found)}" for what, found in names.items()))
         return 0
 
 
@@ -117,22 +86,3 @@ def _kept() -> str:
     if (folder := kept_in(add_child)) is not None:
         return f"kept in {folder}"
     return "compiled in every process, some ten seconds at its first search: NUMBA_CACHE_DIR=FOLDER keeps it"
-
-
-def _print_rewards() -> None:
-    """Three lines a reward: its values, what it takes and leaves unread, what it needs and where it comes from."""
-    for name, path in specs.REWARDS.items():
-        factory = specs.load(path)
-        known = getattr(factory, "facts", None)
-        if known is None:
-            say(f"{name:<22}{(factory.__doc__ or '').strip().splitlines()[0]}")
-            continue
-        parts = [
-            "differentiable" if known.differentiable else "no gradient",
-            "needs prompts" if known.prompts else "",
-            known.memory,
-            f"{known.checkpoint} ({known.licence})" if known.checkpoint else "",
-            known.source,
-        ]
-        lines = (known.range, known.limits, "; ".join(part for part in parts if part))
-        say(f"{name:<22}" + f"\n{'':<22}".join(line for line in lines if line))

@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from treesearch import host
-from treesearch.cli import about, compare, export, run, show
+from treesearch.cli import about, compare, export, names, run, show
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
 from treesearch.registry.blame import where
@@ -48,7 +48,7 @@ COMMANDS = {
     "export": export.Export,
     "compare": compare.Compare,
     "bench": about.Bench,
-    "list": about.Names,
+    "list": names.Names,
     "env": about.Env,
     "cite": about.Cite,
 }

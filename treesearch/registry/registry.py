@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treesearch import backends, rewards
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS
 from treesearch.registry import plugins
@@ -30,57 +31,8 @@ from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.redact import redacted
 from treesearch.text import brief
 
-KERNELS = {
-    "mnist": "treesearch.backends.models.mnist:mnist_kernel",
-    "diffusers": "treesearch.backends.pipelines:DiffusersKernel.from_pretrained",
-    "tds": "treesearch.backends.guidance:TDS",
-    "das": "treesearch.backends.guidance:DAS",
-    "dps": "treesearch.backends.guidance:DPS",
-    "trust_region": "treesearch.backends.guidance:TrustRegion",
-    "maze": "treesearch.backends.models.trajectory:maze_kernel",
-    "trajectories": "treesearch.backends.models.trajectory:trajectory_kernel",
-    "diffuser": "treesearch.backends.guidance:Diffuser",
-    "guidance_scales": "treesearch.backends.guidance:GuidanceScales",
-    "policy_guided": "treesearch.backends.guidance:PolicyGuided",
-    "gaussian": "treesearch.backends.exact.gaussian:LinearGaussian",
-    "ring": "treesearch.backends.exact.gaussian:GaussianMixture.ring",
-    "discrete": "treesearch.backends.exact.enumerable:DiscreteChain.random",
-    "masked": "treesearch.backends.exact.enumerable:MaskedChain.random",
-}
-REWARDS = {
-    "digit": "treesearch.rewards.images.classifier:log_prob",
-    "digits": "treesearch.rewards.images.classifier:log_prob_any",
-    "even": "treesearch.rewards.images.classifier:even",
-    "odd": "treesearch.rewards.images.classifier:odd",
-    "compressibility": "treesearch.rewards.images.image:compressibility",
-    "incompressibility": "treesearch.rewards.images.image:incompressibility",
-    "brightness": "treesearch.rewards.images.image:brightness",
-    "image_reward": "treesearch.rewards.images.image_reward:ImageReward",
-    "clip_score": "treesearch.rewards.images.clip_score:CLIPScore",
-    "pickscore": "treesearch.rewards.images.pickscore:PickScore",
-    "hps": "treesearch.rewards.images.hps:HPSv2",
-    "aesthetic": "treesearch.rewards.images.aesthetic:Aesthetic",
-    "image_classifier": "treesearch.rewards.images.image_classifier:ImageClassifier",
-    "vlm_judge": "treesearch.rewards.remote.judge:VLMJudge",
-    "http": "treesearch.rewards.remote.http:HTTPReward",
-    "linear": "treesearch.rewards.analytic:linear",
-    "quadratic": "treesearch.rewards.analytic:quadratic",
-    "constant": "treesearch.rewards.analytic:constant",
-    "discounted_return": "treesearch.rewards.trajectories.trajectory:discounted_return",
-    "goal_reaching": "treesearch.rewards.trajectories.trajectory:goal_reaching",
-    "smoothness": "treesearch.rewards.trajectories.trajectory:smoothness",
-    "action_bounds": "treesearch.rewards.trajectories.trajectory:action_bounds",
-    "novelty": "treesearch.rewards.trajectories.trajectory:novelty",
-    "wall_collision": "treesearch.rewards.trajectories.maze:wall_collision",
-    "maze_plan": "treesearch.rewards.trajectories.maze:maze_plan",
-    "maze_execution": "treesearch.rewards.trajectories.execution:maze_execution",
-    "dynamics_consistency": "treesearch.rewards.trajectories.dynamics:dynamics_consistency",
-    "policy_likelihood": "treesearch.rewards.trajectories.policy:PolicyLikelihood",
-    "critic": "treesearch.rewards.trajectories.critic:Critic",
-    "normalise": "treesearch.rewards.compose:normalise",
-    "cached": "treesearch.rewards.compose:cached",
-    "frames": "treesearch.rewards.images.vision:frames",
-}
+KERNELS = {name: f"treesearch.backends.{place}" for name, (place, _) in backends.KERNELS.items()}
+REWARDS = {name: f"treesearch.rewards.{place}" for name, (place, _) in rewards.REWARDS.items()}
 METHOD_NAMES = {
     "best_of_n": "BestOfN",
     "rejection": "Rejection",
@@ -170,7 +122,7 @@ def kernel(spec: str) -> Any:
     """The kernel that an expression names."""
     try:
         made = _build(
-            spec, "kernel", {name: _lazy(path) for name, path in (REWARDS | KERNELS).items()}
+            spec, "kernel", {name: _Registered(path) for name, path in (REWARDS | KERNELS).items()}
         )  # guides take both
     except UnknownName as error:
         raise SpecError(unknown("kernel", error.name, KERNELS)) from None
@@ -183,7 +135,7 @@ def kernel(spec: str) -> Any:
 
 def reward(spec: str) -> Any:
     """The reward that an expression names."""
-    made = _build(spec, "reward", {name: _lazy(path) for name, path in REWARDS.items()})
+    made = _build(spec, "reward", {name: _Registered(path) for name, path in REWARDS.items()})
     if not callable(made):
         raise SpecError(
             f"{public(spec)} makes a {type(made).__name__}, expected a reward: see `treesearch list rewards`"
@@ -268,10 +220,6 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" + (f" ({at})" if at else "")
 
 
-def _lazy(path: str) -> Callable[..., Any]:
-    return lambda *args, **settings: load(path)(*args, **settings)
-
-
 def _parse(spec: str, what: str) -> tuple[ast.expr, dict[str, str]]:
     text, found = marked(spec)
     try:
@@ -292,7 +240,8 @@ def _arguments(factory: Callable[..., Any], call: ast.Call) -> dict[str, Any]:
     try:
         return inspect.signature(factory).bind(*call.args, **settings).arguments
     except TypeError as error:
-        raise SpecError(f"{redacted(ast.unparse(call))}: {error}") from error
+        why = accepted(factory, call.args, settings) or error
+        raise SpecError(f"{redacted(ast.unparse(call))}: {why}") from error
 
 
 def _build(spec: str, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:
@@ -306,6 +255,20 @@ def _build(spec: str, what: str, names: Mapping[str, Callable[..., Any]]) -> Any
         raise SpecError(written(str(error), found)) from error
     except RecursionError as error:
         raise SpecError(f"cannot read the {what}: it is nested too deeply") from error
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """A factory of the tables, loaded when it is called."""
+
+    path: str
+
+    @property
+    def found(self) -> Any:
+        return load(self.path)
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return self.found(*args, **settings)
 
 
 @dataclass(frozen=True)
@@ -325,7 +288,7 @@ class _Plugin:
         try:
             inspect.signature(self.found).bind(*args, **settings)
         except (TypeError, ValueError) as error:
-            raise SpecError(f"{self.path}: {error}") from error
+            raise SpecError(f"{self.path}: {accepted(self.found, args, settings) or error}") from error
         try:
             made = self.found(*args, **settings)
         except Exception as error:
@@ -407,4 +370,22 @@ def _called(function: Callable[..., Any], node: ast.expr, *args: Any, **settings
     except SpecError:
         raise
     except (TypeError, ValueError) as error:
-        raise SpecError(f"{redacted(ast.unparse(node))}: {error}") from error
+        why = accepted(getattr(function, "found", function), args, settings) or error
+        raise SpecError(f"{redacted(ast.unparse(node))}: {why}") from error
+
+
+def accepted(factory: Callable[..., Any], args: Sequence[Any], settings: Mapping[str, Any]) -> str | None:
+    """What is wrong with the arguments of a call and which it takes; None where it takes them, or does not say."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # nothing that can be called, or compiled without a signature
+        return None
+    try:
+        signature.bind(*args, **settings)
+    except TypeError as error:
+        named = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        wrong = [name for name in settings if name not in named]
+        if wrong and named:
+            return unknown("argument", wrong[0], named)
+        return f"{error} (it takes {', '.join(named) or 'none'})"
+    return None
