@@ -84,3 +84,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(distributed, name)
     raise AttributeError(f"module 'treesearch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "backends", "distributed", "rewards", "testing"]

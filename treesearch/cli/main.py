@@ -30,10 +30,11 @@ from treesearch.report.tables import say
 from treesearch.rewards.base import RewardError
 
 METHODS = {name.replace("_", "-"): CLASSES[path] for name, path in METHOD_NAMES.items()}
-_Method: Any = Union[tuple(Annotated[m, subcommand(name)] for name, m in METHODS.items())]  # noqa: UP007 - from the table
+SUBCOMMANDS = {"advised": run.Advised} | METHODS
+_Method: Any = Union[tuple(Annotated[m, subcommand(name)] for name, m in SUBCOMMANDS.items())]  # noqa: UP007 - from the table
 Run = make_dataclass(
     "Run",
-    [("method", _Method, field(kw_only=True))],
+    [("method", _Method, field(default=run.Advised(), kw_only=True))],
     bases=(run.Run,),
     frozen=True,
     kw_only=True,
@@ -93,7 +94,7 @@ def _run(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> Any:
     """The command, or the exit code of a parser that has said everything."""
     try:
-        _check_names(argv)
+        argv = _spelt(argv)
         if argv[:1] and argv[0] in COMMANDS:
             return tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"treesearch {argv[0]}", config=_STYLE)
         return tyro.cli(_Command, args=argv, prog="treesearch", description=__doc__, config=_STYLE)
@@ -130,13 +131,22 @@ def _leave_busy_cores_alone() -> None:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), idle, host.cores())))
 
 
-def _check_names(argv: Sequence[str]) -> None:
-    """Suggest the nearest command or method before the parser sees a wrong one."""
+def _spelt(argv: list[str]) -> list[str]:
+    """The words with the method as the parser spells it: dts_star and DiffusionTreeSearch are dts-star.
+
+    Raises:
+        UsageError: no such command or method; the message names the nearest.
+    """
     words = [a for a in argv if not a.startswith("-")]
     if words and words[0] not in COMMANDS and argv[0] == words[0]:
         raise UsageError(unknown("command", words[0], COMMANDS))
-    if words[:1] == ["run"] and len(argv) > 1 and not argv[1].startswith("-") and argv[1] not in METHODS:
-        raise UsageError(unknown("method", argv[1], METHODS))
+    if argv[:1] != ["run"] or len(argv) < 2 or argv[1].startswith("-"):
+        return argv
+    classes = {method.__name__: name for name, method in METHODS.items()}
+    method = classes.get(argv[1], argv[1].replace("_", "-"))
+    if method not in SUBCOMMANDS:
+        raise UsageError(unknown("method", argv[1], SUBCOMMANDS))
+    return ["run", method, *argv[2:]]
 
 
 if __name__ == "__main__":

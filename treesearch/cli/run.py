@@ -12,10 +12,14 @@ from typing import Any
 from tyro.conf import OmitArgPrefixes, Positional
 
 from treesearch import api as loop
+from treesearch.backends.base import Kernel, describe
+from treesearch.budget import Budget
 from treesearch.cli import probe
-from treesearch.cli.arguments import Command, Limits, What, Where, load, rows, unused
+from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows, unused
 from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
 from treesearch.errors import UsageError
+from treesearch.methods.advice import GOALS, advise
+from treesearch.methods.base import Method
 from treesearch.registry import registry as specs
 from treesearch.report import outputs
 from treesearch.report import tables as report
@@ -26,12 +30,24 @@ from treesearch.results.result import SearchResult
 from treesearch.runs import folder as runs
 from treesearch.session.session import Session
 
+NFE = 10_000  # where neither a method nor a limit is named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advised:
+    """The method that suits the kernel: TreeSampling for draws of π (an unbiased log Z, nothing to tune), TreeSearch
+    with --goal best; BestOfN and NoiseSearch where every step of the kernel is deterministic."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Command):
-    """Search with one method, into a run folder."""
+    """Search with one method, into a run folder. Without a method it takes TreeSampling, which draws from π and
+    estimates log Z without bias, and 10,000 NFE unless there is a limit; with --goal best TreeSearch, which finds the
+    best sample for the fewest NFE."""
 
     method: Any
+    goal: str | None = None
+    """draws (of π) or best (the best sample), to choose a method where none is named; draws by default"""
     what: OmitArgPrefixes[What] = field(default_factory=What)
     limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
     where: OmitArgPrefixes[Where] = field(default_factory=Where)
@@ -48,16 +64,32 @@ class Run(Command):
         options, budget, command = self.what.options(self.keep_states), self.limits.budget(), self.what.command()
         if self.dry_run and (asked := self.where.asked()):
             raise UsageError(f"{', '.join(asked)}: --dry-run predicts one process, leave it out")
+        if self.goal is not None and not isinstance(self.method, Advised):
+            raise UsageError("--goal: only where no method is named")
         with self.where.running() as workers:
             kernel, reward = load(command, workers)
+            method = self.method
+            if isinstance(method, Advised):
+                kernel = workers.kernel(kernel) if workers is not None else kernel
+                method, budget = self._advised(kernel, budget)
             session = loop.make_session(
-                kernel, reward, self.method, list(self.what.prompts) or None, budget, self.what.seed, options, workers
+                kernel, reward, method, list(self.what.prompts) or None, budget, self.what.seed, options, workers
             )
             if self.dry_run:
                 return print_estimate(probe.estimate(session), as_json=self.json)
-            path = Path(self.store or _new_folder(type(self.method).__name__))
+            path = Path(self.store or _new_folder(type(method).__name__))
             begin(session, path, command)
             return drive(session, path, command, as_json=self.json)
+
+    def _advised(self, kernel: Kernel, budget: Budget) -> tuple[Method, Budget]:
+        """The method for the goal and the budget, and a line that says which."""
+        goal = pick("goal", self.goal or GOALS[0], GOALS)
+        found = advise(describe(kernel, identify=False), goal)
+        budget = Budget(nfe=NFE) if budget.empty else budget
+        if not self.json:
+            limit = f", {budget.nfe:,} NFE" if budget.nfe else ""
+            say(f"no method named, --goal {goal}: {type(found.method).__name__}{limit} ({found.why})")
+        return found.method, budget
 
 
 def _new_folder(name: str) -> str:
@@ -106,7 +138,7 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
     except KeyboardInterrupt:
         say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
         return 130
-    found = {"tasks": report.summary(result), "cost": result.cost.as_dict(), "store": str(path)}
+    found = {"tasks": report.summary(result), "cost": result.cost.as_dict(), "store": str(path), "method": name}
     if as_json:
         say(json.dumps(found, indent=2))
         return 0

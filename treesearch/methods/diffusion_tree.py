@@ -58,6 +58,7 @@ from treesearch.rewards.numeric import is_number, is_whole
 
 MODES = ("wave", "async")
 FREE_LIMIT = 200_000
+HARDLY = 0.05  # share of nodes with a second child, below which most rollouts share nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +257,7 @@ class DiffusionTree:
         extra = {"iterations": self.iterations, "rollouts": self.rollouts, "unobserved": self.pending}
         if not len(leaves):
             return Readout(leaves, np.empty(0), warnings=warnings, extra=extra)
+        warnings += _hardly_branched(tree)
         log_w = self._log_weights(leaves)
         log_z = None
         if not self.rules.greedy and not math.isinf(self.lam):
@@ -276,6 +278,18 @@ class DiffusionTree:
             return np.where(reward == reward.max(), 0.0, -math.inf)
         share = backup.log_shares(tree)[leaves] + math.log(len(leaves))
         return share + scaled(self.lam, tree.reward[leaves])
+
+
+def _hardly_branched(tree: Tree) -> list[str]:
+    """A warning where next to no node below the root has a second child."""
+    inner = tree.children[1:][tree.children[1:] > 0]
+    branched = int((inner > 1).sum())
+    if branched >= HARDLY * len(inner):
+        return []
+    return [
+        f"hardly branched: {branched} of {len(inner)} nodes below the root have a second child, which is little more "
+        "than best-of-N: set widening_c and widening_alpha to less, such as 1 and 0.5, or give more NFE"
+    ]
 
 
 def _levels(branch_at: Sequence[int] | None, spec: Spec) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -25,20 +26,6 @@ from treesearch.results.certificate import Certificate, Context, certify, log_z
 from treesearch.rewards.base import Reward, as_reward
 
 ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
-PER_TASK = (
-    "samples",
-    "rewards",
-    "log_weights",
-    "log_z",
-    "log_z_se",
-    "draw",
-    "best",
-    "tree",
-    "diagnostics",
-    "certificate",
-    "leaves",
-    "status",
-)
 
 
 @dataclass(frozen=True)
@@ -182,9 +169,29 @@ class TaskResult:
         return found[torch.from_numpy(inverse)] if isinstance(found, Tensor) else [found[i] for i in inverse]
 
 
+def _of_one_task(name: str, doc: str | None = None) -> Any:
+    """An attribute that a result has where it has a single task."""
+
+    def get(result: SearchResult) -> Any:
+        if len(result.tasks) != 1:
+            raise AmbiguousTask(f"result.{name}: this result has {len(result.tasks)} tasks, use result.tasks[i].{name}")
+        return getattr(result.tasks[0], name)
+
+    return property(get, doc=doc or _told(name, getattr(TaskResult, name)))
+
+
+def _told(name: str, of_task: Any) -> str:
+    """What `help` says of an attribute; of a method with its arguments."""
+    if not inspect.isfunction(of_task):
+        return of_task.__doc__
+    arguments = ", ".join(map(str, list(inspect.signature(of_task).parameters.values())[1:]))
+    return f"{name}({arguments}): {of_task.__doc__}"
+
+
 @dataclass(eq=False)
 class SearchResult:
-    """A search's outcome. With a single task it has the task's attributes itself; with several, use `tasks[i]`.
+    """A search's outcome. With a single task it has the task's attributes itself, from `samples` to `status`; with
+    several, use `tasks[i]`.
 
     Args:
         tasks: one a prompt.
@@ -198,15 +205,18 @@ class SearchResult:
     history: list[dict[str, Any]]
     store: str | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in PER_TASK:
-            raise AttributeError(f"SearchResult has no attribute {name!r}")
-        if len(self.tasks) != 1:
-            raise AmbiguousTask(f"result.{name}: this result has {len(self.tasks)} tasks, use result.tasks[i].{name}")
-        return getattr(self.tasks[0], name)
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *PER_TASK]
+    samples = _of_one_task("samples")
+    rewards = _of_one_task("rewards")
+    log_weights = _of_one_task("log_weights")
+    log_z = _of_one_task("log_z")
+    log_z_se = _of_one_task("log_z_se")
+    draw = _of_one_task("draw")
+    best = _of_one_task("best")
+    tree = _of_one_task("tree", "All nodes, a `treesearch.Tree`.")
+    diagnostics = _of_one_task("diagnostics")
+    certificate = _of_one_task("certificate")
+    leaves = _of_one_task("leaves")
+    status = _of_one_task("status", "Why the search stopped, and what to do next.")
 
     def __repr__(self) -> str:
         lines = []
