@@ -21,7 +21,7 @@ from treesearch.export.minari import Episodes, collect, layout, named, origin, w
 from treesearch.rewards.channels import Channels
 
 HERE = Path(__file__).parents[1]
-TRACKS = f"{HERE / 'tracks.py'}"
+TRACKS = f"{HERE / 'support' / 'tracks.py'}"
 
 
 def search(kernel, method=None, n=40, prompts=None):

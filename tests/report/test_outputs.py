@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 import wave
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,11 +126,13 @@ def test_a_video_is_an_mp4_where_the_library_for_it_is_there(tmp_path, monkeypat
         while (frame := (yield)) is not None:
             written.append(len(frame))
 
-    monkeypatch.setattr(media.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", type("Library", (), {"write_frames": write_frames}))
+    library = SimpleNamespace(write_frames=write_frames, get_ffmpeg_exe=lambda: "ffmpeg")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", library)
     path = media.write(torch.rand(3, 1, 6, 8), tmp_path / "film", "video", {"prompt": EVIL}, rate=None)
     assert path.read_bytes() == b"film"
     assert path.suffix == ".mp4"
+    library.get_ffmpeg_exe = lambda: ""  # no program for this machine
+    assert media.write(torch.rand(3, 1, 6, 8), tmp_path / "film", "video", {}, rate=None).suffix == ".png"
     assert written == [((8, 6), 8, r"comment=prompt: a \x1b[2J cat\nwith \ud800 and 日本"), *[6 * 8 * 3] * 3]
 
 

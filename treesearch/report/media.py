@@ -12,7 +12,6 @@ Shapes: image (1 or 3, h, w), video (frames, 1 or 3, h, w), both in [0, 1] or ui
 
 from __future__ import annotations
 
-import importlib.util
 import wave
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,9 +100,19 @@ def _brief(value: Any) -> str:
 
 
 def _write_video(sample: Any, stem: Path, about: Mapping[str, Any], fps: int) -> Path:
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        return _write_frames(sample, stem.with_name(stem.name + ".png"), about, fps)
-    return _write_mp4(sample, stem.with_name(stem.name + ".mp4"), about, fps)
+    if _has_ffmpeg():
+        return _write_mp4(sample, stem.with_name(stem.name + ".mp4"), about, fps)
+    return _write_frames(sample, stem.with_name(stem.name + ".png"), about, fps)
+
+
+def _has_ffmpeg() -> bool:
+    """Whether the library is there, with a program for this machine."""
+    try:
+        import imageio_ffmpeg  # pyright: ignore[reportMissingImports]
+
+        return bool(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        return False
 
 
 def _write_frames(sample: Any, path: Path, about: Mapping[str, Any], fps: int) -> Path:

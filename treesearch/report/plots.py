@@ -128,8 +128,9 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> Path:
 
 def _panel(plt: Any, axes: Any, panel: Panel) -> None:
     styles = itertools.cycle([{"color": c, "linestyle": s} for s in ("-", "--") for c in plt.cm.tab10.colors])
-    for (name, curves), style in zip(panel.curves.items(), styles, strict=False):
-        _line(axes, name, [line for line in curves if line.nfe], style)
+    for i, ((name, curves), style) in enumerate(zip(panel.curves.items(), styles, strict=False)):
+        width = max(2.8 - 0.4 * i, 1.2)  # of lines that coincide each can be seen
+        _line(axes, name, [line for line in curves if line.nfe], {**style, "linewidth": width})
     axes.set_title(label(panel.title), fontsize=10, loc="left")
     axes.set_xlabel("network evaluations (NFE)")
     axes.set_ylabel(label(panel.ylabel, 60))
@@ -147,7 +148,8 @@ def _line(axes: Any, name: str, curves: Sequence[Curve], style: Mapping[str, Any
         return
     found = band(curves)
     known = f", median and 10-90 % of {len(curves)} runs" if len(curves) > 1 else ""
-    axes.plot(found.nfe, found.middle, label=label(name, 60) + known, linewidth=1.6, drawstyle="steps-post", **style)
+    words = f"{label(name, 60)}: {found.middle[-1]:.4g}{known}"
+    axes.plot(found.nfe, found.middle, label=words, drawstyle="steps-post", **style)
     axes.plot(found.nfe[-1:], found.middle[-1:], "o", color=style["color"], markersize=4)
     if known:
         axes.fill_between(found.nfe, found.low, found.high, step="post", color=style["color"], alpha=0.18, linewidth=0)
