@@ -9,7 +9,8 @@ from tests.support.beds import BEDS
 from tests.support.kernels import noted
 from treesearch.backends.base import describe
 from treesearch.core.tree import NONE
-from treesearch.distributed.bundles import Bundle, Reply, Station, as_numpy, as_tensor
+from treesearch.distributed.bundles import Bundle, Reply, as_numpy, as_tensor
+from treesearch.distributed.station import Station
 from treesearch.engine.asking import encode
 from treesearch.engine.segments import Leg
 from treesearch.rewards.base import RewardError, as_reward

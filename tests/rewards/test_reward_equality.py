@@ -11,7 +11,7 @@ import torch
 import treesearch as ts
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS
-from treesearch.distributed.bundles import Station
+from treesearch.distributed.station import Station
 from treesearch.registry import registry as specs
 from treesearch.rewards import analytic
 from treesearch.rewards.base import Reward, as_reward
