@@ -15,7 +15,7 @@ from treesearch.api import resume, search, stream
 from treesearch.budget import Budget, Cost
 from treesearch.core.tree import Tree
 from treesearch.core.weights import ZeroWeights
-from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError
+from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, WorkerError
 from treesearch.methods import (
     MCTS,
     SVDD,
@@ -38,7 +38,7 @@ from treesearch.results.result import SearchResult, TaskResult
 from treesearch.session.session import Snapshot
 
 if TYPE_CHECKING:
-    from treesearch.distributed.engine import RayWorkers, WorkerError
+    from treesearch.distributed import RayWorkers
 
 __all__ = [
     "MCTS",
@@ -79,10 +79,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Ray is imported when its workers are asked for."""
-    if name in ("RayWorkers", "WorkerError"):
-        from treesearch.distributed import engine as distributed
+    if name == "RayWorkers":
+        from treesearch.distributed import RayWorkers
 
-        return getattr(distributed, name)
+        return RayWorkers
     raise AttributeError(f"module 'treesearch' has no attribute {name!r}")
 
 

@@ -31,6 +31,10 @@ class StoreError(TreeSearchError):
     """A run folder that cannot be used as asked."""
 
 
+class WorkerError(TreeSearchError):
+    """Workers could not do the work: what failed, how often, and with which inputs."""
+
+
 def ended(error: BaseException) -> Exception:
     """The error itself; as a KernelError if it would end the process that it is raised in."""
     if isinstance(error, Exception):

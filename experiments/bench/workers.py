@@ -43,8 +43,9 @@ from torch import Tensor
 
 import treesearch as ts
 from treesearch.backends.models.mnist import mnist_kernel
-from treesearch.distributed import engine as distributed
-from treesearch.distributed.sharing import BUNDLE_SECONDS, deal, water_fill, whole_batches
+from treesearch.distributed.lending import Lender
+from treesearch.distributed.pool import AHEAD
+from treesearch.distributed.sharing import BUNDLE_SECONDS, share_out
 from treesearch.methods.base import spaced_levels
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.images.classifier import even
@@ -162,15 +163,15 @@ class Meter:
 
     def __init__(self) -> None:
         self.bundles = self.rows = 0
-        engine: Any = distributed.RayEngine
-        lend = engine._lend
+        lender: Any = Lender
+        lend = lender._lend
 
-        def counted(engine: Any, actor: Any, rows: Any, failures: int) -> None:
+        def counted(lender: Any, actor: Any, parts: Any, failures: int) -> None:
             self.bundles += 1
-            self.rows += sum(len(part) for _, part in rows)
-            lend(engine, actor, rows, failures)
+            self.rows += sum(len(rows) for _, rows in parts)
+            lend(lender, actor, parts, failures)
 
-        engine._lend = counted
+        lender._lend = counted
 
     @contextmanager
     def reading(self) -> Iterator[dict[str, float]]:
@@ -333,7 +334,7 @@ class Costs:
 class Model:
     """Discrete events: a driver that serves one thing at a time, W workers that make passes of up to B rows.
 
-    The driver deals rows as `RayEngine.dispatch` does, with the same functions; half of a bundle's cost falls due when
+    The driver deals rows as a search's `Lender` does, with the same function; half of a bundle's cost falls due when
     it is lent, half when it returns. Workers hold two bundles and fill a pass from the older one first, as `Station`.
 
     Args:
@@ -372,19 +373,24 @@ class Model:
 
     def dispatch(self) -> None:
         """Deal what is queued to workers with room."""
-        while self.queue and (free := [i for i, d in enumerate(self.devices) if d.lent < distributed.AHEAD]):
+        while self.queue and any(d.lent < AHEAD for d in self.devices):
+            free = np.array([d.lent < AHEAD for d in self.devices])
             cost = np.array([nfe for nfe, _ in self.queue], float)
-            backlog = np.array([d.owes for d in self.devices]) / self.speed
             batch = BATCH * cost.mean()
-            most = np.maximum(1, self.speed * BUNDLE_SECONDS // batch) * batch
-            shares = np.minimum(water_fill(cost.sum(), backlog, self.speed), most)
-            if cost.sum() >= batch:
-                shares = whole_batches(shares, batch)
-            given = deal(cost, np.full(len(cost), -1), free, shares[free])
+            given = share_out(
+                cost,
+                np.full(len(cost), -1),
+                np.arange(len(free)),
+                free,
+                backlog=np.array([d.owes for d in self.devices]) / self.speed,
+                speed=self.speed,
+                most=np.maximum(1, self.speed * BUNDLE_SECONDS // batch) * batch,
+                batch_size=BATCH,
+            )
             if (given < 0).all():
                 return
             rows, self.queue = list(self.queue), deque(r for r, g in zip(self.queue, given, strict=True) if g < 0)
-            for i in free:
+            for i in np.flatnonzero(free):
                 mine = [rows[j] for j in np.flatnonzero(given == i)]
                 if mine:
                     self.lend(self.devices[i], mine)

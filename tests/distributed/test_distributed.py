@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from tests.support.kernels import noted
 from treesearch.backends.base import Guided, shift_mean
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS
-from treesearch.distributed import engine as distributed
+from treesearch.distributed import leases, process
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError
 from treesearch.runs import folder as runs
@@ -58,6 +59,7 @@ DESCENTS = {
     "depth first": ts.DepthFirst(threshold=0.5, backtracks=3, depth=2, beside=4),
     "noise": ts.NoiseSearch(neighbours=6, rounds=3, initial=2),
 }
+WORKER = leases.Role("worker", None, 1, 0, 2)
 HEAD = {"num_cpus": 10, "num_gpus": 1, "include_dashboard": False}
 SYSTEM = {
     "enable_worker_prestart": False,
@@ -101,12 +103,17 @@ def scored(cluster):
         yield workers
 
 
+def limit(monkeypatch, workers, **changed):
+    """Other limits for a pool that runs."""
+    monkeypatch.setattr(workers.pool, "settings", replace(workers.pool.settings, **changed))
+
+
 def whole(pool, seconds=600.0):
     """Wait until every process of a pool is there."""
     end = time.monotonic() + seconds
     while any(a.ready is not None for a in (*pool.workers, *pool.scorers)):
         assert time.monotonic() < end, "the workers did not come up"
-        pool._greet(timeout=0.1)
+        pool.greet(timeout=0.1)
 
 
 def eventually(condition, seconds):
@@ -263,7 +270,7 @@ def test_a_kernel_without_a_fingerprint_is_checked_on_a_worker(three, tmp_path):
     ts.search(kernel, kernels.total, METHODS["dts"], budget=ts.Budget(nfe=100), store=tmp_path / "run", workers=three)
     with pytest.raises(ts.StoreError, match="does not reproduce"):
         ts.resume(tmp_path / "run", other, kernels.total, budget=ts.Budget(nfe=200), workers=three)
-    assert three.pool.engines == []  # the one that failed is gone as well
+    assert three.pool.tenants == []  # the one that failed is gone as well
     found = ts.resume(tmp_path / "run", kernel, kernels.total, budget=ts.Budget(nfe=200), workers=three)
     assert 195 < found.cost.nfe <= 200
 
@@ -314,7 +321,7 @@ KILLED = (FK(num_particles=40), DTS(wave=16), DTS(wave=32, mode="async"), ts.Bes
 
 def test_ten_kills_at_random_moments(three, tmp_path, monkeypatch):
     """Searches go on, slowly, until ten workers were killed; the tree and what it cost are those of one process."""
-    monkeypatch.setattr(three, "max_failures", 100)
+    limit(monkeypatch, three, max_failures=100)
     whole(three.pool)
     (tmp_path / "slow").touch()
     repeated = given_again = 0
@@ -336,7 +343,7 @@ def test_ten_kills_at_random_moments(three, tmp_path, monkeypatch):
 
 
 def test_killed_scorers(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(scored, "reward_tries", 100)
+    limit(monkeypatch, scored, reward_tries=100)
     whole(scored.pool)
     reward = kernels.SlowReward(0.05)
     with Killer(scored.pool, "scorers", 2) as killer:
@@ -359,7 +366,7 @@ def test_a_kernel_that_raises_once(three, tmp_path, caplog):
 
 
 def test_a_kernel_that_keeps_raising(three, tmp_path, monkeypatch):
-    monkeypatch.setattr(three, "max_failures", 3)
+    limit(monkeypatch, three, max_failures=3)
     kernel, prompts = kernels.RaisesOn(folder=tmp_path), ["fine", "also fine", "bad"]
     with pytest.raises(RuntimeError, match="no such weight") as caught:
         ts.search(kernel, kernels.total, ts.BestOfN(), prompts=prompts, budget=ts.Budget(nfe=300), workers=three)
@@ -375,8 +382,8 @@ def test_a_kernel_that_keeps_raising(three, tmp_path, monkeypatch):
 def test_whatever_is_raised_is_named_with_its_traceback(three, scored, monkeypatch, kind, where):
     """What would end a process, and what cannot travel, reaches the driver in words; no worker hangs or dies of it."""
     workers = scored if where == "apart" else three
-    monkeypatch.setattr(workers, "max_failures", 1)
-    monkeypatch.setattr(workers, "reward_tries", 1)
+    limit(monkeypatch, workers, max_failures=1)
+    limit(monkeypatch, workers, reward_tries=1)
     before, raises = workers.pool.restarts, kernels.Raises(kind, where)
     kernel, reward = (BEDS["gaussian"], raises) if where == "apart" else (raises, kernels.total)
     with pytest.raises((ts.WorkerError, ts.KernelError, RewardError), match=kernels.RAISED[kind][1]) as caught:
@@ -406,7 +413,7 @@ def test_a_kernel_that_ends_its_process_once(three, tmp_path):
 
 def test_rows_that_end_their_process_are_named(three, monkeypatch):
     """Bundles are halved until such rows are alone, so that the others' rows are done."""
-    monkeypatch.setattr(three, "max_failures", 3)
+    limit(monkeypatch, three, max_failures=3)
     prompts = ["a", "b", "deadly", "d"]
     with pytest.raises(ts.WorkerError, match=r"3 workers were lost over the same bundle, 1 rows.*'deadly'"):
         ts.search(
@@ -416,7 +423,7 @@ def test_rows_that_end_their_process_are_named(three, monkeypatch):
 
 
 def test_a_worker_that_hangs_is_replaced(three, tmp_path, monkeypatch):
-    monkeypatch.setattr(three, "hang_seconds", 2.0)
+    limit(monkeypatch, three, hang_seconds=2.0)
     whole(three.pool)
     before, kernel, budget = three.pool.restarts, kernels.HangsOnce(folder=tmp_path), ts.Budget(nfe=600)
     found = ts.search(kernel, kernels.total, METHODS["dts"], budget=budget, workers=three)
@@ -427,22 +434,22 @@ def test_a_worker_that_hangs_is_replaced(three, tmp_path, monkeypatch):
 def test_a_slow_worker_is_not_hung(monkeypatch):
     """What counts is how long it has been at its step, as it says itself; one that says nothing is given a minute."""
     said = {}
-    actor = distributed._Actor(0, SimpleNamespace(pulse=SimpleNamespace(remote=lambda: said["seconds"])), None, 0.0)
-    monkeypatch.setattr(distributed.ray, "wait", lambda refs, timeout: (refs if said["answers"] else [], []))
-    monkeypatch.setattr(distributed.ray, "get", lambda ref, timeout: ref)
+    actor = leases.Actor(WORKER, 0, SimpleNamespace(pulse=SimpleNamespace(remote=lambda: said["seconds"])), None, 0.0)
+    monkeypatch.setattr(leases.ray, "wait", lambda refs, timeout: (refs if said["answers"] else [], []))
+    monkeypatch.setattr(leases.ray, "get", lambda ref, timeout: ref)
     for seconds, answers, hung in ((0.3, True, False), (1.1, True, True), (1.1, False, False)):
         said |= {"seconds": seconds, "answers": answers}
         actor.asked = -math.inf
         assert not actor.hangs(1.0)  # asked now
         assert actor.hangs(1.0) == hung
-    actor.asked -= distributed.PULSE_SECONDS
+    actor.asked -= leases.PULSE_SECONDS
     assert actor.hangs(1.0)
 
 
 def test_waiting_for_a_core_is_not_hanging(monkeypatch):
     waited = 0.0
-    monkeypatch.setattr(distributed.host, "waited", lambda thread: waited)
-    clock = distributed._Clock()
+    monkeypatch.setattr(process.host, "waited", lambda thread: waited)
+    clock = process.Clock()
     clock.beat()
     time.sleep(0.2)
     assert clock.seconds() > 0.19
@@ -479,7 +486,7 @@ def test_a_node_comes_late_and_is_lost_with_its_samples(cluster, tmp_path, monke
             until(lambda: all(a.ready is None for a in pool.workers))
             made.extend(a.info["node"] for a in pool.workers)
             (tmp_path / "closed").touch()
-            until(lambda: any(node.node_id in places(w.ref) for w in list(pool.engines[0].rewards._waiting) if w.at))
+            until(lambda: any(node.node_id in places(w.ref) for w in list(pool.tenants[0]._waiting) if w.at))
             cluster.remove_node(node, allow_graceful=False)
         finally:
             (tmp_path / "slow").unlink()
@@ -539,7 +546,7 @@ def test_rewards_are_batched_across_tasks_and_known_by_content(scored, tmp_path)
 
 
 def test_without_a_cache_every_sample_is_scored(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(scored, "reward_cache", 0)
+    limit(monkeypatch, scored, reward_cache=0)
     reward = kernels.NotingReward(str(tmp_path / "calls"))
     options = {"prompts": ["a", "b"], "budget": ts.Budget(nfe=120)}
     found = ts.search(BEDS["discrete"], reward, ts.BestOfN(), workers=scored, **options)
@@ -557,7 +564,7 @@ def test_a_failing_reward_is_asked_again_with_growing_pauses(scored, tmp_path):
 
 
 def test_a_reward_that_always_fails_ends_the_search(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(scored, "reward_tries", 2)
+    limit(monkeypatch, scored, reward_tries=2)
     reward = kernels.FailingReward(str(tmp_path / "calls"), 1000)
     with pytest.raises(RewardError, match=r"service unavailable.*node \d+ \(t = 0\) of task 0"):
         ts.search(BEDS["gaussian"], reward, ts.BestOfN(n=4), workers=scored)
@@ -574,7 +581,7 @@ def test_a_broken_contract_is_not_tried_again(three, scored, tmp_path, where):
 
 
 def test_a_reward_that_hangs_is_asked_elsewhere(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(scored, "reward_seconds", 2.0)
+    limit(monkeypatch, scored, reward_seconds=2.0)
     reward, budget = kernels.HangingReward(str(tmp_path / "hung")), ts.Budget(nfe=300)
     found = ts.search(BEDS["gaussian"], reward, METHODS["dts"], budget=budget, workers=scored)
     same(found, ts.search(BEDS["gaussian"], kernels.total, METHODS["dts"], budget=budget))
@@ -614,22 +621,22 @@ def interrupt(pool, wave):
     """Ctrl-C while the given wave is under way."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        jobs = [job.wave for engine in pool.engines for job in engine._jobs]
+        jobs = [job.wave for tenant in list(pool.tenants) for job in tenant.jobs]
         if jobs and max(jobs) >= wave and any(a.leases for a in pool.workers):
             time.sleep(0.08)  # a wave takes 0.25 s
             os.kill(os.getpid(), signal.SIGINT)
             break
         time.sleep(0.002)
-    while pool.engines and time.monotonic() < end + 30:
+    while pool.tenants and time.monotonic() < end + 30:
         time.sleep(0.01)
-    if pool.engines:
+    if pool.tenants:
         os.kill(os.getpid(), signal.SIGINT)  # it hangs: let the test fail
 
 
 @pytest.mark.parametrize("mode", ["wave", "async"])
 @pytest.mark.parametrize("what", ["drop", "drain"])
 def test_an_interrupted_run_goes_on(three, tmp_path, monkeypatch, what, mode):
-    monkeypatch.setattr(three, "on_interrupt", what)
+    limit(monkeypatch, three, on_interrupt=what)
     whole(three.pool)
     method, budget = DTS(wave=16, mode=mode), ts.Budget(nfe=400)
     kernel, store = kernels.Slow(seconds=0.05), tmp_path / "run"
@@ -661,7 +668,7 @@ def test_a_stream_that_is_left_leaves_the_workers_free(three):
         if snapshot.wave == 2:
             break
     del snapshot
-    assert three.pool.engines == []
+    assert three.pool.tenants == []
     same(run("gaussian", "fk", three), alone("gaussian", "fk"))
 
 
@@ -712,33 +719,6 @@ def test_walks_to_lost_states_do_not_overfill_batches(three):
 
 
 # Bad input.
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"num_workers": 0}, "num_workers is 0, expected a positive whole number"),
-        ({"num_workers": 1.5}, "num_workers is 1.5"),
-        ({"num_workers": True}, "num_workers is True"),
-        ({"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5, expected a fraction of a GPU or a whole number"),
-        ({"gpus_per_worker": -1}, "gpus_per_worker is -1"),
-        ({"gpus_per_worker": float("nan")}, "gpus_per_worker is nan"),
-        ({"gpus_per_reward_worker": 2.5}, "gpus_per_reward_worker is 2.5"),
-        ({"cpus_per_worker": -1}, "cpus"),
-        ({"reward_workers": -1}, "reward_workers is -1"),
-        ({"reward_cache": -1}, "reward_cache is -1"),
-        ({"reward_tries": 0}, "reward_tries is 0"),
-        ({"max_failures": 0}, "max_failures is 0"),
-        ({"hang_seconds": 0}, "hang_seconds is 0"),
-        ({"start_seconds": float("nan")}, "start_seconds is nan"),
-        ({"reward_seconds": -1}, "reward_seconds is -1"),
-        ({"reward_window": -1.0}, "reward_window is -1"),
-        ({"on_interrupt": "drian"}, "did you mean 'drain'"),
-    ],
-)
-def test_settings_out_of_range(settings, text):
-    with pytest.raises(ValueError, match=text):
-        ts.RayWorkers(**{"num_workers": 1} | settings)
 
 
 @pytest.mark.parametrize("given", [3, "auto", [1]])

@@ -17,7 +17,7 @@ from tests.support import kernels
 from tests.support.beds import BEDS
 from tests.support.kernels import noted
 from treesearch.backends.exact.gaussian import LinearGaussian
-from treesearch.distributed import engine as distributed
+from treesearch.distributed import cluster
 
 MB = 2**20
 Usage = namedtuple("Usage", "total used free")
@@ -28,7 +28,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 import treesearch as ts
-import kernels
+from tests.support import kernels
 import ray
 
 def read(path):
@@ -75,7 +75,7 @@ def look(snapshot):
 
 with ts.RayWorkers(2) as workers:
     while any(a.ready is not None for a in workers.pool.workers):
-        workers.pool._greet(timeout=0.1)
+        workers.pool.greet(timeout=0.1)
     for seed in range(2):
         found = ts.search(kernel, reward, ts.FeynmanKac(num_particles=200), prompts=["a", "b"], workers=workers,
                           budget=ts.Budget(nfe=4000), seed=seed, callbacks=[look], batch_size=16)
@@ -100,7 +100,7 @@ def test_a_ray_of_its_own(tmp_path):
     long = tmp_path / ("a-long-name-" * 10)
     long.mkdir()
     env["TMPDIR"] = str(long)
-    env["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    env["PYTHONPATH"] = str(TESTS.parent)
     done = subprocess.run(
         [sys.executable, "-W", "error", script, tmp_path], env=env, capture_output=True, text=True, timeout=900
     )
@@ -132,17 +132,17 @@ def test_a_ray_of_its_own(tmp_path):
     ("memory", "shared", "store"),
     [
         (10_000 * MB, 64 * MB, 3_000 * MB),
-        (200 * MB, 64 * MB, distributed.STORE_LEAST),
-        (2**40, 64 * MB, distributed.STORE_ON_DISK),
+        (200 * MB, 64 * MB, cluster.STORE_LEAST),
+        (2**40, 64 * MB, cluster.STORE_ON_DISK),
         (2**40, 2**40, int(0.3 * 2**40)),
         (None, 64 * MB, None),
     ],
 )
 def test_the_object_store_by_what_a_container_allows(monkeypatch, memory, shared, store):
-    monkeypatch.setattr(distributed.host, "memory", lambda: memory)
-    monkeypatch.setattr(distributed.shutil, "disk_usage", lambda path: Usage(0, 0, shared))
+    monkeypatch.setattr(cluster.host, "memory", lambda: memory)
+    monkeypatch.setattr(cluster.shutil, "disk_usage", lambda path: Usage(0, 0, shared))
     monkeypatch.setattr(Path, "is_dir", lambda path: True)
-    assert distributed._store_bytes() == store
+    assert cluster._store_bytes() == store
 
 
 @pytest.mark.parametrize(
@@ -162,10 +162,10 @@ def test_a_folder_for_sockets(monkeypatch, variables, ours):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = distributed._socket_folder()
+    found = cluster._socket_folder()
     assert (found is not None) == ours
     if found is not None:
-        assert len(found) <= distributed.SOCKET_BYTES
+        assert len(found) <= cluster.SOCKET_BYTES
         os.rmdir(found)
 
 
@@ -174,9 +174,9 @@ def test_no_folder_for_sockets(monkeypatch):
         raise PermissionError
 
     monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
-    monkeypatch.setattr(distributed.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(cluster.tempfile, "mkdtemp", refuse)
     with pytest.raises(ts.WorkerError, match="set RAY_TMPDIR"):
-        distributed._socket_folder()
+        cluster._socket_folder()
 
 
 def test_rays_private_modules_are_left_alone():

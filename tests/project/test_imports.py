@@ -68,7 +68,6 @@ LIGHT = {"rewards": {"torch"}, "backends": {"torch", "numpy", "diffusers"}}
 ONLY = {"ray": "treesearch/distributed/", "networkx": "treesearch/export/"}
 LONGEST = 450
 PENDING = {  # not yet split
-    "treesearch/distributed/engine.py",
     "treesearch/methods/tree_search.py",
     "treesearch/runs/folder.py",
     "treesearch/session/session.py",

@@ -176,7 +176,7 @@ class Where:
                 raise UsageError(f"{', '.join(asked)}: only with --workers N")
             yield None
             return
-        from treesearch.distributed.engine import RayWorkers
+        from treesearch.distributed import RayWorkers
 
         with RayWorkers(
             self.workers,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from treesearch.budget import Cost
+from treesearch.core.tree import NONE, ROOT
 from treesearch.engine.segments import Ids, Leg
 
 
@@ -37,7 +38,6 @@ class Bundle:
         legs: for rows whose state is not stored, the ways to walk before, from `start` or the prior.
         lineages: for rows that begin at a neighbour of the node they leave, the keys that make its state.
         forget: bundles whose transitions are needed no more.
-        keep_inner: whether states above t = 0 are wanted.
     """
 
     number: int
@@ -55,7 +55,33 @@ class Bundle:
     legs: dict[int, list[Leg]] = field(default_factory=dict)
     lineages: dict[int, NDArray[np.uint64]] = field(default_factory=dict)
     forget: tuple[int, ...] = ()
-    keep_inner: bool = True
+
+
+class Ledger:
+    """The nodes of a bundle, in the columns that an engine knows: the root, where each row starts, what it passes."""
+
+    def __init__(self, bundle: Bundle, top: int) -> None:
+        n, m = len(bundle.t), len(bundle.levels)
+        self.t = np.concatenate([[top], bundle.t, bundle.levels])
+        self.key = np.zeros(1 + n + m, np.uint64)
+        self.key[1 + n :] = np.repeat(bundle.key, bundle.passed)
+        self.parent = np.full(1 + n + m, NONE)
+        self.slot = np.full(1 + n + m, NONE, np.int64)
+        self.log_w = np.zeros(1 + n + m)
+        self.reward = np.full(1 + n + m, np.nan)
+        self.reward[1 : 1 + n][bundle.again] = 0.0
+        self.source = np.where(bundle.t == top, ROOT, 1 + np.arange(n))
+        self.last = n + np.cumsum(bundle.passed)
+        self.first = self.last - bundle.passed + 1
+        self._lineages = bundle.lineages
+
+    def __getitem__(self, task: int) -> Ledger:
+        """Tasks share it: their rows are numbered through."""
+        return self
+
+    def lineage(self, node: int) -> NDArray[np.uint64]:
+        """Of the node that row `node` - 1 leaves."""
+        return self._lineages[node - 1]
 
 
 @dataclass
@@ -99,6 +125,16 @@ class Counters:
     def less(self, other: Counters) -> Counters:
         """What was added since."""
         return Counters(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker says of itself with a reply."""
+
+    counters: Counters  # of the search's station
+    batch_size: int
+    memory: int | None  # bytes at most so far, None where nothing is known
+    said: list[str]  # since its last report
 
 
 def size(of: Bundle | Reply) -> int:

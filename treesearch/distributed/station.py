@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from treesearch.backends.base import Kernel, describe
 from treesearch.budget import Cost
-from treesearch.core.tree import NONE, ROOT
-from treesearch.distributed.bundles import Bundle, Counters, Reply, as_numpy, as_tensor
+from treesearch.core.tree import NONE
+from treesearch.distributed.bundles import Bundle, Counters, Ledger, Reply, as_numpy, as_tensor
 from treesearch.engine.asking import without_graph
 from treesearch.engine.engine import Engine
 from treesearch.engine.flight import Flight, Held, Transitions
@@ -35,37 +34,10 @@ from treesearch.rewards.base import Reward
 from treesearch.rewards.values import content
 
 
-class _Ledger:
-    """The nodes of a bundle, in the columns that an engine knows: the root, where each row starts, what it passes."""
-
-    def __init__(self, bundle: Bundle, top: int) -> None:
-        n, m = len(bundle.t), len(bundle.levels)
-        self.t = np.concatenate([[top], bundle.t, bundle.levels])
-        self.key = np.zeros(1 + n + m, np.uint64)
-        self.key[1 + n :] = np.repeat(bundle.key, bundle.passed)
-        self.parent = np.full(1 + n + m, NONE)
-        self.slot = np.full(1 + n + m, NONE, np.int64)
-        self.log_w = np.zeros(1 + n + m)
-        self.reward = np.full(1 + n + m, np.nan)
-        self.reward[1 : 1 + n][bundle.again] = 0.0
-        self.source = np.where(bundle.t == top, ROOT, 1 + np.arange(n))
-        self.last = n + np.cumsum(bundle.passed)
-        self.first = self.last - bundle.passed + 1
-        self._lineages = bundle.lineages
-
-    def __getitem__(self, task: int) -> _Ledger:
-        """Tasks share it: their rows are numbered through."""
-        return self
-
-    def lineage(self, node: int) -> NDArray[np.uint64]:
-        """Of the node that row `node` - 1 leaves."""
-        return self._lineages[node - 1]
-
-
 @dataclass
 class _Running:
     bundle: Bundle
-    ledger: _Ledger
+    ledger: Ledger
     flight: Flight
     beside: Cost  # walks to rebuild states, work done again
     samples: list[tuple[Ids, Any]] = field(default_factory=list)
@@ -81,6 +53,7 @@ class Station:
         prompts, encoded, batch_size, batch_invariant: as of an `Engine`.
         guide_scores: whether the rewards that a guide computes are the search's; kernel and reward came apart.
         angle: θ of sideways edges.
+        keep_inner: whether states above t = 0 are wanted.
     """
 
     def __init__(
@@ -95,6 +68,7 @@ class Station:
         batch_invariant: bool = False,
         guide_scores: bool = False,
         angle: float = 0.0,
+        keep_inner: bool = True,
     ) -> None:
         spec = describe(kernel)
         if encoded:
@@ -114,7 +88,7 @@ class Station:
         self._away, self._running = reward is None, dict[int, _Running]()
         self._states = MemoryStates(spec.state_shape, spec.dtype)
         away = self._take if self._away else None
-        self.engine = Engine(self.model, (), self._states, Cost(), away=away, names=self._names)
+        self.engine = Engine(self.model, (), self._states, Cost(), keep_inner=keep_inner, away=away, names=self._names)
         self.counters = Counters()
         self._kept: dict[int, list[tuple[Ids, Held]]] = {}  # by bundle: rows and transitions
 
@@ -165,7 +139,7 @@ class Station:
                 counters.full_seconds += took
 
     def _begin(self, bundle: Bundle, lost: Cost) -> None:
-        engine, ledger = self.engine, _Ledger(bundle, self.model.spec.num_steps + 1)
+        ledger = Ledger(bundle, self.model.spec.num_steps + 1)
         if bundle.states is not None:
             slots = self._states.put(as_tensor(bundle.states, self.model.spec.dtype))
             rows = np.flatnonzero(bundle.start != NONE)
@@ -181,12 +155,11 @@ class Station:
             rows = np.flatnonzero(groups == group)
             of = Segments(ledger.source[rows], ledger.first[rows], ledger.last[rows], bool(group % 2))
             work.append((int(group // 2), of))
-        engine.keep_inner = bundle.keep_inner
-        flight = engine.submit(bundle.number, work, ledger, held)
+        flight = self.engine.submit(bundle.number, work, ledger, held)
         assert flight is not None
         self._running[bundle.number] = _Running(bundle, ledger, flight, lost)
 
-    def _retrace(self, bundle: Bundle, ledger: _Ledger, row: int, legs: list[Leg], cost: Cost) -> None:
+    def _retrace(self, bundle: Bundle, ledger: Ledger, row: int, legs: list[Leg], cost: Cost) -> None:
         """Walk to the state that a row starts from."""
         x = None if bundle.start[row] == NONE else self._states.get(ledger.slot[[1 + row]])[0]
         for leg in legs:
@@ -232,7 +205,7 @@ class Station:
             reply.samples = as_numpy(samples) if isinstance(samples, Tensor) else samples
         return reply
 
-    def _release(self, ledger: _Ledger) -> None:
+    def _release(self, ledger: Ledger) -> None:
         """Let go of the states of a bundle."""
         used = ledger.slot[1:]
         self._states.drop(np.unique(used[used != NONE]))

@@ -176,7 +176,7 @@ class Runner(Protocol):
 
 
 class Workers(Protocol):
-    """Processes that compute, such as `treesearch.distributed.engine.RayWorkers`; running while entered."""
+    """Processes that compute, such as `treesearch.distributed.RayWorkers`; running while entered."""
 
     def __enter__(self) -> Any: ...
     def __exit__(self, *error: object) -> None: ...

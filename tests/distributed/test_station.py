@@ -132,7 +132,7 @@ def test_rows_of_several_tasks_in_one_bundle():
 
 
 def test_inner_states_stay_where_they_are_not_wanted():
-    reply = finish(station(), bundle(1, range(4), 0, (3, 0), keep_inner=False))[1]
+    reply = finish(station(keep_inner=False), bundle(1, range(4), 0, (3, 0)))[1]
     assert reply.stored.tolist() == [False, True] * 4
     np.testing.assert_array_equal(
         reply.states, as_numpy(torch.cat([Walk(BED, k, 0, (0,)).states[0] for k in range(4)]))

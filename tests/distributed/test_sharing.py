@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from treesearch.distributed.sharing import deal, smooth, water_fill
+from treesearch.distributed.bundles import Counters
+from treesearch.distributed.sharing import (
+    BUNDLE_BYTES,
+    Speeds,
+    bundle_rows,
+    deal,
+    seconds,
+    share_out,
+    smooth,
+    water_fill,
+    without_noise,
+)
 
 CASES = range(40)
 
@@ -116,3 +127,62 @@ def test_what_a_home_has_no_room_for_is_stolen():
 def test_one_large_row_finds_a_worker():
     assert deal(np.array([10.0]), np.array([-1]), [1, 2], np.array([5.0, 5.0])).tolist() in ([1], [2])
     assert deal(np.array([10.0]), np.array([2]), [1, 2], np.array([5.0, 5.0])).tolist() == [2]
+
+
+# What is known of workers, and what each of them gets.
+
+
+def test_speeds_that_differ_by_a_little_are_equal():
+    assert without_noise(np.array([95.0, 100.0, 109.0, 120.0, 50.0])).tolist() == [100.0, 100.0, 100.0, 120.0, 50.0]
+
+
+def counters(*, room=0, seconds=0.0, full_rows=0, full_seconds=0.0):
+    return Counters(room=room, seconds=seconds, full_rows=full_rows, full_seconds=full_seconds)
+
+
+def test_speeds_are_learned_from_full_batches_first():
+    speeds = Speeds()
+    speeds.learn(1, counters(room=80, seconds=1.0), first=True)  # it pays for loading
+    assert speeds.of([1, 2]) == {}
+    speeds.learn(1, counters(room=80, seconds=1.0), first=False)
+    assert speeds.of([1, 2]) == {1: 80.0}
+    speeds.learn(1, counters(full_rows=200, full_seconds=1.0), first=False)  # better than any guess
+    assert speeds.of([1]) == {1: 200.0}
+    speeds.learn(1, counters(room=80, seconds=1.0), first=False)
+    assert speeds.of([1]) == {1: 200.0}
+    speeds.learn(1, counters(full_rows=100, full_seconds=1.0), first=True)  # another search: it is loaded by now
+    assert 100 < speeds.of([1])[1] < 200
+    speeds.learn(2, counters(full_rows=1000, full_seconds=1.0), first=False)
+    assert set(speeds.of([2, 3])) == {2}
+
+
+def test_a_bundle_is_a_second_of_whole_batches_that_fit():
+    assert bundle_rows(0.0, 5.0, 8, 4) == 8  # at least one batch
+    assert bundle_rows(1000.0, 5.0, 8, 4) == 200
+    assert bundle_rows(999.0, 5.0, 8, 4) == 192
+    assert bundle_rows(1000.0, 5.0, 8, BUNDLE_BYTES // 30) == 24
+    assert bundle_rows(1000.0, 5.0, 8, 2 * BUNDLE_BYTES) == 8
+
+
+def test_bundles_share_passes_but_a_row_takes_its_steps():
+    assert seconds([400.0, 200.0], [10.0, 5.0], 8, 100.0) == 6.0
+    assert seconds([10.0], [10.0], 8, 100.0) == 0.8
+
+
+def out(free, **how):
+    found = {"backlog": np.zeros(2), "speed": np.array([1.0, 3.0]), "most": np.full(2, 1e9), "batch_size": 1} | how
+    return share_out(np.ones(40), np.full(40, -1), np.array([5, 8]), np.array(free), **found)
+
+
+def test_workers_get_what_their_speed_and_backlog_allow():
+    assert np.bincount(out([True, True]))[[5, 8]].tolist() == [10, 30]
+    assert np.bincount(out([True, True], backlog=np.array([40.0, 0.0]))).tolist()[8] == 40
+    assert (out([True, True], most=np.array([4.0, 8.0])) < 0).sum() == 28
+
+
+def test_the_share_of_a_worker_that_is_not_free_stays_queued():
+    assert np.bincount(out([False, True]) + 1).tolist() == [10, *[0] * 8, 30]
+
+
+def test_shares_are_whole_batches():
+    assert np.bincount(out([True, True], batch_size=8) + 1)[[0, 6, 9]].tolist() == [8, 8, 24]
