@@ -99,7 +99,7 @@ policy-data: $(STAMP)  ## data under a target policy: published guidance beside 
 train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model again: an hour
 	@$(PY) -m experiments.planning.pointmaze --maze medium --out runs/pointmaze/medium.npz
 	@$(PY) -m experiments.planning.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium \
-	    --weights backends/weights/maze_medium.safetensors --curve $(RESULTS)/trajectory/medium.csv
+	    --weights backends/weights/maze_medium.safetensors --curve $(RESULTS)/planning/trajectory/medium.csv
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist

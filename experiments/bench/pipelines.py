@@ -327,7 +327,7 @@ def part_2(args: Args) -> dict[str, Any]:
 
 RESIDENT = """
 import re, sys, torch
-from experiments import bench_pipelines as b
+from experiments.bench import pipelines as b
 from treesearch.backends.pipelines import vae
 torch.set_num_threads(1)
 model, side = b.autoencoder("sd", sys.argv[1]).eval().requires_grad_(False), int(sys.argv[2])

@@ -31,7 +31,7 @@ READ = {("evaluate_trajectory.py", "weights")}  # an input
 
 def committed_defaults():
     """Arguments of scripts whose default lies among the files of the repository."""
-    for path in sorted((Path(__file__).parents[2] / "experiments").glob("*.py")):
+    for path in sorted((Path(__file__).parents[2] / "experiments").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
                 texts = [c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)]
@@ -47,7 +47,7 @@ def test_cpus_names_what_failed(tmp_path):
     test = tmp_path / "test_this.py"
     test.write_text("import os\n\ndef test_it():\n    assert os.environ['TEST_THREADS'] == '2'\n")
     words = ["--what", "tests", "--tests", str(test), "--processes", "1", "--out", str(tmp_path / "out")]
-    printed = script("cpus", *words, "--only", "SSE41", code=1).splitlines()
+    printed = script("robustness.cpus", *words, "--only", "SSE41", code=1).splitlines()
     assert [line.split()[0] for line in printed[:4]] == ["...", "FAILED", "...", "ok"]
     assert "SSE41, threads=1" in (tmp_path / "out" / "tests-0.txt").read_text()
 
@@ -83,7 +83,7 @@ def digits(tmp_path_factory):
 
 
 def test_exactness(tmp_path):
-    printed = script("exactness", "--replicates", "20", "--out", str(tmp_path / "e.json"))
+    printed = script("bench.exactness", "--replicates", "20", "--out", str(tmp_path / "e.json"))
     assert "boltzmann" in printed
     assert len(json.loads((tmp_path / "e.json").read_text())["cells"]) == 18
 
@@ -91,19 +91,19 @@ def test_exactness(tmp_path):
 def test_training_resumes(tmp_path, digits):
     words = ["--data", str(digits), "--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w.safetensors")]
     words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "128", "--threads", "1"]
-    script("train_mnist", *words, "--epochs", "1")
-    script("train_mnist", *words, "--epochs", "2")
+    script("mnist.train_mnist", *words, "--epochs", "1")
+    script("mnist.train_mnist", *words, "--epochs", "2")
     assert (tmp_path / "w.safetensors").exists()
     assert len((tmp_path / "curve.csv").read_text().splitlines()) == 3
 
 
 def test_bench_of_the_tree(tmp_path):
-    script("bench", "--parts", "c", "--rounds", "1", "--nodes", "100000", "--out", str(tmp_path / "b.json"))
+    script("bench.overhead", "--parts", "c", "--rounds", "1", "--nodes", "100000", "--out", str(tmp_path / "b.json"))
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["c"]["bytes_per_node"] <= 64
 
 
 def test_async_quality_runs(tmp_path):
     out = tmp_path / "a.json"
-    script("async_quality", "--quick", "--parts", "exact", "--work", str(tmp_path), "--out", str(out))
+    script("bench.async_quality", "--quick", "--parts", "exact", "--work", str(tmp_path), "--out", str(out))
     assert json.loads(out.read_text())
