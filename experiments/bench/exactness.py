@@ -105,10 +105,8 @@ def cell(bed: str, method: Any, each: dict[str, int], args: Args) -> dict[str, f
     }
 
 
-def main() -> None:
-    """Fill every cell, print the table, write the figures."""
-    args = tyro.cli(Args)
-    found = {f"{bed}: {name}": cell(bed, method, each, args) for name, bed, method, each in CELLS}
+def table(found: dict[str, dict[str, float | None]]) -> str:
+    """Cells as Markdown."""
     rows = [
         [
             name,
@@ -118,7 +116,14 @@ def main() -> None:
         ]
         for name, c in found.items()
     ]
-    print(markdown_table(rows, ("estimate", "E[Ẑ]/Z", "sd of Ẑ/Z", "coverage")))
+    return markdown_table(rows, ("estimate", "E[Ẑ]/Z", "sd of Ẑ/Z", "coverage"))
+
+
+def main() -> None:
+    """Fill every cell, print the table, write the figures."""
+    args = tyro.cli(Args)
+    found = {f"{bed}: {name}": cell(bed, method, each, args) for name, bed, method, each in CELLS}
+    print(table(found))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
         json.dumps({"replicates": args.replicates, "seed": args.seed, "cells": found}, indent=2) + "\n", "utf-8"

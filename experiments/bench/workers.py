@@ -18,16 +18,13 @@ another, and the next bundle fills the room they leave.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import json
 import os
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +35,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 from torch import Tensor
 
 import treesearch as ts
+from experiments.bench.ray_model import predicted
+from experiments.bench.ray_setup import (
+    BATCH,
+    IN_FLIGHT,
+    METHODS,
+    SIZES,
+    STEPS,
+    TARGETS,
+    Sleeper,
+    first_entry,
+    method_of,
+)
 from treesearch.backends.models.mnist import mnist_kernel
 from treesearch.distributed.lending import Lender
-from treesearch.distributed.pool import AHEAD
-from treesearch.distributed.sharing import BUNDLE_SECONDS, share_out
-from treesearch.methods.base import spaced_levels
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.images.classifier import even
 
 MACHINE = "2 shared CPU cores"
-BATCH = 8
-STEPS = 50
-SIZES = (16, 256)  # KB of a state
-TARGETS = {4: 0.95, 8: 0.90}
-METHODS = ("best_of_n", "fk", "dts_async")
-NOISE = 16
-FK_BATCHES = 8  # full batches of a worker in a population
-IN_FLIGHT = 4  # full batches in flight a worker, asynchronous DTS
 
 
 @dataclass(frozen=True)
@@ -75,87 +72,7 @@ class Args:
     """figures as JSON; a table goes beside it as .md"""
 
 
-# ------------------------------------------------------------------------------------------------- the sleeping kernel
-
-
-@dataclass(frozen=True)
-class Nudged:
-    """x_{t-1} = x_t with noise added to its first entries: a law that costs the host next to nothing."""
-
-    mean: Tensor
-
-    @property
-    def endpoint(self) -> Tensor:
-        return self.mean
-
-    def sample(self, noise: Tensor) -> Tensor:
-        self.mean[:, :NOISE] += 0.1 * noise  # in place: a copy of every state would be host work no GPU asks for
-        return self.mean
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return torch.zeros(len(x))
-
-    def log_weight(self, x: Tensor) -> Tensor:
-        return torch.zeros(len(x))
-
-    def take(self, rows: Tensor) -> Nudged:
-        return Nudged(self.mean[rows])
-
-
-@dataclass(frozen=True)
-class Sleeper:
-    """A device on which a pass of n rows takes a + b·n seconds; the host sleeps meanwhile.
-
-    Args:
-        kilobytes: of a state.
-        a, b: 20 ms at 8 rows, nine tenths of it whatever the batch.
-    """
-
-    kilobytes: int
-    a: float = 0.018
-    b: float = 0.002 / BATCH
-    num_steps: int = STEPS
-    noise_shape = (NOISE,)
-    fingerprint = "sleeper"
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        return (self.kilobytes * 256,)
-
-    def seconds(self, rows: int) -> float:
-        """t(rows)."""
-        return self.a + self.b * rows
-
-    def prior(self, noise: Tensor, cond: Any = None) -> Tensor:
-        x = torch.zeros((len(noise), *self.state_shape))
-        x[:, :NOISE] = noise
-        return x
-
-    def transition(self, x: Tensor, t: Tensor, cond: Any = None) -> Nudged:
-        time.sleep(self.seconds(len(x)))
-        return Nudged(x)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return x0
-
-
-def first_entry(x: Tensor) -> Tensor:
-    """A reward that costs nothing and differs between samples."""
-    return x[:, 0]
-
-
-def method_of(name: str, workers: int, batches: int) -> tuple[Any, ts.Budget]:
-    """A method sized for so many workers, and the budget of `batches` full batches of rollouts for each."""
-    rows = workers * BATCH
-    made = {
-        "best_of_n": ts.BestOfN(),
-        "fk": ts.FeynmanKac(num_particles=min(FK_BATCHES, batches) * rows),
-        "dts_async": ts.DiffusionTreeSampling(mode="async", wave=IN_FLIGHT * rows),
-    }[name]
-    return made, ts.Budget(nfe=batches * rows * STEPS)
-
-
-# ---------------------------------------------------------------------------------------------------------- part a
+# part a
 
 
 class Meter:
@@ -298,235 +215,7 @@ def round_trip() -> float:
     return statistics.median(times)
 
 
-# ------------------------------------------------------------------------------------------------------------- model
-
-
-@dataclass(eq=False)
-class Packet:
-    """A bundle of the model."""
-
-    left: NDArray[np.int64]  # evaluations left of each row
-    wave: int
-    evaluations: int
-
-
-@dataclass(eq=False)
-class Device:
-    """A worker of the model: bundles that came, in order, and whether a pass is under way."""
-
-    bundles: deque[Packet] = field(default_factory=deque)
-    lent: int = 0
-    owes: float = 0.0  # evaluations lent and not returned
-    passing: bool = False
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the model is fed with, in seconds."""
-
-    bundle: float
-    row: float
-    mb: float
-    latency: float  # of a message between driver and worker
-    overhead: float  # host work of a pass beside the sleep
-
-
-class Model:
-    """Discrete events: a driver that serves one thing at a time, W workers that make passes of up to B rows.
-
-    The driver deals rows as a search's `Lender` does, with the same function; half of a bundle's cost falls due when
-    it is lent, half when it returns. Workers hold two bundles and fill a pass from the older one first, as `Station`.
-
-    Args:
-        workers: W.
-        step: seconds of a pass of B rows.
-        costs: measured.
-        mb_row: MB that a row brings home.
-    """
-
-    def __init__(self, workers: int, step: float, costs: Costs, mb_row: float) -> None:
-        self.devices = [Device() for _ in range(workers)]
-        self.a, self.b, self.costs, self.mb_row = 0.9 * step, 0.1 * step / BATCH, costs, mb_row
-        self.speed = np.full(workers, BATCH / (step + costs.overhead))
-        self.queue: deque[tuple[int, int]] = deque()  # (evaluations, wave)
-        self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.ids = itertools.count()
-        self.now = self.driver_free = self.driver_busy = 0.0
-        self.arrived: Callable[[Packet], None] = lambda packet: None
-
-    def at(self, when: float, what: Callable[[], None]) -> None:
-        """Have something happen."""
-        heapq.heappush(self.events, (when, next(self.ids), what))
-
-    def run(self) -> float:
-        """Until nothing happens any more; the time."""
-        while self.events:
-            self.now, _, what = heapq.heappop(self.events)
-            what()
-        return self.driver_free
-
-    def serve(self, seconds: float, then: Callable[[], None]) -> None:
-        """The driver works on something once it is free."""
-        self.driver_free = max(self.driver_free, self.now) + seconds
-        self.driver_busy += seconds
-        self.at(self.driver_free, then)
-
-    def dispatch(self) -> None:
-        """Deal what is queued to workers with room."""
-        while self.queue and any(d.lent < AHEAD for d in self.devices):
-            free = np.array([d.lent < AHEAD for d in self.devices])
-            cost = np.array([nfe for nfe, _ in self.queue], float)
-            batch = BATCH * cost.mean()
-            given = share_out(
-                cost,
-                np.full(len(cost), -1),
-                np.arange(len(free)),
-                free,
-                backlog=np.array([d.owes for d in self.devices]) / self.speed,
-                speed=self.speed,
-                most=np.maximum(1, self.speed * BUNDLE_SECONDS // batch) * batch,
-                batch_size=BATCH,
-            )
-            if (given < 0).all():
-                return
-            rows, self.queue = list(self.queue), deque(r for r, g in zip(self.queue, given, strict=True) if g < 0)
-            for i in np.flatnonzero(free):
-                mine = [rows[j] for j in np.flatnonzero(given == i)]
-                if mine:
-                    self.lend(self.devices[i], mine)
-
-    def lend(self, device: Device, rows: list[tuple[int, int]]) -> None:
-        left = np.array([nfe for nfe, _ in rows])
-        packet = Packet(left, rows[0][1], int(left.sum()))
-        device.lent += 1
-        device.owes += packet.evaluations
-        cost = (self.costs.bundle + self.costs.row * len(rows)) / 2
-        self.serve(cost, lambda: self.at(self.now + self.costs.latency, lambda: self.take(device, packet)))
-
-    def take(self, device: Device, packet: Packet) -> None:
-        device.bundles.append(packet)
-        if not device.passing:
-            self.start_pass(device)
-
-    def start_pass(self, device: Device) -> None:
-        room, n = BATCH, 0
-        for packet in device.bundles:
-            rows = np.argsort(-packet.left, kind="stable")[: min(room, int((packet.left > 0).sum()))]
-            packet.left[rows] -= 1
-            room, n = room - len(rows), n + len(rows)
-        device.passing = n > 0
-        if n:
-            self.at(self.now + self.a + self.b * n + self.costs.overhead, lambda: self.end_pass(device))
-
-    def end_pass(self, device: Device) -> None:
-        for packet in [p for p in device.bundles if not p.left.any()]:
-            device.bundles.remove(packet)
-            self.at(self.now + self.costs.latency, lambda packet=packet: self.reply(device, packet))
-        self.start_pass(device)
-
-    def reply(self, device: Device, packet: Packet) -> None:
-        rows = len(packet.left)
-        cost = (self.costs.bundle + self.costs.row * rows) / 2 + self.costs.mb * self.mb_row * rows
-
-        def done() -> None:
-            device.lent -= 1
-            device.owes -= packet.evaluations
-            self.arrived(packet)
-            self.dispatch()
-
-        self.serve(cost, done)
-
-
-def modelled(
-    name: str, workers: int, step: float, batches: int, costs: Costs, mb_row: float, lengths: dict[int, float]
-) -> dict[str, float]:
-    """Efficiency and the driver's share of the time, of a search like those of part a."""
-    levels = 1 if name == "best_of_n" else len(spaced_levels(STEPS, 5, top=True))
-    segments = {"best_of_n": {STEPS: 1.0}, "fk": {STEPS // levels: 1.0}, "dts_async": lengths}[name]
-    mean = sum(steps * share for steps, share in segments.items())
-    model = Model(workers, step, costs, mb_row)
-    rows = workers * BATCH
-    total = round(batches * rows * STEPS / mean)  # rows in all
-    draw = np.random.default_rng(0)
-    asked = evaluations = 0
-
-    def ask(n: int, wave: int) -> None:
-        nonlocal asked, evaluations
-        n = min(n, total - asked)
-        asked += n
-        steps = draw.choice(list(segments), n, p=list(segments.values()))
-        evaluations += int(steps.sum())
-        model.queue.extend((int(k), wave) for k in steps)
-
-    open_rows: dict[int, int] = {}
-
-    def in_waves(size: int, ahead: int) -> None:
-        """Waves of so many rows, `ahead` of them asked before the one that runs is complete."""
-        numbers = itertools.count()
-
-        def more() -> None:
-            while len(open_rows) <= ahead and asked < total:
-                before, number = asked, next(numbers)
-                ask(size, number)
-                open_rows[number] = asked - before
-
-        def arrived(packet: Packet) -> None:
-            open_rows[packet.wave] -= len(packet.left)
-            if not open_rows[packet.wave]:
-                open_rows.pop(packet.wave)
-            more()
-
-        model.arrived = arrived
-        more()
-
-    if name == "dts_async":
-        model.arrived = lambda packet: ask(len(packet.left), 0)
-        ask(IN_FLIGHT * rows, 0)
-    else:
-        in_waves(rows if name == "best_of_n" else min(FK_BATCHES, batches) * rows, int(name == "best_of_n"))
-    model.dispatch()
-    wall = model.run()
-    return {
-        "efficiency": evaluations / BATCH * step / workers / wall,
-        "driver": model.driver_busy / wall,
-        "saturates_at": workers * wall / model.driver_busy,
-    }
-
-
-def part_model(args: Args, measured: dict[str, Any]) -> dict[str, Any]:
-    """A model, not a measurement: 4 and 8 workers beside what was measured, then 16, 32 and 128."""
-    driver, cases, batches = measured["driver"], measured["cases"], measured["batches_a_worker"]
-    out: dict[str, Any] = {"note": "a model, not a measurement", "validation": {}, "prediction": {}}
-    for size in SIZES:
-        dts = cases[f"{size}KB dts_async 8"]
-        lengths = {int(key.removeprefix("steps_")): share for key, share in dts.items() if key.startswith("steps_")}
-        for name in METHODS:
-            mb_row = cases[f"{size}KB {name} 8"]["mb"] / cases[f"{size}KB {name} 8"]["rows"]
-            for workers in (4, 8):
-                case = f"{size}KB {name} {workers}"
-                costs = costs_of(driver, measured["round_trip_s"], cases[case]["pass_ms"])
-                got = modelled(name, workers, 0.02, batches, costs, mb_row, lengths)["efficiency"]
-                out["validation"][case] = {
-                    "model": got,
-                    "measured": cases[case]["efficiency"],
-                    "model_over_measured": got / cases[case]["efficiency"],
-                }
-            # On a device of one's own a pass costs the host what it costs one worker here, not eight on two cores.
-            least = min(figures["pass_ms"] for case, figures in cases.items() if case.startswith(f"{size}KB {name}"))
-            costs = costs_of(driver, measured["round_trip_s"], least)
-            for step, workers in itertools.product((0.02, 0.05), (16, 32, 128)):
-                got = modelled(name, workers, step, batches, costs, mb_row, lengths)
-                out["prediction"][f"{size}KB {name} {workers} workers {1e3 * step:.0f} ms"] = got
-    return out
-
-
-def costs_of(driver: dict[str, float], rtt: float, pass_ms: float) -> Costs:
-    """The model's costs from measured ones."""
-    overhead = max(0.0, pass_ms / 1e3 - 0.02)
-    return Costs(driver["s_per_bundle"], driver["s_per_row"], driver["s_per_mb"], rtt / 2, overhead)
-
-
-# ------------------------------------------------------------------------------------------------------- parts b, gpu
+# parts b, gpu
 
 
 def part_b(args: Args) -> dict[str, Any]:
@@ -611,7 +300,7 @@ def ratio_of(pairs: list[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- output
+# output
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -666,7 +355,7 @@ def main() -> None:
         if name == "model":
             if "a" not in found:
                 raise SystemExit(f"part model needs part a: {args.out} holds none")
-            found[name] = part_model(args, found["a"])
+            found[name] = predicted(found["a"])
         else:
             found[name] = {"a": part_a, "b": part_b, "gpu": part_gpu}[name](args)
         args.out.parent.mkdir(parents=True, exist_ok=True)

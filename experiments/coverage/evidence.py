@@ -15,16 +15,17 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import treesearch as ts
 from experiments.coverage.beds import BEDS, DESIGN, Bed
-from experiments.shared.evidence import Cells, Row, command_line
+from experiments.shared import sweep
+from experiments.shared.cells import Cells, Row
+from experiments.shared.sweep import Sweep, command_line
 from treesearch.backends.guidance import DAS, TDS, TrustRegion
 from treesearch.methods.claims import Z95, Standing
 from treesearch.report.tables import markdown_table
@@ -107,6 +108,16 @@ METHODS: dict[str, Entry] = {
 }
 
 
+@dataclass(frozen=True)
+class Job(sweep.Job):
+    """A cell to run."""
+
+    bed: str
+    method: str
+    samples: int
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Fill every cell that is not there; run again to go on."""
@@ -125,23 +136,23 @@ class Run:
     """one row a cell"""
 
     def run(self) -> int:
-        cells, made = Cells(self.out, KEY), cache(lambda name: BEDS[name]())
-        for (samples, searches), name in product(zip(self.samples, self.searches, strict=True), self.beds):
-            for method in self._methods(made(name), samples):
-                row: Row = {"bed": name, "method": method, "samples": samples, "seed": self.seed}
-                if row in cells:
-                    continue
-                cells.add(row | cell(made(name), METHODS[method], samples, searches, noise_of(row)))
-                print(line(cells.rows[-1]), flush=True)
+        made = cache(lambda name: BEDS[name]())
+
+        def run(job: Job) -> Row:
+            found = cell(made(job.bed), METHODS[job.method], job.samples, searches[job.samples], noise_of(job.row))
+            return job.row | found
+
+        searches = dict(zip(self.samples, self.searches, strict=True))
+        jobs = ((samples, name, method) for samples in self.samples for name in self.beds for method in self.methods)
+        every = Sweep(Cells(self.out, KEY), run, said)
+        every.fill(Job(name, m, n, self.seed) for n, name, m in jobs if self._able(made(name), m, n))
         return 0
 
-    def _methods(self, bed: Bed, samples: int) -> Iterator[str]:
-        """Those that the bed allows."""
-        for name in self.methods:
-            entry = METHODS[name]
-            able = (bed.gradient or not entry.gradient) and (name != "rejection" or bed.r_max is not None)
-            if able and (entry.large or samples == min(self.samples)):
-                yield name
+    def _able(self, bed: Bed, method: str, samples: int) -> bool:
+        """Whether the bed allows the method, and it is tried with so many samples."""
+        entry = METHODS[method]
+        able = (bed.gradient or not entry.gradient) and (method != "rejection" or bed.r_max is not None)
+        return able and (entry.large or samples == min(self.samples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +235,10 @@ def table(rows: Sequence[Row]) -> str:
     return markdown_table(lines, ("method, samples", "intervals", "all hold", "ok ones hold", "good ones called ok"))
 
 
-def line(row: Row) -> str:
+def said(row: Row) -> str:
     """What a cell says."""
     n, every, worth, called = summary([row])
-    return f"{row['bed']}, {row['method']}, {row['samples']}: {n} intervals, {every} hold; ok: {worth}, {called} called"
+    return f"{n} intervals, {every} hold; ok: {worth}, {called} called"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

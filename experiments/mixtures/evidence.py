@@ -34,9 +34,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,22 +48,15 @@ from torch import Tensor
 import treesearch as ts
 from experiments.mixtures import report as mixtures_report
 from experiments.mixtures.beds import BEDS, Bed, chain
+from experiments.shared import sweep
 from experiments.shared.baselines import Setup
-from experiments.shared.evidence import (
-    Cells,
-    Reference,
-    Row,
-    check_seeds,
-    command_line,
-    locked,
-    total_variation,
-    where_it_ran,
-)
-from experiments.shared.grids import How, baseline, chosen, entries, pick, schedules
+from experiments.shared.cells import Cells, Row, locked, where_it_ran
+from experiments.shared.distances import Reference, total_variation
+from experiments.shared.grids import How, baseline, check_names, chosen, entries, schedules
+from experiments.shared.sweep import FAILURES, Sweep, check_seeds, command_line, tuned
 from treesearch.backends.exact.gaussian import GaussianMixture
 from treesearch.backends.guidance import TrustRegion
 from treesearch.cli.arguments import count
-from treesearch.errors import TreeSearchError
 from treesearch.results.result import SearchResult
 from treesearch.rewards.analytic import constant
 
@@ -196,7 +189,7 @@ METHODS = entries(sampler, dts, {"tree_sampling": tree_sampling, "tree_sampling_
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(sweep.Job):
     """A cell to run."""
 
     kind: str
@@ -205,11 +198,6 @@ class Job:
     settings: How
     budget: int
     seed: int
-
-    @property
-    def row(self) -> Row:
-        """Its identity."""
-        return {name: getattr(self, name) for name in KEY}
 
 
 def cell(job: Job, bed: Bed, target: Target, batch_size: int) -> Row:
@@ -220,7 +208,7 @@ def cell(job: Job, bed: Bed, target: Target, batch_size: int) -> Row:
     try:
         result = ts.search(setup.kernel, bed.reward, setup.method, budget=budget, seed=job.seed, batch_size=batch_size)
         found = grade(result, setup.weighted, bed, target, job.seed)
-    except (TreeSearchError, ArithmeticError, ValueError) as error:
+    except FAILURES as error:
         found = {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
     return job.row | found | where_it_ran()
 
@@ -251,13 +239,13 @@ def grade(result: SearchResult, weighted: bool, bed: Bed, target: Target, seed: 
 
 
 def choose(bed: str, method: str, cells: Cells, budget: int) -> Row:
-    """The settings of lowest mean MMD² among those of the grid that never failed, as a row."""
+    """The settings of lowest mean MMD² among those of the grid that never failed."""
     scores = []
     for how in METHODS[method].grid:
         rows = cells.where(kind="tuning", bed=bed, method=method, settings=how, budget=budget)
         found = [row["mmd2"] for row in rows if row.get("mmd2") is not None]
         scores.append(float(np.mean(found)) if found and len(found) == len(rows) else None)
-    return {"kind": "choice", "bed": bed, "method": method} | chosen(METHODS[method].grid, scores)
+    return chosen(METHODS[method].grid, scores)
 
 
 def methods_of(bed: Bed, names: Sequence[str]) -> tuple[str, ...]:
@@ -267,21 +255,20 @@ def methods_of(bed: Bed, names: Sequence[str]) -> tuple[str, ...]:
 
 def tuning(bed: Bed, names: Sequence[str], seeds: Sequence[int], budget: int) -> Iterator[Job]:
     """Every setting of methods that have a choice."""
-    for method in methods_of(bed, names):
-        grid = METHODS[method].grid
-        for how, seed in product(grid if len(grid) > 1 else (), seeds):
-            yield Job("tuning", bed.name, method, how, budget, seed)
+    for (method, how), seed in product(tuned(methods_of(bed, names), METHODS), seeds):
+        yield Job("tuning", bed.name, method, how, budget, seed)
 
 
-def measured(
-    beds: Sequence[Bed], names: Sequence[str], budgets: Sequence[int], seeds: Sequence[int], cells: Cells
-) -> Iterator[Job]:
-    """Chosen settings and published ones, small budgets first."""
+Choices = dict[tuple[str, str], Row]
+
+
+def measured(choices: Choices, budgets: Sequence[int], seeds: Sequence[int]) -> Iterator[Job]:
+    """Chosen settings and published ones of every bed and method, small budgets first."""
+    beds = dict.fromkeys(bed for bed, _ in choices)
     for budget, bed in product(budgets, beds):
-        for method, seed in product(methods_of(bed, names), seeds):
-            choice = cells.where(kind="choice", bed=bed.name, method=method)[0]
+        for (method, choice), seed in product([(m, c) for (b, m), c in choices.items() if b == bed], seeds):
             for how in (choice["picked"], choice["published"])[: 1 + (choice["picked"] != choice["published"])]:
-                yield Job("cell", bed.name, method, how, budget, seed)
+                yield Job("cell", bed, method, how, budget, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,38 +299,32 @@ class Run:
     def run(self) -> int:
         budgets = sorted({n for text in self.nfe if (n := count(text)) is not None})
         check_seeds(self.seeds, self.tuning_seeds)
-        beds = [pick("bed", name, BEDS)() for name in self.beds]
-        for name in self.methods:
-            pick("method", name, METHODS)
+        check_names("bed", self.beds, BEDS)
+        check_names("method", self.methods, METHODS)
+        beds = {name: BEDS[name]() for name in self.beds}
         with locked(self.work):
             cells = Cells(self.out, KEY)
-            targets = cache(lambda bed: target_of(bed, cells, self.work, self.pool_scale))
-            self._tune(beds, cells, targets)
-            self._fill(list(measured(beds, self.methods, budgets, self.seeds, cells)), beds, cells, targets)
+
+            @cache
+            def target(name: str) -> Target:
+                return target_of(beds[name], cells, self.work, self.pool_scale)
+
+            def run(job: Job) -> Row:
+                return cell(job, beds[job.bed], target(job.bed), self.batch_size)
+
+            every = Sweep(cells, run, lambda row: f"MMD² {row['mmd2']:.5f}")
+            every.fill(measured(self._tuned(every, list(beds.values())), budgets, self.seeds))
         return 0
 
-    def _tune(self, beds: Sequence[Bed], cells: Cells, targets: Callable[[Bed], Target]) -> None:
-        budget = count(self.tuning_nfe) or 0
-        jobs = [job for bed in beds for job in tuning(bed, self.methods, self.tuning_seeds, budget)]
-        self._fill(jobs, beds, cells, targets)
+    def _tuned(self, every: Sweep[Job], beds: Sequence[Bed]) -> Choices:
+        """What was chosen, by bed and method."""
+        budget, found = count(self.tuning_nfe) or 0, {}
+        every.fill(job for bed in beds for job in tuning(bed, self.methods, self.tuning_seeds, budget))
         for bed in beds:
-            for method in methods_of(bed, self.methods):
-                if not cells.where(kind="choice", bed=bed.name, method=method):
-                    cells.add(choose(bed.name, method, cells, budget))
-
-    def _fill(self, jobs: Sequence[Job], beds: Sequence[Bed], cells: Cells, targets: Callable[[Bed], Target]) -> None:
-        known = {bed.name: bed for bed in beds}
-        for i, job in enumerate(jobs):
-            if job.row in cells:
-                continue
-            row = cell(job, known[job.bed], targets(known[job.bed]), self.batch_size)
-            cells.add(row)
-            said = row.get("error") or f"MMD² {row['mmd2']:.5f}"
-            print(
-                f"{i + 1}/{len(jobs)} {job.kind} {job.bed} {job.method} {job.settings} {job.budget} {job.seed}: {said}"
-                f", {row['seconds']:.1f} s",
-                flush=True,
-            )
+            for name in methods_of(bed, self.methods):
+                choose_here = partial(choose, bed.name, name, every.cells, budget)
+                found[bed.name, name] = every.choice({"bed": bed.name, "method": name}, choose_here)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 from experiments.shared import evidence_duels as duels
 from experiments.shared import evidence_figures as figures
 from experiments.shared import evidence_report as shared
-from experiments.shared.evidence import NOT_RUN, Row
+from experiments.shared.cells import Row
 from experiments.shared.evidence_report import Found, gather
+from experiments.shared.tables import NOT_RUN
 from treesearch.core.tree import Tree
 from treesearch.report.tables import DASH, markdown_table
 

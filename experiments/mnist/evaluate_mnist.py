@@ -30,6 +30,7 @@ from torch import Tensor
 
 from experiments.mnist.judge import grade
 from experiments.mnist.train_classifiers import blur, load_split
+from experiments.shared.distances import biased_mmd2
 from treesearch.backends.models.mnist import load_network, mnist_kernel, to_images
 from treesearch.rewards.images.classifier import load_classifier
 
@@ -64,17 +65,6 @@ def sample(num_steps: int, n: int, seed: int, batch_size: int = 100) -> Tensor:
     return torch.cat(images)
 
 
-def gram_mean(x: Tensor, y: Tensor, bandwidth: float) -> float:
-    """Mean of the Gaussian kernel over all pairs."""
-    return torch.exp(-0.5 * (torch.cdist(x, y) / bandwidth) ** 2).mean().item()
-
-
-def mmd2(x: Tensor, y: Tensor, bandwidth: float) -> float:
-    """Biased MMD^2 (V-statistic) of two feature sets."""
-    within = gram_mean(x, x, bandwidth) + gram_mean(y, y, bandwidth)
-    return within - 2 * gram_mean(x, y, bandwidth)
-
-
 def nearest(images: Tensor, train: Tensor) -> float:
     """Median distance to the nearest training image; far below that of test images: copies."""
     rows = [torch.cdist(x, train).amin(dim=1) for x in images.flatten(1).split(200)]
@@ -102,7 +92,7 @@ def quality(args: Args) -> tuple[dict[str, Any], dict[int, Tensor]]:
     noise = to_images(torch.randn(real.shape, generator=rng))
     features = {"test": grade(real)[1], "train": grade(held)[1]}
     bandwidth = torch.cdist(features["test"], features["train"]).median().item()
-    reference = mmd2(features["train"], features["test"], bandwidth)
+    reference = biased_mmd2(features["train"], features["test"], bandwidth)
     figures: dict[str, Any] = {
         "seed": args.seed,
         "mmd2_kernel": {"name": "gaussian, biased V-statistic", "bandwidth": bandwidth},
@@ -113,7 +103,7 @@ def quality(args: Args) -> tuple[dict[str, Any], dict[int, Tensor]]:
     sheets = {}
     for steps in (25, 50):
         sheets[steps] = images = sample(steps, args.samples, args.seed)
-        distance = mmd2(grade(images)[1], features["test"], bandwidth)
+        distance = biased_mmd2(grade(images)[1], features["test"], bandwidth)
         figures[f"samples_{steps}_steps"] = grades(images) | {
             "mmd2_to_test": distance,
             "mmd2_over_train": distance / reference,

@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.mnist.targets import T
 from experiments.shared import evidence_duels as duels
 from experiments.shared import evidence_figures as drawn
 from experiments.shared import evidence_report as shared
+from experiments.shared.cells import Row
 from experiments.shared.curves import FEW_SEEDS, Compared, Curve, area, compare, grid, value_at
-from experiments.shared.evidence import NOT_RUN, Row, mean_se, table
 from experiments.shared.evidence_report import COSTS, Found, gather
+from experiments.shared.stats import mean_se
+from experiments.shared.tables import NOT_RUN, table
 from treesearch.report.tables import markdown_table
 
-T = 50
 OWN = ("tree_sampling", "tree_sampling_guided")
 SEEDS = 3  # of a line that is complete
 BASE = "best_of_n"

@@ -9,9 +9,7 @@ python -m experiments.mnist.train_classifiers --data mnist.npz
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments.mnist.judge import Judge
+from experiments.shared import training
 from experiments.shared.arrays import read_npz
+from experiments.shared.training import Plan
 from treesearch.rewards.images.classifier import DigitClassifier
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -126,33 +126,41 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return sum(right) / len(images)
 
 
+def losses(
+    network: nn.Module, data: tuple[Tensor, Tensor], augment: Augment, steps: int, size: int, rng: torch.Generator
+) -> Iterator[Tensor]:
+    """One pass over the data."""
+    images, labels = data
+    network.train()
+    order = torch.randperm(len(images), generator=rng)
+    for rows in order[: steps * size].split(size):
+        x, y = augment(images[rows].float() / 255, F.one_hot(labels[rows], 10).float(), rng)
+        yield F.cross_entropy(network(x), y)
+
+
 def fit(network: nn.Module, augment: Augment, epochs: int, seed: int, args: Args) -> None:
     """AdamW, linear warm-up and a half cosine to zero; prints one line per epoch."""
-    images, labels = load_split(args.data, "train", args.limit)
-    test = load_split(args.data, "test", args.limit)
-    rng = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=0.02)
-    total = epochs * (len(images) // args.batch_size)
-    ramp = min(200, total // 5 + 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min(1, (i + 1) / ramp) * 0.5 * (1 + math.cos(math.pi * i / total))
+    data, test = (load_split(args.data, split, args.limit) for split in ("train", "test"))
+    rng, steps = torch.Generator().manual_seed(seed), len(data[0]) // args.batch_size
+    plan = Plan(
+        epochs=epochs,
+        steps=steps,
+        lr=args.lr,
+        warmup=min(200, epochs * steps // 5 + 1),
+        cooldown=1.0,
+        weight_decay=0.02,
+        betas=(0.9, 0.999),
+        ema=None,
+        clip=None,
     )
-    for epoch in range(1, epochs + 1):
-        start, losses = time.monotonic(), []
-        network.train()
-        order = torch.randperm(len(images), generator=rng)
-        for rows in order[: total // epochs * args.batch_size].split(args.batch_size):
-            y = F.one_hot(labels[rows], 10).float()
-            x, y = augment(images[rows].float() / 255, y, rng)
-            loss = F.cross_entropy(network(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        mean, seconds = sum(losses) / len(losses), time.monotonic() - start
-        line = f"epoch {epoch}/{epochs} loss {mean:.4f} test accuracy {accuracy(network, *test):.4f}"
+    state = training.begin(network, plan)
+
+    def after(loss: float, seconds: float) -> None:
+        line = f"epoch {state.epoch}/{epochs} loss {loss:.4f} test accuracy {accuracy(network, *test):.4f}"
         print(f"{line} ({seconds:.0f} s)", flush=True)
+
+    each = (network, data, augment, steps, args.batch_size, rng)
+    training.train(state, plan, lambda _: losses(*each), None, after)
 
 
 def train(build: type[nn.Module], augment: Augment, epochs: int, seed: int, args: Args) -> nn.Module:

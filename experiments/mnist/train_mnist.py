@@ -13,12 +13,9 @@ depend on (seed, e) only, so a resumed run repeats an uninterrupted one.
 
 from __future__ import annotations
 
-import copy
-import csv
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments.shared.arrays import read_npz
+from experiments.shared.training import Plan, append_row, create, stratified, train
 from treesearch.backends.models.mnist import TRAIN_STEPS, build_network, cosine_alphas_cumprod
 
 FIELDS = ["epoch", "step", "lr", "train_v_mse", "test_v_mse_ema", "images_per_s", "seconds"]
@@ -59,34 +57,15 @@ class Args:
     seed: int = 0
 
 
-@dataclass
-class State:
-    """Everything that a checkpoint holds."""
-
-    network: nn.Module
-    ema: nn.Module
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    step: int = 0
-
-
 def load_images(path: Path, split: str, limit: int | None = None) -> Tensor:
     """Images as a uint8 tensor (n, 1, 28, 28)."""
     return torch.from_numpy(read_npz(path, [f"{split}_x"])[f"{split}_x"][:limit]).unsqueeze(1)
 
 
-def learning_rate(step: int, total: int, args: Args) -> float:
-    """Linear warm-up, flat, then a half cosine to zero over the last `cooldown` of the run."""
-    start = total * (1 - args.cooldown)
-    fall = min(max((step - start) / max(total - start, 1), 0.0), 1.0)
-    return args.lr * min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * fall))
-
-
 def noised(x0: Tensor, alpha_bar: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """x_k, the timestep index and the target v, with k stratified over the batch."""
     n = len(x0)
-    u = (torch.arange(n) + torch.rand(n, generator=rng)) / n
-    index = (u * TRAIN_STEPS).long().clamp_(max=TRAIN_STEPS - 1)
+    index = stratified(n, TRAIN_STEPS, rng)
     a = alpha_bar[index].sqrt().float().view(-1, 1, 1, 1)
     s = (1 - alpha_bar[index]).sqrt().float().view(-1, 1, 1, 1)
     eps = torch.randn(x0.shape, generator=rng)
@@ -101,14 +80,6 @@ def batches(images: Tensor, size: int, rng: torch.Generator) -> Iterator[Tensor]
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, step: int, limit: float) -> None:
-    """ema <- d ema + (1 - d) network, d = min(limit, (1 + step) / (10 + step))."""
-    decay = min(limit, (1 + step) / (10 + step))
-    pairs = list(ema.parameters()), list(network.parameters())
-    torch._foreach_lerp_(*pairs, 1 - decay)
-
-
-@torch.no_grad()
 def test_loss(ema: nn.Module, images: Tensor, seed: int) -> float:
     """v-MSE of the EMA weights on test images, the same draws every time."""
     rng = torch.Generator().manual_seed(seed)
@@ -120,59 +91,26 @@ def test_loss(ema: nn.Module, images: Tensor, seed: int) -> float:
     return sum(losses) / len(losses)
 
 
-def train_epoch(state: State, images: Tensor, args: Args) -> tuple[float, float]:
-    """One pass over the data; returns the mean loss and the last learning rate."""
-    rng = torch.Generator().manual_seed(1_000_003 * args.seed + state.epoch)
+def losses(network: nn.Module, images: Tensor, args: Args, epoch: int) -> Iterator[Tensor]:
+    """One pass over the data."""
+    rng = torch.Generator().manual_seed(1_000_003 * args.seed + epoch)
     alpha_bar = cosine_alphas_cumprod()
-    total = args.epochs * (len(images) // args.batch_size)
-    losses, lr = [], 0.0
     for x0 in batches(images, args.batch_size, rng):
-        lr = learning_rate(state.step, total, args)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
         x, index, v = noised(x0, alpha_bar, rng)
-        loss = F.mse_loss(state.network(x, index), v)
-        state.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
-        state.optimizer.step()
-        update_ema(state.ema, state.network, state.step, args.ema)
-        state.step += 1
-        losses.append(loss.item())
-    state.epoch += 1
-    return sum(losses) / len(losses), lr
+        yield F.mse_loss(network(x, index), v)
 
 
-def create(args: Args) -> State:
-    """A fresh state, or the one saved in `args.out`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(args.seed)
-        network = build_network()
-    ema = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
-    state = State(network, ema, optimizer)
-    path = args.out / "last.pt"
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        network.load_state_dict(saved["network"])
-        ema.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["optimizer"])
-        state.epoch, state.step = saved["epoch"], saved["step"]
-    return state
-
-
-def save(state: State, args: Args) -> None:
-    """Write the checkpoint so that a crash leaves the old or the new one, never a part."""
-    path = args.out / "last.pt"
-    saved = {
-        "network": state.network.state_dict(),
-        "ema": state.ema.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "epoch": state.epoch,
-        "step": state.step,
-    }
-    torch.save(saved, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+def plan_of(args: Args, images: int) -> Plan:
+    """How weights move, over so many images an epoch."""
+    return Plan(
+        epochs=args.epochs,
+        steps=images // args.batch_size,
+        lr=args.lr,
+        warmup=args.warmup,
+        cooldown=args.cooldown,
+        weight_decay=args.weight_decay,
+        ema=args.ema,
+    )
 
 
 def export(ema: nn.Module, path: Path) -> None:
@@ -184,36 +122,23 @@ def export(ema: nn.Module, path: Path) -> None:
     part.replace(path)
 
 
-def append_row(path: Path, row: dict[str, float]) -> None:
-    """Add one epoch to the curve, and the header when the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-
-
 def main(args: Args) -> None:
     """Train until `args.epochs` epochs are done."""
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    train = load_images(args.data, "train", args.limit)
+    images = load_images(args.data, "train", args.limit)
     test = load_images(args.data, "test", 2000 if args.limit is None else args.limit)
-    state = create(args)
-    while state.epoch < args.epochs:
-        start = time.monotonic()
-        loss, lr = train_epoch(state, train, args)
-        seconds = time.monotonic() - start
-        save(state, args)
+    plan = plan_of(args, len(images))
+    state = create(build_network, plan, args.seed, args.out)
+
+    def after(loss: float, seconds: float) -> None:
         if state.epoch % args.export_every == 0 or state.epoch == args.epochs:
             export(state.ema, args.weights)
-        values = (state.epoch, state.step, lr, loss, test_loss(state.ema, test, args.seed + 1))
-        rate = len(train) // args.batch_size * args.batch_size / seconds
-        row = dict(zip(FIELDS, (*values, rate, seconds), strict=True))
-        append_row(args.curve, row)
-        print(row, flush=True)
+        lr, rate = plan.learning_rate(state.step - 1), plan.steps * args.batch_size / seconds
+        values = (state.epoch, state.step, lr, loss, test_loss(state.ema, test, args.seed + 1), rate, seconds)
+        append_row(args.curve, dict(zip(FIELDS, values, strict=True)))
+
+    train(state, plan, partial(losses, state.network, images, args), args.out, after)
 
 
 if __name__ == "__main__":

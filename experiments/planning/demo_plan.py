@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import treesearch as ts
-from experiments.planning.evidence import METHODS, NARROW, Bed, Task, bed_of, play
+from experiments.planning.episodes import play
+from experiments.planning.methods import METHODS, NARROW, Bed, Task, bed_of
 from experiments.planning.pointmaze import Field, Pair, held_out_pairs
 from treesearch.planning.planner import Planner
 from treesearch.report import trees

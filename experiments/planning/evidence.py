@@ -22,181 +22,38 @@ those of the same ordered pair of cells go together. Rewards, by name:
     plan        `maze_plan`: does it look sound? Rows in walls, dynamics error, goal missed
 
 Best-of-N by Q ranks by a critic learnt from the data in hindsight instead (`experiments.planning.plan_critic`).
-
-Sources: Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), algorithm 1, the guided
-rule; Monte Carlo Tree Diffusion for System 2 Planning (Yoon et al., 2025), guidance scales as actions.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
-import treesearch as ts
 from experiments.planning import report as planning_report
-from experiments.planning.plan_critic import critic_reward
-from experiments.planning.pointmaze import Acting, Field, Pair, held_out_pairs
-from experiments.shared.evidence import Cells, Row, check_seeds, command_line, locked, where_it_ran
-from experiments.shared.grids import How, pick
-from treesearch.backends.guidance.diffuser import Diffuser
-from treesearch.backends.models.trajectory import maze_kernel, trajectory_kernel
-from treesearch.backends.wrappers.scales import GuidanceScales
-from treesearch.errors import TreeSearchError
-from treesearch.methods.base import spaced_levels
-from treesearch.planning.planner import Planner
-from treesearch.rewards.base import Reward
-from treesearch.rewards.channels import Channels
-from treesearch.rewards.trajectories.execution import maze_execution
-from treesearch.rewards.trajectories.maze import Maze, maze_plan
+from experiments.planning.episodes import base_rates, play
+from experiments.planning.methods import METHODS, Bed, Task, bed_of
+from experiments.planning.pointmaze import Pair, held_out_pairs
+from experiments.shared import sweep
+from experiments.shared.cells import Cells, Row, locked, where_it_ran
+from experiments.shared.grids import How, check_names, first_best
+from experiments.shared.sweep import FAILURES, Sweep, check_seeds, command_line, tuned
+from treesearch.rewards.trajectories.maze import Maze
 
 CHOICE_SEED = 7_000_000  # pairs, and the base sampler's plans for them
-TRIALS = 10
 LOW, HIGH = 0.2, 0.6  # of the base sampler, over all pairs
-NARROW: How = {"widening_c": 1.0, "widening_alpha": 0.5}
-DYNAMICS = 3.0  # weight of the dynamics error in `maze_plan`
-ARRIVES = 0.0  # `maze_execution` of a plan that arrives
-REACH = 0.35  # at which `maze_execution` counts a goal as reached: a margin for what its model of the maze gets wrong
-SCALES = (0.0, 0.5, 1.0, 2.0)
 TUNED_AT = 16
 KEY = ("kind", "maze", "horizon", "by", "split", "method", "settings", "rollouts", "warm", "seed")
-FAILURES = (TreeSearchError, ArithmeticError, ValueError)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is asked of the planners.
-
-    Args:
-        maze: its name.
-        horizon: rows of a plan; None for the longest that the model was trained with.
-        reward: "execution" (does it arrive in a model of the maze?) or "plan" (does it look sound?).
-    """
-
-    maze: str
-    horizon: int | None
-    reward: str
-
-    @property
-    def row(self) -> Row:
-        """Its identity."""
-        return {"maze": self.maze, "horizon": self.horizon, "by": self.reward}
-
-
-class Bed(NamedTuple):
-    """A maze with its model."""
-
-    maze: str
-    kernel: Any
-    reward: Reward
-    control: Acting
-
-
-class Setup(NamedTuple):
-    """What plans."""
-
-    kernel: Any
-    reward: Reward
-    method: Any
-
-
-Make = Callable[..., Setup]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method: a bed and settings -> what plans, and at most four settings."""
-
-    make: Make
-    grid: tuple[How, ...] = ({},)
-    budgets: tuple[int, ...] | None = None  # in rollouts; None for all
-
-
-# methods
-
-
-def plain(method: Callable[..., Any], bed: Bed, **how: Any) -> Setup:
-    """A method of treesearch on the bare chain."""
-    return Setup(bed.kernel, bed.reward, method(**how))
-
-
-def value_guided(bed: Bed, **how: Any) -> Setup:
-    """Diffuser's rule; the best of as many guided samples as the budget allows."""
-    return Setup(Diffuser(bed.kernel, bed.reward, **how), bed.reward, ts.BestOfN())
-
-
-def over_scales(bed: Bed, scale: float) -> Setup:
-    """UCT over guidance scales: multiples of Diffuser's rule, drawn anew where the tree branches."""
-    levels = spaced_levels(bed.kernel.num_steps, 5, top=True)
-    kernel = GuidanceScales(
-        Diffuser(bed.kernel, bed.reward, scale=scale), SCALES, tuple(t for t in levels if t < bed.kernel.num_steps)
-    )
-    return Setup(kernel, bed.reward, ts.DiffusionTreeSearch(**NARROW, branch_at=levels, wave=1))
-
-
-def by_critic(bed: Bed, **how: Any) -> Setup:
-    """Best-of-N by Q."""
-    return Setup(bed.kernel, critic_reward(bed.maze, bed.kernel.channels, bed.control.stride, **how), ts.BestOfN())
-
-
-GUIDES: tuple[How, ...] = ({"scale": 0.01}, {"scale": 0.1}, {"scale": 1.0}, {"scale": 10.0})
-METHODS: dict[str, Entry] = {
-    "base": Entry(partial(plain, partial(ts.BestOfN, n=1)), budgets=(1,)),
-    "best_of_n": Entry(partial(plain, ts.BestOfN)),
-    "fk": Entry(
-        partial(plain, ts.FeynmanKac), ({"lam": 3.0}, {"lam": 10.0}, {"lam": 30.0}, {"lam": 10.0, "potential": "max"})
-    ),
-    "dts_star": Entry(
-        partial(plain, partial(ts.DiffusionTreeSearch, wave=1)),
-        (NARROW, NARROW | {"c_uct": 0.3}, NARROW | {"backup": "max"}, NARROW | {"branch_at": [8, 6, 4, 2]}),
-    ),
-    "tree_search": Entry(partial(plain, partial(ts.TreeSearch, wave=1))),
-    "diffuser": Entry(value_guided, GUIDES, budgets=(4, 16)),
-    "guidance_scales": Entry(over_scales, GUIDES, budgets=(4, 16)),
-    "critic": Entry(by_critic, ({"row": None}, {"row": 0}), budgets=(4, 16)),
-}
-
-
-# beds and pairs
-
-
-@cache
-def bed_of(task: Task, num_steps: int, weights: Path | None = None, device: str = "cpu") -> Bed:
-    """A maze with its model, shipped or from a file, read once."""
-    make = maze_kernel if weights is None else trajectory_kernel
-    kernel = make(weights or task.maze, num_steps, horizon=task.horizon, device=device)  # type: ignore[operator]
-    if kernel.card is None:
-        raise ValueError("the model has no card: expected one that experiments/planning/train_trajectory.py wrote")
-    stride = kernel.card.stride
-    return Bed(task.maze, kernel, reward_of(task, kernel.channels, stride), Acting(stride=stride))
-
-
-def reward_of(task: Task, channels: Channels, stride: int) -> Reward:
-    """The reward of a task."""
-    if task.reward == "plan":
-        return maze_plan(task.maze, channels, stride=stride, dynamics=DYNAMICS)
-    if task.reward == "execution":
-        return maze_execution(task.maze, channels, stride=stride, by="actions", radius=REACH)
-    raise ValueError(f"unknown reward {task.reward!r}: choose execution or plan")
-
-
-def base_rates(bed: Bed, pairs: Sequence[Pair], seed: int, batch_size: int) -> list[float]:
-    """Share of the base sampler's plans that arrive, by pair."""
-    prompts = [{"start": [*pair.start, 0.0, 0.0], "goal": list(pair.goal)} for pair in pairs]
-    found = ts.search(bed.kernel, bed.reward, ts.BestOfN(n=TRIALS), prompts=prompts, seed=seed, batch_size=batch_size)
-    starts, goals = (np.repeat([pair[i] for pair in pairs], TRIALS, 0) for i in range(2))
-    field = Field(bed.maze, starts, goals, bed.control)
-    field.run(torch.cat([task.samples for task in found.tasks]).cpu().numpy())
-    return field.outcome().success.reshape(-1, TRIALS).mean(1).tolist()
+# pairs
 
 
 def choose_pairs(task: Task, bed: Bed, run: Run) -> Row:
@@ -235,7 +92,7 @@ def route_of(maze: str, pair: Pair) -> str:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(sweep.Job):
     """A cell to run."""
 
     kind: str  # whole or receding
@@ -251,65 +108,6 @@ class Job:
     def row(self) -> Row:
         """Its identity."""
         return self.task.row | {name: getattr(self, name) for name in KEY if name not in self.task.row}
-
-
-class Episodes(NamedTuple):
-    """What became of n environments, and the decisions of their planner."""
-
-    field: Field
-    planner: Planner
-    rewards: np.ndarray  # (n,) of the first decision's plans
-
-
-def play(
-    bed: Bed,
-    setup: Setup,
-    pairs: Sequence[Sequence[Any]],
-    *,
-    rollouts: int,
-    seed: int,
-    steps: int | None = None,
-    decisions: int = 1,
-    warm: bool = False,
-    batch_size: int = 64,
-    watch: Callable[[Field, Planner], None] | None = None,
-) -> Episodes:
-    """Plan and execute from start to goal.
-
-    Args:
-        pairs: (start, goal, ...) each.
-        rollouts: budget of a decision for one environment.
-        steps: rows executed before the next decision; None for the whole plan.
-        decisions: at most so many.
-        watch: called after each decision, before it is executed.
-    """
-    starts, goals = (np.array([pair[i] for pair in pairs], float) for i in range(2))
-    field = Field(bed.maze, starts, goals, bed.control)
-    rows = bed.kernel.horizon - 1 if steps is None else steps
-    budget = ts.Budget(nfe=rollouts * bed.kernel.num_steps)
-    planner = Planner(
-        setup.kernel,
-        setup.reward,
-        setup.method,
-        budget=budget,
-        steps=rows,
-        warm_start=warm,
-        enough=ARRIVES,  # of a plan that is started from, or executed again
-        done=ARRIVES,
-        patience=decisions + 1,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    for _ in range(decisions):
-        active = ~field.reached
-        if not active.any():
-            break
-        planner.act_many(field.observations, goals, active.tolist())
-        if watch is not None:
-            watch(field, planner)
-        field.run(planner.decision.plans.numpy(), rows)
-    first = planner.decisions[0].rewards.numpy() if planner.decisions else np.full(len(pairs), math.nan)
-    return Episodes(field, planner, first)
 
 
 def played(job: Job, pairs: Sequence[Sequence[Any]], run: Run) -> Row:
@@ -345,15 +143,15 @@ def score(row: Row) -> tuple[float, float] | None:
 
 
 def chosen(task: Task, method: str, cells: Cells, run: Run) -> Row:
-    """The settings of the highest score on the tuning pairs, as a row."""
+    """The settings of the highest score on the tuning pairs, the first of equals."""
     scores: list[list[float] | None] = []
     for how in METHODS[method].grid:
         rows = cells.where(kind="whole", split="tune", method=method, settings=how, **task.row)
         known = [found for row in rows if row["seed"] in run.tuning_seeds and (found := score(row)) is not None]
         scores.append(np.mean(known, 0).tolist() if known else None)
-    best = max(range(len(scores)), key=lambda i: (scores[i] is not None, scores[i] or [], -i))
-    grid = [{"settings": how, "score": found} for how, found in zip(METHODS[method].grid, scores, strict=True)]
-    return {"kind": "choice", **task.row, "method": method, "picked": METHODS[method].grid[best], "grid": grid}
+    grid = METHODS[method].grid
+    each = [{"settings": how, "score": found} for how, found in zip(grid, scores, strict=True)]
+    return {"picked": grid[first_best(scores, max)], "grid": each}
 
 
 # the command
@@ -405,8 +203,7 @@ class Run:
         check_seeds(self.seeds, self.tuning_seeds)
         if self.weights is not None and len(self.maze) != 1:
             raise ValueError(f"weights are for one maze, got {', '.join(self.maze)}")
-        for name in (*self.methods, *self.receding):
-            pick("method", name, METHODS)
+        check_names("method", (*self.methods, *self.receding), METHODS)
         with locked(self.out.parent / f".{self.out.stem}"):
             cells = Cells(self.out, KEY)
             for maze in self.maze:
@@ -430,39 +227,28 @@ class Run:
         if found["asked"] != self.asked:
             raise ValueError(f"{self.out} has rows of {found['asked']}, not {self.asked}: name another file with --out")
         print(f"{task}: {len(found['test'])} pairs, {len(found['tune'])} for tuning", flush=True)
-        for job in self._tuning(task):
-            self._fill(job, found, cells)
-        for method in self.methods:
-            if len(METHODS[method].grid) > 1 and not cells.where(kind="choice", method=method, **task.row):
-                cells.add(chosen(task, method, cells, self))
-        for job in self._figures(task, cells):
-            self._fill(job, found, cells)
 
-    def _fill(self, job: Job, pairs: Row, cells: Cells) -> None:
-        if job.row in cells:
-            return
-        row = played(job, pairs[job.split], self)
-        cells.add(row)
-        said = row.get("error") or f"{np.mean(row['success']):.0%}, {row['nfe']:,.0f} NFE, {row['seconds']:.0f} s"
-        print(f"{job.kind} {job.split} {job.method} {job.settings} {job.rollouts} {job.seed}: {said}", flush=True)
+        def words(row: Row) -> str:
+            return f"{np.mean(row['success']):.0%}, {row['nfe']:,.0f} NFE"
+
+        every: Sweep[Job] = Sweep(cells, lambda job: played(job, found[job.split], self), words)
+        every.fill(self._tuning(task))
+        picked = {name: METHODS[name].grid[0] for name in (*self.methods, *self.receding)}
+        for name in dict.fromkeys(name for name, _ in tuned(self.methods, METHODS)):
+            every.choice(task.row | {"method": name}, partial(chosen, task, name, cells, self))
+        picked |= {row["method"]: row["picked"] for row in cells.where(kind="choice", **task.row)}
+        every.fill(self._figures(task, picked))
 
     def _tuning(self, task: Task) -> Iterator[Job]:
-        for method in self.methods:
-            grid = METHODS[method].grid
-            if len(grid) > 1:
-                for how, seed in product(grid, self.tuning_seeds):
-                    yield Job("whole", task, "tune", method, how, TUNED_AT, False, seed)
+        for (method, how), seed in product(tuned(self.methods, METHODS), self.tuning_seeds):
+            yield Job("whole", task, "tune", method, how, TUNED_AT, False, seed)
 
-    def _figures(self, task: Task, cells: Cells) -> Iterator[Job]:
-        def settings(method: str) -> How:
-            picked = cells.where(kind="choice", method=method, **task.row)
-            return picked[0]["picked"] if picked else METHODS[method].grid[0]
-
+    def _figures(self, task: Task, picked: dict[str, How]) -> Iterator[Job]:
         for seed, method in product(self.seeds, self.methods):
             for rollouts in METHODS[method].budgets or self.rollouts:
-                yield Job("whole", task, "test", method, settings(method), rollouts, False, seed)
+                yield Job("whole", task, "test", method, picked[method], rollouts, False, seed)
         for seed, method, rollouts, warm in product(self.seeds, self.receding, self.receding_rollouts, (False, True)):
-            yield Job("receding", task, "test", method, settings(method), rollouts, warm, seed)
+            yield Job("receding", task, "test", method, picked[method], rollouts, warm, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,9 @@ import torch
 from torch import Tensor
 
 import treesearch as ts
-from experiments.shared.evidence import mean_se, rounded, table, where_it_ran
+from experiments.shared.cells import rounded, where_it_ran
+from experiments.shared.stats import mean_se
+from experiments.shared.tables import table
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance import TDS
 from treesearch.backends.guidance.policy import PolicyGuided

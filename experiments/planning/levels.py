@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.planning.evidence import Bed, Task, bed_of
+from experiments.planning.methods import Bed, Task, bed_of
 from experiments.planning.pointmaze import held_out_pairs
 from treesearch.report.tables import markdown_table
 

@@ -28,20 +28,21 @@ from typing import Any
 import numpy as np
 
 import treesearch as ts
-from experiments.planning.evidence import NARROW, Setup
 from experiments.planning.locomotion import Array, Runners
+from experiments.planning.methods import NARROW, Setup
 from experiments.planning.offline_data import joined, read_npz
-from experiments.planning.report import bootstrap
-from experiments.shared.evidence import Cells, Row, check_seeds, command_line, locked, read, table, where_it_ran
-from experiments.shared.grids import How, pick
+from experiments.shared import sweep
+from experiments.shared.cells import Cells, Row, locked, read, where_it_ran
+from experiments.shared.grids import Entry, How, check_names, first_best
+from experiments.shared.stats import bootstrap
+from experiments.shared.sweep import FAILURES, Sweep, check_seeds, command_line, tuned
+from experiments.shared.tables import table
 from treesearch.backends.guidance.diffuser import Diffuser
 from treesearch.backends.models.trajectory import TrajectoryKernel, trajectory_kernel
-from treesearch.errors import TreeSearchError
 from treesearch.rewards.trajectories.trajectory import discounted_return
 
 FIRST_STATES = 9_000_000  # seeds of first states, apart from those of the data
 KEY = ("split", "method", "settings", "rollouts", "seed")
-FAILURES = (TreeSearchError, ArithmeticError, ValueError)
 BASE = "best_of_n"
 
 
@@ -54,15 +55,6 @@ def value_guided(kernel: TrajectoryKernel, **how: Any) -> Setup:
     """Diffuser's rule with the predicted return; the best of as many guided samples as the budget allows."""
     reward = discounted_return(kernel.channels, 1.0)
     return Setup(Diffuser(kernel, reward, **how), reward, ts.BestOfN())
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method: a kernel and settings -> what plans, and at most four settings."""
-
-    make: Callable[..., Setup]
-    grid: tuple[How, ...] = ({},)
-    budgets: tuple[int, ...] | None = None  # in rollouts; None for all
 
 
 METHODS: dict[str, Entry] = {
@@ -123,7 +115,7 @@ def behaviour_returns(data: Sequence[Path], length: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(sweep.Job):
     """A cell to run."""
 
     split: str  # tune or test
@@ -131,11 +123,6 @@ class Job:
     settings: How
     rollouts: int
     seed: int
-
-    @property
-    def row(self) -> Row:
-        """Its identity."""
-        return {name: getattr(self, name) for name in KEY}
 
 
 @cache
@@ -203,36 +190,35 @@ class Run:
     def run(self) -> int:
         """Run the cells; the exit code."""
         check_seeds(self.seeds, self.tuning_seeds)
-        for name in self.methods:
-            pick("method", name, METHODS)
+        check_names("method", self.methods, METHODS)
         with locked(self.out.parent / f".{self.out.stem}"):
             cells = Cells(self.out, KEY)
-            for job in self._jobs(cells):
-                if job.row not in cells:
-                    row = played(job, self)
-                    cells.add(row)
-                    said = row.get("error") or f"{np.mean(row['returns']):.0f}, {row['nfe']:,.0f} NFE a decision"
-                    words = f"{job.split} {job.method} {job.settings} {job.rollouts} {job.seed}"
-                    print(f"{words}: {said}, {row['seconds']:.0f} s", flush=True)
+
+            def words(row: Row) -> str:
+                return f"{np.mean(row['returns']):.0f}, {row['nfe']:,.0f} NFE a decision"
+
+            every: Sweep[Job] = Sweep(cells, lambda job: played(job, self), words)
+            every.fill(self._tuning())
+            every.fill(self._figures({name: chosen(name, cells.rows) for name in self.methods}))
         return 0
 
-    def _jobs(self, cells: Cells) -> Iterator[Job]:
-        """Tuning first; the cells of the figures follow from what was chosen."""
+    def _tuning(self) -> Iterator[Job]:
         at = min((n for n in self.rollouts if n > 1), default=1)
-        for method in self.methods:
-            if len(grid := METHODS[method].grid) > 1:
-                yield from (Job("tune", method, how, at, seed) for how, seed in product(grid, self.tuning_seeds))
+        for (method, how), seed in product(tuned(self.methods, METHODS), self.tuning_seeds):
+            yield Job("tune", method, how, at, seed)
+
+    def _figures(self, picked: dict[str, How]) -> Iterator[Job]:
         for seed, method in product(self.seeds, self.methods):
             for rollouts in METHODS[method].budgets or self.rollouts:
-                yield Job("test", method, chosen(method, cells.rows), rollouts, seed)
+                yield Job("test", method, picked[method], rollouts, seed)
 
 
 def chosen(method: str, rows: Sequence[Row]) -> How:
     """The settings of the highest mean return among the cells for tuning."""
     grid = METHODS[method].grid
-    tuned = [row for row in rows if row["split"] == "tune" and row["method"] == method and "error" not in row]
-    means = [[np.mean(row["returns"]) for row in tuned if row["settings"] == how] for how in grid]
-    return grid[max(range(len(grid)), key=lambda i: (float(np.mean(means[i])) if means[i] else -np.inf, -i))]
+    cells = [row for row in rows if row["split"] == "tune" and row["method"] == method and "error" not in row]
+    means = [[np.mean(row["returns"]) for row in cells if row["settings"] == how] for how in grid]
+    return grid[first_best([float(np.mean(found)) if found else None for found in means], max)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.shared.cells import Row, read
 from experiments.shared.curves import Curve, compare
-from experiments.shared.evidence import NOT_RUN, Row, mean_se, read, table
+from experiments.shared.stats import F64, Groups, bootstrap, mean_se
+from experiments.shared.tables import NOT_RUN, table
 from treesearch.report.tables import markdown_table
 
-F64 = NDArray[np.float64]
-DRAWS = 2_000
 TASK = ("maze", "horizon", "by")
 BASE = "best_of_n"
 EXPLAINED = (
@@ -33,48 +33,12 @@ RATIOS = (
 )
 
 
-class Interval(NamedTuple):
-    """A mean with 95 % bounds."""
-
-    mean: float
-    low: float
-    high: float
-
-    def text(self, scale: float = 100.0) -> str:
-        """Such as 54 (48 to 61)."""
-        return f"{self.mean * scale:.0f} ({self.low * scale:.0f} to {self.high * scale:.0f})"
-
-
-Groups = list[NDArray[np.int64]]
-"""Which pairs go together."""
-
-
 def grouped(labels: Sequence[str]) -> Groups:
     """Positions of equal labels."""
     known: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         known.setdefault(label, []).append(i)
     return [np.array(rows) for rows in known.values()]
-
-
-def bootstrap(success: F64, groups: Groups | None = None) -> Interval:
-    """The mean of values (seeds, pairs) with bounds over groups of pairs, single ones by default.
-
-    Raises:
-        ValueError: no values.
-    """
-    if not success.size:
-        raise ValueError("an interval needs at least one value")
-    by_pair, chance = success.mean(0), np.random.default_rng(0)
-    groups = [np.array([i]) for i in range(len(by_pair))] if groups is None else groups
-    total, size = (np.array([np.sum(part) for part in parts], float) for parts in _parts(by_pair, groups))
-    pick = chance.integers(0, len(groups), (DRAWS, len(groups)))
-    low, high = np.quantile(total[pick].sum(1) / size[pick].sum(1), [0.025, 0.975])
-    return Interval(float(by_pair.mean()), float(low), float(high))
-
-
-def _parts(by_pair: F64, groups: Groups) -> tuple[list[F64], list[int]]:
-    return [by_pair[rows] for rows in groups], [len(rows) for rows in groups]
 
 
 def task_of(row: Row) -> tuple[Any, ...]:

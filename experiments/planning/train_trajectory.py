@@ -15,11 +15,9 @@ Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023).
 
 from __future__ import annotations
 
-import copy
-import csv
-import math
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.planning.offline_data import Array, DataError, OfflineData, joined, read_d4rl, read_minari, read_npz
+from experiments.shared.training import Plan, append_row, create, stratified, train
 from treesearch.backends.models.mnist import TRAIN_STEPS, cosine_alphas_cumprod
 from treesearch.backends.models.trajectory import WIDTHS, Card, Normalisation, TrajectoryNetwork, save_model
-from treesearch.rewards.channels import Channels
 from treesearch.rewards.trajectories.maze import MAZES
 
 FIELDS = ["epoch", "step", "lr", "train_loss", "test_loss_ema", "windows_per_s", "seconds"]
@@ -148,64 +146,12 @@ def draw_mask(shape: torch.Size, observation: int, goal: int, rng: torch.Generat
 def loss_of(network: nn.Module, x0: Tensor, mask: Tensor, rng: torch.Generator) -> Tensor:
     """The mean loss of normalised windows x0 (n, H, C), timesteps stratified over the batch."""
     n, bar, at = len(x0), cosine_alphas_cumprod().to(x0.device), x0.device
-    u = (torch.arange(n, device=at) + torch.rand(n, generator=rng, device=at)) / n
-    index = (u * TRAIN_STEPS).long().clamp_(max=TRAIN_STEPS - 1)[torch.randperm(n, generator=rng, device=at)]
+    index = stratified(n, TRAIN_STEPS, rng)[torch.randperm(n, generator=rng, device=at)]
     a, s = (v.float().view(-1, 1, 1) for v in (bar[index].sqrt(), (1 - bar[index]).sqrt()))
     noise = torch.randn(x0.shape, generator=rng, device=at)
     x = torch.where(mask, x0, a * x0 + s * noise)
     squares = torch.where(mask, 0.0, (network(x, index, mask) - x0) ** 2).sum((1, 2)) / (~mask).sum((1, 2))
     return (squares * ((a / s) ** 2).clamp(1, 5).flatten()).mean()
-
-
-def learning_rate(step: int, total: int, args: Args) -> float:
-    """Linear warm-up, flat, then a half cosine to zero over the last `cooldown` of the run."""
-    start = total * (1 - args.cooldown)
-    fall = min(max((step - start) / max(total - start, 1), 0.0), 1.0)
-    return args.lr * min(1.0, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * fall))
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, step: int, limit: float) -> None:
-    """ema <- d ema + (1 - d) network, d = min(limit, (1 + step) / (10 + step))."""
-    decay = min(limit, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
-
-
-@dataclass
-class State:
-    """Everything that a checkpoint holds."""
-
-    network: nn.Module
-    ema: nn.Module
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    step: int = 0
-
-
-def create(channels: Channels, args: Args) -> State:
-    """A fresh state, or the one saved in `args.out`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(args.seed)
-        network = TrajectoryNetwork(channels.size, args.widths).to(args.device)
-    ema = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
-    state, path = State(network, ema, optimizer), args.out / "last.pt"
-    if path.exists():
-        saved = torch.load(path, map_location=args.device, weights_only=True)
-        network.load_state_dict(saved["network"])
-        ema.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["optimizer"])
-        state.epoch, state.step = saved["epoch"], saved["step"]
-    return state
-
-
-def save(state: State, args: Args) -> None:
-    """Write the checkpoint so that a crash leaves the old or the new one, never a part."""
-    path = args.out / "last.pt"
-    saved = {"network": state.network.state_dict(), "ema": state.ema.state_dict()}
-    saved |= {"optimizer": state.optimizer.state_dict(), "epoch": state.epoch, "step": state.step}
-    torch.save(saved, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 @dataclass(frozen=True)
@@ -241,29 +187,22 @@ def task_of(args: Args) -> Task:
     return Task(*replace(windows, rows=rows).split(0.02), card)
 
 
-def train_epoch(state: State, task: Task, args: Args) -> tuple[float, float]:
-    """`args.steps` optimiser steps; returns the mean loss and the last learning rate."""
-    seed = 1_000_003 * args.seed + state.epoch
+def losses(network: nn.Module, task: Task, args: Args, epoch: int) -> Iterator[Tensor]:
+    """Those of `args.steps` batches."""
+    seed = 1_000_003 * args.seed + epoch
     rng, choice = torch.Generator(args.device).manual_seed(seed), np.random.default_rng(seed)
     starts = {h: task.train.starts(h) for h in args.horizons}
-    total, lr = torch.zeros((), device=args.device), 0.0
     for _ in range(args.steps):
-        lr = learning_rate(state.step, args.epochs * args.steps, args)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
         horizon = args.horizons[choice.integers(len(args.horizons))]
         x0 = task.train.take(choice.choice(starts[horizon], args.batch_size), horizon)
         mask = draw_mask(x0.shape, task.card.channels.observation, args.goal, rng)
-        loss = loss_of(state.network, x0, mask, rng)
-        state.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
-        state.optimizer.step()
-        update_ema(state.ema, state.network, state.step, args.ema)
-        state.step += 1
-        total += loss.detach()
-    state.epoch += 1
-    return total.item() / args.steps, lr
+        yield loss_of(network, x0, mask, rng)
+
+
+def plan_of(args: Args) -> Plan:
+    """How weights move."""
+    names = ("epochs", "steps", "lr", "warmup", "cooldown", "weight_decay", "ema")
+    return Plan(**{name: getattr(args, name) for name in names})
 
 
 @torch.no_grad()
@@ -279,34 +218,21 @@ def held_out_loss(ema: nn.Module, task: Task, args: Args, batches: int = 8) -> f
     return sum(losses) / len(losses)
 
 
-def append_row(path: Path, row: dict[str, float]) -> None:
-    """Add one epoch to the curve, and the header when the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-
-
 def main(args: Args) -> None:
     """Train until `args.epochs` epochs are done."""
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    task = task_of(args)
-    state = create(task.card.channels, args)
-    while state.epoch < args.epochs:
-        start = time.monotonic()
-        loss, lr = train_epoch(state, task, args)
-        seconds = time.monotonic() - start
-        save(state, args)
+    task, plan = task_of(args), plan_of(args)
+    build = partial(TrajectoryNetwork, task.card.channels.size, args.widths)
+    state = create(build, plan, args.seed, args.out, args.device)
+
+    def after(loss: float, seconds: float) -> None:
         save_model(state.ema, task.card, args.weights)
-        values = (state.epoch, state.step, lr, loss, held_out_loss(state.ema, task, args))
-        rate = args.steps * args.batch_size / seconds
-        row = dict(zip(FIELDS, (*values, rate, seconds), strict=True))
-        append_row(args.curve, row)
-        print(row, flush=True)
+        lr, rate = plan.learning_rate(state.step - 1), args.steps * args.batch_size / seconds
+        values = (state.epoch, state.step, lr, loss, held_out_loss(state.ema, task, args), rate, seconds)
+        append_row(args.curve, dict(zip(FIELDS, values, strict=True)))
+
+    train(state, plan, partial(losses, state.network, task, args), args.out, after)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from experiments.shared.baselines import BASELINES
 from experiments.shared.curves import FEW_SEEDS, Compared, Curve, area, compare
-from experiments.shared.evidence import NOT_RUN, mean_se, table
 from experiments.shared.evidence_report import FAILED, WHICH, Found, Line, Which
+from experiments.shared.stats import mean_se
+from experiments.shared.tables import NOT_RUN, table
 from treesearch.errors import missing
 from treesearch.report.tables import DASH, markdown_table
 

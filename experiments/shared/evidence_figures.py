@@ -7,9 +7,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from experiments.shared.evidence import NOT_RUN, Row
+from experiments.shared.cells import Row
 from experiments.shared.evidence_duels import trees
 from experiments.shared.evidence_report import Found
+from experiments.shared.tables import NOT_RUN
 from treesearch.errors import missing
 
 

@@ -15,7 +15,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.shared.evidence import NOT_RUN, Mean, Row, mean_se, read, table
+from experiments.shared.cells import Row, read
+from experiments.shared.stats import Mean, mean_se
+from experiments.shared.tables import NOT_RUN, table
 from treesearch.errors import StoreError
 from treesearch.report.tables import DASH, markdown_table
 

@@ -9,7 +9,7 @@ the trees; the papers in `experiments.shared.baselines` for the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -29,11 +29,13 @@ class Entry:
         make: what the experiment knows, and settings -> what to search with.
         grid: at most six settings; the first one is as published.
         anytime: a smaller budget is a prefix of a larger one.
+        budgets: those that it is run at; None for all.
     """
 
-    make: Callable[..., Setup]
+    make: Callable[..., Any]
     grid: tuple[How, ...] = ({},)
     anytime: bool = False
+    budgets: tuple[int, ...] | None = None
 
 
 def schedules(branch_at: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -129,13 +131,25 @@ def entries(
 
 def chosen(grid: Sequence[How], scores: Sequence[float | None]) -> How:
     """The settings of the lowest score, None for those that failed, and all scores: fields of a row."""
-    known = [score for score in scores if score is not None]
-    best = scores.index(min(known)) if known else 0
     return {
-        "picked": grid[best],
+        "picked": grid[first_best(scores, min)],
         "published": grid[0],
         "grid": [{"settings": how, "mmd2": score} for how, score in zip(grid, scores, strict=True)],
     }
+
+
+def first_best(scores: Sequence[Any], best: Callable[[list[Any]], Any]) -> int:
+    """Which of the scores is the first that is the best, None for those that failed; the first if all did."""
+    known = [score for score in scores if score is not None]
+    return scores.index(best(known)) if known else 0
+
+
+def check_names(what: str, names: Iterable[str], known: dict[str, Any]) -> None:
+    """Raises:
+    ValueError: one of them is unknown.
+    """
+    for name in names:
+        pick(what, name, known)
 
 
 def pick(what: str, name: str, known: dict[str, Any]) -> Any:

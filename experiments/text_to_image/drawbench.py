@@ -28,46 +28,31 @@ F; Photorealistic Text-to-Image Diffusion Models with Deep Language Understandin
 from __future__ import annotations
 
 import ast
-import csv
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import resource
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import tyro
-from numpy.typing import NDArray
-from torch import Tensor
 from tyro.conf import Positional
 
-import treesearch as ts
+from experiments.shared.cells import append, locked
+from experiments.shared.sweep import command_line
 from experiments.text_to_image import report as drawbench_report
+from experiments.text_to_image.grades import Graders, extractor, grade, picture
+from experiments.text_to_image.machine import Peak, machine
+from experiments.text_to_image.prompts import OWN, select
 from experiments.text_to_image.report import ROWS, read
+from experiments.text_to_image.searches import Job, plan, search, slug
 from treesearch.backends.base import Kernel, describe
 from treesearch.cli.arguments import count
-from treesearch.core.noise import root_key
-from treesearch.core.tree import Tree
-from treesearch.errors import StoreError, TreeSearchError
-from treesearch.methods.base import Method
+from treesearch.errors import StoreError
 from treesearch.registry import registry as specs
-from treesearch.report.media import write_image
 from treesearch.report.progress import Progress
-from treesearch.results.result import SearchResult, TaskResult
-from treesearch.rewards.base import Reward, RewardError
+from treesearch.rewards.base import Reward
 
 KERNEL = (
     'diffusers("stable-diffusion-v1-5/stable-diffusion-v1-5", '
@@ -78,79 +63,6 @@ PROTOCOL = {
     "fk": 'fk(potential="max", lam=10.0, ess_threshold=0.5, resampling="multinomial")',
     "dts_star": "dts_star(lam=1.0, c_uct=1.0, widening_c=2.0, widening_alpha=0.8, wave=1)",
 }
-OWN = Path(__file__).parents[1] / "prompts" / "own200.csv"
-OWN_LABEL = "NOT DrawBench: prompts written for this repository in its eleven categories"
-OFFICIAL_LABEL = "DrawBench (Saharia et al., 2022)"
-OTHER_LABEL = "NOT DrawBench: prompts of the user's file"
-SIZES = {  # of the official file
-    "Colors": 25,
-    "Conflicting": 10,
-    "Counting": 19,
-    "DALL-E": 20,
-    "Descriptions": 20,
-    "Gary Marcus et al.": 10,
-    "Misspellings": 10,
-    "Positional": 20,
-    "Rare Words": 7,
-    "Reddit": 38,
-    "Text": 21,
-}
-COLORS_DIGEST = "8f21418225842008e713cd2434adbc2973cd1b1c289044707f8abaa89a9ca6a1"  # of its first category
-CLIP = "openai/clip-vit-large-patch14"
-ANYTIME = (ts.BestOfN, ts.DiffusionTreeSampling, ts.DiffusionTreeSearch)
-PACKAGES = ("treesearch", "torch", "diffusers", "transformers", "numpy")
-Features = Callable[[Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A line of a prompt file."""
-
-    index: int
-    text: str
-    category: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """A search over a batch of prompts that fills one or more levels."""
-
-    label: str
-    method: Method
-    seed: int
-    prompts: tuple[Prompt, ...]
-    levels: tuple[int, ...]
-
-    @property
-    def keys(self) -> set[tuple[str, int, int, int]]:
-        """What identifies its rows."""
-        return {(self.label, self.seed, p.index, n) for p, n in product(self.prompts, self.levels)}
-
-    @property
-    def folder(self) -> str:
-        """Name of its run folder; a change of method, seed or prompts is another one."""
-        known = json.dumps([repr(self.method), [p.text for p in self.prompts]])
-        digest = hashlib.sha256(known.encode()).hexdigest()[:10]
-        return f"{slug(self.label)}-{digest}-seed{self.seed}-prompt{self.prompts[0].index:03d}"
-
-
-@dataclass(frozen=True)
-class Graders:
-    """What looks at the samples that a cell returns.
-
-    Args:
-        others: rewards that were not optimised, by their expressions.
-        features: samples -> (n, d) in float64, compared by `distance`.
-        distance: features -> distances (n, n).
-        top_k: how many of the best samples.
-        label: what the prompts are, for every row.
-    """
-
-    others: dict[str, Reward]
-    features: Features
-    distance: Callable[[Tensor], Tensor]
-    top_k: int
-    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +165,7 @@ class Run:
                 file = self.out / "pictures" / slug(job.label) / f"seed{job.seed}" / f"{prompt.index:03d}.png"
                 picture(task.best(graders.top_k)[0], file)
         found["grading_seconds"] = round(time.perf_counter() - began, 3)
-        append(self.out, [known | found, *rows])
+        append(self.out / ROWS, [known | found, *rows])
         if not self.keep_runs:
             shutil.rmtree(folder)
 
@@ -267,229 +179,6 @@ class Report:
     def run(self) -> int:
         print(drawbench_report.write(self.folder))
         return 0
-
-
-# prompts
-
-
-def select(file: Path, limit: int | None) -> tuple[list[Prompt], str, dict[str, Any]]:
-    """The prompts of a run, how its outputs name them, and what identifies them."""
-    found = read_prompts(file)
-    if limit is not None and not 1 <= limit <= len(found):
-        raise ValueError(f"limit is {limit}, expected 1 to {len(found)}, the prompts of {file.name}")
-    n = len(found) if limit is None else limit
-    official = is_official(found)
-    label = OFFICIAL_LABEL if official else OWN_LABEL if file == OWN else OTHER_LABEL
-    digest = hashlib.sha256("\n".join(p.text for p in found).encode()).hexdigest()
-    chosen = [found[i * len(found) // n] for i in range(n)]
-    known = {"file": file.name, "sha256": digest, "official": official, "of": len(found), "count": n}
-    return chosen, label, known
-
-
-def read_prompts(file: Path) -> list[Prompt]:
-    """Prompts and categories of a CSV file.
-
-    Raises:
-        ValueError: no such file, a missing column, an empty prompt, or none at all.
-    """
-    try:
-        text = file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read prompts from {file}: {error}") from error
-    reader = csv.DictReader(text.splitlines())
-    columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-    if lacking := [name for name in ("Prompts", "Category") if name.lower() not in columns]:
-        raise ValueError(f"{file} lacks the column {lacking[0]}: expected Prompts,Category, got {reader.fieldnames}")
-    found = []
-    for line in reader:
-        prompt, category = ((line[columns[name]] or "").strip() for name in ("prompts", "category"))
-        if not prompt:
-            raise ValueError(f"{file}, line {reader.line_num}: the prompt is empty, remove the line")
-        found.append(Prompt(len(found), prompt, category))
-    if not found:
-        raise ValueError(f"{file} holds no prompts below its header")
-    return found
-
-
-def is_official(prompts: Sequence[Prompt]) -> bool:
-    """Whether these are DrawBench's: sizes of its categories, and the text of the first one."""
-    texts = sorted(p.text.lower() for p in prompts if p.category == "Colors")
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return Counter(p.category for p in prompts) == SIZES and digest == COLORS_DIGEST
-
-
-# searches
-
-
-def plan(
-    methods: dict[str, Method],
-    levels: tuple[int, ...],
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
-    per_batch: int,
-    num_steps: int,
-) -> Iterator[Job]:
-    """Every search, batch by batch, so that what is there after an interruption can be compared.
-
-    Raises:
-        ValueError: a level below one rollout.
-    """
-    if levels[0] < num_steps:
-        raise ValueError(f"nfe {levels[0]} is below one rollout of this kernel: the minimum is {num_steps}")
-    for first, seed in product(range(0, len(prompts), per_batch), seeds):
-        batch = tuple(prompts[first : first + per_batch])
-        for label, method in methods.items():
-            if anytime(method):
-                yield Job(label, method, seed, batch, levels)
-            else:
-                yield from (Job(label, sized(method, n // num_steps), seed, batch, (n,)) for n in levels)
-
-
-def anytime(method: Method) -> bool:
-    """Whether the first part of a long run is the run of a smaller budget."""
-    return isinstance(method, ANYTIME) and method.mode == "wave"
-
-
-def sized(method: Method, particles: int) -> Method:
-    """A method with one population of the given size, unless its own is given."""
-    if getattr(method, "num_particles", 0) is None:
-        return replace(method, num_particles=particles)  # type: ignore[type-var]
-    return method
-
-
-def search(job: Job, kernel: Kernel, reward: Reward, folder: Path, batch_size: int, live: Progress) -> SearchResult:
-    """Run a job, or go on with it."""
-    budget = ts.Budget(nfe=job.levels[-1] * len(job.prompts))
-    if (folder / "run.json").exists():
-        return ts.resume(folder, kernel, reward, budget=budget, batch_size=batch_size, callbacks=[live])
-    return ts.search(
-        kernel,
-        reward,
-        job.method,
-        prompts=[p.text for p in job.prompts],
-        budget=budget,
-        seed=root_key(job.seed, job.prompts[0].index),  # tasks are numbered within a batch: batches draw apart
-        batch_size=batch_size,
-        store=folder,
-        callbacks=[live],
-    )
-
-
-def spent(tree: Tree, num_steps: int) -> NDArray[np.int64]:
-    """NFE up to each sample of an anytime search, in order of creation.
-
-    An iteration adds a chain of nodes that ends in a sample; it costs the level that the chain leaves from.
-    """
-    t = tree.t.astype(np.int64)
-    first = np.flatnonzero(np.concatenate([[False, True], t[1:-1] == 0])[: len(t)])
-    return np.minimum(t[tree.parent[first]], num_steps).cumsum()
-
-
-# grades
-
-
-def grade(job: Job, result: SearchResult, i: int, graders: Graders) -> Iterator[dict[str, Any]]:
-    """Rows of one prompt, one a level."""
-    task, batch = result.tasks[i], len(job.prompts)
-    if anytime(job.method):
-        price = [spent(t.tree, int(t.tree.t[0]) - 1) for t in result.tasks]
-        cuts = [[int(np.searchsorted(p, level, side="right")) for p in price] for level in job.levels]
-        nfe = [[int(p[n - 1]) for p, n in zip(price, cut, strict=True)] for cut in cuts]
-        calls = [cut[i] for cut in cuts]
-    else:
-        cuts = [[len(t.leaves) for t in result.tasks]]
-        nfe = [[result.cost.nfe // batch] * batch]
-        calls = [int((~np.isnan(task.tree.reward)).sum())]
-    seen = look(task, [cut[i] for cut in cuts], graders)
-    known = {"method": job.label, "kind_of_method": type(job.method).__name__, "seed": job.seed}
-    known |= {"prompt": job.prompts[i].index, "text": job.prompts[i].text, "category": job.prompts[i].category}
-    for level, cost, scored, found in zip(job.levels, nfe, calls, seen, strict=True):
-        yield known | {
-            "level": level,
-            "nfe": cost[i],
-            "reward_calls": scored,
-            "backward_nfe": round(cost[i] * result.cost.backward_nfe / result.cost.nfe),
-            "seconds": round(elapsed(result.history, sum(cost)) / batch, 4),
-            **found,
-        }
-
-
-def look(task: TaskResult, cuts: Sequence[int], graders: Graders) -> list[dict[str, Any]]:
-    """Best reward, other rewards, roots and distances of the k best among the first n samples, for each n."""
-    rewards = task.rewards.numpy()
-    tops = [np.argsort(-rewards[:n], kind="stable")[: graders.top_k] for n in cuts]
-    union = np.unique(np.concatenate(tops))
-    samples, prompts = task.fetch(task.leaves[union]), [task.prompt] * len(union)
-    others = {name: other(samples, prompts).numpy() for name, other in graders.others.items()}
-    gaps = graders.distance(graders.features(samples))
-    found = []
-    for n, top in zip(cuts, tops, strict=True):
-        at, k = np.searchsorted(union, top), len(top)
-        between = gaps[np.ix_(at, at)].sum() / (k * (k - 1)) if k > 1 else None
-        found.append(
-            {
-                "samples": n,
-                "k": k,
-                "best": float(rewards[top[0]]),
-                "top": float(rewards[top].mean()),
-                "also_best": {name: float(values[at[0]]) for name, values in others.items()},
-                "also_top": {name: float(values[at].mean()) for name, values in others.items()},
-                "roots": len(np.unique(task.tree.roots(task.leaves[top]))),
-                "distance": None if between is None else float(between),
-            }
-        )
-    return found
-
-
-def elapsed(history: Sequence[dict[str, Any]], nfe: int) -> float:
-    """Seconds until a search had spent this much, linear between its waves."""
-    return float(np.interp(nfe, [0, *(h["nfe"] for h in history)], [0.0, *(h["seconds"] for h in history)]))
-
-
-def extractor(spec: str, device: torch.device) -> tuple[Features, Callable[[Tensor], Tensor]]:
-    """Features and their distance.
-
-    Raises:
-        ValueError: an unknown extractor.
-        CheckpointError: CLIP's weights are absent; nothing has been spent yet.
-    """
-    if spec == "pixels":
-        return flat_pixels, lambda x: torch.cdist(x, x) / x.shape[1] ** 0.5
-    name, _, checkpoint = spec.partition(":")
-    if name != "clip":
-        raise ValueError(f"unknown features {spec!r}: expected clip, clip:FOLDER_OR_HUB_ID or pixels")
-    return clip_features(checkpoint or CLIP, str(device)), lambda x: 1 - x @ x.T
-
-
-def flat_pixels(samples: Any) -> Tensor:
-    """Pixels of images, (n, c h w)."""
-    if not isinstance(samples, Tensor):
-        from treesearch.rewards.images.vision import pixels
-
-        samples = pixels(samples)
-    return samples.double().flatten(1).cpu()
-
-
-def clip_features(checkpoint: str, device: str) -> Features:
-    """Unit image embeddings of a CLIP model of transformers."""
-    from treesearch.rewards.images.clip import Clip
-
-    clip = Clip(checkpoint=checkpoint, processor=checkpoint)
-
-    @torch.no_grad()
-    def features(samples: Any) -> Tensor:
-        parts = [clip.images(samples[start : start + 32], device) for start in range(0, len(samples), 32)]
-        return torch.cat(parts).double().cpu()
-
-    features(torch.zeros(1, 3, 64, 64))  # absent weights are an error before anything is spent
-    return features
-
-
-def picture(samples: Any, file: Path) -> None:
-    """One row of images, if the samples are images."""
-    if isinstance(samples, Tensor) and samples.ndim == 4 and samples.shape[1] in (1, 3):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_image(torch.cat(list(samples), 2), file)
 
 
 def terms(expression: str) -> set[str]:
@@ -515,15 +204,12 @@ def begin(out: Path, header: dict[str, Any], session: dict[str, Any]) -> set[tup
     """
     file = out / ROWS
     if not file.exists() or not (records := read(out)):
-        file.write_bytes(b"")
-        append(out, [header, session])
+        append(file, [header, session])
         return set()
-    with open(file, "r+b") as whole:  # a kill may leave part of a line, which would spoil the next one
-        whole.truncate(whole.read().rfind(b"\n") + 1)
     unchanged(out, fixed(records[0]), fixed(header))
     for earlier in (r for r in records if r["kind"] == "session"):
         unchanged(out, earlier["methods"], session["methods"])
-    append(out, [session])
+    append(file, [session])
     return {(r["method"], r["seed"], r["prompt"], r["level"]) for r in records if r["kind"] == "row"}
 
 
@@ -541,95 +227,9 @@ def unchanged(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             raise StoreError(f"{out} was begun with {key} = {old[key]}, not {new[key]}: name another folder with --out")
 
 
-def append(out: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add records to the folder's JSONL at once."""
-    with open(out / ROWS, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Holds a folder for one process.
-
-    Raises:
-        StoreError: another one has it, or it cannot be made.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / "lock")
-        lock.acquire(timeout=0)
-    except OSError as error:
-        if isinstance(error, Timeout):
-            raise StoreError(f"{out} is in use by another process: wait for it, or name another with --out") from error
-        raise StoreError(f"cannot make the folder {out}: {error.strerror}") from error
-    with lock:
-        yield
-
-
-def slug(text: str) -> str:
-    """A label as part of a file name; labels that differ stay apart."""
-    plain = re.sub(r"\W+", "_", text).strip("_")
-    return plain if plain == text else f"{plain[:40]}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-# machine
-
-
-class Peak:
-    """Peak memory from here on: of the GPU where the kernel is on one, else of this process since its start."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
-        self.name = torch.cuda.get_device_name(device) if self._cuda is not None else "cpu, whole process"
-        if self._cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-
-    def megabytes(self) -> float:
-        """In units of 2^20 bytes."""
-        if self._cuda is not None:
-            return round(torch.cuda.max_memory_allocated(self._cuda) / 2**20, 1)
-        unit = 1 if sys.platform == "darwin" else 2**10
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
-
-
-def machine(kernel: Kernel) -> dict[str, Any]:
-    """Record of where and with what a session computes."""
-    spec = describe(kernel)
-    device = torch.cuda.get_device_name(spec.device) if spec.device.type == "cuda" else platform.machine()
-    return {
-        "kind": "session",
-        "machine": {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "num_steps": spec.num_steps,
-        "rows_per_nfe": spec.rows_per_nfe,
-    }
-
-
-def version(package: str) -> str | None:
-    """Of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    try:
-        command = tyro.extras.subcommand_cli_from_dict({"run": Run, "report": Report}, args=argv, description=__doc__)
-        return command.run()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    except (TreeSearchError, RewardError, ValueError, ImportError, OSError) as error:
-        print(f"drawbench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ndrawbench: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return command_line("drawbench", {"run": Run, "report": Report}, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -14,36 +14,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.shared.cells import Row
+from experiments.shared.cells import read as read_rows
+from experiments.shared.curves import nfe_for
+from experiments.shared.stats import DRAWS, F64, bootstrap, resamples
 from treesearch.errors import StoreError, missing
 from treesearch.report.tables import DASH, markdown_table
 
 ROWS = "cells.jsonl"
-RESAMPLES = 2_000
 LEVELS = (1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000)
 PUBLISHED = {  # best ImageReward of a prompt, mean over the 200: figure of Jain et al. (2025), read off by eye, ± .02
     "DTS*": (1.15, 1.31, 1.405, 1.51, 1.605, 1.665, 1.71),
     "best-of-N": (1.14, 1.27, 1.35, 1.415, 1.48, 1.535, 1.565),
     "FK": (1.18, 1.22, 1.32, 1.33, 1.42, 1.505, 1.525),
 }
-F64 = NDArray[np.float64]
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]".replace("-0.000", "0.000")
 
 
 @dataclass(frozen=True)
@@ -80,19 +68,13 @@ class Table:
 
 
 def read(folder: Path) -> list[Row]:
-    """Records of a folder; part of a line at the end, which a kill leaves, is not one.
+    """Records of a folder.
 
     Raises:
         StoreError: there are none, or the file is damaged before its end.
     """
     file = folder / ROWS
-    try:
-        lines = file.read_bytes().split(b"\n")[:-1]
-        records = [json.loads(line) for line in lines]
-    except OSError as error:
-        raise StoreError(f"{folder} holds no {ROWS}: run first") from error
-    except ValueError as error:
-        raise StoreError(f"{file} is damaged: {error}") from error
+    records = read_rows(file)
     if records and records[0].get("kind") != "header":
         raise StoreError(f"{file} does not begin with a header: it is no file of this experiment")
     return records
@@ -126,29 +108,15 @@ def tabulate(records: list[Row]) -> Table:
     )
 
 
-def resamples(prompts: int) -> NDArray[np.int64]:
-    """Draws of prompts with replacement, the same for every method: (RESAMPLES, prompts)."""
-    return np.random.default_rng(0).integers(0, prompts, (RESAMPLES, prompts))
-
-
-def interval(values: F64, picks: NDArray[np.int64]) -> Interval:
+def interval(values: F64, picks: NDArray[np.int64]) -> str:
     """Mean over prompts with the percentile interval."""
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
+    found = bootstrap(values[None], picks=picks)
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]".replace("-0.000", "0.000")
 
 
 def needed(nfe: F64, mean: F64, target: float) -> float:
-    """NFE at which a rising curve reaches `target`, linear in log NFE; ±inf outside its levels."""
-    mean, target = mean.round(6), round(target, 6)  # rewards that differ by rounding are equal
-    if target < mean[0]:
-        return -np.inf
-    if target > mean[-1]:
-        return np.inf
-    after = int(np.argmax(mean >= target))
-    if after == 0:
-        return float(nfe[0])
-    part = (target - mean[after - 1]) / (mean[after] - mean[after - 1])
-    return float(np.exp(np.log(nfe[after - 1]) + part * np.log(nfe[after] / nfe[after - 1])))
+    """NFE at which a rising curve reaches `target`, linear in log NFE; 0 below its levels and inf above them."""
+    return nfe_for((nfe, mean.round(6)), round(target, 6))  # rewards that differ by rounding are equal
 
 
 def ratios(table: Table, method: str, picks: NDArray[np.int64]) -> list[tuple[float, float, float]]:
@@ -170,7 +138,7 @@ def _ratio(value: float, level: int, nfe: tuple[int, ...]) -> str:
     """A ratio, or the bound that the levels of best-of-N give."""
     if value == np.inf:
         return f"> {nfe[-1] / level:.2f}"
-    return f"< {nfe[0] / level:.2f}" if value == -np.inf else f"{value:.2f}"
+    return f"< {nfe[0] / level:.2f}" if value == 0 else f"{value:.2f}"
 
 
 def best_table(table: Table, picks: NDArray[np.int64]) -> str:
@@ -178,7 +146,7 @@ def best_table(table: Table, picks: NDArray[np.int64]) -> str:
     levels = sorted({level for found in table.levels.values() for level in found})
     lines = []
     for method in table.methods:
-        cells = {n: str(interval(row, picks)) for n, row in zip(table.levels[method], table.curve(method), strict=True)}
+        cells = {n: interval(row, picks) for n, row in zip(table.levels[method], table.curve(method), strict=True)}
         lines.append([method, *(cells.get(n, DASH) for n in levels)])
     for name, values in published(table).items():
         known = {n: f"{v:.3f}" for n, v in zip(LEVELS, values, strict=True)}
@@ -263,7 +231,7 @@ def draw(table: Table, picks: NDArray[np.int64], path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
     markers = cycle("os^Dv*")
     for method in table.methods:
-        nfe, found = table.levels[method], [interval(row, picks) for row in table.curve(method)]
+        nfe, found = table.levels[method], [bootstrap(row[None], picks=picks) for row in table.curve(method)]
         (line,) = axes.plot(nfe, [f.mean for f in found], marker=next(markers), markersize=5, label=method)
         axes.fill_between(nfe, [f.low for f in found], [f.high for f in found], alpha=0.2, color=line.get_color())
     for name, values in published(table).items():
@@ -299,7 +267,7 @@ def compose(table: Table, picks: NDArray[np.int64]) -> str:
     parts.append(
         f"Mean over {len(table.prompts)} of {table.asked} prompts (those finished everywhere) of the best "
         f"`{known['reward']}` of a prompt, mean over {len(table.seeds)} seed(s) first, with 95 % percentile bootstrap "
-        f"intervals over prompts ({RESAMPLES:,} draws)."
+        f"intervals over prompts ({DRAWS:,} draws)."
     )
     if published(table):
         parts.append(

@@ -12,6 +12,7 @@ import torch
 import treesearch as ts
 from experiments.planning import train_trajectory as train
 from experiments.planning.offline_data import DataError, from_arrays
+from experiments.shared import training
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
 from treesearch.backends.models.trajectory import (
@@ -349,16 +350,22 @@ def test_training_ends_in_a_model_that_plans(tmp_path):
 def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path):
     args = arguments(tmp_path)
     args.out.mkdir()
-    task = train.task_of(args)
-    whole = train.create(task.card.channels, args)
+    task, plan = train.task_of(args), train.plan_of(args)
+
+    def create():
+        return training.create(lambda: TrajectoryNetwork(4, args.widths), plan, args.seed, args.out)
+
+    def one_epoch(state):
+        training.run_epoch(state, train.losses(state.network, task, args, state.epoch), plan)
+
+    whole, part = create(), create()
     for _ in range(2):
-        train.train_epoch(whole, task, args)
-    part = train.create(task.card.channels, args)
-    train.train_epoch(part, task, args)
-    train.save(part, args)
-    again = train.create(task.card.channels, args)
+        one_epoch(whole)
+    one_epoch(part)
+    training.save(part, args.out)
+    again = create()
     assert again.epoch == 1
-    train.train_epoch(again, task, args)
+    one_epoch(again)
     for net in ("network", "ema"):
         for name, weight in getattr(whole, net).state_dict().items():
             assert torch.equal(weight, getattr(again, net).state_dict()[name]), name

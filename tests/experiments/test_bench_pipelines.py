@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from experiments.bench import architectures
 from experiments.bench import pipelines as bench_pipelines
 
 # diffusers' Euler scheduler hands a tensor to numpy
@@ -38,5 +39,5 @@ def test_full_size_part_goes_through_on_tiny_models(monkeypatch, tmp_path, model
 @pytest.mark.parametrize(("name", "parameters"), [("sd", 859_520_964), ("sdxl", 2_567_463_684), ("sd3", 2_028_328_000)])
 def test_full_size_is_the_published_size(name, parameters):
     with torch.device("meta"):
-        network = bench_pipelines.sd3_transformer("full") if name == "sd3" else bench_pipelines.unet(name, "full")
+        network = architectures.sd3_transformer("full") if name == "sd3" else architectures.unet(name, "full")
     assert sum(p.numel() for p in network.parameters()) == parameters

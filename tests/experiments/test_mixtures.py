@@ -14,9 +14,12 @@ from experiments.mixtures import beds as mixture_beds
 from experiments.mixtures import evidence as mixtures
 from experiments.mixtures import report as mixtures_report
 from experiments.mixtures.evidence import Job
-from experiments.shared import evidence, evidence_duels, evidence_report
+from experiments.shared import cells as files
+from experiments.shared import distances, evidence_duels, evidence_report, stats
 from experiments.shared.baselines import Setup
-from experiments.shared.evidence import Cells, Mean, Reference
+from experiments.shared.cells import Cells
+from experiments.shared.distances import Reference
+from experiments.shared.stats import Mean
 from treesearch.core.weights import ess
 from treesearch.errors import StoreError
 
@@ -93,7 +96,7 @@ def test_references_by_rejection_and_by_resampling_agree(beds, monkeypatch):
     for found in (one, other):
         rewards = bed.reward(torch.from_numpy(found["draws"]))
         assert abs(rewards.mean() - found["mean_reward"]) < 4 * rewards.std() / 20 < 0.7
-        assert evidence.total_variation(bed.masses(torch.from_numpy(found["draws"])), found["masses"]) < 0.08
+        assert distances.total_variation(bed.masses(torch.from_numpy(found["draws"])), found["masses"]) < 0.08
     assert one["prior_reward"] < one["mean_reward"] - 4
 
 
@@ -121,6 +124,16 @@ def test_mmd_is_its_definition_and_unbiased():
     assert abs(same.mean()) < 4 * same.std() / 200**0.5 < 3e-3
 
 
+def test_biased_mmd_keeps_the_diagonals():
+    x, y = normal(30, 3, 1), normal(50, 3, 2, mean=0.5)
+
+    def mean(a, b):
+        return float(torch.exp(-((torch.cdist(a, b) / 1.7) ** 2) / 2).mean())
+
+    assert distances.biased_mmd2(x, y, 1.7) == pytest.approx(mean(x, x) + mean(y, y) - 2 * mean(x, y), abs=1e-6)
+    assert distances.biased_mmd2(x, x, 1.7) == pytest.approx(0, abs=1e-6)
+
+
 def test_few_leaves_drawn_often_are_far_from_the_target():
     reference = Reference(normal(500, 2, 0))
     pick = torch.randint(0, 5, (500,), generator=torch.Generator().manual_seed(3))
@@ -132,7 +145,7 @@ def test_few_leaves_drawn_often_are_far_from_the_target():
 def test_w1_of_any_sizes():
     x, y = normal(37, 1, 0), normal(90, 1, 1, mean=1.0)
     line = torch.ones(1, 1, dtype=torch.float64)
-    assert evidence.sliced_w1(x, y, line) == pytest.approx(wasserstein_distance(x[:, 0], y[:, 0]))
+    assert distances.sliced_w1(x, y, line) == pytest.approx(wasserstein_distance(x[:, 0], y[:, 0]))
     shift = torch.tensor([3.0, 4.0], dtype=torch.float64)
     cloud, reference = normal(200, 2, 3), Reference(normal(200, 2, 3))
     assert reference.w1(cloud + shift) == pytest.approx(float((shift @ reference.lines).abs().mean()))
@@ -140,7 +153,7 @@ def test_w1_of_any_sizes():
 
 def test_means_and_intervals():
     values = [1.0, 2.0, 3.0, 6.0]
-    mean = evidence.mean_se(values)
+    mean = stats.mean_se(values)
     assert mean == (3.0, pytest.approx(np.std(values, ddof=1) / 2))
     assert mean.text() == "3.0 ± 1.1"
     assert Mean(0.012345, 0.00023).text(1e3) == "12.35 ± 0.23"
@@ -159,7 +172,7 @@ def test_cells(tmp_path):
     assert {"kind": "a", "settings": {"y": 2, "x": 1}} in again
     assert {"kind": "b"} not in again
     again.add({"kind": "b", "settings": None})
-    assert [row["kind"] for row in evidence.read(file)] == ["a", "b"]
+    assert [row["kind"] for row in files.read(file)] == ["a", "b"]
     assert again.where(kind="a")[0] | {"settings": 0} == {
         "kind": "a",
         "settings": 0,
@@ -169,8 +182,8 @@ def test_cells(tmp_path):
     }
     file.write_text("no json\n")
     with pytest.raises(StoreError, match="damaged"):
-        evidence.read(file)
-    with evidence.locked(tmp_path), pytest.raises(StoreError, match="in use"), evidence.locked(tmp_path):
+        files.read(file)
+    with files.locked(tmp_path), pytest.raises(StoreError, match="in use"), files.locked(tmp_path):
         pass
 
 
@@ -264,7 +277,7 @@ def command(out, *words):
 
 
 def test_every_cell_is_run_once(finished):
-    rows = evidence.read(finished / "cells.jsonl")
+    rows = files.read(finished / "cells.jsonl")
     found = [json.dumps([r[name] for name in mixtures.KEY], sort_keys=True) for r in rows if "settings" in r]
     assert len(found) == len(set(found))
     cells = [r for r in rows if r["kind"] == "cell"]
@@ -279,7 +292,7 @@ def test_every_cell_is_run_once(finished):
 
 
 def test_the_lowest_mmd_is_chosen(finished):
-    rows = evidence.read(finished / "cells.jsonl")
+    rows = files.read(finished / "cells.jsonl")
     choices = [r for r in rows if r["kind"] == "choice" and len(r["grid"]) > 1]
     assert len(choices) == 4
     for choice in choices:
@@ -300,11 +313,11 @@ def test_the_lowest_mmd_is_chosen(finished):
 
 
 def test_a_cell_is_the_same_when_it_is_run_again(finished, tmp_path):
-    rows = evidence.read(finished / "cells.jsonl")
+    rows = files.read(finished / "cells.jsonl")
     kept = [r for r in rows if not (r["kind"] == "cell" and r["method"] == "dts")]
     (tmp_path / "cells.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     assert command(tmp_path) == 0
-    again = evidence.read(tmp_path / "cells.jsonl")
+    again = files.read(tmp_path / "cells.jsonl")
 
     def plain(found):
         cells = [{k: v for k, v in r.items() if k != "seconds"} for r in found if r["kind"] == "cell"]
@@ -317,15 +330,15 @@ def test_report(finished, monkeypatch):
     file, out = finished / "cells.jsonl", finished / "report.md"
     monkeypatch.setattr(mixtures, "BEDS", {name: mixture_beds.BEDS[name] for name in ("checkerboard", "mix16_mild")})
     assert mixtures.main(["report", "--rows", str(file), str(finished / "none.jsonl"), "--out", str(out)]) == 0
-    text, found = out.read_text(), evidence_report.gather(evidence.read(file), "bed")
+    text, found = out.read_text(), evidence_report.gather(files.read(file), "bed")
     assert (finished / "report.png").stat().st_size > 10_000
     assert "## mix16_mild, 3,000 NFE" in text
     values = [r["mmd2"] for r in found.cells["checkerboard", "importance", "{}", 3_000]]
-    assert f"| importance | {evidence.mean_se(values).text(1e3)} |" in text
+    assert f"| importance | {stats.mean_se(values).text(1e3)} |" in text
     assert "| dps, published | failed |" in text  # on mix16, whose reward is no residual
     assert 'mix16_mild, dps, `{"normalise": "residual"}`, 1,000 NFE, 2 of 2 seeds: ValueError' in text
     assert "| tds | not run |" in text
-    spent = sum(row.get("seconds") or 0 for row in evidence.read(file))
+    spent = sum(row.get("seconds") or 0 for row in files.read(file))
     assert f"{spent:,.0f} s = " in text
     for which in ("published", "tuned"):
         gap = evidence_duels.duel(found, "checkerboard", ("dts", "importance"), which, 3_000, "mmd2")
@@ -333,7 +346,7 @@ def test_report(finished, monkeypatch):
 
 
 def test_what_was_not_run_says_so(finished):
-    rows = [r for r in evidence.read(finished / "cells.jsonl") if r["kind"] == "reference"]
+    rows = [r for r in files.read(finished / "cells.jsonl") if r["kind"] == "reference"]
     text = mixtures_report.compose(rows, "f.png", {"checkerboard": ["importance", "dts"]})
     assert "| checkerboard | not run | not run | not run |" in text
 

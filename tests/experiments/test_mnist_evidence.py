@@ -10,9 +10,11 @@ import scipy.linalg
 import torch
 
 from experiments.mnist import evidence as mnist_evidence
-from experiments.mnist import report as report
-from experiments.mnist.evidence import METHODS, SEARCHERS, TARGETS, Job
-from experiments.shared import evidence
+from experiments.mnist import references, report, searches
+from experiments.mnist.searches import Job
+from experiments.mnist.targets import METHODS, SCHEDULES, SEARCHERS, TARGETS, T
+from experiments.shared import cells as rows_of
+from experiments.shared import distances, stats
 from experiments.shared.curves import match
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
@@ -35,7 +37,7 @@ class Smooth(torch.nn.Module):
 def tiny():
     """The same chain with a network without weights."""
     network = Smooth().eval().requires_grad_(False)
-    schedule = Schedule.variance_preserving(cosine_alphas_cumprod(), mnist_evidence.T, prediction="v")
+    schedule = Schedule.variance_preserving(cosine_alphas_cumprod(), T, prediction="v")
     return DiffusionKernel(
         network, state_shape=STATE_SHAPE, schedule=schedule, eta=1.0, clip_sample=1.0, decode=to_images, name="tiny"
     )
@@ -49,15 +51,15 @@ def test_frechet_is_its_definition():
     left, right = np.cov(x.T), np.cov(y.T)
     cross = scipy.linalg.sqrtm(left @ right).real
     exact = float((x.mean(0) - y.mean(0)).square().sum()) + np.trace(left + right - 2 * cross)
-    assert mnist_evidence.frechet(x, y) == pytest.approx(exact, rel=1e-6)
-    assert mnist_evidence.frechet(x, x + 1.5) == pytest.approx(6 * 1.5**2, rel=1e-6)
+    assert distances.frechet(x, y) == pytest.approx(exact, rel=1e-6)
+    assert distances.frechet(x, x + 1.5) == pytest.approx(6 * 1.5**2, rel=1e-6)
 
 
 def test_diversity_is_the_mean_over_pairs():
     x = features(20, 2)
     pairs = [1 - torch.cosine_similarity(a, b, dim=0) for a, b in itertools.combinations(x, 2)]
-    assert mnist_evidence.diversity(x) == pytest.approx(float(torch.stack(pairs).mean()))
-    assert mnist_evidence.diversity(x[:1].repeat(5, 1)) == pytest.approx(0, abs=1e-9)
+    assert distances.diversity(x) == pytest.approx(float(torch.stack(pairs).mean()))
+    assert distances.diversity(x[:1].repeat(5, 1)) == pytest.approx(0, abs=1e-9)
 
 
 def test_draws_of_the_model_follow_the_reward():
@@ -66,12 +68,12 @@ def test_draws_of_the_model_follow_the_reward():
     def reward(gap):
         return lambda x: torch.where(x.flatten() < 2000, 0.0, -gap).double()
 
-    draws, facts = mnist_evidence.model_draws(images, reward(math.log(3)))
+    draws, facts = references.model_draws(images, reward(math.log(3)))
     assert (facts["how"], len(draws)) == ("rejection", 2000)
     assert abs(facts["log_z"] - math.log(2 / 3)) < 1e-6
-    shares = (mnist_evidence.model_draws(images[1900:2100], reward(math.log(3)))[0] < 2000).float().mean()
+    shares = (references.model_draws(images[1900:2100], reward(math.log(3)))[0] < 2000).float().mean()
     assert abs(float(shares) - 0.75) < 0.01
-    assert mnist_evidence.model_draws(images[1900:2100], reward(1.0))[1]["how"] == "resampling"
+    assert references.model_draws(images[1900:2100], reward(1.0))[1]["how"] == "resampling"
 
 
 def test_rewards_are_bounded_by_zero_and_real_images_obey_them(tmp_path):
@@ -80,7 +82,7 @@ def test_rewards_are_bounded_by_zero_and_real_images_obey_them(tmp_path):
     pixels[200:] = 255
     arrays = {"train_x": pixels, "train_y": labels, "test_x": pixels, "test_y": labels}
     np.savez(tmp_path / "m.npz", **arrays)
-    counts = {name: len(mnist_evidence.real_images(tmp_path / "m.npz", each)) for name, each in TARGETS.items()}
+    counts = {name: len(references.real_images(tmp_path / "m.npz", each)) for name, each in TARGETS.items()}
     assert counts == {"digit": 80, "even": 400, "conjunction": 40}
     noise = torch.rand(50, 1, 28, 28)
     assert all((each.reward()(noise) <= 0).all() for each in TARGETS.values())
@@ -94,7 +96,7 @@ def test_settings_reach_the_methods(tiny):
         for how in entry.grid:
             setup = entry.make(tiny, reward, **how)
             if "schedule" in how and name != "das":
-                assert setup.method.schedule == mnist_evidence.SCHEDULES[how["schedule"]]
+                assert setup.method.schedule == SCHEDULES[how["schedule"]]
             if "lam" in how:
                 assert setup.method.lam == float(how["lam"])
     trees = [METHODS["dts"].make(tiny, reward, **METHODS["dts"].grid[i]).method for i in (0, 3)]
@@ -117,7 +119,7 @@ def test_expected_best_is_the_mean_over_subsets():
 
 def test_a_curve_says_where_it_rose():
     history = [{"nfe": n, "best_reward": r} for n, r in ((1, None), (2, 0.5), (3, 0.5), (4, 0.9))]
-    assert mnist_evidence.improvements(history) == [[2, 0.5], [4, 0.9]]
+    assert searches.improvements(history) == [[2, 0.5], [4, 0.9]]
     assert report._steps([[2, 0.5], [4, 0.9]], np.array([1.0, 2, 3, 4, 9])).tolist() == [0.5, 0.5, 0.5, 0.9, 0.9]
 
 
@@ -132,9 +134,11 @@ def finished(tmp_path_factory, tiny):
     arrays = {f"{part}_x": draw.integers(0, 256, (60, 28, 28), dtype=np.uint8) for part in ("train", "test")}
     np.savez(out / "mnist.npz", **arrays, train_y=np.arange(60) % 10, test_y=np.arange(60) % 10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mnist_evidence, "kernel_on", lambda device: tiny)
+        for module in (references, searches):
+            patch.setattr(module, "kernel_on", lambda device: tiny)
+            patch.setattr(module, "PART", 20)
+            patch.setattr(module, "DRAWS", 30)
         patch.setattr(mnist_evidence, "PART", 20)
-        patch.setattr(mnist_evidence, "DRAWS", 30)
         assert command(out) == 0
         assert search(out) == 0
         yield out
@@ -153,7 +157,7 @@ def search(out):
 
 
 def test_every_cell_is_run_once_and_measured(finished):
-    rows = evidence.read(finished / "cells.jsonl")
+    rows = rows_of.read(finished / "cells.jsonl")
     cells = [row for row in rows if row["kind"] == "cell"]
     assert {(row["budget"], row["seed"]) for row in cells} == {(250, 100), (250, 101), (500, 100), (500, 101)}
     tuned = {m: [r["settings"] for r in rows if r["kind"] == "tuning" and r["method"] == m] for m in METHODS}
@@ -175,7 +179,7 @@ def test_every_cell_is_run_once_and_measured(finished):
 
 @pytest.mark.parametrize("method", ["dps", "dts"])
 def test_the_lowest_mmd_is_chosen_and_run(finished, method):
-    rows = [row for row in evidence.read(finished / "cells.jsonl") if row.get("method") == method]
+    rows = [row for row in rows_of.read(finished / "cells.jsonl") if row.get("method") == method]
     choice = next(row for row in rows if row["kind"] == "choice")
     scores = {json.dumps(row["settings"]): row["mmd2_model"] for row in rows if row["kind"] == "tuning distances"}
     assert len(scores) == 6
@@ -186,18 +190,18 @@ def test_the_lowest_mmd_is_chosen_and_run(finished, method):
 
 
 def test_distances_are_of_the_draws(finished):
-    rows = evidence.read(finished / "cells.jsonl")
+    rows = rows_of.read(finished / "cells.jsonl")
     job = Job("cell", "even", "importance", {}, 250, 100)
     stored = np.load(job.file(finished / "work"))
     drawn = torch.from_numpy(stored["features"][stored["again"]])
     assert drawn.shape == (30, 128)
     row = next(r for r in rows if all(r.get(k) == v for k, v in job.row.items()))
-    assert row["diversity"] == pytest.approx(mnist_evidence.diversity(drawn), rel=1e-4)
+    assert row["diversity"] == pytest.approx(distances.diversity(drawn), rel=1e-4)
     assert row["distinct"] == len(stored["features"])
 
 
 def test_search_cells(finished):
-    rows = [row for row in evidence.read(finished / "cells.jsonl") if row["kind"] == "search"]
+    rows = [row for row in rows_of.read(finished / "cells.jsonl") if row["kind"] == "search"]
     assert len(rows) == 2 + 2 + 4
     for row in rows:
         if row["method"] == "best_of_n":
@@ -207,7 +211,7 @@ def test_search_cells(finished):
 
 
 def test_report(finished):
-    rows = evidence.read(finished / "cells.jsonl")
+    rows = rows_of.read(finished / "cells.jsonl")
     files, out = [finished / "one.jsonl", finished / "two.jsonl"], finished / "report.md"
     for file, part in zip(files, (rows, [row for row in rows if row["kind"] == "search"]), strict=True):
         file.write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -217,9 +221,9 @@ def test_report(finished):
         assert (finished / f"report_{figure}.png").stat().st_size > 5_000
     assert "## even, 500 NFE" in text
     values = [r["fid_real"] for r in rows if r["kind"] == "cell distances" and r["method"] == "importance"]
-    assert f"| importance | {evidence.mean_se(values[:2]).text()} |" in text
+    assert f"| importance | {stats.mean_se(values[:2]).text()} |" in text
     best = [row["best"] for row in rows if row["kind"] == "search" and row["method"] == "fk_max"]
-    assert evidence.mean_se([b for b, r in zip(best, [300, 300, 900, 900], strict=True) if r == 900]).text() in text
+    assert stats.mean_se([b for b, r in zip(best, [300, 300, 900, 900], strict=True) if r == 900]).text() in text
     assert "| tds | not run |" in text
     assert "## digit, 500 NFE\n\nnot run" in text
     assert "| beam | not run |" in text
@@ -230,7 +234,7 @@ def test_report(finished):
 
 
 def test_ratios_against_best_of_n(finished):
-    rows = evidence.read(finished / "cells.jsonl")
+    rows = rows_of.read(finished / "cells.jsonl")
     seeds = {method: report.by_seed(rows, "composite", method) for method in ("best_of_n", "fk_max")}
     found = report.matched(seeds["fk_max"], seeds["best_of_n"], 300)
     curves = [report.curve_of(list(seeds[method].values()), 300) for method in ("fk_max", "best_of_n")]
@@ -247,4 +251,4 @@ def test_what_is_asked_is_checked(tmp_path, capsys):
     assert mnist_evidence.main(["run", "--methods", "dtz"]) == 1
     assert "unknown method 'dtz'" in capsys.readouterr().err
     with pytest.raises(StoreError):
-        evidence.read(tmp_path / "none.jsonl")
+        rows_of.read(tmp_path / "none.jsonl")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import treesearch as ts
-from experiments.planning import demo_plan, evaluate_trajectory, plan_critic
+from experiments.planning import demo_plan, episodes, evaluate_trajectory, methods, plan_critic
 from experiments.planning import evidence as planning
 from experiments.planning import report as planning_report
 from treesearch.backends.models.trajectory import Card, Normalisation, TrajectoryNetwork, save_model
@@ -70,13 +70,13 @@ class Straight:
 
 
 def straight(bed):
-    return planning.Setup(Straight(), bed.reward, ts.BestOfN(n=1))
+    return methods.Setup(Straight(), bed.reward, ts.BestOfN(n=1))
 
 
 def test_plans_are_executed_and_arrive_unless_a_wall_is_in_the_way(bed):
     pairs = [((-1.0, 1.0), (1.0, 1.0)), ((-1.0, 1.0), (-1.0, -1.0))]  # along a corridor of the maze, and through a wall
     own = bed._replace(kernel=Straight())
-    done = planning.play(own, straight(bed), pairs, rollouts=1, seed=0)
+    done = episodes.play(own, straight(bed), pairs, rollouts=1, seed=0)
     assert done.field.reached.tolist() == [True, False]
     assert done.rewards[0] > done.rewards[1]
     assert len(done.planner.decisions) == 1
@@ -85,7 +85,7 @@ def test_plans_are_executed_and_arrive_unless_a_wall_is_in_the_way(bed):
 def test_replanning_stops_at_the_goal_or_after_so_many_decisions(bed):
     pairs = [((-1.0, 1.0), (1.0, 1.0)), ((-1.0, 1.0), (-1.0, -1.0))]
     seen = []
-    done = planning.play(
+    done = episodes.play(
         bed._replace(kernel=Straight()), straight(bed), pairs, rollouts=1, seed=0, steps=8, decisions=5,
         watch=lambda field, planner: seen.append(planner.decision.planned),
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_replanning_stops_at_the_goal_or_after_so_many_decisions(bed):
 def test_rates_belong_to_their_pairs(bed):
     pairs = [((-1.0, 1.0), (-1.0, -1.0)), ((-1.0, 1.0), (1.0, 1.0))]
     pairs = [planning.Pair(*pair, cells=2) for pair in pairs]
-    assert planning.base_rates(bed._replace(kernel=Straight()), pairs, 0, 64) == [0.0, 1.0]
+    assert episodes.base_rates(bed._replace(kernel=Straight()), pairs, 0, 64) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(("rate", "advice"), [(0.1, "lower --min-cells"), (0.7, "raise --min-cells")])
