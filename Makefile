@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage mnist-evidence train-mnist planning policy-data train-maze clean
+.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage mnist-evidence train-mnist planning policy-data train-maze pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model ag
 	@$(PY) -m experiments.planning.pointmaze --maze medium --out runs/pointmaze/medium.npz
 	@$(PY) -m experiments.planning.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium \
 	    --weights backends/weights/maze_medium.safetensors --curve $(RESULTS)/planning/trajectory/medium.csv
+
+pages: $(STAMP)  ## docs/figures.md, evidence.md and verified.md from the result files
+	@$(PY) -m experiments.shared.pages --out docs
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist
