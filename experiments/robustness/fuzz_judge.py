@@ -35,8 +35,8 @@ import torch
 import treesearch as ts
 from experiments.robustness import fuzz_mutations as mutations
 from treesearch.backends.exact.gaussian import LinearGaussian
-from treesearch.cli import commands
 from treesearch.cli import main as cli
+from treesearch.cli import saved
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError
 from treesearch.runs import folder as runs
@@ -107,7 +107,7 @@ def make_bases(scratch: Path) -> dict[str, Base]:
             for folder, seed in ((f"{name}-0", SEED), (f"{name}-1", SEED + 1)):
                 path, half = scratch / folder, ts.Budget(nfe=NFE // 2)
                 ts.search(KERNEL, REWARD, method, budget=half, seed=seed, store=path, **how)
-                runs.write_json(path / commands.COMMAND, commands.kept(COMMAND))
+                runs.write_json(path / saved.COMMAND, saved.kept(COMMAND))
             shutil.copytree(scratch / f"{name}-0", scratch / f"{name}-whole")
             whole = ts.resume(scratch / f"{name}-whole", KERNEL, REWARD, budget=ts.Budget(nfe=NFE))
             straight = ts.search(KERNEL, REWARD, method, budget=ts.Budget(nfe=NFE), seed=SEED, **how)
@@ -194,7 +194,7 @@ def judge(rng: random.Random, path: Path, base: Base, *, natural: bool) -> str:
     if after != before:
         raise Fault("looking changed the folder")
     recorded = _recorded(path)
-    meant = _bytes(path / commands.COMMAND) != _bytes(base.path / commands.COMMAND)  # for the command line
+    meant = _bytes(path / saved.COMMAND) != _bytes(base.path / saved.COMMAND)  # for the command line
     resumed = _by_command if rng.random() < (0.7 if meant else 0.08) else _by_library
     try:
         result = resumed(path)
