@@ -45,6 +45,8 @@ class Drawn:
             "audio": (2, 9),
         }
         drawn = level.reshape(-1, *[1] * len(shape[self.kind])).expand(-1, *shape[self.kind]).float()
+        if self.kind == "audio":
+            return drawn * torch.linspace(0.5, 1, 18).reshape(2, 9)
         return drawn * torch.linspace(0.5, 1, 4).reshape(4, 1, 1, 1) if self.kind == "video" else drawn
 
 

@@ -75,7 +75,7 @@ def _write(
     fps: int,
 ) -> None:
     context = result.tasks[0].context
-    outputs = subfolder(subfolder(folder) / "outputs")
+    outputs = subfolder(folder / "outputs")
     told = dict(asked or {key: context.config[key] for key in ("kernel", "reward")})
     found = tables.summary(result)
     write_json(folder / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
