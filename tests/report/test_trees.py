@@ -73,6 +73,7 @@ def test_a_large_tree_shares_marks(levels):
     assert data.count.sum() == len(tree) == data.nodes
     assert len(data.levels) <= trees.ROWS
     assert data.levels[0] == levels + 1
+    assert data.row.max() == len(data.levels) - 1
     assert (np.diff(data.levels) < 0).all()
     assert np.nanmax(data.value) == tree.value.max()
     assert (data.row[data.edges[:, 0]] <= data.row[data.edges[:, 1]]).all()
