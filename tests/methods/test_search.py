@@ -10,7 +10,7 @@ import treesearch as ts
 from tests.support import laws
 from tests.support.beds import BEDS
 from treesearch.backends.exact.gaussian import Tilt
-from treesearch.methods.base import GREEDY
+from treesearch.methods.base import NOT_OF_PI
 from treesearch.rewards.analytic import constant, linear
 from treesearch.rewards.base import as_reward
 from treesearch.testing import Counting, bare_chain, check_edges
@@ -98,7 +98,7 @@ def test_beam_search_keeps_the_best_endpoints(gaussian):
 def test_beam_search_costs_k_times_t_and_says_it_is_greedy(gaussian):
     found = ts.search(gaussian, linear(1.0), ts.BeamSearch(), budget=ts.Budget(nfe=170))
     assert found.cost.nfe == 170 - 170 % 5
-    assert GREEDY in found.diagnostics["warnings"]
+    assert NOT_OF_PI in found.diagnostics["warnings"]
     assert found.log_z is None
     assert found.log_z_se is None
 

@@ -17,7 +17,7 @@ from treesearch.core import values
 from treesearch.core.values import Value
 from treesearch.core.weights import log_mean
 from treesearch.methods.genealogy import Genealogy
-from treesearch.methods.tree_sampling import Wave
+from treesearch.methods.tree_sampling import SplittingTree
 from treesearch.rewards.analytic import constant, linear, quadratic
 from treesearch.testing import bare_chain, check_method
 
@@ -79,7 +79,7 @@ def test_z_is_unbiased_on_chains_that_can_be_enumerated(name):
 
 def test_values_that_saw_their_own_wave_would_be_found_out(monkeypatch):
     """The tests above can fail: weights that look at the rewards of their own wave bias it by far."""
-    step = ts.methods.tree_sampling.Wave.step
+    step = ts.methods.tree_sampling.SplittingTree.step
 
     def peeking(self, level, reward, log_w, uniforms):
         ancestors = step(self, level, reward, log_w, uniforms)
@@ -87,7 +87,7 @@ def test_values_that_saw_their_own_wave_would_be_found_out(monkeypatch):
             self.log_w = self.log_w + 0.5 * (self.reward > np.median(self.reward))
         return ancestors
 
-    monkeypatch.setattr(ts.methods.tree_sampling.Wave, "step", peeking)
+    monkeypatch.setattr(ts.methods.tree_sampling.SplittingTree, "step", peeking)
     gap, se = laws.error(np.exp([task.log_z - LOG_Z for task in many(n=100)]))
     assert abs(gap) > 10 * se
 
@@ -294,7 +294,7 @@ def test_constants_are_the_ones_that_were_measured():
 def test_an_endpoint_that_is_forbidden_is_no_verdict():
     """It keeps the value of the level above, whatever the others' are."""
     values = [Value.guess(0.5), Value.guess(1.0)]
-    wave = Wave(1.0, values, np.zeros(4), Genealogy.of(4), np.zeros(4))
+    wave = SplittingTree(1.0, values, np.zeros(4), Genealogy.of(4), np.zeros(4))
     wave.step(0, np.array([0.2, -0.2, 0.1, 0.1]), np.zeros(4), lambda: np.zeros(5))
     wave.step(1, np.array([0.3, -np.inf, 0.2, 0.0]), np.zeros(4), lambda: np.zeros(5))
     np.testing.assert_allclose(wave.log_w, [0.3, -0.1, 0.2, 0.0])

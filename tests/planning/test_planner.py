@@ -9,7 +9,7 @@ import torch
 import treesearch as ts
 from treesearch.backends.base import Gaussian, describe, expand
 from treesearch.backends.exact.gaussian import cosine_bar
-from treesearch.planning.planner import Planner, PlanningEnded, Standing
+from treesearch.planning.planner import Outlook, Planner, PlanningEnded
 from treesearch.planning.warm_start import WARM, WarmStart, lowered, shifted
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.channels import Channels
@@ -294,7 +294,7 @@ def test_an_unreachable_goal_is_reported_and_ends_the_planning():
     agent = planner(enough=-1e-9, patience=3)
     for _ in range(3):
         agent.act(START, GOAL)
-    assert agent.decision.standings == (Standing.UNREACHABLE,)
+    assert agent.decision.outlooks == (Outlook.UNREACHABLE,)
     assert not any(d.warm[0] for d in agent.decisions), "a failed plan is nothing to start from"
     with pytest.raises(PlanningEnded, match="unreachable"):
         agent.act(START, GOAL)
@@ -310,7 +310,7 @@ def test_a_goal_that_a_check_refuses_costs_nothing_and_the_others_go_on():
     agent = planner(check=check)
     agent.act_many([START, START], [GOAL, [2.0, 0.0]])
     assert agent.decision.planned == (True, False)
-    assert agent.decision.standings == (Standing.PLANNING, Standing.REFUSED)
+    assert agent.decision.outlooks == (Outlook.PLANNING, Outlook.REFUSED)
     assert agent.decision.nfe == 20 * T
     with pytest.raises(PlanningEnded, match="a wall is in the way"):
         planner(check=check).act(START, [2.0, 0.0])
@@ -338,14 +338,14 @@ def test_failures_must_follow_one_another():
     agent.act(START, GOAL)
     agent.enough = -1e-9
     agent.act(START, GOAL)
-    assert agent.decision.standings == (Standing.PLANNING,)
+    assert agent.decision.outlooks == (Outlook.PLANNING,)
 
 
 def test_decisions_are_bounded_and_the_others_go_on():
     agent = planner(max_decisions=2)
     agent.act_many([START, START], [GOAL, GOAL], active=[True, False])
     agent.act_many([START, START], [GOAL, GOAL])
-    assert agent.decision.standings == (Standing.OUT_OF_DECISIONS, Standing.PLANNING)
+    assert agent.decision.outlooks == (Outlook.OUT_OF_DECISIONS, Outlook.PLANNING)
     agent.act_many([START, START], [GOAL, GOAL])
     assert agent.decision.planned == (False, True)
     with pytest.raises(PlanningEnded, match="max_decisions"):

@@ -21,7 +21,7 @@ from treesearch.methods.claims import Claims, Interval
 from treesearch.rewards.numeric import is_number, is_whole
 
 AUTO = "auto"
-GREEDY = "greedy: not a sample of π"
+NOT_OF_PI = "greedy: not a sample of π"
 MEMORY = 2**31  # bytes that the populations of a search may take, unless the machine allows less
 
 

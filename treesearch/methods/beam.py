@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from treesearch.backends.base import Spec
 from treesearch.core.weights import F64
 from treesearch.methods import population
-from treesearch.methods.base import GREEDY, Problem, Readout, Unit, as_levels, branch_levels, check_whole
+from treesearch.methods.base import NOT_OF_PI, Problem, Readout, Unit, as_levels, branch_levels, check_whole
 from treesearch.methods.claims import GREEDY_TREE
 
 
@@ -86,4 +86,4 @@ class BeamSearcher(population.PopulationSearch):
     def readout(self) -> Readout:
         nodes = [p.nodes for p in self.finished]
         leaves = np.concatenate(nodes) if nodes else np.empty(0, np.int64)
-        return Readout(leaves, np.zeros(len(leaves)), warnings=[GREEDY])
+        return Readout(leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI])

@@ -24,7 +24,7 @@ from treesearch.core.noise import child_keys
 from treesearch.core.tree import NONE, ROOT, Tree
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import GREEDY, NO_NODES, Problem, Readout, Status
+from treesearch.methods.base import NO_NODES, NOT_OF_PI, Problem, Readout, Status
 
 Ids = NDArray[np.int64]
 
@@ -163,7 +163,7 @@ class DescentSearch(ABC):
     def readout(self) -> Readout:
         leaves = self.tree.leaves
         leaves = leaves[~np.isnan(self.tree.value[leaves])]
-        return Readout(leaves, np.zeros(len(leaves)), warnings=[GREEDY], extra={"descents": self.finished})
+        return Readout(leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI], extra={"descents": self.finished})
 
     def _begin(self, sizes: list[int]) -> bool:
         self.group = [self.make(k) for k in sizes]

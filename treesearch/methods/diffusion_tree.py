@@ -40,8 +40,8 @@ from treesearch.core.weights import F64, scaled
 from treesearch.engine.segments import Segments
 from treesearch.errors import choose
 from treesearch.methods.base import (
-    GREEDY,
     NO_NODES,
+    NOT_OF_PI,
     Problem,
     Readout,
     Status,
@@ -253,7 +253,7 @@ class DiffusionTree:
     def readout(self) -> Readout:
         tree, leaves = self.tree, self.tree.leaves
         leaves = leaves[~np.isnan(tree.value[leaves])]  # with a lag, some are scored ahead of their telling
-        warnings = [GREEDY] if self.rules.greedy else []
+        warnings = [NOT_OF_PI] if self.rules.greedy else []
         extra = {"iterations": self.iterations, "rollouts": self.rollouts, "unobserved": self.pending}
         if not len(leaves):
             return Readout(leaves, np.empty(0), warnings=warnings, extra=extra)

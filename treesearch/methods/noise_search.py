@@ -34,9 +34,8 @@ from treesearch.core.noise import child_keys
 from treesearch.core.tree import ROOT, Tree
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import GREEDY, NO_NODES, Problem, Readout, Status, Unit, check_whole
-from treesearch.methods.claims import GREEDY as NOT_OF_PI
-from treesearch.methods.claims import Bias, Claims, Flag
+from treesearch.methods.base import NO_NODES, NOT_OF_PI, Problem, Readout, Status, Unit, check_whole
+from treesearch.methods.claims import GREEDY, Bias, Claims, Flag
 from treesearch.methods.descent import best_of
 from treesearch.rewards.numeric import is_number
 
@@ -75,7 +74,7 @@ class NoiseSearch:
 
     @property
     def claims(self) -> Claims:
-        flags = (NOT_OF_PI,) if self.theta == math.pi / 2 else (NOT_OF_PI, NEIGHBOURS)
+        flags = (GREEDY,) if self.theta == math.pi / 2 else (GREEDY, NEIGHBOURS)
         return Claims(flags=flags, weighs=False, no_interval="greedy: no Z is estimated")
 
     def unit(self, spec: Spec) -> Unit:
@@ -171,7 +170,7 @@ class NoiseClimb:
         leaves = self.tree.leaves
         climbs = self.method.round_of(len(leaves) - 1).climb + 1 if len(leaves) else 0
         return Readout(
-            leaves, np.zeros(len(leaves)), warnings=[GREEDY], extra={"climbs": climbs, "pivot_moves": self.moves}
+            leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI], extra={"climbs": climbs, "pivot_moves": self.moves}
         )
 
     def _conclude(self, done: int) -> None:

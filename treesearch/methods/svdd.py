@@ -31,7 +31,7 @@ from treesearch.backends.base import Spec
 from treesearch.core.weights import F64, normalise, scaled
 from treesearch.methods import population
 from treesearch.methods.base import (
-    GREEDY,
+    NOT_OF_PI,
     Problem,
     Readout,
     Unit,
@@ -41,8 +41,7 @@ from treesearch.methods.base import (
     check_whole,
     number,
 )
-from treesearch.methods.claims import GREEDY as NOT_OF_PI
-from treesearch.methods.claims import Bias, Claims, Flag
+from treesearch.methods.claims import GREEDY, Bias, Claims, Flag
 
 BIASED = "soft value-based decoding: its law is not π, but a chain steered by rewards of endpoint predictions"
 
@@ -80,7 +79,7 @@ class SVDD:
 
     @property
     def claims(self) -> Claims:
-        flags = () if self.lam == 0 else (NOT_OF_PI if self.lam == math.inf else STEERED,)
+        flags = () if self.lam == 0 else (GREEDY if self.lam == math.inf else STEERED,)
         return Claims(flags=flags, no_interval="choices are not weighed: no Z is estimated")
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
@@ -136,6 +135,6 @@ class SVDDSearch(population.PopulationSearch):
         return Readout(
             leaves=nodes,
             log_weights=np.where(chosen, 0.0, -math.inf),
-            warnings=[GREEDY if math.isinf(self.lam) else BIASED],
+            warnings=[NOT_OF_PI if math.isinf(self.lam) else BIASED],
             extra={"candidates": [len(p.nodes) for p in done]},
         )

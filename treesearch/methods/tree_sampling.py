@@ -92,7 +92,7 @@ class TreeSampling:
 
 
 @dataclass
-class Wave:
+class SplittingTree:
     """One tree; arrays follow the leaves' ancestors, (n,) each or a row of them a level."""
 
     lam: float
@@ -148,11 +148,11 @@ class TreeSamplingSearch(population.PopulationSearch):
 
     def __init__(self, method: TreeSampling, problem: Problem) -> None:
         self.method, self.lam = method, number(method.lam)
-        super().__init__(problem, None, method.levels(problem.spec), self._wave)
+        super().__init__(problem, None, method.levels(problem.spec), self._splitting_tree)
 
-    def _wave(self, n: int) -> Wave:
+    def _splitting_tree(self, n: int) -> SplittingTree:
         zeros = np.zeros(n)
-        return Wave(self.lam, self._twists(), zeros, Genealogy.of(n), zeros)
+        return SplittingTree(self.lam, self._twists(), zeros, Genealogy.of(n), zeros)
 
     def _twists(self) -> list[Value]:
         """Values of every level above 0, from the finished waves."""

@@ -51,8 +51,8 @@ from treesearch.core.tree import ROOT, Tree
 from treesearch.core.weights import F64, scaled
 from treesearch.engine.segments import Segments
 from treesearch.methods.base import (
-    GREEDY,
     NO_NODES,
+    NOT_OF_PI,
     Problem,
     Readout,
     Status,
@@ -464,7 +464,7 @@ class NestedSearch:
         extra: dict[str, Any] = {"rollouts": self.rollouts, "fresh": len(self.tree.children_of(ROOT))}
         if self.tau2 is not None:
             extra["resolved"] = {int(t): float(v) for t, v in zip(self.levels[1:], self.tau2[1:], strict=True)}
-        return Readout(leaves, np.zeros(len(leaves)), warnings=[GREEDY], extra=extra)
+        return Readout(leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI], extra=extra)
 
 
 class Pool:

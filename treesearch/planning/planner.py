@@ -49,7 +49,7 @@ class PlanningEnded(TreeSearchError):
     """There is no environment left to plan for; the message says why."""
 
 
-class Standing(StrEnum):
+class Outlook(StrEnum):
     """Where an environment stands, and what to do next."""
 
     PLANNING = "planning"
@@ -70,7 +70,7 @@ class Decision:
         searched: whether one was searched for, (n,).
         warm: whether from plans of the decision before, (n,).
         kept: whether the plan is the one of the decision before, since the search found none better, (n,).
-        standings: one a row.
+        outlooks: one a row.
         nfe: network evaluations of all rows together.
         seconds: wall clock.
     """
@@ -82,7 +82,7 @@ class Decision:
     searched: tuple[bool, ...]
     warm: tuple[bool, ...]
     kept: tuple[bool, ...]
-    standings: tuple[Standing, ...]
+    outlooks: tuple[Outlook, ...]
     nfe: int
     seconds: float
 
@@ -100,7 +100,7 @@ class Track:
     plans: Tensor | None = None  # (K, H, C), shifted
     decisions: int = 0
     failures: int = 0  # in a row
-    standing: Standing = Standing.PLANNING
+    outlook: Outlook = Outlook.PLANNING
     reason: str = ""  # in the words of `check`
 
 
@@ -274,22 +274,22 @@ class Planner:
         wanted = [i for i in range(len(prompts)) if active is None or active[i]]
         for i in wanted:
             self._ask(self.tracks[i], prompts[i])
-        rows = [i for i in wanted if self.tracks[i].standing == Standing.PLANNING]
+        rows = [i for i in wanted if self.tracks[i].outlook == Outlook.PLANNING]
         if not rows:
             of = (self.tracks[i] for i in wanted)
-            reasons = sorted({track.reason or str(track.standing) for track in of}) or ["no row is active"]
+            reasons = sorted({track.reason or str(track.outlook) for track in of}) or ["no row is active"]
             raise PlanningEnded(f"nothing to plan for: {'; '.join(reasons)}")
         return rows
 
     def _ask(self, track: Track, prompt: dict[str, list[float]]) -> None:
         """Give a goal up that `check` refuses, before its first decision."""
-        if self.check is None or track.decisions or track.standing != Standing.PLANNING:
+        if self.check is None or track.decisions or track.outlook != Outlook.PLANNING:
             return
         try:
             if self.check(prompt) is False:
                 raise ValueError("the goal was refused")
         except ValueError as error:
-            track.standing, track.reason = Standing.REFUSED, str(error)
+            track.outlook, track.reason = Outlook.REFUSED, str(error)
         except KeyError as error:
             raise ValueError(
                 f"check asked for {error} of a prompt that has {sorted(prompt)}: pass goal= to act"
@@ -384,7 +384,7 @@ class Planner:
             searched=tuple(i in found for i in range(len(self.tracks))),
             warm=tuple(i in warm for i in range(len(self.tracks))),
             kept=tuple(kept),
-            standings=tuple(track.standing for track in self.tracks),
+            outlooks=tuple(track.outlook for track in self.tracks),
             nfe=cost.nfe,
             seconds=seconds,
         )
@@ -397,9 +397,9 @@ class Planner:
         few = samples[torch.arange(self.keep, device="cpu") % len(samples)]
         track.plans = shifted(few, self.steps) if good and self.warm_start else None
         if track.failures >= self.patience:
-            track.standing = Standing.UNREACHABLE
+            track.outlook = Outlook.UNREACHABLE
         elif track.decisions >= self.max_decisions:
-            track.standing = Standing.OUT_OF_DECISIONS
+            track.outlook = Outlook.OUT_OF_DECISIONS
 
 
 def _decoded(kernel: Any, states: Tensor) -> Tensor:
