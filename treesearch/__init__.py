@@ -6,8 +6,6 @@ result = ts.search(kernel, reward, ts.DiffusionTreeSearch(), budget=ts.Budget(nf
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 from typing import TYPE_CHECKING, Any
 
 from treesearch import _names  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
@@ -35,7 +33,8 @@ from treesearch.methods import (
 from treesearch.planning.planner import Planner, PlanningEnded
 from treesearch.registry.registry import Recipe
 from treesearch.results.result import SearchResult, TaskResult
-from treesearch.session.session import Snapshot
+from treesearch.session.interfaces import Snapshot
+from treesearch.version import __version__
 
 if TYPE_CHECKING:
     from treesearch.distributed import RayWorkers
@@ -71,6 +70,7 @@ __all__ = [
     "TreeSearchError",
     "WorkerError",
     "ZeroWeights",
+    "__version__",
     "resume",
     "search",
     "stream",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +13,17 @@ import numpy as np
 
 from treesearch.backends.base import Kernel
 from treesearch.budget import Budget
-from treesearch.errors import BudgetError, StoreError
+from treesearch.errors import BudgetError
 from treesearch.methods.base import Method
 from treesearch.registry.registry import Recipe
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.values import as_prompts
-from treesearch.runs import folder as runs
-from treesearch.session.session import Callback, Options, Session, Snapshot, Workers, build_method
-from treesearch.text import brief
+from treesearch.runs.folder import Run
+from treesearch.runs.identity import check_same
+from treesearch.session.interfaces import Callback, Options, Snapshot, Workers
+from treesearch.session.rebuild import build_method
+from treesearch.session.session import Session
 
 
 def stream(
@@ -145,7 +146,7 @@ def open_session(
 ) -> Session:
     """A session that stands where a run folder's log ends; see `resume`. `look` is for reading only: it takes no lock
     and changes nothing."""
-    run, blocks = runs.Run.open(store, look=look)
+    run, blocks = Run.open(store, look=look)
     session = None
     try:
         config = run.config
@@ -153,7 +154,7 @@ def open_session(
         budget = budget or Budget(**config["budget"])
         method = build_method(config["method"])
         session = make_session(kernel, reward, method, config["prompts"], budget, config["seed"], options, workers)
-        _check_same(config, session.config())
+        check_same(config, session.config())
         session.restore(run, blocks)
         if budget.nfe is not None and session.cost.nfe > budget.nfe and not look:
             raise BudgetError(
@@ -168,26 +169,6 @@ def open_session(
             session.close()
         raise
     return session
-
-
-def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    now = json.loads(json.dumps(now))  # as a run keeps it: tuples are lists there
-    for key in (
-        "method",
-        "seed",
-        "prompts",
-        "num_steps",
-        "state_shape",
-        "dtype",
-        "fingerprint",
-        "reward",
-        "reward_settings",
-    ):
-        if saved[key] != now[key]:
-            raise StoreError(
-                f"{key} differs: the run has {brief(saved[key])}, this search {brief(now[key])}; resume with the run's "
-                "own"
-            )
 
 
 def make_session(

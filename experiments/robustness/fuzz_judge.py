@@ -40,8 +40,10 @@ from treesearch.cli import saved
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError
 from treesearch.runs import folder as runs
-from treesearch.session import session
-from treesearch.session.session import read_result
+from treesearch.runs.config import read_config
+from treesearch.runs.files import write_json
+from treesearch.session import recorder
+from treesearch.session.rebuild import read_result
 
 KERNEL, REWARD, SEED, NFE = LinearGaussian(num_steps=6, dim=3), linear(0.7), 3, 360
 COMMAND = {"kernel": "gaussian(num_steps=6, dim=3)", "reward": "linear(0.7)"}
@@ -107,7 +109,7 @@ def make_bases(scratch: Path) -> dict[str, Base]:
             for folder, seed in ((f"{name}-0", SEED), (f"{name}-1", SEED + 1)):
                 path, half = scratch / folder, ts.Budget(nfe=NFE // 2)
                 ts.search(KERNEL, REWARD, method, budget=half, seed=seed, store=path, **how)
-                runs.write_json(path / saved.COMMAND, saved.kept(COMMAND))
+                write_json(path / saved.COMMAND, saved.kept(COMMAND))
             shutil.copytree(scratch / f"{name}-0", scratch / f"{name}-whole")
             whole = ts.resume(scratch / f"{name}-whole", KERNEL, REWARD, budget=ts.Budget(nfe=NFE))
             straight = ts.search(KERNEL, REWARD, method, budget=ts.Budget(nfe=NFE), seed=SEED, **how)
@@ -129,7 +131,7 @@ def _no_chance() -> Iterator[None]:
     with (
         mock.patch.object(runs, "_now", return_value="2026-01-01T00:00:00+00:00"),
         mock.patch.object(runs, "secrets", SimpleNamespace(token_hex=lambda n: made.randbytes(n).hex())),
-        mock.patch.object(session, "time", still),
+        mock.patch.object(recorder, "time", still),
     ):
         yield
 
@@ -285,7 +287,7 @@ def _list(path: Path) -> None:
 def _recorded(path: Path) -> tuple[list[int], int] | None:
     """Nodes of each task that a folder holds, and its NFE; None where it cannot be read."""
     try:
-        config = runs.read_config(path)
+        config = read_config(path)
         blocks = runs.read_log(path, config)[0]
         tasks = len(config["prompts"] or [None])
         nodes = [1 + sum(int((b.nodes["task"] == task).sum()) for b in blocks) for task in range(tasks)]
@@ -349,7 +351,7 @@ def scrutinise(result: ts.SearchResult, samples: list[Any], recorded: tuple[list
 
 def _read_again(path: Path, result: ts.SearchResult) -> None:
     """What was gone on with can be read back, and is the same."""
-    config = runs.read_config(path)
+    config = read_config(path)
     again = read_result(config, runs.read_log(path, config)[0])
     for a, b in zip(result.tasks, again.tasks, strict=True):
         if not torch.equal(a.rewards, b.rewards):

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.runs import folder as runs
+from treesearch.runs.config import stamped
+from treesearch.runs.log import HIT, NODE
 
 Mutation = Callable[[random.Random, Path, Path], None]
 MAGIC, HEAD = 12, struct.Struct("<4sIIIII")  # of tree.bin; its blocks' heads
@@ -55,12 +56,10 @@ def blocks(path: Path) -> list[Block]:
     while at < len(data):
         _, wave, text, nodes, hits, _ = HEAD.unpack_from(data, at)
         at += HEAD.size
-        ends = [at, at + text, at + text + nodes * runs.NODE.itemsize]
-        ends.append(ends[-1] + hits * runs.HIT.itemsize)
+        ends = [at, at + text, at + text + nodes * NODE.itemsize]
+        ends.append(ends[-1] + hits * HIT.itemsize)
         meta, rows, left = (data[a:b] for a, b in pairwise(ends))
-        found.append(
-            Block(wave, meta, np.frombuffer(bytearray(rows), runs.NODE), np.frombuffer(bytearray(left), runs.HIT))
-        )
+        found.append(Block(wave, meta, np.frombuffer(bytearray(rows), NODE), np.frombuffer(bytearray(left), HIT)))
         at = ends[-1]
     return found
 
@@ -70,7 +69,7 @@ def whole_in(data: bytes) -> list[int]:
     found, at = [], data.find(b"WAVE")
     while 0 <= at <= len(data) - HEAD.size:
         _, wave, text, nodes, hits, crc = HEAD.unpack_from(data, at)
-        start, length = at + HEAD.size, text + nodes * runs.NODE.itemsize + hits * runs.HIT.itemsize
+        start, length = at + HEAD.size, text + nodes * NODE.itemsize + hits * HIT.itemsize
         if start + length <= len(data) and zlib.crc32(data[at : start - 4] + data[start : start + length]) == crc:
             found.append(wave)
         at = data.find(b"WAVE", at + 1)
@@ -282,7 +281,7 @@ def config(rng: random.Random, path: Path, other: Path) -> None:
     found = json.loads((path / "run.json").read_text("utf-8"))
     for _ in range(rng.choice((1, 1, 2))):
         forge_value(rng, found)
-    (path / "run.json").write_text(json.dumps(runs.stamped(found)), "utf-8")
+    (path / "run.json").write_text(json.dumps(stamped(found)), "utf-8")
 
 
 def text(rng: random.Random, path: Path, other: Path) -> None:

@@ -17,7 +17,7 @@ from treesearch.cli.main import COMMANDS, METHODS, main
 from treesearch.cli.show import read_result_of
 from treesearch.registry import registry as specs
 from treesearch.report import plots
-from treesearch.runs import folder as runs
+from treesearch.runs.config import read_config
 
 TOY = ["--kernel", "gaussian(dim=2)", "--reward", "0.5*linear(1.0) + linear((0.1, 0.2))"]
 
@@ -43,7 +43,7 @@ def test_run_show_export_resume(tmp_path, capsys, method):
     assert main(["ls", str(tmp_path), "--json"]) == 0
     assert main(["cite", store]) == 0
     assert (tmp_path / "run" / "README.md").read_text().startswith("# ")
-    assert runs.read_config(store)["status"] == "finished"
+    assert read_config(store)["status"] == "finished"
 
 
 def test_prompts_are_tasks(tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path):
     printed, _ = job.communicate(timeout=30)
     assert job.returncode == 130
     assert f"treesearch resume '{store}'" in printed
-    assert runs.read_config(store)["status"] == "interrupted"
+    assert read_config(store)["status"] == "interrupted"
 
 
 def test_every_command_has_help(capsys):

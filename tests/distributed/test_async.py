@@ -20,7 +20,7 @@ from treesearch.engine.segments import Segments
 from treesearch.methods.base import Problem, Status
 from treesearch.rewards.analytic import linear, table
 from treesearch.rewards.compose import cached
-from treesearch.runs import folder as runs
+from treesearch.runs.log import NODE, read_blocks
 from treesearch.testing import Counting, check_budget, check_edges, check_noise, same_result
 
 DTS, DTS_STAR = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch
@@ -323,7 +323,7 @@ def test_round_robin_root_values_are_unbiased_in_batches_that_reorder(gaussian, 
 
 def same_start(tree, blocks):
     """The nodes of recorded blocks are the tree's first nodes; every recorded sample has its reward."""
-    nodes = np.concatenate([b.nodes for b in blocks]) if blocks else np.empty(0, runs.NODE)
+    nodes = np.concatenate([b.nodes for b in blocks]) if blocks else np.empty(0, NODE)
     end = 1 + len(nodes)
     for name in ("parent", "t", "key", "log_w", "reward"):
         np.testing.assert_array_equal(getattr(tree, name)[1:end], nodes[name], name)
@@ -341,7 +341,7 @@ def test_a_stopped_run_goes_on(tmp_path, gaussian, method, keep):
         if snapshot.wave == 3:
             break
     flow.close()
-    recorded = [block for block, _ in runs.read_blocks(tmp_path / "run")]
+    recorded = [block for block, _ in read_blocks(tmp_path / "run")]
     assert len(recorded) == 4
     again = ts.resume(tmp_path / "run", gaussian, reward, batch_size=7)
     assert len(again.tree) > same_start(again.tree, recorded) > 20
@@ -350,7 +350,7 @@ def test_a_stopped_run_goes_on(tmp_path, gaussian, method, keep):
     assert edge_costs(again.tree, 5) == again.cost.nfe <= 603
     assert again.cost.nfe > 603 - 5
     grown = ts.resume(tmp_path / "run", gaussian, reward, budget=ts.Budget(nfe=900))
-    same_start(grown.tree, [block for block, _ in runs.read_blocks(tmp_path / "run")])
+    same_start(grown.tree, [block for block, _ in read_blocks(tmp_path / "run")])
     sound(grown.tasks[0])
     assert 900 - 5 < grown.cost.nfe == edge_costs(grown.tree, 5) <= 900
 
@@ -362,10 +362,10 @@ def test_a_log_cut_anywhere_is_gone_on_with(tmp_path, gaussian, fraction):
     ts.search(kernel, reward, method, prompts=["x", "y"], budget=ts.Budget(nfe=800), store=run, seed=3, batch_size=6)
     with open(run / "tree.bin", "r+b") as file:
         file.truncate(max(12, int((run / "tree.bin").stat().st_size * fraction)))
-    kept = [block for block, _ in runs.read_blocks(run)]
+    kept = [block for block, _ in read_blocks(run)]
     before = kernel.rows
     again = ts.resume(run, kernel, reward, batch_size=6)
-    nodes = np.concatenate([b.nodes for b in kept]) if kept else np.empty(0, runs.NODE)
+    nodes = np.concatenate([b.nodes for b in kept]) if kept else np.empty(0, NODE)
     for i, task in enumerate(again.tasks):
         mine = nodes[nodes["task"] == i]
         for name in ("parent", "t", "key", "log_w", "reward"):
@@ -375,7 +375,7 @@ def test_a_log_cut_anywhere_is_gone_on_with(tmp_path, gaussian, fraction):
     assert again.cost.nfe == sum(edge_costs(task.tree, 5) for task in again.tasks) <= 800
     # What was recorded is not computed again.
     assert kernel.rows - before == again.cost.nfe - (kept[-1].meta["cost"]["nfe"] if kept else 0)
-    whole = [block for block, _ in runs.read_blocks(run)]
+    whole = [block for block, _ in read_blocks(run)]
     assert [block.wave for block in whole] == list(range(len(whole)))
 
 
@@ -428,7 +428,7 @@ def test_a_failing_reward_leaves_a_run_to_resume(tmp_path, gaussian):
     method, budget = DTS(wave=8, **DEEP), ts.Budget(nfe=600)
     with pytest.raises(Exception, match="no answer"):
         ts.search(gaussian, as_reward(fails, name="r"), method, budget=budget, store=tmp_path / "run", batch_size=4)
-    recorded = [block for block, _ in runs.read_blocks(tmp_path / "run")]
+    recorded = [block for block, _ in read_blocks(tmp_path / "run")]
     again = ts.resume(tmp_path / "run", gaussian, as_reward(lambda x: x[:, 0], name="r"), batch_size=4)
     same_start(again.tree, recorded)
     sound(again.tasks[0])

@@ -26,6 +26,7 @@ from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import Reward, RewardError
 from treesearch.runs import files
 from treesearch.runs import folder as runs
+from treesearch.runs.log import read_blocks
 
 T = 5
 KERNEL = LinearGaussian(num_steps=T)
@@ -328,7 +329,7 @@ def resume(store: Path, kernel: Any = KERNEL, reward: Any = REWARD, **options: A
 
 def waves(store: Path) -> list[int]:
     """Ends of the whole blocks of tree.bin."""
-    return [end for _, end in runs.read_blocks(store)]
+    return [end for _, end in read_blocks(store)]
 
 
 @pytest.mark.parametrize("method", [TREE, ts.DiffusionTreeSearch(wave=4, lag=1), ts.FeynmanKac(num_particles=16)])
@@ -547,7 +548,7 @@ def test_a_run_goes_on_after_its_reward_is_repaired(
         calls += len(x)
         return x.flatten(1).sum(1)
 
-    recorded = [block.meta["cost"]["reward_calls"] for block, _ in runs.read_blocks(store)]
+    recorded = [block.meta["cost"]["reward_calls"] for block, _ in read_blocks(store)]
     again = resume(store, reward=Reward(repaired, "spoilt"), batch_size=8)
     same(again, straight)
     again_scored = min(3, recorded[-1]) if "Feynman" not in type(method).__name__ else 0  # no sample of it is there yet

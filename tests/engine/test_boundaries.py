@@ -27,8 +27,9 @@ from treesearch.rewards.analytic import linear, quadratic
 from treesearch.rewards.base import Reward, RewardError, as_reward
 from treesearch.rewards.compose import cached
 from treesearch.rewards.values import as_prompts
-from treesearch.runs import folder as runs
-from treesearch.session.session import read_result
+from treesearch.runs.config import read_config
+from treesearch.runs.log import read_blocks
+from treesearch.session.rebuild import read_result
 
 KERNEL = LinearGaussian(num_steps=5)
 TREE = ts.DiffusionTreeSampling(wave=4)
@@ -229,7 +230,7 @@ def test_prompts_that_nothing_takes_are_warned_of(tmp_path) -> None:
         assert [any(said in w for w in task.diagnostics["warnings"]) for task in tasks] == [warned] * 2
     assert said not in str(search().diagnostics["warnings"])
     search(prompts=["a"], store=tmp_path / "r")
-    config, blocks = runs.read_config(tmp_path / "r"), [block for block, _ in runs.read_blocks(tmp_path / "r")]
+    config, blocks = read_config(tmp_path / "r"), [block for block, _ in read_blocks(tmp_path / "r")]
     assert said in str(read_result(config, blocks).diagnostics["warnings"])
 
 
@@ -376,10 +377,10 @@ def test_a_callback_ends_the_search_after_its_wave(tmp_path, callback, lag) -> N
     assert seen[1::2] == [0, 1, 2]
     assert len(seen) == 6
     assert len(found.history) == 3 + lag  # what is under way already arrives
-    assert found.diagnostics["status"] == runs.read_config(tmp_path / "r")["status"] == "stopped"
+    assert found.diagnostics["status"] == read_config(tmp_path / "r")["status"] == "stopped"
     assert len(found.samples) == 4 * (3 + lag)
     assert same_tree(ts.resume(tmp_path / "r", KERNEL, total).tree, search(method=method).tree)
-    assert runs.read_config(tmp_path / "r")["status"] == "finished"
+    assert read_config(tmp_path / "r")["status"] == "finished"
 
 
 @pytest.mark.parametrize("answer", [None, True, 0, 0.0, "", [], 7])
@@ -432,7 +433,7 @@ def test_what_ends_loops_elsewhere_ends_a_search_cleanly(tmp_path, where, error)
         search(Raises(KERNEL), reward, **options)
     if want is not type(error):
         assert type(error).__name__ in str(caught.value)
-    assert runs.read_config(tmp_path / "r")["status"] == "interrupted"
+    assert read_config(tmp_path / "r")["status"] == "interrupted"
     assert same_tree(ts.resume(tmp_path / "r", KERNEL, reward).tree, search().tree)
 
 
@@ -457,7 +458,7 @@ def test_an_interrupt_inside_compiled_code_is_an_interrupt(tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             run(store=store, callbacks=[interrupted])
         monkeypatch.undo()
-        assert runs.read_config(store)["status"] == "interrupted"
+        assert read_config(store)["status"] == "interrupted"
         assert same_tree(ts.resume(store, KERNEL, total).tree, search().tree)
 
 
@@ -543,7 +544,7 @@ def test_rewards_whose_sums_are_not_finite_are_refused_by_name(method, value) ->
 def test_what_is_looked_at_to_drop_states_does_not_grow_with_the_tree(method, monkeypatch) -> None:
     looked: list[int] = []
     isin, budget = np.isin, ts.Budget(nfe=1000 if method is TREE else 6000)
-    monkeypatch.setattr("treesearch.session.session.np.isin", lambda a, b: looked.append(len(a)) or isin(a, b))
+    monkeypatch.setattr("treesearch.session.frontier.np.isin", lambda a, b: looked.append(len(a)) or isin(a, b))
     found = search(method=method, budget=budget, keep_states="frontier", batch_size=16)
     few = len(looked) // 4
     assert max(looked, default=0) == max(looked[:few], default=0)

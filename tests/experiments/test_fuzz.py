@@ -21,7 +21,9 @@ from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import Reward
 from treesearch.runs import folder as runs
 from treesearch.runs import schema, shards
-from treesearch.session import session
+from treesearch.runs.config import read_config
+from treesearch.runs.files import write_json
+from treesearch.session import verify
 
 SLICE = ("best_of_n", "tasks")
 
@@ -133,9 +135,9 @@ def test_a_digit_of_run_json_does_not_change_unseen(store, key, value):
     changed = config | {key: config["budget"] | value if key == "budget" else value}
     (store / "run.json").write_text(json.dumps(changed))
     with pytest.raises(ts.StoreError, match="does not match its checksum: it is damaged, edited"):
-        runs.read_config(store)
+        read_config(store)
     (store / "run.json").write_text(json.dumps(config | {"status": "running"}))  # as a kill leaves it
-    assert runs.status(store, runs.read_config(store)) == "killed"
+    assert runs.status(store, read_config(store)) == "killed"
 
 
 def test_what_could_not_be_read_again_is_not_written(store):
@@ -160,7 +162,7 @@ def test_a_whole_wave_behind_a_foreign_block_is_not_cut_off(tmp_path):
 
 def test_forbidden_samples_are_scored_again_without_a_warning():
     a, b = np.array([-np.inf, -np.inf, 1.0]), np.array([-np.inf, 0.0, 1.0005])
-    assert session._alike(a, b, 0.0).tolist() == [True, False, True]
+    assert verify._alike(a, b, 0.0).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +198,13 @@ def test_errors_are_as_long_as_a_person_reads(store):
 
 
 def test_a_folder_that_asks_for_a_guide_it_has_not_is_no_wrong_usage(store, capsys):
-    runs.write_json(store / "command.json", commands.kept({"kernel": "gaussian(dim=2)", "reward": "kernel"}))
+    write_json(store / "command.json", commands.kept({"kernel": "gaussian(dim=2)", "reward": "kernel"}))
     assert cli.main(["resume", str(store), "--nfe", "40"]) == 1
     assert "command.json: --reward kernel: " in capsys.readouterr().err
 
 
 def test_outputs_that_lead_elsewhere_are_told_as_a_folder_is(store, tmp_path, capsys):
-    runs.write_json(store / "command.json", commands.kept({"kernel": "gaussian(dim=2)", "reward": "linear(0.7)"}))
+    write_json(store / "command.json", commands.kept({"kernel": "gaussian(dim=2)", "reward": "linear(0.7)"}))
     (store / "outputs").symlink_to(tmp_path)
     assert cli.main(["resume", str(store), "--nfe", "45", "--json"]) == 1
     assert "cannot write to" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.budget import Share
 from treesearch.methods import diffusion_tree
 from treesearch.rewards.analytic import constant, linear, log_mixture, quadratic
-from treesearch.runs import folder as runs
+from treesearch.session import recorder
 from treesearch.testing import check_kernel, check_method, check_reward, check_store
 
 DTS, DTS_STAR, FK = ts.DiffusionTreeSampling, ts.DiffusionTreeSearch, ts.FeynmanKac
@@ -176,14 +176,14 @@ def test_a_store_cut_at_many_places_goes_on(gaussian, tmp_path):
 
 
 def test_a_store_that_rounds_is_caught(gaussian, tmp_path, monkeypatch):
-    records = runs.records
+    records = recorder.records
 
     def rounded(*args):
         out = records(*args)
         out["reward"] = out["reward"].astype("f4")
         return out
 
-    monkeypatch.setattr(runs, "records", rounded)
+    monkeypatch.setattr(recorder, "records", rounded)
     with pytest.raises(AssertionError, match="log cut"):
         check_store(DTS(wave=8, **DEEP), gaussian, linear(1.2), tmp_path, cuts=4)
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 REWARDS, BACKENDS = "treesearch.rewards", "treesearch.backends"
 
 # A room is a folder, or a file beside folders. What a room may import of the others; its own files it may always.
-LEAVES = {"budget", "errors", "host", "interrupts", "citations", "text"}
+LEAVES = {"budget", "errors", "host", "interrupts", "citations", "text", "version"}
 REWARD = {f"{REWARDS}.base", f"{REWARDS}.values"}  # what scores, and what goes in and comes out
 FACTORY = REWARD | {f"{REWARDS}.facts"}
 BASES = {f"{BACKENDS}.base"} | REWARD
@@ -48,11 +48,11 @@ ROOMS = {
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},
     "engine": {"core", "budget", "errors"} | BASES,
-    "runs": {"core", "engine", "budget", "errors", "host"},
+    "runs": {"core", "engine", "budget", "errors", "host", "text", f"{BACKENDS}.base"},
     "methods": {"core", "engine", "budget", "errors", "host", f"{REWARDS}.potentials"} | BASES,
-    "results": {"core", "methods", "budget", "errors", f"{REWARDS}.base"},
+    "results": {"core", "methods", "runs", "budget", "errors", f"{REWARDS}.base"},
     "registry": {"methods", "errors", "text", f"{REWARDS}.base", f"{REWARDS}.redact", REWARDS, BACKENDS},
-    "session": {"core", "engine", "methods", "results", "runs", "budget", "errors", "interrupts"} | BASES,
+    "session": {"core", "engine", "methods", "results", "runs", "budget", "errors", "interrupts", "version"} | BASES,
     "distributed": {"core", "engine", "registry", "budget", "errors", "host", "interrupts"} | BASES,
     "api": {"text", "session", "methods", "registry", "results", "runs", "budget", "errors"} | BASES,
     "report": {"text", "core", "results", "runs", "session", "budget", "errors"},
@@ -69,8 +69,6 @@ ONLY = {"ray": "treesearch/distributed/", "networkx": "treesearch/export/"}
 LONGEST = 450
 PENDING = {  # not yet split
     "treesearch/methods/tree_search.py",
-    "treesearch/runs/folder.py",
-    "treesearch/session/session.py",
     "backends/pipelines/kernel.py",
     "rewards/images/vision.py",
 }

@@ -23,7 +23,8 @@ from treesearch.methods import genealogy
 from treesearch.methods.base import Readout
 from treesearch.methods.claims import Z95, Bias, Claims, Interval, Standing, t95
 from treesearch.registry import registry as specs
-from treesearch.results.certificate import UNDECLARED, Context, log_z
+from treesearch.results.certificate import UNDECLARED, Context
+from treesearch.results.intervals import log_z
 from treesearch.results.overoptimisation import spearman
 from treesearch.rewards.analytic import linear, quadratic
 

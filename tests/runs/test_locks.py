@@ -18,7 +18,9 @@ from treesearch.api import open_session
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.cli.main import main
 from treesearch.rewards.base import RewardError
-from treesearch.runs import folder as runs
+from treesearch.runs.config import read_config
+from treesearch.runs.files import write_json
+from treesearch.runs.lock import held
 
 KERNEL, TREE = LinearGaussian(num_steps=5), ts.DiffusionTreeSampling(wave=4)
 BUDGET, MORE = ts.Budget(nfe=100), ts.Budget(nfe=140)
@@ -62,8 +64,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lock_that_cannot_be_had_is_told_and_looking_needs_none(run, kind, monkeypatch, capsys):
-    config = runs.read_config(run) | {"status": "running"}  # as kill -9 leaves it
-    runs.write_json(run / "run.json", config)
+    config = read_config(run) | {"status": "running"}  # as kill -9 leaves it
+    write_json(run / "run.json", config)
     before = {file: file.read_bytes() for file in run.iterdir()}
     number = getattr(errno, kind)
     with monkeypatch.context() as patch:
@@ -98,7 +100,7 @@ def test_a_stream_may_end_on_another_thread_than_it_began_on(tmp_path):
     thread.start()
     assert begun.wait(60)
     deque(made[0], 0)
-    assert runs.held(tmp_path / "run") is False
+    assert held(tmp_path / "run") is False
     over.set()
     thread.join()
     assert ts.resume(tmp_path / "run", KERNEL, total, budget=MORE).diagnostics["status"] == "budget"
@@ -111,19 +113,19 @@ def test_a_stream_that_is_left_says_that_it_is_open_and_how_it_is_closed(tmp_pat
 
     reward = spoilt if leave == "error" else total
     snapshots = ts.stream(KERNEL, reward, TREE, budget=BUDGET, store=tmp_path / "run")
-    assert runs.held(tmp_path / "run") is True
+    assert held(tmp_path / "run") is True
     if leave == "error":
         with pytest.raises(RewardError):
             next(snapshots)
-        assert runs.held(tmp_path / "run") is False
+        assert held(tmp_path / "run") is False
         return
     if leave == "break":
         next(snapshots)
     with pytest.raises(ts.StoreError, match=r"in use by this process: a search or stream .* call its close\(\)"):
         ts.resume(tmp_path / "run", KERNEL, total)
     snapshots.close()
-    assert runs.held(tmp_path / "run") is False
-    assert runs.read_config(tmp_path / "run")["status"] == "interrupted"
+    assert held(tmp_path / "run") is False
+    assert read_config(tmp_path / "run")["status"] == "interrupted"
     again = ts.resume(tmp_path / "run", KERNEL, total)
     assert np.array_equal(again.tree.key, ts.search(KERNEL, total, TREE, budget=BUDGET).tree.key)
 
@@ -135,7 +137,7 @@ def test_a_stream_that_is_forgotten_lets_go(tmp_path, waves):
         next(snapshots)
     del snapshots
     gc.collect()
-    assert runs.held(tmp_path / "run") is False
+    assert held(tmp_path / "run") is False
 
 
 def test_a_lock_file_of_another_machine_is_named_with_the_way_out(run, monkeypatch):

@@ -20,7 +20,8 @@ from treesearch.backends.exact.enumerable import MaskedChain
 from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError, as_reward
-from treesearch.runs import folder as runs
+from treesearch.runs.config import read_config
+from treesearch.runs.log import read_blocks
 
 METHODS = {
     "best_of_n": ts.BestOfN(),
@@ -107,7 +108,7 @@ def test_kill_9_loses_at_most_the_wave_in_flight(tmp_path, name):
     job.send_signal(signal.SIGKILL)
     job.wait()
     job.stdout.close()
-    recorded = [block.meta["history"] for block, _ in runs.read_blocks(folder)]
+    recorded = [block.meta["history"] for block, _ in read_blocks(folder)]
     assert recorded
     assert recorded[-1]["nfe"] < 4000
     slow = ts.search(LinearGaussian(), lambda x: 0.7 * x[:, 0], method, budget=ts.Budget(nfe=4000))
@@ -155,8 +156,8 @@ def test_an_interrupted_run_is_saved_and_says_so(tmp_path):
             store=tmp_path / "r",
             callbacks=[stop],
         )
-    assert runs.read_config(tmp_path / "r")["status"] == "interrupted"
-    assert len(list(runs.read_blocks(tmp_path / "r"))) == 4
+    assert read_config(tmp_path / "r")["status"] == "interrupted"
+    assert len(list(read_blocks(tmp_path / "r"))) == 4
     straight = ts.search(LinearGaussian(), linear(), METHODS["dts"], budget=ts.Budget(nfe=900))
     assert same_tree(ts.resume(tmp_path / "r", LinearGaussian(), linear()).tree, straight.tree)
 
@@ -217,7 +218,7 @@ def test_a_kernel_without_a_fingerprint_is_checked_within_the_budget(tmp_path, n
 def test_the_check_does_not_touch_the_budget_of_a_population_on_its_way(tmp_path, waves):
     method, budget = ts.FeynmanKac(num_particles=10), ts.Budget(nfe=50)
     ts.search(Anonymous(0.3), linear(), method, budget=budget, store=tmp_path / "r")
-    ends = [end for _, end in runs.read_blocks(tmp_path / "r")]
+    ends = [end for _, end in read_blocks(tmp_path / "r")]
     cut(tmp_path / "r", ends[waves - 1])
     again = ts.resume(tmp_path / "r", Anonymous(0.3), linear())
     assert again.cost.nfe == 50
@@ -268,10 +269,10 @@ def test_a_run_that_failed_at_its_first_wave_is_begun_again_in_its_folder(tmp_pa
     for _ in range(2):
         with pytest.raises(RewardError, match="returned nan"):
             ts.search(kernel, named(lambda x: 0.7 * x[:, 0] * np.nan, "typo"), method, budget=budget, store=store)
-        made += [runs.read_config(store)["id"]] if store.exists() else []
+        made += [read_config(store)["id"]] if store.exists() else []
     assert len(set(made)) == (2 if lam == 1.0 else 0)  # an automatic λ fails at its pilot, before there is a folder
     found = ts.search(kernel, linear(0.7), method, budget=budget, store=store)
-    assert runs.read_config(store)["status"] == "finished"
+    assert read_config(store)["status"] == "finished"
     assert same_tree(found.tree, ts.search(kernel, linear(0.7), method, budget=budget).tree)
     with pytest.raises(ts.StoreError, match="holds a run already"):
         ts.search(kernel, linear(0.7), method, budget=budget, store=store)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from tyro.conf import Positional
 
-from treesearch import __version__
 from treesearch.citations import bibtex
 from treesearch.cli import probe
 from treesearch.cli.arguments import Command, rows
@@ -20,7 +19,8 @@ from treesearch.registry import registry as specs
 from treesearch.report import tables as report
 from treesearch.report.tables import say
 from treesearch.rewards.base import as_reward
-from treesearch.runs import folder as runs
+from treesearch.runs.config import read_config
+from treesearch.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Cite(Command):
     path: Positional[str | None] = None
 
     def run(self) -> int:
-        names = list(METHODS) if self.path is None else [runs.read_config(self.path)["method"]["name"]]
+        names = list(METHODS) if self.path is None else [read_config(self.path)["method"]["name"]]
         say(bibtex(names))
         return 0
 

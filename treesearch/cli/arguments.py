@@ -14,7 +14,7 @@ from tyro.conf import arg
 from treesearch.budget import INFINITE, Budget
 from treesearch.errors import UsageError, unknown
 from treesearch.registry import registry as specs
-from treesearch.session.session import KEEP, Options, Workers
+from treesearch.session.interfaces import KEEP, Options, Workers
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
 Seconds = Annotated[str | None, arg(metavar="S|90s|10m|1.5h")]

@@ -22,12 +22,13 @@ from treesearch.report import outputs
 from treesearch.report import tables as report
 from treesearch.report.card import card
 from treesearch.report.tables import say
-from treesearch.results import certificate
 from treesearch.results.result import SearchResult, TaskResult
+from treesearch.results.text import alarm_line
 from treesearch.rewards.base import Reward, RewardError, as_reward
 from treesearch.runs import files
-from treesearch.runs import folder as runs
-from treesearch.session.session import Options, Session, Workers
+from treesearch.runs.files import write_json
+from treesearch.session.interfaces import Options, Workers
+from treesearch.session.session import Session
 from treesearch.text import file_name
 
 
@@ -131,7 +132,7 @@ class Compare(Command):
             for name, result in results.items():
                 for task, told in zip(result.tasks, found[name], strict=True):
                     told |= beside(task, also) | {"certificate": task.certificate(also).asdict()}
-        runs.write_json(folder / "summary.json", found)
+        write_json(folder / "summary.json", found)
         records = [{"method": name, **task, **results[name].cost.as_dict()} for name in results for task in found[name]]
         files.write_text(folder / "comparison.jsonl", "".join(json.dumps(record) + "\n" for record in records))
         columns = report.COLUMNS if also is None else (*report.COLUMNS, f"{also.name}, best", "draws")
@@ -164,7 +165,7 @@ class Compare(Command):
                 say(f"  {name}: {text}")
         for name, tasks in found.items():
             for task in tasks if also is not None else ():
-                say(f"  {name}: {certificate.alarm_line(task['certificate']['alarm'])}")
+                say(f"  {name}: {alarm_line(task['certificate']['alarm'])}")
         tops = {
             name: max((t["best"] for t in tasks if t["best"] is not None), default=None)
             for name, tasks in found.items()

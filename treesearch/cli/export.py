@@ -21,7 +21,7 @@ from treesearch.report.tables import say
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward
 from treesearch.runs import files
-from treesearch.runs import folder as runs
+from treesearch.runs.config import read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Export(Command):
     def run(self) -> int:
         pick("export", self.to, ("graphml", "csv", "npz", "png", "minari"))
         self._check()
-        number = task_number(self.task, len(runs.read_config(self.path)["prompts"] or [None]))
+        number = task_number(self.task, len(read_config(self.path)["prompts"] or [None]))
         if self.to == "minari":
             return self._episodes()
         out = Path(self.out or Path(self.path) / f"task{number}.{self.to}")
@@ -100,7 +100,7 @@ class Export(Command):
     def _result(self) -> tuple[Any, SearchResult]:
         """The kernel and the result, which the kernel decodes; the reward is not needed, and not made."""
         path = Path(self.path)
-        config = runs.read_config(path)
+        config = read_config(path)
         command = told(path, kernel=self.kernel, trust=self.trust, wanted=("kernel",))
         with of_folder(path, typed=self.kernel is not None):
             kernel = specs.kernel(command["kernel"])

@@ -27,7 +27,7 @@ from treesearch.report.card import resume_command
 from treesearch.report.progress import Progress
 from treesearch.report.tables import say
 from treesearch.results.result import SearchResult
-from treesearch.runs import folder as runs
+from treesearch.runs.files import write_json
 from treesearch.session.session import Session
 
 NFE = 10_000  # where neither a method nor a limit is named
@@ -126,7 +126,7 @@ class Resume(Command):
                 path, kernel, reward, budget=None if budget.empty else budget, batch_size=size, workers=workers
             )
             if self.kernel or self.reward:  # they made the run's own, or `open_session` had refused them
-                runs.write_json(path / COMMAND, kept(command))
+                write_json(path / COMMAND, kept(command))
             return drive(session, path, command, as_json=self.json)
 
 

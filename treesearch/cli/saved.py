@@ -15,7 +15,7 @@ from treesearch.registry import trust as trusting
 from treesearch.report.tables import say
 from treesearch.rewards.redact import STRUCK
 from treesearch.runs import files
-from treesearch.runs import folder as runs
+from treesearch.runs.config import read_config
 from treesearch.session.session import Session
 
 COMMAND = "command.json"
@@ -81,7 +81,7 @@ def read_command(path: Path) -> dict[str, str]:
     """
     file = path / COMMAND
     if not file.exists():
-        runs.read_config(path)
+        read_config(path)
         raise StoreError(
             f"{path} was made from Python, where kernel and reward are objects: say how to make them with "
             f"--kernel and --reward, or use treesearch.resume({str(path)!r}, kernel, reward)"

@@ -19,7 +19,8 @@ from treesearch.report import tables as report
 from treesearch.report.tables import say
 from treesearch.results.result import SearchResult
 from treesearch.runs import folder as runs
-from treesearch.session.session import read_result
+from treesearch.runs.config import read_config
+from treesearch.session.rebuild import read_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Ls(Command):
     def _line(path: Path) -> dict[str, Any]:
         """A run's line; of one that cannot be read its error, so that it hides none of the others."""
         try:
-            config = runs.read_config(path)
+            config = read_config(path)
             blocks, _ = runs.read_log(path, config)
             last = blocks[-1].meta["history"] if blocks else None
             best = last["best_reward"] if last else None
@@ -152,7 +153,7 @@ def task_number(asked: int | None, tasks: int) -> int:
 
 def read_result_of(path: str | Path) -> tuple[dict[str, Any], SearchResult]:
     """Configuration and result of a run folder, without its kernel: everything but the decoded samples."""
-    config = runs.read_config(path)
+    config = read_config(path)
     return config, read_result(config, runs.read_log(Path(path), config)[0])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from treesearch.report.tables import DASH, say
-from treesearch.session.session import Snapshot
+from treesearch.session.interfaces import Snapshot
 from treesearch.text import plain
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treesearch.budget import Cost
-from treesearch.results import certificate
 from treesearch.results.result import SearchResult, TaskResult
+from treesearch.results.text import lines as lines_of
 from treesearch.text import plain, printable
 
 DASH = "-"
@@ -60,7 +60,7 @@ def certified(name: str, tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[s
     found = {}
     for i, task in enumerate(tasks):
         which = "" if len(tasks) == 1 else f", task {i}" + (f": {task['prompt']}" if task["prompt"] else "")
-        found[name + which] = certificate.lines(task["certificate"])
+        found[name + which] = lines_of(task["certificate"])
     return found
 
 

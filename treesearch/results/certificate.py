@@ -7,55 +7,33 @@
     alarm        whether a held-out reward falls while the optimised one rises (`treesearch.results.overoptimisation`)
     hash         equal for equal searches, resumed or not
 
-Intervals come from what is independent in a search, the draws of x_T and all that descends from each
-(`treesearch.methods.genealogy`): a standard error, degrees of freedom of its own, and an upper bound that allows for a
-tail that was hardly met. "ok" asks for ten effective lineages, totals with a mean, and steering whose promises came
-true; docs/certificate.md has what that is worth on beds with a known log Z. Other methods state an `Interval`; without
-one there is none, and the reason is given. Nothing is corrected: a biased estimate keeps its value and its flag.
-
-Source: Monte Carlo theory, methods and examples (Owen, 2013), chapter 9, for self-normalised estimates.
+Nothing is corrected: a biased estimate keeps its value and its flag.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from treesearch.core.tree import Tree
 from treesearch.core.weights import F64
-from treesearch.methods import genealogy
 from treesearch.methods.base import Readout
-from treesearch.methods.claims import Bias, Claims, Flag, Interval, Standing, t95
+from treesearch.methods.claims import Bias, Claims, Flag
 from treesearch.results import overoptimisation
+from treesearch.results.intervals import LogZ, log_z
 from treesearch.results.overoptimisation import Alarm
+from treesearch.results.text import lines
 from treesearch.rewards.base import Reward
+from treesearch.runs.identity import digest, settings_hash, tree_hash
 
-if TYPE_CHECKING:
-    from treesearch.results.result import TaskResult
-
-SKEWED = 0.3  # relative standard error of Ẑ above which an interval of log Z that knows no more is no good
-DECIDES = (
-    "method",
-    "seed",
-    "prompts",
-    "num_steps",
-    "state_shape",
-    "dtype",
-    "kernel",
-    "fingerprint",
-    "reward",
-    "reward_settings",
-    "budget",
-)
-COLUMNS = ("parent", "t", "key", "log_w", "reward", "visits")
 UNDECLARED = Claims(
     flags=(Flag(Bias.UNDECLARED, "the method does not say what its samples are: nothing is claimed for them"),)
 )
@@ -83,30 +61,6 @@ class Context:
     def claims(self) -> Claims:
         """What the method declares; `UNDECLARED` where it does not."""
         return getattr(self.method, "claims", UNDECLARED)
-
-
-@dataclass(frozen=True)
-class LogZ:
-    """log E_p[exp(λ r)]: estimate and 95 % interval.
-
-    Args:
-        value: log Ẑ, None where there is none.
-        se: relative standard error of Ẑ.
-        low, high: of the interval, None without one; low may be -inf.
-        standing: how far to rely on the interval.
-        source: where the interval comes from.
-        reason: of every standing but ok.
-        k_hat: Pareto k̂ of the totals of lineages.
-    """
-
-    value: float | None = None
-    se: float | None = None
-    low: float | None = None
-    high: float | None = None
-    standing: Standing = Standing.NONE
-    source: str = ""
-    reason: str = ""
-    k_hat: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +107,25 @@ class Certificate:
         return "\n".join(lines(self.asdict()))
 
 
-def certify(task: TaskResult, also: Reward | None = None) -> Certificate:
+class Certified(Protocol):
+    """What a certificate reads of a task's result."""
+
+    @property
+    def prompt(self) -> Any: ...
+    @property
+    def tree(self) -> Tree: ...
+    @property
+    def readout(self) -> Readout: ...
+    @property
+    def context(self) -> Context: ...
+    @cached_property
+    def rewards(self) -> Tensor: ...
+    @cached_property
+    def diagnostics(self) -> dict[str, Any]: ...
+    def pick(self, rows: NDArray[np.int64]) -> Any: ...
+
+
+def certify(task: Certified, also: Reward | None = None) -> Certificate:
     """The certificate of a task; `also` is a held-out reward, of which up to 512 samples are scored."""
     context, readout, found = task.context, task.readout, task.diagnostics
     settings, tree = settings_hash(context.config, context.task), tree_hash(task.tree)
@@ -168,42 +140,11 @@ def certify(task: TaskResult, also: Reward | None = None) -> Certificate:
         kl_source=_kl_source(found["kl"], flags, context.claims, len(readout.leaves)),
         flags=flags,
         alarm=overoptimisation.UNKNOWN if also is None else _alarm(task, also),
-        hash=_digest([settings.encode(), tree.encode()]),
+        hash=digest([settings.encode(), tree.encode()]),
         settings_hash=settings,
         tree_hash=tree,
         caveats=_caveats(context),
     )
-
-
-def log_z(readout: Readout, claims: Claims) -> LogZ:
-    """Estimate and interval of log Z from a read-out."""
-    value = readout.log_z
-    if readout.interval is not None:
-        return _stated(value, readout.interval)
-    if value is None:
-        return LogZ(reason=claims.no_interval if len(readout.leaves) else "no samples yet")
-    if value == -math.inf:
-        return LogZ(value=value, reason="all weights are zero: no sample says anything about Z")
-    if claims.iid:
-        return _stated(value, genealogy.interval([genealogy.independent(readout.log_weights)]))
-    if readout.log_z_se is not None:
-        return _stated(value, Interval(source="standard error of the method", se=readout.log_z_se))
-    return LogZ(value=value, reason=claims.no_interval)
-
-
-def _stated(value: float | None, known: Interval) -> LogZ:
-    """The interval of a search that knows its own."""
-    low, high, standing, reason = known.low, known.high, known.standing, known.reason
-    if known.se is not None and value is not None and low is None and high is None:
-        half = t95(known.dof) * known.se
-        low, high = value - half, value + half
-        if standing == Standing.OK and known.se > SKEWED:
-            standing, reason = Standing.UNRELIABLE, _skewed(known.se)
-    return LogZ(value, known.se, low, high, standing, known.source, reason, known.k_hat)
-
-
-def _skewed(se: float) -> str:
-    return f"relative standard error {se:.2f} > {SKEWED:g}: the law of log Ẑ is skewed and its error likely larger"
 
 
 def _flags(context: Context, tree: Tree) -> tuple[Flag, ...]:
@@ -251,7 +192,7 @@ def _kl_source(kl: float | None, flags: Sequence[Flag], claims: Claims, n: int) 
     return how
 
 
-def _alarm(task: TaskResult, also: Reward) -> Alarm:
+def _alarm(task: Certified, also: Reward) -> Alarm:
     """The alarm's test on a task's samples."""
 
     def held_out(rows: NDArray[np.int64]) -> F64:
@@ -259,28 +200,6 @@ def _alarm(task: TaskResult, also: Reward) -> Alarm:
         return also(task.pick(rows), prompts).numpy()
 
     return overoptimisation.alarm(task.rewards.numpy(), held_out, also.name)
-
-
-def settings_hash(config: Mapping[str, Any], task: int) -> str:
-    """Digest of everything that decides a task's result, as run.json has it."""
-    chosen = {key: config[key] for key in DECIDES} | {
-        "task": task,
-        "batches": {key: config["options"][key] for key in ("batch_size", "batch_invariant")},
-        "version": config["versions"]["treesearch"],
-    }
-    return _digest([json.dumps(chosen, sort_keys=True, default=lambda o: type(o).__name__).encode()])
-
-
-def tree_hash(tree: Tree) -> str:
-    """Digest of a tree's shape, noise keys, rewards, weights and visits."""
-    return _digest([np.ascontiguousarray(getattr(tree, name)).tobytes() for name in COLUMNS])
-
-
-def _digest(parts: Sequence[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()[:16]
 
 
 def _caveats(context: Context) -> tuple[str, ...]:
@@ -294,36 +213,6 @@ def _caveats(context: Context) -> tuple[str, ...]:
     if getattr(context.method, "mode", "wave") == "async":
         found.append("asynchronous: another run grows another tree")
     return tuple(found)
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """A certificate, from `asdict`, for people."""
-    weight = f"{found['distinct_leaves']} of {found['samples']} samples carry weight; lineages: {found['lineages']}"
-    kl = "-" if found["kl"] is None else f"{found['kl']:.3f}"
-    return [
-        f"log Z: {_log_z_line(found['log_z'])}",
-        f"sample size: ESS {found['ess']:.1f}; {weight}",
-        f"KL(π̂‖p): {kl} ({found['kl_source']})",
-        *(f"bias, {flag['name']}: {flag['reason']}" for flag in found["flags"]),
-        *([] if found["flags"] else ["bias: none known"]),
-        f"over-optimisation: {alarm_line(found['alarm'])}",
-        f"hash: {found['hash']} (settings {found['settings_hash']}, tree {found['tree_hash']})",
-        *(f"hash, caveat: {caveat}" for caveat in found["caveats"]),
-    ]
-
-
-def _log_z_line(found: Mapping[str, Any]) -> str:
-    value = "-" if found["value"] is None else f"{found['value']:.3f}"
-    if found["high"] is None:
-        return f"{value}, no interval: {found['reason']}"
-    low = "-∞" if found["low"] is None else f"{found['low']:.3f}"
-    doubt = "" if found["standing"] == Standing.OK else f"; {found['standing']}: {found['reason']}"
-    return f"{value}, 95 % interval {low} .. {found['high']:.3f} ({found['source']}){doubt}"
-
-
-def alarm_line(found: Mapping[str, Any]) -> str:
-    """The over-optimisation alarm, from `asdict`, for people."""
-    return f"ALARM, {found['reason']}" if found["fires"] else found["reason"]
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,8 @@ from treesearch.core.weights import ess, normalise, scaled
 from treesearch.errors import StoreError, TreeSearchError
 from treesearch.methods.base import Readout, Status
 from treesearch.methods.claims import Standing
-from treesearch.results.certificate import Certificate, Context, certify, log_z
+from treesearch.results.certificate import Certificate, Context, certify
+from treesearch.results.intervals import log_z
 from treesearch.rewards.base import Reward, as_reward
 
 ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
