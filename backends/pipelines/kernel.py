@@ -14,7 +14,6 @@ import gc
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any, Literal, final
 
 import torch
@@ -23,30 +22,15 @@ from torch import Tensor, nn
 from treesearch.backends.base import Cond, Gaussian, Shared, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain, Step
-from treesearch.backends.chains.schedules import Schedule, refuse_scheduler, settings_of
-from treesearch.backends.pipelines import memory, vae
-from treesearch.backends.pipelines.checkpoint import components as parts_of
+from treesearch.backends.chains.schedules import Schedule, settings_of
+from treesearch.backends.pipelines import memory, meta, vae
 from treesearch.backends.pipelines.checkpoint import find
-from treesearch.backends.pipelines.family import Family
+from treesearch.backends.pipelines.families import family_of, refuse_index
 from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
 from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
 from treesearch.backends.pipelines.roots import noise_of, pixels_of
 from treesearch.backends.pipelines.settings import Settings, check
 
-FAMILIES = {
-    "DDPMPipeline": "unconditional:Unconditional",
-    "DDIMPipeline": "unconditional:Unconditional",
-    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
-    "StableDiffusionControlNetPipeline": "stable_diffusion:StableDiffusion",
-    "LatentConsistencyModelPipeline": "stable_diffusion:LatentConsistency",
-    "StableDiffusionXLPipeline": "sdxl:StableDiffusionXL",
-    "StableDiffusionXLControlNetPipeline": "sdxl:StableDiffusionXL",
-    "DiTPipeline": "dit:DiT",
-    "StableDiffusion3Pipeline": "sd3:StableDiffusion3",
-    "FluxPipeline": "flux:Flux",
-    "WanPipeline": "wan:Wan",
-    "LTXPipeline": "ltx:LTX",
-}
 _STEPPING = ("unet", "transformer", "transformer_2", "controlnet")
 _UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 _ENCODE = 16  # prompts encoded at a time
@@ -148,7 +132,7 @@ class DiffusersKernel:
         self._network_dtype = _dtype_of(pipe)  # kept: the module walks through all of its parts to find it
         self._tiny = tiny_decoder(preview, self._network_dtype)
         self._freed: dict[str, str | None] = {}  # digests of text encoders that are gone
-        self._quiet = Quiet(*self._modules().values())
+        self._quiet = Quiet(*self.modules().values())
         _upcast(pipe)
         if getattr(pipe, "vae", None) is not None:
             pipe.vae.enable_tiling() if tiling else None
@@ -226,7 +210,7 @@ class DiffusersKernel:
     def to(self, device: str | torch.device) -> DiffusersKernel:
         """The same kernel, moved to a device."""
         self.device = torch.device(device)
-        for name, module in self._modules().items():
+        for name, module in self.modules().items():
             if self.text_encoders == "keep" or not name.startswith("text_encoder") or self._encoded is None:
                 module.to(self.device)
         self.chain.to(self.device)
@@ -252,17 +236,17 @@ class DiffusersKernel:
         """The same kernel on the meta device: it computes shapes, and takes no memory."""
         other = copy.copy(self)
         other.pipe, other.device = copy.copy(self.pipe), torch.device("meta")
-        vars(other.pipe).update({name: memory.shadow(module) for name, module in self._modules().items()})
-        other._quiet = Quiet(*other._modules().values())
+        vars(other.pipe).update({name: meta.shadow(module) for name, module in self.modules().items()})
+        other._quiet = Quiet(*other.modules().values())
         other.family = type(self.family)(other.pipe, self.family.settings)
         other.chain = copy.copy(self.chain).to("meta")
         other.text_encoders = "free" if self.text_encoders == "free" else "keep"
         if self._encoded is not None:
-            other._encoded = (self._encoded[0], memory.to_meta(self._encoded[1]))
+            other._encoded = (self._encoded[0], meta.to_meta(self._encoded[1]))
         if self._root is not None:
             other._root = self._root.to("meta")
         if self._tiny is not None:
-            other._tiny = memory.shadow(self._tiny)
+            other._tiny = meta.shadow(self._tiny)
         return other
 
     def from_noise(self, x_T: Tensor) -> DiffusersKernel:
@@ -353,7 +337,7 @@ class DiffusersKernel:
                 raise ValueError(f"{gone[0]} was freed after the first prompts: use text_encoders='offload'")
             self._place_encoders(self.device)
             self._quiet.look()
-            with self._quiet, torch.no_grad(), kept_scales(self._modules().values()):
+            with self._quiet, torch.no_grad(), kept_scales(self.modules().values()):
                 parts = [self.family.encode(asked[i : i + _ENCODE]) for i in range(0, len(asked), _ENCODE)]
             self._encoded = (asked, _join(parts))
             if self.text_encoders != "keep":
@@ -362,13 +346,13 @@ class DiffusersKernel:
 
     def _place_encoders(self, device: str | torch.device | None) -> None:
         """Move the text encoders, or (None) let go of them."""
-        names = [name for name in self._modules() if name.startswith("text_encoder")]
+        names = [name for name in self.modules() if name.startswith("text_encoder")]
         for name in names:
             if device is None:
                 if self.device.type != "meta":
                     self._freed[name] = fingerprint.of(getattr(self.pipe, name))
                 setattr(self.pipe, name, None)
-                self._quiet = Quiet(*self._modules().values())
+                self._quiet = Quiet(*self.modules().values())
             else:
                 getattr(self.pipe, name).to(device)
         if device is None and names:
@@ -404,9 +388,10 @@ class DiffusersKernel:
 
     def _networks(self) -> dict[str, nn.Module]:
         """What takes part in a step."""
-        return {name: part for name, part in self._modules().items() if name in _STEPPING}
+        return {name: part for name, part in self.modules().items() if name in _STEPPING}
 
-    def _modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
+        """What the pipeline computes with, by name."""
         return {name: m for name, m in self.pipe.components.items() if isinstance(m, nn.Module) and name not in _UNREAD}
 
     @property
@@ -414,43 +399,11 @@ class DiffusersKernel:
         """Hash of settings, grid, root and networks as they are now; None where one of them cannot be read."""
         config = {k: v for k, v in self.pipe.config.items() if isinstance(v, (bool, int, float)) and k[0] != "_"}
         chain = (self.chain.settings(), self.chain.tables(), self.state_shape, str(self._network_dtype))
-        parts = self._freed | {name: fingerprint.of(module) for name, module in self._modules().items()}
+        parts = self._freed | {name: fingerprint.of(module) for name, module in self.modules().items()}
         if self._tiny is not None:
             parts["preview"] = fingerprint.of(self._tiny)
         digest = fingerprint.of([vars(self.family.settings), config, chain, self._root, parts])
         return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
-
-
-def refuse_index(index: Mapping[str, Any], given: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse what `model_index.json` says already, before any weight is read.
-
-    Args:
-        index: of a checkpoint.
-        given: components that the user brings, None for those to leave out.
-        settings: the user's choices.
-
-    Raises:
-        ValueError: a pipeline or scheduler that cannot be searched, or a setting that it does not take.
-        CheckpointError: a component that it does not have.
-    """
-    name = index["_class_name"]
-    parts = {*parts_of(dict(index)), *given} - {part for part, value in given.items() if value is None}
-    family_of(name).check(name, settings, parts)
-    if "scheduler" not in given and isinstance(index.get("scheduler"), list):
-        refuse_scheduler(index["scheduler"][1])
-
-
-def family_of(name: str) -> type[Family]:
-    """The family of a pipeline's class.
-
-    Raises:
-        ValueError: it is none that can be searched.
-    """
-    if name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"{name} is no pipeline that can be searched, expected one of {known}")
-    module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(import_module(f"treesearch.backends.pipelines.{module}"), attribute)
 
 
 def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) -> Chain:

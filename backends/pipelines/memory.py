@@ -1,10 +1,7 @@
 """How much memory a pipeline takes, known before it runs.
 
-    peak = max over operations of Σ bytes of the storages alive
-
-`DiffusersKernel.shadow`, a copy on the meta device, walks through the kernel's own code: one step of a batch, one
-decoding, and what a gradient guide does. Operations on that device know shapes and compute nothing. Attention counts as
-fused, as flash and memory-efficient kernels are: no matrix of tokens x tokens.
+A copy of the kernel on the meta device (`treesearch.backends.pipelines.meta`) walks through the kernel's own code: one
+step of a batch, one decoding, and what a gradient guide does.
 
 Not counted: workspaces inside an operation (cuDNN, oneDNN), the allocator's rounding and fragments, the CUDA context,
 the reward, and what a method keeps between batches (some states a row).
@@ -12,103 +9,34 @@ the reward, and what a method keeps between batches (some states a row).
 
 from __future__ import annotations
 
-import copy
-import functools
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from treesearch.backends.base import Shared
-from treesearch.backends.pipelines.parts import unwrapped
-
-if TYPE_CHECKING:
-    from treesearch.backends.pipelines.kernel import DiffusersKernel
-
-Encoded = dict[str, Any]
+from treesearch.backends.base import Cond, Gaussian, Shared
+from treesearch.backends.pipelines.meta import Encoded, peak
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operations under it have made, as long as anything refers to them.
+class Planned(Protocol):
+    """What a plan reads of a kernel, and does with its copy on the meta device."""
 
-    Storages that were there before (weights, arguments) count nothing, and neither do views.
+    pipe: Any
+    device: torch.device
+    dtype: torch.dtype
+    state_shape: tuple[int, ...]
+    text_encoders: str
+    decode_batch: int
 
-    Args:
-        device: only storages of this type of device count.
-
-    Attributes:
-        now: bytes alive.
-        peak: most bytes alive at once.
-    """
-
-    def __init__(self, device: str | torch.device) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._device = torch.device(device).type
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._meet((args, kwargs), made=False)
-        out = func(*args, **(kwargs or {}))
-        self._meet(out, made=True)
-        return out
-
-    def _meet(self, values: Any, *, made: bool) -> None:
-        for tensor in tree_leaves(values):
-            if not isinstance(tensor, Tensor) or tensor.device.type != self._device:
-                continue
-            storage = tensor.untyped_storage()
-            if id(storage) in self._known:
-                continue
-            size = storage.nbytes() if made else 0
-            self._known.add(id(storage))
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, id(storage), size).atexit = False
-
-    def _forget(self, storage: int, size: int) -> None:
-        self._known.discard(storage)
-        self.now -= size
-
-
-class _Yes(TorchDispatchMode):
-    """Code that asks for a value on the meta device, such as whether all are finite, gets 1."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 1
-        return func(*args, **(kwargs or {}))
-
-
-class _Fused(TorchFunctionMode):
-    """Attention on the meta device as one operation; left to itself it would be the formula, scores and all."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _attention(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _attention(
-    otherwise: Callable[..., Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **more: Any,
-) -> Tensor:
-    if not query.is_meta:
-        return otherwise(query, key, value, attn_mask, dropout_p, is_causal, **more)
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=more.get("scale"))[0]
+    @property
+    def num_steps(self) -> int: ...
+    def shadow(self) -> Planned: ...
+    def modules(self) -> Mapping[str, nn.Module]: ...
+    def encode(self, prompts: Sequence[Any]) -> Encoded: ...
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian: ...
+    def decode(self, x0: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +103,11 @@ class MemoryPlan:
         return parts | {"device, in all": self.total} | ({} if self.capacity is None else {"device has": self.capacity})
 
 
-def plan(kernel: DiffusersKernel, batch_size: int, prompts: Sequence[Any], *, backward: bool) -> MemoryPlan:
+def plan(kernel: Planned, batch_size: int, prompts: Sequence[Any], *, backward: bool) -> MemoryPlan:
     """See `DiffusersKernel.memory_plan`."""
     other = kernel.shadow()
     vae, leaves = getattr(other.pipe, "vae", None), kernel.text_encoders != "keep"
-    weights = {name: _bytes(module) for name, module in other._modules().items()}
+    weights = {name: _bytes(module) for name, module in other.modules().items()}
     encoded: Encoded = {}
     encoding = peak(lambda: encoded.update(other.encode(prompts)))
     rows, shared = _conditioning(encoded)
@@ -204,25 +132,18 @@ def plan(kernel: DiffusersKernel, batch_size: int, prompts: Sequence[Any], *, ba
     )
 
 
-def peak(work: Callable[[], Any]) -> int:
-    """Most bytes that `work`, on the meta device, has alive at once."""
-    with LiveBytes("meta") as live, _Yes():
-        work()
-    return live.peak
-
-
-def step(kernel: DiffusersKernel, encoded: Encoded, n: int) -> Tensor:
+def step(kernel: Planned, encoded: Encoded, n: int) -> Tensor:
     """What a search does n rows at a time, from conditioning to the next states."""
     x, t, cond = _inputs(kernel, encoded, n)
     return kernel.transition(x, t, cond).sample(torch.zeros_like(x))
 
 
-def decoding(kernel: DiffusersKernel, n: int) -> Tensor:
+def decoding(kernel: Planned, n: int) -> Tensor:
     """What a search does to score n latents, before the reward."""
     return kernel.decode(torch.zeros(n, *kernel.state_shape, dtype=kernel.dtype, device=kernel.device))
 
 
-def _tiled(kernel: DiffusersKernel, n: int) -> int:
+def _tiled(kernel: Planned, n: int) -> int:
     """Peak of decoding n latents in tiles: of one micro-batch, beside the images that are done."""
     kernel.pipe.vae.enable_tiling()
     few, images = min(n, kernel.decode_batch), torch.empty(0)
@@ -234,7 +155,7 @@ def _tiled(kernel: DiffusersKernel, n: int) -> int:
     return peak(work) + (n - few) * _size(images) // few
 
 
-def gradient(kernel: DiffusersKernel, encoded: Encoded, n: int) -> Tensor:
+def gradient(kernel: Planned, encoded: Encoded, n: int) -> Tensor:
     """What a gradient guide does with n rows, for a reward that costs nothing."""
     x, t, cond = _inputs(kernel, encoded, n)
     with torch.enable_grad():
@@ -242,48 +163,12 @@ def gradient(kernel: DiffusersKernel, encoded: Encoded, n: int) -> Tensor:
         return torch.autograd.grad(samples.sum(), x)[0]
 
 
-def _inputs(kernel: DiffusersKernel, encoded: Encoded, n: int) -> tuple[Tensor, Tensor, Encoded]:
+def _inputs(kernel: Planned, encoded: Encoded, n: int) -> tuple[Tensor, Tensor, Encoded]:
     """States, levels and conditioning of n rows of the first prompt."""
     x = torch.zeros(n, *kernel.state_shape, dtype=kernel.dtype, device=kernel.device)
     rows = torch.zeros(n, dtype=torch.int64, device=kernel.device)
     cond = {name: value.value if isinstance(value, Shared) else value[rows] for name, value in encoded.items()}
     return x, rows + kernel.num_steps, cond | {"task": rows}
-
-
-def shadow(module: nn.Module) -> nn.Module:
-    """A copy of a module, adapters and all, whose tensors are on the meta device."""
-    module, memo = unwrapped(module), dict[int, Any]()
-    for part in module.modules():
-        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
-            if isinstance(value, nn.Parameter):
-                memo[id(value)] = nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
-            elif isinstance(value, Tensor):
-                memo[id(value)] = value.to("meta")
-    other = copy.deepcopy(module, memo)
-    for name in ("forward", "decode"):
-        if hasattr(other, name):
-            setattr(other, name, _fused(getattr(other, name)))
-    return other
-
-
-def _fused(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method whose attention is one operation, also where checkpointing calls it again."""
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with _Fused():
-            return method(*args, **kwargs)
-
-    return call
-
-
-def to_meta(encoded: Encoded) -> Encoded:
-    """Conditioning without values."""
-    return {k: Shared(_moved(v.value)) if isinstance(v, Shared) else _moved(v) for k, v in encoded.items()}
-
-
-def _moved(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def _conditioning(encoded: Encoded) -> tuple[int, int]:

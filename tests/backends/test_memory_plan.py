@@ -9,7 +9,7 @@ import torch
 import treesearch as ts
 from tests.support import tiny
 from treesearch import api as loop
-from treesearch.backends.pipelines import memory
+from treesearch.backends.pipelines import memory, meta
 from treesearch.backends.pipelines.kernel import DiffusersKernel
 from treesearch.cli import probe, run
 from treesearch.rewards.base import as_reward
@@ -36,14 +36,14 @@ def load(tiny_root):
 
 
 def measured(work):
-    with torch.no_grad(), memory.LiveBytes("cpu") as live:
+    with torch.no_grad(), meta.LiveBytes("cpu") as live:
         work()
     return live.peak
 
 
 def test_storages_count_once_and_as_long_as_they_live():
     weight = torch.zeros(1000)
-    with memory.LiveBytes("cpu") as live:
+    with meta.LiveBytes("cpu") as live:
         a = weight + 1
         b = a.view(10, 100).t() * 2
         del a

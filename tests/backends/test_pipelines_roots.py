@@ -13,7 +13,7 @@ from PIL import Image
 from tests.backends.test_pipelines import PROMPTS, SIZE, cond_of, drawing, noises, pipeline, walk
 from tests.support import tiny
 from treesearch.backends.pipelines import DiffusersKernel
-from treesearch.backends.pipelines.kernel import family_of
+from treesearch.backends.pipelines.families import family_of
 from treesearch.backends.pipelines.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
