@@ -16,6 +16,7 @@ from treesearch.budget import Budget
 from treesearch.errors import BudgetError
 from treesearch.methods.base import Method
 from treesearch.registry.registry import Recipe
+from treesearch.report.progress import Progress, shown
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.values import as_prompts
@@ -24,6 +25,8 @@ from treesearch.runs.identity import check_same
 from treesearch.session.interfaces import Callback, Options, Snapshot, Workers
 from treesearch.session.rebuild import build_method
 from treesearch.session.session import Session
+
+PATIENCE = 0.5  # seconds of a search that nobody asked to see the progress of, before it is shown
 
 
 def stream(
@@ -67,6 +70,7 @@ def search(
     workers: Workers | None = None,
     store: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
 ) -> SearchResult:
     """Search for samples of π(x_0) ∝ p(x_0) exp(λ r(x_0)), or for the best ones.
 
@@ -87,6 +91,11 @@ def search(
         callbacks: called with a `Snapshot` after every wave. One that returns False, raises StopIteration or calls
             `snapshot.stop()` ends the search there, as if it were interrupted: `resume` goes on. Waves that are under
             way already (lag, workers, mode="async") arrive first. Other answers mean nothing.
+        progress: whether a line on stderr tells how far it is; None where that is a terminal or a notebook.
+
+    Ctrl-C ends the search after the waves that are under way and returns what there is, with the status "stopped by
+    request"; a second one raises KeyboardInterrupt at once. It does so in the main thread, unless the program has a
+    handler of its own.
 
     Raises:
         BudgetError: no budget, or one below a unit of the method; the message names the minimum.
@@ -98,9 +107,7 @@ def search(
     with _running(workers):
         session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
         session.start(store)
-        for _ in _drive(session, callbacks):
-            pass
-        return session.result()
+        return _run(session, callbacks, progress)
 
 
 def resume(
@@ -112,12 +119,13 @@ def resume(
     batch_size: int = 64,
     workers: Workers | None = None,
     callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
 ) -> SearchResult:
     """Go on with a run, interrupted or finished; `budget` replaces the old one and counts from the run's start.
 
     Method, seed, prompts, T, state shape and fingerprint come from the run and must match the kernel's; batch size
     and budget are free. A kernel without a fingerprint has one stored edge computed again, and three recorded samples
-    are scored again; the budget does not pay for either.
+    are scored again; the budget does not pay for either. Ctrl-C and `progress` as in `search`.
 
     Raises:
         StoreError: no run, another format, or something that must not change has; the message names the key.
@@ -129,9 +137,7 @@ def resume(
         raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...), seconds, reward_calls or iterations")
     with _running(workers):
         session = open_session(store, kernel, reward, budget=budget, batch_size=batch_size, workers=workers)
-        for _ in _drive(session, callbacks):
-            pass
-        return session.result()
+        return _run(session, callbacks, progress)
 
 
 def open_session(
@@ -236,8 +242,22 @@ def _running(workers: Workers | None) -> AbstractContextManager[Any]:
     return nullcontext() if workers is None else workers
 
 
-def _drive(session: Session, callbacks: Sequence[Callback]) -> Iterator[Snapshot]:
-    with closing(session.waves()) as waves:
+def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None) -> SearchResult:
+    """Drive a session to its end, with a line that tells how far it is."""
+    after = PATIENCE if progress is None else 0.0
+    with Progress(type(session.method).__name__, quiet=not shown(progress), error=True, after=after) as line:
+        for snapshot in _drive(session, callbacks, told=line.ending):
+            line(snapshot)
+        result = session.result()
+        if not line.quiet:
+            line.settle(sum(task.diagnostics["ess"] for task in result.tasks))
+        return result
+
+
+def _drive(
+    session: Session, callbacks: Sequence[Callback], told: Callable[[], None] | None = None
+) -> Iterator[Snapshot]:
+    with closing(session.waves(told)) as waves:
         for snapshot in waves:
             answers = [_ends(callback, snapshot) for callback in callbacks]
             if any(answers):

@@ -26,8 +26,12 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 @contextmanager
-def first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Has a first Ctrl-C call `stop` and raise KeyboardInterrupt at the end; a second one raises at once."""
+def first_interrupt(stop: Callable[[], None], *, raises: bool = True) -> Iterator[None]:
+    """Has a first Ctrl-C call `stop`, and a second one raise KeyboardInterrupt at once.
+
+    Args:
+        raises: whether the first raises it too, at the end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -44,8 +48,14 @@ def first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if came:
+    if came and raises:
         raise KeyboardInterrupt
+
+
+def interrupts_are_ours() -> bool:
+    """Whether Ctrl-C comes to this thread and nobody has said what it does: it raises KeyboardInterrupt."""
+    here = threading.current_thread() is threading.main_thread()
+    return here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @contextmanager

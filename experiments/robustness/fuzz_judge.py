@@ -39,6 +39,7 @@ from treesearch.cli import main as cli
 from treesearch.cli import saved
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError
+from treesearch.runs import config as run_json
 from treesearch.runs import folder as runs
 from treesearch.runs.config import read_config
 from treesearch.runs.files import write_json
@@ -127,10 +128,11 @@ def make_bases(scratch: Path) -> dict[str, Base]:
 @contextlib.contextmanager
 def _no_chance() -> Iterator[None]:
     """Runs without clock and chance: files of the same length, so that a case is the same on every machine."""
-    made, still = random.Random(0), SimpleNamespace(perf_counter=lambda: 0.0)
+    made, still, day = random.Random(0), SimpleNamespace(perf_counter=lambda: 0.0), "2026-01-01T00:00:00+00:00"
+    chance = SimpleNamespace(token_hex=lambda n: made.randbytes(n).hex())
     with (
-        mock.patch.object(runs, "_now", return_value="2026-01-01T00:00:00+00:00"),
-        mock.patch.object(runs, "secrets", SimpleNamespace(token_hex=lambda n: made.randbytes(n).hex())),
+        mock.patch.multiple(run_json, now=lambda: day, secrets=chance),
+        mock.patch.multiple(runs, now=lambda: day, secrets=chance),
         mock.patch.object(recorder, "time", still),
     ):
         yield

@@ -14,8 +14,8 @@ import treesearch as ts
 from experiments.robustness import fuzz, fuzz_judge, fuzz_mutations
 from treesearch import text
 from treesearch.backends.exact.gaussian import LinearGaussian
-from treesearch.cli import commands
 from treesearch.cli import main as cli
+from treesearch.cli import saved
 from treesearch.registry import registry as specs
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import Reward
@@ -198,13 +198,13 @@ def test_errors_are_as_long_as_a_person_reads(store):
 
 
 def test_a_folder_that_asks_for_a_guide_it_has_not_is_no_wrong_usage(store, capsys):
-    write_json(store / "command.json", commands.kept({"kernel": "gaussian(dim=2)", "reward": "kernel"}))
+    write_json(store / "command.json", saved.kept({"kernel": "gaussian(dim=2)", "reward": "kernel"}))
     assert cli.main(["resume", str(store), "--nfe", "40"]) == 1
     assert "command.json: --reward kernel: " in capsys.readouterr().err
 
 
 def test_outputs_that_lead_elsewhere_are_told_as_a_folder_is(store, tmp_path, capsys):
-    write_json(store / "command.json", commands.kept({"kernel": "gaussian(dim=2)", "reward": "linear(0.7)"}))
+    write_json(store / "command.json", saved.kept({"kernel": "gaussian(dim=2)", "reward": "linear(0.7)"}))
     (store / "outputs").symlink_to(tmp_path)
     assert cli.main(["resume", str(store), "--nfe", "45", "--json"]) == 1
     assert "cannot write to" in capsys.readouterr().err

@@ -54,7 +54,7 @@ ROOMS = {
     "registry": {"methods", "errors", "text", f"{REWARDS}.base", f"{REWARDS}.redact", REWARDS, BACKENDS},
     "session": {"core", "engine", "methods", "results", "runs", "budget", "errors", "interrupts", "version"} | BASES,
     "distributed": {"core", "engine", "registry", "budget", "errors", "host", "interrupts"} | BASES,
-    "api": {"text", "session", "methods", "registry", "results", "runs", "budget", "errors"} | BASES,
+    "api": {"session", "methods", "registry", "report", "results", "runs", "budget", "errors"} | BASES,
     "report": {"text", "core", "results", "runs", "session", "budget", "errors"},
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
     "export": {"core", "report", "results", "runs", "errors", CHANNELS},

@@ -113,7 +113,7 @@ def speed(kernel: Any, reward: Reward, batch_sizes: tuple[int, ...], batches: in
                 if name == "bare":
                     bare_loop(kernel, size, batches, reward)
                 else:
-                    loop.search(kernel, reward, BestOfN(), budget=Budget(nfe=nfe), batch_size=size)
+                    loop.search(kernel, reward, BestOfN(), budget=Budget(nfe=nfe), batch_size=size, progress=False)
                 if round_:  # the first warms up
                     timed[name].append(nfe / (time.perf_counter() - began))
         bare, search = (statistics.median(timed[name]) for name in ("bare", "search"))

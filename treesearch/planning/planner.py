@@ -321,6 +321,7 @@ class Planner:
             budget=self._budget(len(rows), total, describe(kernel), began, spent),
             seed=root_key(self.seed, len(self.decisions), SEEDS),
             batch_size=self.batch_size,
+            progress=False,
         )
         return flagged(result) if warm else result
 

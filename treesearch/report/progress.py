@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +12,8 @@ from treesearch.report.tables import DASH, say
 from treesearch.session.interfaces import Snapshot
 from treesearch.text import plain
 
+CELL_SECONDS = 0.25  # between two states of a line in a notebook
+
 
 class Progress:
     """One line a search: NFE, best, ESS, nodes, NFE/s. A callback; a context manager.
@@ -17,22 +21,25 @@ class Progress:
     Args:
         name: printed first.
         quiet: print nothing.
+        error: on stderr; in a notebook in the cell's output.
+        after: seconds before the line is shown, so that quick searches in a loop leave none.
     """
 
-    def __init__(self, name: str, *, quiet: bool = False) -> None:
-        self.name, self.quiet = plain(name), quiet
-        self._began, self._first, self._line = time.perf_counter(), None, ""
+    def __init__(self, name: str, *, quiet: bool = False, error: bool = False, after: float = 0.0) -> None:
+        self.name, self.quiet, self.error, self.after = plain(name), quiet, error, after
+        self._began, self._first, self._line, self._note = time.perf_counter(), None, "", ""
         self._record: dict[str, Any] | None = None
         self._total: int | None = None
-        self._live: Any = None
+        self._display: _Terminal | _Cell | None = None
 
     def __enter__(self) -> Progress:
-        if not self.quiet:
-            from rich.live import Live
-
-            self._live = Live("", refresh_per_second=8, transient=True)
-            self._live.start()
+        self._open()
         return self
+
+    def _open(self) -> None:
+        """Show the line, if it is time."""
+        if self._display is None and not self.quiet and time.perf_counter() - self._began >= self.after:
+            self._display = _Cell() if self.error and in_notebook() else _Terminal(error=self.error)
 
     def __call__(self, snapshot: Snapshot) -> None:
         if self._first is None:
@@ -48,10 +55,17 @@ class Progress:
             f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {record['ess']:>7.1f}  "
             f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s{_workers(record.get('workers'))}"
         )
-        if self._live is not None:
-            from rich.text import Text
+        self._open()
+        self._show()
 
-            self._live.update(Text(self._line))
+    def _show(self) -> None:
+        if self._display is not None:
+            self._display.update(self._line + self._note)
+
+    def ending(self) -> None:
+        """Say that the search ends at the next opportunity. Nothing here takes long: a signal handler may call it."""
+        self._note = "  ending after this wave, Ctrl-C again leaves at once"
+        self._show()
 
     def settle(self, ess: float) -> None:
         """The line's last word: waves carry the ESS of a slightly smaller tree."""
@@ -59,9 +73,60 @@ class Progress:
             self._write(self._record | {"ess": ess})
 
     def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            say(self._line)
+        if self._display is not None:
+            self._display.close(self._line)
+
+
+class _Terminal:
+    """A line that a terminal shows below what else is printed, and keeps in the end."""
+
+    def __init__(self, *, error: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.error = error
+        self._live = Live("", console=Console(stderr=error), refresh_per_second=8, transient=True)
+        self._live.start()
+
+    def update(self, line: str) -> None:
+        from rich.text import Text
+
+        self._live.update(Text(line))
+
+    def close(self, line: str) -> None:
+        self._live.stop()
+        say(line, error=self.error)
+
+
+class _Cell:
+    """A line in the output of a notebook's cell, written over a few times a second."""
+
+    def __init__(self) -> None:
+        self._last, self._longest = -math.inf, 0
+
+    def update(self, line: str) -> None:
+        if time.perf_counter() - self._last > CELL_SECONDS:
+            self._print(line, end="")
+
+    def close(self, line: str) -> None:
+        self._print(line, end="\n")
+
+    def _print(self, line: str, end: str) -> None:
+        self._last, self._longest = time.perf_counter(), max(self._longest, len(line))
+        print(f"\r{line:<{self._longest}}", end=end, flush=True)
+
+
+def shown(progress: bool | None) -> bool:
+    """Whether a line tells how far a search is; None asks whether somebody watches."""
+    if progress is None:
+        return in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+    return bool(progress)
+
+
+def in_notebook() -> bool:
+    """Whether a notebook runs this."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return shell is not None and hasattr(shell(), "kernel")
 
 
 def _workers(found: Mapping[str, Any] | None) -> str:

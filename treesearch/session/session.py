@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from treesearch.engine.asking import encode, without_graph
 from treesearch.engine.engine import Engine
 from treesearch.engine.model import Model
 from treesearch.engine.states import MemoryStates, StateStore
-from treesearch.interrupts import first_interrupt, interrupts_unwrapped
+from treesearch.interrupts import first_interrupt, interrupts_are_ours, interrupts_unwrapped
 from treesearch.methods.base import AUTO, Method, Problem, Search, Status
 from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.population import planned_memory
@@ -195,14 +195,18 @@ class Session:
         again = Verification(self.recorder.run, self.kernel, self.spec, self.reward, self.engine, self.states, trees)
         self.doubts += again()
 
-    def waves(self) -> Generator[Snapshot]:
+    def waves(self, told: Callable[[], None] | None = None) -> Generator[Snapshot]:
         """Run until the budget is spent, one snapshot a wave.
 
         Where the engine drains, a first Ctrl-C stops the asking and takes effect once what is under way has arrived.
+
+        Args:
+            told: given, a first Ctrl-C ends the search after the waves under way instead of raising KeyboardInterrupt,
+                and calls this; a second one raises. Only where nobody else has said what Ctrl-C does.
         """
         status = "interrupted"
         try:
-            with first_interrupt(self.loop.stop) if self.engine.drains else nullcontext():
+            with self._interrupts(told):
                 records = iter(self.loop)
                 while (record := _next(records)) is not None:
                     if not self._stopped:
@@ -210,6 +214,17 @@ class Session:
             status = "stopped" if any(s.status == Status.STOPPED for s in self.searches) else "finished"
         finally:
             self.close(status)
+
+    def _interrupts(self, told: Callable[[], None] | None) -> AbstractContextManager[None]:
+        """What Ctrl-C does to the waves."""
+        if told is None or not interrupts_are_ours():
+            return first_interrupt(self.loop.stop) if self.engine.drains else nullcontext()
+
+        def end() -> None:
+            self.loop.stop()
+            told()
+
+        return first_interrupt(end, raises=False)
 
     def _snapshot(self, record: dict[str, Any]) -> Snapshot:
         best, cost = self.recorder.best, self.cost.copy()

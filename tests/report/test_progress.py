@@ -1,0 +1,66 @@
+"""The line that tells how far a search in Python is: where somebody watches, and nowhere else."""
+
+import sys
+import types
+from collections import deque
+
+import pytest
+
+import treesearch as ts
+from treesearch import api
+from treesearch.backends.exact.gaussian import LinearGaussian
+
+KERNEL, BUDGET = LinearGaussian(), ts.Budget(nfe=400)
+
+
+def search(**options):
+    return ts.search(KERNEL, lambda x: x.double().sum(1), ts.BestOfN(), budget=BUDGET, **options)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A terminal on stderr, and no wait for slow searches."""
+    monkeypatch.setattr(api, "PATIENCE", 0.0)
+
+    def watch():
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    return watch
+
+
+def test_a_log_has_no_line_unless_asked_for(capsys, watched):
+    found = search()
+    assert capsys.readouterr() == ("", "")
+    search(progress=True)
+    printed, told = capsys.readouterr()
+    assert printed == ""
+    assert told.splitlines()[-1].startswith("BestOfN      NFE    400/400  best")
+    assert f"ESS {found.diagnostics['ess']:>7.1f}" in told
+
+
+def test_a_terminal_has_one_unless_told_otherwise(capsys, watched, tmp_path):
+    watched()
+    search(store=tmp_path / "r")
+    assert "NFE    400/400" in capsys.readouterr().err
+    ts.resume(tmp_path / "r", KERNEL, lambda x: x.double().sum(1), budget=ts.Budget(nfe=800))
+    assert "NFE    800/800" in capsys.readouterr().err
+    search(progress=False)
+    deque(ts.stream(KERNEL, lambda x: x.double().sum(1), ts.BestOfN(), budget=BUDGET), 0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_quick_searches_leave_no_lines(capsys, watched, monkeypatch):
+    watched()
+    monkeypatch.setattr(api, "PATIENCE", 60.0)
+    search()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_has_one_in_its_cell(capsys, watched, monkeypatch):
+    shell = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=None))
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    search()
+    printed, told = capsys.readouterr()
+    assert told == ""
+    assert printed.startswith("\rBestOfN")
+    assert printed.endswith("NFE/s\n")
