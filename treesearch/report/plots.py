@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from treesearch.errors import missing
 from treesearch.runs.files import replacing
+from treesearch.runs.identity import SEARCHED
 from treesearch.text import label
 
 QUANTILES = (0.1, 0.5, 0.9)
-SEARCHED = ("kernel", "fingerprint", "num_steps", "state_shape", "prompts", "reward", "reward_settings")  # of a curve
 WIDE = 30  # largest over smallest NFE from which an axis is logarithmic
 
 

@@ -61,8 +61,8 @@ def check_store(
     same_result(resume(folder / "stopped", kernel, reward), straight, atol, "stopped half-way")
     session = open_session(whole, kernel, reward)
     stored = session.states.get(session.searches[0].tree.slot[straight.leaves])
-    if session.run is not None:
-        session.run.close("finished")
+    if session.recorder.run is not None:
+        session.recorder.run.close("finished")
     same("stored states beside the samples", kernel.decode(stored), straight.samples)
 
 
