@@ -44,9 +44,6 @@ def test_imports_run_down(at):
 
 def test_what_decides_and_what_travels_needs_no_ray():
     modules = ", ".join(f"treesearch.distributed.{name}" for name in WITHOUT_RAY)
-    code = (
-        f"import sys, {modules}; from treesearch.distributed import WorkerError; print('ray' in sys.modules); "
-        "from treesearch.distributed import RayWorkers; print('ray' in sys.modules)"
-    )
+    code = f"import sys, {modules}; from treesearch.distributed import WorkerError; print('ray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert run.stdout.split() == ["False", "True"]
+    assert run.stdout == "False\n"
