@@ -49,7 +49,7 @@ REWARDS = {  # name: where it lies, and an example
     "critic": ("trajectories.critic:Critic", "critic('./mine.py':q, (4, 2))"),
     "normalise": ("compose:normalise", "normalise(digit(8), -5.0, 3.0)"),
     "cached": ("compose:cached", "cached(digit(8))"),
-    "frames": ("images.vision:frames", "frames(clip_score(), 'middle')"),
+    "frames": ("images.video:frames", "frames(clip_score(), 'middle')"),
 }
 OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "MAZES": "trajectories.maze",
@@ -61,7 +61,7 @@ OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "Unreachable": "trajectories.maze",
     "as_reward": "base",
     "known": "channels",
-    "release": "images.vision",
+    "release": "images.loading",
 }
 
 

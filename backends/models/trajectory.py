@@ -7,8 +7,7 @@ Notation: x_k = α_k x_0 + σ_k ε on the free entries, x_k = x_0 on the known o
     law       N(mean, std²) on the free entries, std 0 and mean = known on the others
 
 So the clamped chain is the model's own law given what is known: known entries enter log_prob and log_weight as zeros.
-The network is the temporal U-Net of diffusers; beside x and M every position reads the known entries of the first and
-last row and how far along it is, which a few convolutions would have to carry across the horizon otherwise.
+`treesearch.backends.models.unet1d` is the network, `treesearch.backends.models.card` what is stored with its weights.
 
 References:
     Planning with Diffusion for Flexible Behavior Synthesis (Janner et al., 2022), sec. 3: states, actions, temporal
@@ -20,9 +19,8 @@ The shipped weights are the project's own: `backends/weights/README.md`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, final
@@ -33,129 +31,13 @@ from torch import Tensor, nn
 from treesearch.backends.base import Cond, Gaussian, expand, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain, Step
-from treesearch.backends.chains.schedules import Prediction, Schedule
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.models.card import Card, Normalisation, load_model
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
 from treesearch.rewards.channels import Channels, entry
 from treesearch.rewards.numeric import is_whole
 
 Grid = Literal["uniform", "karras"]
-WIDTHS = (32, 64, 128, 192)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """z = (x - mean) / std, channel by channel.
-
-    Args:
-        mean, std: (C,) numbers in data units.
-
-    Raises:
-        ValueError: lengths that differ, or a std that is not positive.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError(f"expected as many means as positive stds, got {self.mean} and {self.std}")
-
-    @staticmethod
-    def of(rows: Tensor) -> Normalisation:
-        """Mean and std of rows (n, C); a constant channel keeps its scale."""
-        std, mean = torch.std_mean(rows.double(), 0, correction=0)
-        return Normalisation(tuple(mean.tolist()), tuple(torch.where(std > 1e-6, std, 1.0).tolist()))
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Data units (..., C) to z."""
-        mean, std = self._tables(x)
-        return (x - mean) / std
-
-    def decode(self, z: Tensor) -> Tensor:
-        """z (..., C) to data units."""
-        mean, std = self._tables(z)
-        return mean + std * z
-
-    def _tables(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.new_tensor(self.mean), x.new_tensor(self.std)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What a trained model is of; stored with its weights.
-
-    Args:
-        channels: how a row is split.
-        normalisation: of the training data.
-        horizon: rows of a plan H, the longest that it was trained with.
-        stride: environment steps a row; its action is the mean over them, its reward the sum.
-        prediction: what the network returns.
-        widths: channels of the U-Net by resolution.
-        environment: gymnasium id.
-        maze_map: 1 for walls, row by row; empty without a maze.
-    """
-
-    channels: Channels
-    normalisation: Normalisation
-    horizon: int
-    stride: int = 1
-    prediction: Prediction = "sample"
-    widths: tuple[int, ...] = WIDTHS
-    environment: str = ""
-    maze_map: tuple[tuple[int, ...], ...] = ()
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> Card:
-        fields = json.loads(text)
-        fields["channels"] = Channels(**fields["channels"])
-        fields["normalisation"] = Normalisation(**{k: tuple(v) for k, v in fields["normalisation"].items()})
-        fields["widths"] = tuple(fields["widths"])
-        fields["maze_map"] = tuple(tuple(row) for row in fields["maze_map"])
-        return Card(**fields)
-
-
-@final
-class TrajectoryNetwork(nn.Module):
-    """diffusers' `UNet1DModel` over time, told what is known.
-
-    Args:
-        channels: C.
-        widths: channels at H, H/2, ...; H must divide by 2 ** (len(widths) - 1).
-    """
-
-    def __init__(self, channels: int, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__()
-        try:
-            from diffusers.models.unets.unet_1d import UNet1DModel
-        except ImportError as error:
-            raise ImportError("trajectory models need diffusers: pip install diffusers") from error
-        self.multiple = 2 ** (len(widths) - 1)
-        self.unet = UNet1DModel(
-            in_channels=4 * channels + 1,
-            out_channels=channels,
-            time_embedding_type="positional",
-            use_timestep_embedding=True,
-            flip_sin_to_cos=False,
-            freq_shift=1,
-            down_block_types=("DownResnetBlock1D",) * len(widths),
-            mid_block_type="MidResTemporalBlock1D",
-            up_block_types=("UpResnetBlock1D",) * len(widths),
-            out_block_type="OutConv1DBlock",
-            block_out_channels=tuple(widths),
-            act_fn="mish",
-            layers_per_block=0,
-        )
-
-    def forward(self, x: Tensor, timestep: Tensor, mask: Tensor) -> Tensor:
-        """Prediction (n, H, C) for states x (n, H, C), timesteps (n,) in 0..999 and known entries mask (n, H, C)."""
-        known = mask.to(x.dtype)
-        ends = torch.cat([x[:, :1] * known[:, :1], x[:, -1:] * known[:, -1:]], 2).expand(-1, x.shape[1], -1)
-        along = torch.linspace(-1, 1, x.shape[1], dtype=x.dtype, device=x.device)
-        features = torch.cat([x, known, ends, along[None, :, None].expand(len(x), -1, -1)], 2)
-        return self.unet(features.transpose(1, 2), timestep).sample.transpose(1, 2)
 
 
 @final
@@ -311,37 +193,6 @@ def _put(values: Tensor, mask: Tensor, numbers: Sequence[float]) -> None:
     mask[: len(numbers)] = True
 
 
-def save_model(network: nn.Module, card: Card, path: Path) -> None:
-    """Weights as float16 safetensors with the card as metadata, replaced atomically."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp")
-    save_file({k: w.half().contiguous() for k, w in network.state_dict().items()}, part, {"card": card.to_json()})
-    part.chmod(0o644)
-    part.replace(path)
-
-
-def load_model(path: str | Path) -> tuple[TrajectoryNetwork, Card]:
-    """A saved network, in float32, and its card.
-
-    Raises:
-        ValueError: a file of another kind.
-    """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if "card" not in metadata:
-            raise ValueError(f"{Path(path).name} is no trajectory model: it has no card; save one with save_model")
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # not a mapping
-    card = Card.from_json(metadata["card"])
-    with torch.device("cpu"):  # whatever torch's default device and dtype
-        network = TrajectoryNetwork(card.channels.size, card.widths).float()
-    network.load_state_dict(weights)
-    return network, card
-
-
 def trajectory_kernel(
     path: str | Path,
     num_steps: int = 20,
@@ -353,7 +204,7 @@ def trajectory_kernel(
     """A saved model as a kernel.
 
     Args:
-        path: written by `save_model`.
+        path: written by `treesearch.backends.models.card.save_model`.
         num_steps: T.
         eta: 1 is ancestral sampling, 0 is deterministic after the prior.
         horizon: rows of a plan; None for the longest that the model was trained with.

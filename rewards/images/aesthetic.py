@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import vision
+from treesearch.rewards.images import loading, vision
 from treesearch.rewards.images.clip import DEFAULT, SQUARE, Clip, check_clip
 
 CHECKPOINT = "ttj/sac-logos-ava1-l14-linearMSE"
@@ -59,7 +59,7 @@ def Aesthetic(
         CheckpointError: a checkpoint is absent, gated, or a pickle.
         ImportError: transformers is not installed.
     """
-    vision.check_file(checkpoint, allow_pickle=allow_pickle)
+    loading.check_file(checkpoint, allow_pickle=allow_pickle)
     check_clip(clip)
     encoder = Clip(checkpoint=clip, processor=clip, dtype=vision.as_dtype(dtype), allow_pickle=allow_pickle)
 
@@ -78,11 +78,11 @@ def Aesthetic(
     return Reward(fn, "Aesthetic" if checkpoint == CHECKPOINT else f"Aesthetic({checkpoint})")
 
 
-@vision.once
+@loading.once
 def load_head(checkpoint: str, device: str, dtype: torch.dtype, allow_pickle: bool) -> nn.Sequential:
     """The head in a checkpoint, v1 or v2."""
-    head = aesthetic_head(vision.weights(checkpoint, allow_pickle=allow_pickle), checkpoint)
-    return vision.ready(head, device, dtype)
+    head = aesthetic_head(loading.weights(checkpoint, allow_pickle=allow_pickle), checkpoint)
+    return loading.ready(head, device, dtype)
 
 
 def aesthetic_head(state: dict[str, Tensor], checkpoint: str = "the file") -> nn.Sequential:
@@ -96,13 +96,13 @@ def aesthetic_head(state: dict[str, Tensor], checkpoint: str = "the file") -> nn
     linear = next((p for p in ("predictor.", "") if f"{p}weight" in state), None)
     if not names and linear is None:
         first = ", ".join(list(state)[:3])
-        raise vision.CheckpointError(
+        raise loading.CheckpointError(
             f"{checkpoint} holds no aesthetic head: expected weight or layers.0.weight, got {first}"
         )
     layers = [_linear(state, f"{name}.") for name in names] or [_linear(state, linear or "")]
     if any(b.in_features != a.out_features for a, b in pairwise(layers)) or layers[-1].out_features != 1:
         shapes = [tuple(layer.weight.shape) for layer in layers]
-        raise vision.CheckpointError(
+        raise loading.CheckpointError(
             f"{checkpoint} holds layers of shapes {shapes}: expected a chain that ends in one number"
         )
     if sorted(found) == [0, 3, 6, 9, 11]:  # positions in a stack of (linear, ReLU, dropout)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from treesearch.rewards.base import Reward
-from treesearch.rewards.images import vision
+from treesearch.rewards.images import loading, vision
 
 DEFAULT = "openai/clip-vit-large-patch14"
 TOKENS = 77
@@ -28,7 +28,7 @@ SQUARE = "images (n, 1 or 3, h, w) in [0, 1], of which the middle square is read
 
 def load_clip(checkpoint: str, device: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
     """The CLIPModel in a checkpoint that transformers reads."""
-    return vision.load("CLIPModel", checkpoint, device, dtype, allow_pickle)
+    return loading.load("CLIPModel", checkpoint, device, dtype, allow_pickle)
 
 
 def check_clip(checkpoint: str) -> None:
@@ -38,9 +38,9 @@ def check_clip(checkpoint: str) -> None:
         CheckpointError: absent, gated or of another architecture.
         ImportError: transformers is not installed.
     """
-    kind = vision.load_part("AutoConfig", checkpoint).model_type
+    kind = loading.load_part("AutoConfig", checkpoint).model_type
     if kind != "clip":
-        raise vision.CheckpointError(f"{checkpoint} is a {kind} network, expected a CLIP such as {DEFAULT}")
+        raise loading.CheckpointError(f"{checkpoint} is a {kind} network, expected a CLIP such as {DEFAULT}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class Clip:
 
     Args:
         checkpoint: of the network.
-        processor: hub id or folder of the tokenizer, and of the image processor unless `recipe` is given.
+        processor: hub id or folder of the tokenizer, and of the image processor unless `prepare` is given.
         dtype: to run in; cosines are float32 at least.
         allow_pickle: passed to `load`.
-        recipe: how images are prepared.
+        prepare: how images are prepared.
         prefix: put before each prompt.
         tokens: of a prompt that the network reads; None as the checkpoint's configuration says.
         load: (checkpoint, device, dtype, allow_pickle) -> a CLIPModel, cached.
@@ -62,7 +62,7 @@ class Clip:
     processor: str
     dtype: torch.dtype = torch.float32
     allow_pickle: bool = False
-    recipe: vision.Recipe | None = None
+    prepare: vision.Preprocessor | None = None
     prefix: str = ""
     tokens: int | None = None
     load: Callable[[str, str, torch.dtype, bool], Any] = load_clip
@@ -74,7 +74,7 @@ class Clip:
         """Unit embeddings (n, d) of what a kernel decodes, with their graph."""
         network = self.network(device)
         samples = samples.to(device) if isinstance(samples, Tensor) else samples
-        inputs = (self.recipe or vision.recipe(self.processor))(samples).to(device, self.dtype)
+        inputs = (self.prepare or vision.preprocessor(self.processor))(samples).to(device, self.dtype)
         return _unit(network.visual_projection(network.vision_model(pixel_values=inputs).pooler_output))
 
     def prompts(self, prompts: Sequence[str], device: str) -> Tensor:
@@ -84,12 +84,12 @@ class Clip:
     @property
     def length(self) -> int:
         """Tokens of a prompt that the network reads, its two marks included."""
-        return self.tokens or vision.load_part("AutoConfig", self.checkpoint).text_config.max_position_embeddings
+        return self.tokens or loading.load_part("AutoConfig", self.checkpoint).text_config.max_position_embeddings
 
     def unread(self, prompts: Sequence[Any], name: str) -> list[list[str]]:
         """What to say of prompts that are cut."""
         texts = [self.prefix + p if isinstance(p, str) else p for p in prompts]
-        return vision.unread(vision.load_part("AutoTokenizer", self.processor), texts, self.length, name)
+        return vision.unread(loading.load_part("AutoTokenizer", self.processor), texts, self.length, name)
 
     def cosine(self, samples: Any, prompts: Sequence[str], device: str) -> Tensor:
         """cos(x, y) of each image with its prompt, (n,)."""
@@ -123,9 +123,9 @@ def _unit(features: Tensor) -> Tensor:
 def _embedded(clip: Clip, prompt: str, device: str) -> Tensor:
     """One prompt at a time: the causal text tower then needs no padding, and no batch can change the result."""
     network = clip.network(device)
-    tokenizer = vision.load_part("AutoTokenizer", clip.processor)
+    tokenizer = loading.load_part("AutoTokenizer", clip.processor)
     tokens = tokenizer(prompt, truncation=True, max_length=clip.length, return_tensors="pt").input_ids.to(device)
     return _unit(network.text_projection(network.text_model(input_ids=tokens).pooler_output))[0]
 
 
-_prompt = vision.once(_embedded, maxsize=1024)
+_prompt = loading.once(_embedded, maxsize=1024)

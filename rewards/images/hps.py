@@ -19,7 +19,7 @@ from torch import Tensor
 
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import vision
+from treesearch.rewards.images import loading, vision
 from treesearch.rewards.images.clip import CUT, TOKENS, Clip, prompt_reward
 
 CHECKPOINT = "xswu/HPSv2/HPS_v2.1_compressed.pt"
@@ -80,14 +80,14 @@ def HPSv2(
         ImportError: transformers is not installed.
     """
     allowed = checkpoint == CHECKPOINT if allow_pickle is None else allow_pickle
-    vision.check_file(checkpoint, allow_pickle=allowed)
-    vision.load_part("AutoTokenizer", processor)
+    loading.check_file(checkpoint, allow_pickle=allowed)
+    loading.load_part("AutoTokenizer", processor)
     clip = Clip(
         checkpoint=checkpoint,
         processor=processor,
         dtype=vision.as_dtype(dtype),
         allow_pickle=allowed,
-        recipe=vision.Recipe(size=(224, 224), mean=vision.CLIP_MEAN, std=vision.CLIP_STD, fit="pad"),
+        prepare=vision.Preprocessor(size=(224, 224), mean=vision.CLIP_MEAN, std=vision.CLIP_STD, fit="pad"),
         tokens=TOKENS,
         load=load_open_clip,
     )
@@ -95,20 +95,20 @@ def HPSv2(
     return prompt_reward(clip, name, lambda cos, _: scale * cos, device, batch_size)
 
 
-@vision.once
+@loading.once
 def load_open_clip(checkpoint: str, device: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
     """The CLIPModel whose weights are in an open_clip state dict, bare or under "state_dict".
 
     Raises:
         CheckpointError: the weights are not those of a vision transformer of open_clip.
     """
-    stored = vision.weights(checkpoint, allow_pickle=allow_pickle)
+    stored = loading.weights(checkpoint, allow_pickle=allow_pickle)
     try:
         state = clip_state(stored.get("state_dict", stored))
         config = clip_config(state)
     except KeyError as error:
-        raise vision.CheckpointError(f"{checkpoint} is no open_clip state dict: it lacks {error}") from error
-    return vision.ready(vision.built("CLIPModel", config, state, checkpoint), device, dtype)
+        raise loading.CheckpointError(f"{checkpoint} is no open_clip state dict: it lacks {error}") from error
+    return loading.ready(loading.built("CLIPModel", config, state, checkpoint), device, dtype)
 
 
 def clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import vision
+from treesearch.rewards.images import loading, vision
 
 
 @facts(
@@ -54,7 +54,7 @@ def ImageClassifier(
     if combine not in ("max", "logsumexp"):
         raise ValueError(f"combine is {combine!r}, expected 'max' or 'logsumexp'")
     labels = [label] if isinstance(label, (str, int)) else list(label)
-    names = {int(i): name for i, name in vision.load_part("AutoConfig", checkpoint).id2label.items()}
+    names = {int(i): name for i, name in loading.load_part("AutoConfig", checkpoint).id2label.items()}
     classes = [_index(one, names, checkpoint) for one in labels]
     if not classes:
         raise ValueError("expected a label or several, got none")
@@ -63,8 +63,8 @@ def ImageClassifier(
     def part(samples: Any, _: Any) -> Tensor:
         where = vision.place(samples, device)
         samples = samples.to(where) if isinstance(samples, Tensor) else samples
-        network = vision.load(kind, checkpoint, where, precision, allow_pickle)
-        inputs = vision.recipe(checkpoint)(samples).to(where, precision)
+        network = loading.load(kind, checkpoint, where, precision, allow_pickle)
+        inputs = vision.preprocessor(checkpoint)(samples).to(where, precision)
         chosen = network(pixel_values=inputs).logits.double().log_softmax(1)[:, classes]
         return chosen.amax(1) if combine == "max" else chosen.logsumexp(1)
 

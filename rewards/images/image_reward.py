@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import vision
+from treesearch.rewards.images import loading, vision
 from treesearch.rewards.images.clip import SQUARE
 from treesearch.rewards.numeric import is_whole
 
@@ -92,7 +92,7 @@ def ImageReward(
     if not is_whole(batch_size):
         raise ValueError(f"batch_size is {batch_size!r}, expected at least 1")
     allowed = checkpoint == PUBLISHED if allow_pickle is None else allow_pickle
-    vision.check_file(checkpoint, allow_pickle=allowed)
+    loading.check_file(checkpoint, allow_pickle=allowed)
     scorer = _Scorer(checkpoint, tokenizer, device, vision.as_dtype(dtype), batch_size, allowed)
     return Reward(scorer, "ImageReward", remarks=scorer.unread)
 
@@ -112,7 +112,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
         old = name.removeprefix("blip.")
         new = next((re.sub(pattern, to, old) for pattern, to in _RENAMES if re.match(pattern, old)), None)
         if new is None:
-            raise vision.CheckpointError(f"{name!r} is no weight of ImageReward: give the published file")
+            raise loading.CheckpointError(f"{name!r} is no weight of ImageReward: give the published file")
         found[new] = value
     return found
 
@@ -125,7 +125,7 @@ def convert(source: str, target: str) -> None:
     """
     from safetensors.torch import save_file
 
-    state = vision.weights(source, allow_pickle=True)
+    state = loading.weights(source, allow_pickle=True)
     build(renamed(state))
     save_file({name: value.contiguous() for name, value in state.items() if not _UNUSED.search(name)}, target)
 
@@ -142,7 +142,7 @@ def build(state: dict[str, Tensor]) -> nn.Module:
         network.load_state_dict(state, assign=True)
     except (KeyError, RuntimeError) as error:
         what = str(error).strip().splitlines()
-        raise vision.CheckpointError(f"not the weights of ImageReward: {' '.join(what[:3])}") from error
+        raise loading.CheckpointError(f"not the weights of ImageReward: {' '.join(what[:3])}") from error
     embeddings: Any = network.text.embeddings
     embeddings.position_ids = torch.arange(embeddings.position_ids.shape[1], device="cpu")[
         None
@@ -167,7 +167,7 @@ class _Scorer:
 
     def unread(self, prompts: Sequence[Any]) -> list[list[str]]:
         """What to say of prompts that are cut."""
-        return vision.unread(vision.load_part("BertTokenizer", self.tokenizer), prompts, MAX_TOKENS, "ImageReward")
+        return vision.unread(loading.load_part("BertTokenizer", self.tokenizer), prompts, MAX_TOKENS, "ImageReward")
 
     def _score(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         device = vision.place(samples, self.device)
@@ -209,7 +209,7 @@ def _configs(state: dict[str, Tensor]) -> tuple[Any, Any]:
     try:
         from transformers import BlipTextConfig, BlipVisionConfig
     except ImportError as error:
-        raise ImportError(f"ImageReward needs transformers: {vision.INSTALL}") from error
+        raise ImportError(f"ImageReward needs transformers: {loading.INSTALL}") from error
     width, _, patch, _ = state["vision.embeddings.patch_embedding.weight"].shape
     side = math.isqrt(state["vision.embeddings.position_embedding"].shape[1] - 1)
     words, text = state["text.embeddings.word_embeddings.weight"].shape
@@ -239,21 +239,21 @@ def _layers(state: dict[str, Tensor], prefix: str) -> int:
     return 1 + max(int(name[len(prefix) + 1 :].split(".")[0]) for name in state if name.startswith(f"{prefix}."))
 
 
-@vision.once
+@loading.once
 def _load(checkpoint: str, tokenizer: str, device: str, dtype: torch.dtype, allow_pickle: bool) -> tuple[Any, Any]:
     """The network on its device, and the tokenizer with BLIP's two further tokens.
 
     Raises:
         CheckpointError: absent, not allowed, not the published layout, or a tokenizer of another vocabulary.
     """
-    network: Any = build(renamed(vision.weights(checkpoint, allow_pickle=allow_pickle)))
+    network: Any = build(renamed(loading.weights(checkpoint, allow_pickle=allow_pickle)))
     network = network.to(device=device, dtype=dtype)
     network.head.float()
-    words = vision.load_part("BertTokenizer", tokenizer)
+    words = loading.load_part("BertTokenizer", tokenizer)
     words.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     expected = network.text.config.vocab_size
     if len(words) != expected:
-        raise vision.CheckpointError(
+        raise loading.CheckpointError(
             f"the tokenizer {tokenizer} has {len(words)} tokens, the checkpoint {expected}: use {TOKENIZER}"
         )
     return network, words

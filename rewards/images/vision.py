@@ -1,41 +1,23 @@
-"""What image rewards share: pixels of samples, the resize of their networks, and loading of weights.
-
-Networks are held once per process, by checkpoint, device and dtype; a reward holds their names only, so that it is
-light and can be sent to workers. Weights are read from safetensors; pickles are refused unless asked for.
-"""
+"""What image rewards share: pixels of samples, the resize of their networks, batches and prompts."""
 
 from __future__ import annotations
 
 import functools
-import inspect
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from treesearch.rewards.base import Reward, built_from
+from treesearch.rewards.images.loading import CheckpointError, load_part, once
 from treesearch.rewards.numeric import is_whole
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-INSTALL = "pip install 'treesearch[images]'"
 Fit = Literal["crop", "stretch", "pad"]
 Interpolation = Literal["bicubic", "bilinear"]
 _SLACK = 1e-3  # rounding that a decoder may leave outside [0, 1]
-_LOCK = threading.RLock()
-_CACHES: list[Any] = []
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class CheckpointError(OSError):
-    """Weights that cannot be read; the message says why and what to do."""
 
 
 def pixels(samples: Any) -> Tensor:
@@ -99,8 +81,8 @@ def preprocess(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Arguments of `preprocess`, as an image processor of transformers states them; see `recipe`."""
+class Preprocessor:
+    """Arguments of `preprocess`, as an image processor of transformers states them; see `preprocessor`."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
@@ -191,109 +173,8 @@ def unread(tokenizer: Any, prompts: Sequence[Any], most: int, name: str) -> list
     return [remark(prompt) for prompt in prompts]
 
 
-def frames(reward: Reward, which: Literal["all", "first", "middle", "last"] = "all") -> Reward:
-    """The mean of an image reward over frames of videos (n, f, c, h, w), over all of them or one.
-
-    Raises:
-        ValueError: an unknown choice of frames.
-    """
-    picks = {"all": lambda f: range(f), "first": lambda f: (0,), "middle": lambda f: (f // 2,), "last": lambda f: (-1,)}
-    if which not in picks:
-        raise ValueError(f"which is {which!r}, expected one of {', '.join(picks)}")
-
-    def fn(videos: Any, prompts: Sequence[Any] | None) -> Tensor:
-        if not isinstance(videos, Tensor) or videos.ndim != 5:
-            got = f"shape {tuple(videos.shape)}" if isinstance(videos, Tensor) else type(videos).__name__
-            raise ValueError(f"expected videos (n, f, c, h, w), got {got}")
-        chosen = videos[:, list(picks[which](videos.shape[1]))]
-        repeated = None if prompts is None else [p for p in prompts for _ in range(chosen.shape[1])]
-        return reward.attached(chosen.flatten(0, 1), repeated).view(chosen.shape[:2]).mean(1)
-
-    name, source = f"frames({reward.name}, {which})", built_from("frames", reward, which)
-    return replace(reward, fn=fn, name=name, calls=None, source=source)
-
-
-def once(build: Callable[P, T], maxsize: int | None = None) -> Callable[P, T]:
-    """Cache what a module-level function builds from hashable arguments, for all threads; `release` empties it."""
-    cached: Any = functools.lru_cache(maxsize)(build)
-    signature = inspect.signature(build)
-    _CACHES.append(cached)
-
-    @functools.wraps(build)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()  # however it is called, one network is one entry
-        with _LOCK, torch.inference_mode(False):  # what is built once may be differentiated through later
-            return cached(*bound.args, **bound.kwargs)
-
-    return call
-
-
-def release() -> None:
-    """Forget every network that rewards have loaded in this process; the next call loads again."""
-    with _LOCK:
-        for cached in _CACHES:
-            cached.cache_clear()
-
-
 @once
-def load(
-    kind: str, checkpoint: str, device: str = "cpu", dtype: torch.dtype = torch.float32, allow_pickle: bool = False
-) -> Any:
-    """A network of transformers in eval mode without gradients to its weights, read once.
-
-    Args:
-        kind: name of its class in transformers, such as "CLIPModel".
-        checkpoint: a hub id or a local folder.
-        allow_pickle: also read weights that are not safetensors, as tensors only.
-
-    Raises:
-        CheckpointError: absent, gated, pickles alone, or weights of something else.
-        ImportError: transformers is not installed.
-    """
-    options = {} if allow_pickle else {"use_safetensors": True}
-    network, info = _from_pretrained(kind, checkpoint, output_loading_info=True, **options)
-    return ready(_complete(network, info, checkpoint), device, dtype)
-
-
-def built(kind: str, config: Any, state: dict[str, Tensor], checkpoint: str) -> Any:
-    """A network of transformers from its configuration and a state dict; `checkpoint` is for messages.
-
-    Raises:
-        CheckpointError: weights are missing or of another shape.
-        ImportError: transformers is not installed.
-    """
-    cls = getattr(_needed("transformers"), kind)
-    try:
-        network, info = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint} does not fit {kind}: {error}") from error
-    return _complete(network, info, checkpoint)
-
-
-def ready(network: Any, device: str, dtype: torch.dtype) -> Any:
-    """A network for scoring: on the device, in eval mode, its weights without gradients."""
-    scale = getattr(network, "logit_scale", None)
-    exact = None if scale is None else scale.detach().clone()
-    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    if exact is not None:  # exp() of a scale rounded to bfloat16 is off by one per cent
-        network.logit_scale.data = exact.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
-    return network
-
-
-@once
-def load_part(kind: str, checkpoint: str) -> Any:
-    """A tokenizer, configuration or image processor of transformers, read once: `load_part("AutoTokenizer", ...)`.
-
-    Raises:
-        CheckpointError: absent or gated.
-        ImportError: transformers is not installed.
-    """
-    return _from_pretrained(kind, checkpoint)
-
-
-@once
-def recipe(checkpoint: str) -> Recipe:
+def preprocessor(checkpoint: str) -> Preprocessor:
     """What the image processor of a checkpoint does, for `preprocess`.
 
     Raises:
@@ -316,12 +197,12 @@ def recipe(checkpoint: str) -> Recipe:
         "interpolation": resample,
     }
     if get("do_center_crop", False) and sizes is not None:
-        return Recipe(size=(sizes, sizes) if isinstance(sizes, int) else sizes, resize=side, **fixed)
+        return Preprocessor(size=(sizes, sizes) if isinstance(sizes, int) else sizes, resize=side, **fixed)
     if isinstance(side, tuple):
-        return Recipe(size=side, fit="stretch", **fixed)
+        return Preprocessor(size=side, fit="stretch", **fixed)
     if side >= 384:  # with crop_pct: ConvNeXt stretches large images
-        return Recipe(size=(side, side), fit="stretch", **fixed)
-    return Recipe(size=(side, side), resize=int(side / processor.crop_pct), **fixed)
+        return Preprocessor(size=(side, side), fit="stretch", **fixed)
+    return Preprocessor(size=(side, side), resize=int(side / processor.crop_pct), **fixed)
 
 
 def _sides(size: Any) -> int | tuple[int, int] | None:
@@ -332,46 +213,6 @@ def _sides(size: Any) -> int | tuple[int, int] | None:
     if found.get("shortest_edge") and not found.get("longest_edge"):
         return int(found["shortest_edge"])
     return (int(found["height"]), int(found["width"])) if found.get("height") and found.get("width") else None
-
-
-def weights(checkpoint: str, filename: str = "model.safetensors", *, allow_pickle: bool = False) -> dict[str, Any]:
-    """The state dict in a file, on the CPU.
-
-    Args:
-        checkpoint: the file itself, here or on the hub ("owner/name/file.safetensors"), or a hub id or local folder
-            that holds `filename`.
-        allow_pickle: also read .pt, .pth, .bin and .ckpt files, with torch.load(weights_only=True).
-
-    Raises:
-        CheckpointError: absent, gated, not readable, or a pickle that was not allowed.
-        ImportError: safetensors or huggingface_hub is not installed.
-    """
-    check_file(checkpoint, filename, allow_pickle)
-    path = _local_file(checkpoint, filename)
-    try:
-        if path.suffix in PICKLES:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        return _needed("safetensors.torch").load_file(str(path))
-    except ImportError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"cannot read weights from {path}: {type(error).__name__}: {error}") from error
-
-
-def check_file(checkpoint: str, filename: str = "model.safetensors", allow_pickle: bool = False) -> None:
-    """Refuse early, before anything is downloaded.
-
-    Raises:
-        CheckpointError: a pickle that was not allowed, or a local file that does not exist.
-    """
-    name = checkpoint if _is_file(checkpoint) else filename
-    if Path(name).suffix in PICKLES and not allow_pickle:
-        raise CheckpointError(
-            f"{name} is a pickle, which may run code when it is read: give a .safetensors file, or pass "
-            "allow_pickle=True to read it as tensors only"
-        )
-    if _is_file(checkpoint) and not Path(checkpoint).is_file() and _on_hub(checkpoint) is None:
-        raise CheckpointError(f"there is no file {checkpoint}: give an existing file, a folder or a hub id")
 
 
 def _image(sample: Any) -> Tensor:
@@ -441,74 +282,3 @@ def _padded(images: Tensor, height: int, width: int, mode: Interpolation) -> Ten
     images = _resize(images, round(images.shape[-2] * scale), round(images.shape[-1] * scale), mode)
     rows, columns = height - images.shape[-2], width - images.shape[-1]
     return nn.functional.pad(images, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-
-
-def _is_file(checkpoint: str) -> bool:
-    return Path(checkpoint).suffix in (*PICKLES, ".safetensors") and not Path(checkpoint).is_dir()
-
-
-def _on_hub(checkpoint: str) -> tuple[str, str] | None:
-    """(hub id, file) of "owner/name/file"."""
-    parts = checkpoint.split("/", 2)
-    return ("/".join(parts[:2]), parts[2]) if len(parts) == 3 and parts[0] not in ("", ".", "..", "~") else None
-
-
-def _local_file(checkpoint: str, filename: str) -> Path:
-    if Path(checkpoint).is_file():
-        return Path(checkpoint)
-    if Path(checkpoint).is_dir():
-        path = Path(checkpoint, filename)
-        if not path.is_file():
-            raise CheckpointError(f"the folder {checkpoint} holds no {filename}: give the file itself")
-        return path
-    hub = _needed("huggingface_hub")
-    repository, file = (_on_hub(checkpoint) if _is_file(checkpoint) else None) or (checkpoint, filename)
-    try:
-        return Path(hub.hf_hub_download(repository, file))
-    except Exception as error:
-        raise _explained(checkpoint, error) from error
-
-
-def _complete(network: Any, info: dict[str, Any], checkpoint: str) -> Any:
-    """The network, if every weight of it came from the checkpoint: others would be random."""
-    wrong = sorted(str(key) for name in ("missing_keys", "mismatched_keys") for key in info[name])
-    if wrong:
-        kind = type(network).__name__
-        raise CheckpointError(f"{checkpoint} lacks {len(wrong)} weights of {kind}, {wrong[0]} among them: wrong model?")
-    return network
-
-
-def _from_pretrained(kind: str, checkpoint: str, **options: Any) -> Any:
-    transformers = _needed("transformers")
-    try:
-        return getattr(transformers, kind).from_pretrained(checkpoint, **options)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise _explained(checkpoint, error) from error
-
-
-def _explained(checkpoint: str, error: Exception) -> CheckpointError:
-    text, chain = "", error
-    while chain is not None:
-        text, chain = f"{text} {type(chain).__name__} {chain}", chain.__cause__ or chain.__context__
-    if "gated" in text.lower():
-        why = f"{checkpoint} is gated: accept its terms on its page, then log in with `hf auth login`"
-    elif "safetensors" in text and "no file named" in text:
-        why = f"{checkpoint} has no safetensors weights: convert them, or pass allow_pickle=True"
-    elif Path(checkpoint).is_dir():
-        why = f"the folder {checkpoint} is not a complete checkpoint: save it with save_pretrained"
-    else:
-        why = f"{checkpoint} was not found on the hub or on disk: check the name and the network, or give a folder"
-    return CheckpointError(
-        f"{why} ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
-    )
-
-
-def _needed(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"image rewards need {module.split('.')[0]}: {INSTALL}") from error

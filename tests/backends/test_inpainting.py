@@ -12,7 +12,9 @@ from treesearch.backends.chains.diffusion import Chain, DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
-from treesearch.backends.models.trajectory import Normalisation, TrajectoryKernel, TrajectoryNetwork
+from treesearch.backends.models.card import Normalisation
+from treesearch.backends.models.trajectory import TrajectoryKernel
+from treesearch.backends.models.unet1d import TrajectoryNetwork
 from treesearch.backends.wrappers.inpainting import Clamp, Condition
 from treesearch.rewards.analytic import constant
 from treesearch.rewards.channels import Channels, known

@@ -11,7 +11,8 @@ from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.guidance import TDS
-from treesearch.backends.models.trajectory import Normalisation, TrajectoryKernel
+from treesearch.backends.models.card import Normalisation
+from treesearch.backends.models.trajectory import TrajectoryKernel
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.rewards import cached
 from treesearch.rewards.base import Reward, as_reward

@@ -15,7 +15,7 @@ import treesearch as ts
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.rewards.base import Reward, RewardError, as_reward
 from treesearch.rewards.compose import cached, normalise
-from treesearch.rewards.images.vision import frames
+from treesearch.rewards.images.video import frames
 
 Scorer = Callable[[Any], Any]
 RED = as_reward(lambda x: x[:, 0].flatten(1).mean(1), "red")

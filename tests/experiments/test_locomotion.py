@@ -9,7 +9,9 @@ import torch
 from experiments.planning import locomotion, locomotion_planning
 from experiments.planning.locomotion import Actor, Runners
 from experiments.planning.offline_data import read_npz
-from treesearch.backends.models.trajectory import Card, Normalisation, TrajectoryNetwork, save_model, trajectory_kernel
+from treesearch.backends.models.card import Card, Normalisation, save_model
+from treesearch.backends.models.trajectory import trajectory_kernel
+from treesearch.backends.models.unet1d import TrajectoryNetwork
 from treesearch.rewards.channels import Channels
 
 pytest.importorskip("mujoco")

@@ -10,7 +10,8 @@ import treesearch as ts
 from experiments.planning import demo_plan, episodes, evaluate_trajectory, methods, plan_critic
 from experiments.planning import evidence as planning
 from experiments.planning import report as planning_report
-from treesearch.backends.models.trajectory import Card, Normalisation, TrajectoryNetwork, save_model
+from treesearch.backends.models.card import Card, Normalisation, save_model
+from treesearch.backends.models.unet1d import TrajectoryNetwork
 from treesearch.rewards.channels import Channels
 from treesearch.rewards.trajectories.maze import MAZES
 

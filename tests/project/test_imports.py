@@ -69,7 +69,6 @@ ONLY = {"ray": "treesearch/distributed/", "networkx": "treesearch/export/"}
 LONGEST = 450
 PENDING = {  # not yet split
     "treesearch/methods/tree_search.py",
-    "rewards/images/vision.py",
 }
 
 

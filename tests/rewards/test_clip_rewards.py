@@ -17,7 +17,7 @@ from tests.support.tolerance import float32_tolerance
 from treesearch import rewards
 from treesearch.rewards import Aesthetic, CLIPScore, HPSv2, ImageClassifier, PickScore, frames
 from treesearch.rewards.base import RewardError
-from treesearch.rewards.images import hps, vision
+from treesearch.rewards.images import hps, loading, vision
 
 PROMPTS = ["a red cube", "two owls, at night", "x"]
 LAYERS = 2 * (1 + 2 * 6 + 2)
@@ -176,19 +176,19 @@ def test_preprocess_pads_with_black(shape):
         ("CLIP", {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 28}, "do_normalize": False}),
     ],
 )
-def test_a_recipe_is_the_processor_it_was_read_from(tmp_path, kind, options):
+def test_a_preprocessor_is_the_one_it_was_read_from(tmp_path, kind, options):
     processor = tiny_clip.image_processor(kind, **options)
     processor.save_pretrained(tmp_path)
     image = pictures(1, 61, 50)[0]
-    theirs, ours = processor(image, return_tensors="pt")["pixel_values"], vision.recipe(str(tmp_path))(image)
+    theirs, ours = processor(image, return_tensors="pt")["pixel_values"], vision.preprocessor(str(tmp_path))(image)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 1.2 / 255 / 0.22
 
 
 def test_a_processor_that_does_more_is_refused(tmp_path):
     tiny_clip.image_processor("CLIP", do_center_crop=False).save_pretrained(tmp_path)
-    with pytest.raises(vision.CheckpointError, match=r"not supported.*no crop"):
-        vision.recipe(str(tmp_path))
+    with pytest.raises(loading.CheckpointError, match=r"not supported.*no crop"):
+        vision.preprocessor(str(tmp_path))
 
 
 def test_images_of_several_sizes_are_scored_together(clip):
@@ -324,7 +324,7 @@ def test_rewards_travel_without_their_weights(every, name):
     before = reward(tensor, PROMPTS)
     sent = cloudpickle.dumps(reward)
     assert len(sent) < 20_000
-    vision.release()
+    loading.release()
     torch.testing.assert_close(pickle.loads(sent)(tensor, PROMPTS), before)
 
 
@@ -337,11 +337,11 @@ def test_bfloat16_is_close(every, name):
 
 
 def test_the_scale_of_pickscore_stays_exact_in_bfloat16(clip):
-    assert vision.load("CLIPModel", clip, "cpu", torch.bfloat16).logit_scale == torch.tensor(4.6)
+    assert loading.load("CLIPModel", clip, "cpu", torch.bfloat16).logit_scale == torch.tensor(4.6)
 
 
 def test_gradients_work_after_scores_in_inference_mode(every):
-    vision.release()
+    loading.release()
     _, tensor = pictures()
     with torch.inference_mode():
         every["clip_score"](dtype="float64")(tensor, PROMPTS)
@@ -351,9 +351,9 @@ def test_gradients_work_after_scores_in_inference_mode(every):
 
 
 def test_each_prompt_is_embedded_once_and_cut_to_what_clip_reads(clip):
-    vision.release()
+    loading.release()
     calls = []
-    network = vision.load("CLIPModel", clip, "cpu", torch.float32)
+    network = loading.load("CLIPModel", clip, "cpu", torch.float32)
     network.text_model.register_forward_hook(lambda module, args, out: calls.append(out.last_hidden_state.shape[1]))
     images, tensor = pictures(8)
     long = "long " * 40
@@ -361,7 +361,7 @@ def test_each_prompt_is_embedded_once_and_cut_to_what_clip_reads(clip):
     assert sorted(calls) == [7, 77]
     cos, _ = cosines(clip, images, ["short", long] * 4)
     torch.testing.assert_close(found, 2.5 * cos.clamp(min=0), atol=2.5 * COSINE, rtol=0)
-    vision.release()
+    loading.release()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -413,13 +413,13 @@ def test_pickles_are_refused_unless_allowed(tmp_path, clip, heads, open_clip):
         (lambda **o: Aesthetic(str(tmp_path / "head.pth"), clip=clip, **o), Aesthetic(heads["v1"][1], clip=clip)),
         (lambda **o: HPSv2(str(tmp_path / "hps.pt"), processor=clip, **o), HPSv2(open_clip[1], processor=clip)),
     ):
-        with pytest.raises(vision.CheckpointError, match=r"is a pickle.*allow_pickle=True"):
+        with pytest.raises(loading.CheckpointError, match=r"is a pickle.*allow_pickle=True"):
             make()
         torch.testing.assert_close(make(allow_pickle=True)(tensor, PROMPTS), safe(tensor, PROMPTS))
-    with pytest.raises(vision.CheckpointError, match=r"HPS_v2.1_compressed.pt is a pickle"):
+    with pytest.raises(loading.CheckpointError, match=r"HPS_v2.1_compressed.pt is a pickle"):
         HPSv2(allow_pickle=False)
-    with pytest.raises(vision.CheckpointError, match=r"model\.bin is a pickle"):
-        vision.weights(str(tmp_path), "model.bin")
+    with pytest.raises(loading.CheckpointError, match=r"model\.bin is a pickle"):
+        loading.weights(str(tmp_path), "model.bin")
 
 
 def test_a_pickle_with_code_is_never_run(tmp_path, clip):
@@ -435,7 +435,7 @@ def test_a_pickle_with_code_is_never_run(tmp_path, clip):
 
 def test_networks_saved_as_pickles_are_refused_unless_allowed(tmp_path, clip):
     folder = tiny_clip.clip(tmp_path)
-    state = vision.weights(clip)
+    state = loading.weights(clip)
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     _, tensor = pictures()
@@ -447,9 +447,9 @@ def test_networks_saved_as_pickles_are_refused_unless_allowed(tmp_path, clip):
 
 def test_checkpoints_that_are_not_there_say_what_to_do(tmp_path, monkeypatch, clip):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(vision.CheckpointError, match="not a complete checkpoint"):
+    with pytest.raises(loading.CheckpointError, match="not a complete checkpoint"):
         CLIPScore(str(tmp_path))
-    with pytest.raises(vision.CheckpointError, match=r"there is no file \./head\.safetensors"):
+    with pytest.raises(loading.CheckpointError, match=r"there is no file \./head\.safetensors"):
         Aesthetic("./head.safetensors", clip=clip)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(RewardError, match="cannot read weights from"):
@@ -459,16 +459,16 @@ def test_checkpoints_that_are_not_there_say_what_to_do(tmp_path, monkeypatch, cl
         raise OSError("You are trying to access a gated repo.")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", gated)
-    with pytest.raises(vision.CheckpointError, match=r"some/clip is gated: accept its terms"):
+    with pytest.raises(loading.CheckpointError, match=r"some/clip is gated: accept its terms"):
         CLIPScore("some/clip")
 
 
 def test_weights_of_something_else_are_refused(tmp_path, clip, classifier, heads, open_clip):
     _, tensor = pictures()
-    with pytest.raises(vision.CheckpointError, match="is a vit network, expected a CLIP"):
+    with pytest.raises(loading.CheckpointError, match="is a vit network, expected a CLIP"):
         PickScore(classifier, processor=clip)
     folder = tiny_clip.clip(tmp_path)
-    save_file({k: v for k, v in vision.weights(clip).items() if "projection" not in k}, folder / "model.safetensors")
+    save_file({k: v for k, v in loading.weights(clip).items() if "projection" not in k}, folder / "model.safetensors")
     with pytest.raises(RewardError, match=r"lacks 2 weights of CLIPModel, text_projection\.weight .*wrong model"):
         CLIPScore(str(folder))(tensor, PROMPTS)
     with pytest.raises(RewardError, match="no open_clip state dict: it lacks"):

@@ -19,7 +19,7 @@ from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.cli.main import main
 from treesearch.rewards import CLIPScore
 from treesearch.rewards.base import RewardError
-from treesearch.rewards.images import image_reward, vision
+from treesearch.rewards.images import image_reward, loading, vision
 from treesearch.rewards.images.image_reward import ImageReward
 
 pytest.importorskip("transformers")
@@ -247,13 +247,13 @@ def test_it_travels_light(reward, images) -> None:
 
 def test_pickles_are_refused_before_anything_is_read(files: Path) -> None:
     for checkpoint, allow in ((str(files / "ImageReward.pt"), None), (image_reward.PUBLISHED, False)):
-        with pytest.raises(vision.CheckpointError, match=r"ImageReward.pt is a pickle.*allow_pickle=True"):
+        with pytest.raises(loading.CheckpointError, match=r"ImageReward.pt is a pickle.*allow_pickle=True"):
             ImageReward(checkpoint, allow_pickle=allow)
 
 
 def test_the_published_pickle_is_read_as_tensors_only(monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(vision, "weights", lambda name, **o: asked.append((name, o)) or {})
+    monkeypatch.setattr(loading, "weights", lambda name, **o: asked.append((name, o)) or {})
     with pytest.raises(RewardError, match="not the weights of ImageReward"):
         ImageReward()(torch.rand(1, 3, 8, 8), ["a"])
     assert asked == [(image_reward.PUBLISHED, {"allow_pickle": True})]
@@ -341,7 +341,7 @@ def test_bad_arguments(reward, images) -> None:
         reward(images)
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
         ImageReward("x.safetensors", batch_size=0)
-    with pytest.raises(vision.CheckpointError, match=r"there is no file x.safetensors"):
+    with pytest.raises(loading.CheckpointError, match=r"there is no file x.safetensors"):
         ImageReward("x.safetensors")
 
 
