@@ -13,11 +13,13 @@ from treesearch.backends.base import Spec, describe
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.budget import Share
 from treesearch.citations import bibtex
+from treesearch.core import nested_effects
+from treesearch.core.nested_effects import Law, fit, improvement, index_of, masses, posterior, scores
 from treesearch.core.noise import root_key
 from treesearch.core.tree import ROOT
 from treesearch.methods import METHODS, tree_search
 from treesearch.methods.base import Problem, Status
-from treesearch.methods.tree_search import START, Law, Pool, _index, _masses, fit, improvement, posterior, scores
+from treesearch.methods.tree_search import START, Pool
 from treesearch.registry import registry as specs
 from treesearch.report import trees
 from treesearch.rewards.analytic import linear
@@ -121,7 +123,7 @@ def test_a_level_without_data_follows_its_neighbours(monkeypatch):
     found = fitted()
     assert found[4] < 0.001
     assert found[1:].sum() == pytest.approx(np.nanvar(y), rel=0.5)
-    monkeypatch.setattr(tree_search, "BORROWED", 0.0)
+    monkeypatch.setattr(nested_effects, "BORROWED", 0.0)
     alone = fitted()
     assert found[3] < 0.95 * alone[3]
     assert found[3] < found[2] < found[1]
@@ -153,13 +155,13 @@ def test_children_and_rollouts_in_flight_lower_an_index():
     for k in range(4):
         sd = (0.2 / (1 + k * 0.2 / 0.8) + 0.3) ** 0.5
         want = improvement(1.2 - 0.4, sd) / (1 + (3 + k) * stats.norm.sf(0.8, scale=sd)) / 10.0
-        assert _index(0, 3, k, 0.4, 0.2, law) == pytest.approx(want, rel=1e-12)
-    index = np.array([_index(d, tried[d], 0, mean[d], var[d], law) for d in (0, 1)])
+        assert index_of(0, 3, k, 0.4, 0.2, law) == pytest.approx(want, rel=1e-12)
+    index = np.array([index_of(d, tried[d], 0, mean[d], var[d], law) for d in (0, 1)])
     pool = Pool(np.array([7, 9]), np.array([0, 1]), tried, index.copy(), mean, var, law)
     taken = [pool.pop() for _ in range(12)]
     flying = [0, 0]
     for node, depth in taken:  # each is the largest index of that moment
-        now = [_index(d, tried[d], flying[d], mean[d], var[d], law) for d in (0, 1)]
+        now = [index_of(d, tried[d], flying[d], mean[d], var[d], law) for d in (0, 1)]
         assert (node, depth) == ((7, 0), (9, 1))[int(np.argmax(now))]
         flying[depth] += 1
     assert min(flying) > 0
@@ -192,7 +194,7 @@ def test_scores_do_not_depend_on_the_scale():
 def test_masses_are_probabilities_of_a_random_descent():
     parent, depth = random_tree(np.random.default_rng(3))
     children = np.bincount(parent[1:], minlength=len(parent))
-    mass = _masses(parent, children)
+    mass = masses(parent, children)
     for level in range(5):
         assert mass[depth == level].sum() == pytest.approx(1)
     assert mass[1] == 1 / 4

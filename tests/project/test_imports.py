@@ -67,9 +67,6 @@ ROOMS["__main__"] = {"cli"}
 LIGHT = {"rewards": {"torch"}, "backends": {"torch", "numpy", "diffusers"}}
 ONLY = {"ray": "treesearch/distributed/", "networkx": "treesearch/export/"}
 LONGEST = 450
-PENDING = {  # not yet split
-    "treesearch/methods/tree_search.py",
-}
 
 
 def sources():
@@ -131,7 +128,7 @@ def test_a_room_imports_what_its_law_allows(file):
     for module in imports(path):
         first = module.split(".")[0]
         assert first not in ("backends", "rewards", "experiments", "tests"), f"{file} imports {module}"
-        if first == "treesearch" and (other := room_of(module)) != room and file not in PENDING:
+        if first == "treesearch" and (other := room_of(module)) != room:
             assert other in ROOMS[room] | {EVERYWHERE}, (
                 f"{file} imports {module}: {room} may import {sorted(ROOMS[room])}"
             )
@@ -152,9 +149,7 @@ def test_a_folder_says_its_law(folder):
 @pytest.mark.parametrize("file", SOURCES)
 def test_no_file_is_long(file):
     lines = SOURCES[file][1].read_text("utf-8").count("\n")
-    assert lines <= LONGEST or file in PENDING, (
-        f"{file} has {lines} lines, at most {LONGEST}: it does more than one job"
-    )
+    assert lines <= LONGEST, f"{file} has {lines} lines, at most {LONGEST}: it does more than one job"
 
 
 @pytest.mark.parametrize("file", [f for f in SOURCES if not f.startswith("treesearch/")])
