@@ -30,7 +30,7 @@ import treesearch as ts
 from treesearch import api as loop
 from treesearch.backends.base import Gaussian, describe
 from treesearch.backends.models.mnist import mnist_kernel
-from treesearch.methods.base import spaced_levels
+from treesearch.methods.settings import spaced_levels
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.images.classifier import even
 from treesearch.runs import folder as runs

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from experiments.bench.ray_setup import BATCH, FK_BATCHES, IN_FLIGHT, METHODS, SIZES, STEPS
 from treesearch.distributed.pool import AHEAD
 from treesearch.distributed.sharing import BUNDLE_SECONDS, share_out
-from treesearch.methods.base import spaced_levels
+from treesearch.methods.settings import spaced_levels
 
 
 @dataclass(eq=False)

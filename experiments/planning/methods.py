@@ -20,7 +20,7 @@ from experiments.shared.grids import Entry, How
 from treesearch.backends.guidance.diffuser import Diffuser
 from treesearch.backends.models.trajectory import maze_kernel, trajectory_kernel
 from treesearch.backends.wrappers.scales import GuidanceScales
-from treesearch.methods.base import spaced_levels
+from treesearch.methods.settings import spaced_levels
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
 from treesearch.rewards.trajectories.execution import maze_execution

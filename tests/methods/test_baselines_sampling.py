@@ -420,8 +420,8 @@ def test_names_and_citations():
     kernel = specs.kernel("das(gaussian(), linear(1.0), gamma=0.1)")
     assert isinstance(kernel, DAS)
     assert describe(kernel).backward_per_nfe == (0, 1, 1, 1, 1, 1)
-    assert "li2024derivative" in bibtex(["SVDD"])
-    assert "booktitle = {Monte Carlo Method" in bibtex(["Rejection"])
+    assert "li2024derivative" in bibtex(ts.SVDD.papers)
+    assert "booktitle = {Monte Carlo Method" in bibtex(ts.Rejection.papers)
 
 
 @pytest.mark.parametrize("words", [["rejection"], ["svdd", "--candidates", "3"], ["fk", "--value", "rollout"]])

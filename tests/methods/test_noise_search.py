@@ -336,7 +336,7 @@ def test_rounds_follow_from_the_number_of_a_sample():
 def test_it_has_a_name_and_a_paper():
     assert METHODS["NoiseSearch"] is NOISE
     assert specs.method("noise-search(theta=0.5)") == NOISE(theta=0.5)
-    assert "2501.09732" in bibtex(["NoiseSearch"])
+    assert "2501.09732" in bibtex(NOISE.papers)
 
 
 def test_the_tree_says_its_angle():

@@ -498,4 +498,4 @@ def test_what_it_shows():
 def test_it_is_registered():
     assert METHODS["TreeSearch"] is SEARCH
     assert specs.method("tree_search(fresh=0.5)") == SEARCH(fresh=0.5)
-    assert "Efficient Global Optimization" in bibtex(["TreeSearch"])
+    assert "Efficient Global Optimization" in bibtex(SEARCH.papers)

@@ -49,7 +49,7 @@ ROOMS = {
     "core": {"errors"},
     "engine": {"core", "budget", "errors"} | BASES,
     "runs": {"core", "engine", "budget", "errors", "host", "text", f"{BACKENDS}.base"},
-    "methods": {"core", "engine", "budget", "errors", "host", f"{REWARDS}.potentials"} | BASES,
+    "methods": {"core", "engine", "budget", "citations", "errors", "host", f"{REWARDS}.potentials"} | BASES,
     "results": {"core", "methods", "runs", "budget", "errors", f"{REWARDS}.base"},
     "registry": {"methods", "errors", "text", f"{REWARDS}.base", f"{REWARDS}.redact", REWARDS, BACKENDS},
     "session": {"core", "engine", "methods", "results", "runs", "budget", "errors", "interrupts", "version"} | BASES,

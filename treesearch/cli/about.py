@@ -76,8 +76,8 @@ class Cite(Command):
     path: Positional[str | None] = None
 
     def run(self) -> int:
-        names = list(METHODS) if self.path is None else [read_config(self.path)["method"]["name"]]
-        say(bibtex(names))
+        names = METHODS if self.path is None else [read_config(self.path)["method"]["name"]]
+        say(bibtex(paper for name in names for paper in METHODS[name].papers))
         return 0
 
 

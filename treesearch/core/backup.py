@@ -3,11 +3,13 @@
     soft   λ v(x) = log( (1/|C|) Σ_c exp(λ v_c + log_w_c) )     log-MEAN-exp over all children that have a value
     max    v(x) = max_c v_c over children with w_c > 0          the limit λ → ∞
     mean   v(x) = Σ_c w_c v_c / Σ_c w_c                         the limit λ → 0
+    visits v(x) = Σ_c n_c v_c / Σ_c n_c      mean over iterations, n_c of which passed through c
 
 With selection that does not look at values, E[exp(λ v_root)] = Z at every budget for the soft backup; with Boltzmann
 selection it is biased low. Children still pending (value NaN) are left out.
 
-Source: Diffusion Tree Sampling (Jain et al., 2025), algorithm 1; the weights log_w = Σ log p/q extend it to proposals.
+Sources: Diffusion Tree Sampling (Jain et al., 2025), algorithm 1; the weights log_w = Σ log p/q extend it to proposals.
+Bandit based Monte-Carlo Planning (Kocsis & Szepesvári, 2006), visits.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ class Rule(IntEnum):
     SOFT = 0
     MAX = 1
     MEAN = 2
+    VISITS = 3
 
 
-RULES = {"soft": Rule.SOFT, "max": Rule.MAX, "mean": Rule.MEAN}
+RULES = {"soft": Rule.SOFT, "max": Rule.MAX, "mean": Rule.MEAN, "visits": Rule.VISITS}
 
 
 def rule_of(name: str, lam: float) -> Rule:
@@ -42,8 +45,22 @@ def rule_of(name: str, lam: float) -> Rule:
 
 
 @compiled
+def _mean_of_visits(node, nodes):
+    """Mean of the children's values by the iterations through them; NaN where none has a value."""
+    total, count = 0.0, 0
+    for child in nodes.kids[nodes.start[node] : nodes.start[node] + nodes.children[node]]:
+        if not math.isnan(nodes.value[child]):
+            n = nodes.visits[child] - 1
+            total += n * nodes.value[child]
+            count += n
+    return total / count if count > 0 else math.nan
+
+
+@compiled
 def _value(node, rule, lam, nodes, score):
     """Value of one node from its valued children; NaN where it has none. `score` is scratch for its children."""
+    if rule == 3:
+        return _mean_of_visits(node, nodes)
     top, count, total, weight = -math.inf, 0, 0.0, 0.0
     value, log_w = nodes.value, nodes.log_w
     mine = nodes.kids[nodes.start[node] : nodes.start[node] + nodes.children[node]]
@@ -138,6 +155,12 @@ def backup(tree: Tree, leaves: NDArray[np.int64], rule: Rule, lam: float) -> Non
     """Give newly scored leaves their rewards as values and carry them up to the root."""
     tree.value[leaves] = tree.reward[leaves]
     _backup(leaves, int(rule), float(lam), tree.columns())
+
+
+def revisit(tree: Tree, leaves: NDArray[np.int64], rule: Rule, lam: float) -> None:
+    """Carry the values above leaves up again, whose visits have changed; for rules that look at visits."""
+    if rule == Rule.VISITS:
+        _backup(leaves, int(rule), float(lam), tree.columns())
 
 
 def recompute(tree: Tree, rule: Rule, lam: float) -> None:

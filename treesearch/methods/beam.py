@@ -17,14 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
+from treesearch.citations import Paper
 from treesearch.core.weights import F64
 from treesearch.methods import population
-from treesearch.methods.base import NOT_OF_PI, Problem, Readout, Unit, as_levels, branch_levels, check_whole
-from treesearch.methods.claims import GREEDY_TREE
+from treesearch.methods.base import Greedy, Problem, Readout, Unit
+from treesearch.methods.settings import as_schedule, check_whole, scored_levels
+
+OSHIMA = Paper(
+    "article",
+    "oshima2025inference",
+    "Inference-Time Text-to-Video Alignment with Diffusion Latent Beam Search",
+    "Oshima, Yuta and Suzuki, Masahiro and Matsuo, Yutaka and Furuta, Hiroki",
+    "arXiv preprint arXiv:2501.19252",
+    2025,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeamSearch:
+class BeamSearch(Greedy):
     """Beam search over endpoint predictions.
 
     Args:
@@ -33,26 +43,20 @@ class BeamSearch:
         schedule: levels t that are scored; None for five equally spaced, x_0 included.
     """
 
+    name = "beam"
+    papers = (OSHIMA,)
+
     beam_width: int = 4
     branching: int = 4
     schedule: tuple[int, ...] | None = None
 
-    lag = 0
-    mode = "wave"
-    independent = False
-    lam = 0.0
-    claims = GREEDY_TREE
-
     def __post_init__(self) -> None:
         check_whole(beam_width=self.beam_width, branching=self.branching)
-        if self.schedule is not None:
-            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
-            if 0 not in self.schedule:
-                raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 is what is compared in the end")
+        object.__setattr__(self, "schedule", as_schedule(self.schedule, "x_0 is what is compared in the end"))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""
-        return branch_levels(self.schedule, spec, top=False, what="schedule")
+        return scored_levels(self.schedule, spec)
 
     def unit(self, spec: Spec) -> Unit:
         return population.unit(spec, self.beam_width * self.branching, self.levels(spec))
@@ -77,8 +81,6 @@ class Beam:
 class BeamSearcher(population.PopulationSearch):
     """Beams, one after another."""
 
-    lam = 0.0
-
     def __init__(self, method: BeamSearch, problem: Problem) -> None:
         size, levels = method.beam_width * method.branching, method.levels(problem.spec)
         super().__init__(problem, size, levels, lambda k: Beam(min(method.beam_width, k)))
@@ -86,4 +88,4 @@ class BeamSearcher(population.PopulationSearch):
     def readout(self) -> Readout:
         nodes = [p.nodes for p in self.finished]
         leaves = np.concatenate(nodes) if nodes else np.empty(0, np.int64)
-        return Readout(leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI])
+        return Readout.greedy(leaves)

@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
-from treesearch.budget import INFINITE, Share
+from treesearch.budget import INFINITE
 from treesearch.core import backup
 from treesearch.core.noise import child_keys
-from treesearch.core.tree import ROOT, Tree
+from treesearch.core.tree import ROOT
 from treesearch.core.weights import log_mean, log_mean_se, scaled
 from treesearch.engine.segments import Segments
 from treesearch.methods import genealogy
-from treesearch.methods.base import NO_NODES, Problem, Readout, Status, Unit, check_lam, check_whole, number
+from treesearch.methods.base import NO_NODES, Ids, Method, Problem, Readout, Search, Status, Unit
 from treesearch.methods.claims import SELF_NORMALISED, Claims
+from treesearch.methods.settings import check_lam, check_whole, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN:
+class BestOfN(Method):
     """Independent samples with importance weights.
 
     Args:
@@ -36,36 +36,39 @@ class BestOfN:
         lam: λ of the target, or "auto"; it changes weights, never the samples.
     """
 
+    name = "best_of_n"
+    independent = True
+
     n: int | None = None
     lam: float | str = 1.0
-
-    lag = 0
-    mode = "wave"
-    independent = True
-    claims = Claims(flags=(SELF_NORMALISED,), iid=True)
 
     def __post_init__(self) -> None:
         check_whole(n=self.n)
         check_lam(self.lam)
 
+    @property
+    def claims(self) -> Claims:
+        return Claims(flags=(SELF_NORMALISED,), iid=True)
+
     def unit(self, spec: Spec) -> Unit:
-        return Unit("one rollout", spec.num_steps, 1)
+        return Unit.rollout(spec)
 
     def start(self, problem: Problem) -> BestOfNSearch:
-        return BestOfNSearch(self, problem)
+        return BestOfNSearch(problem, self.n, self.lam)
 
 
-class BestOfNSearch:
-    """Rollouts from the root, as many at a time as the engine has room for."""
+class Rollouts(Search):
+    """Independent rollouts from the root, as many at a time as the engine has room for.
 
-    hits = NO_NODES
-    busy = full = False
+    Args:
+        problem: the task.
+        n: how many; None for as many as the budget allows.
+        lam: λ of the target.
+    """
 
-    def __init__(self, method: BestOfN, problem: Problem) -> None:
-        self.lam, self.n, self.num_steps = number(method.lam), method.n, problem.num_steps
-        self.tree = Tree(problem.num_steps, problem.key)
-        self.status = Status.RUNNING
-        self.share = problem.share
+    def __init__(self, problem: Problem, n: int | None, lam: float | str) -> None:
+        super().__init__(problem)
+        self.n, self.lam, self.num_steps = n, number(lam), problem.num_steps
 
     def ask(self, capacity: int) -> Segments:
         done = len(self.tree) - 1
@@ -78,26 +81,27 @@ class BestOfNSearch:
         new = self.tree.append(np.full(count, ROOT), np.zeros(count), keys)
         return Segments(np.full(count, ROOT), new, new)
 
+    def check(self, leaves: Ids) -> None:
+        """Look at samples before they count; they may be refused by an error."""
+
     def tell(self, segments: Segments) -> None:
+        self.check(segments.last)
         backup.backup(self.tree, segments.last, backup.rule_of("soft", self.lam), self.lam)
 
-    def frontier(self) -> NDArray[np.int64]:
+    def frontier(self) -> Ids:
         return NO_NODES
 
-    def extend(self, share: Share) -> None:
-        self.share, self.status = share, Status.RUNNING
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
+    def restore(self, state: dict[str, Any], ends: Ids) -> None:
         del state, ends
         self.tree.check_levels(np.array([self.num_steps + 1, 0]))
         backup.recompute(self.tree, backup.rule_of("soft", self.lam), self.lam)
 
+
+class BestOfNSearch(Rollouts):
+    """Rollouts, weighed."""
+
     def readout(self) -> Readout:
-        leaves = self.tree.leaves
-        leaves = leaves[~np.isnan(self.tree.value[leaves])]  # those of later waves may have arrived
+        leaves = self.told
         u = scaled(self.lam, self.tree.reward[leaves])
         log_w = u + self.tree.log_w[leaves]
         log_z = log_mean(log_w)

@@ -33,15 +33,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
+from treesearch.citations import Paper
 from treesearch.core.tree import NONE, ROOT
-from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
-from treesearch.methods.claims import GREEDY_TREE
+from treesearch.methods.base import Greedy, Problem, Unit
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan, prices
+from treesearch.methods.settings import as_schedule, check_whole, scored_levels
 from treesearch.rewards.numeric import is_number, is_whole
+
+ZHANG = Paper(
+    "article",
+    "zhang2025inference",
+    "Inference-time Scaling of Diffusion Models through Classical Search",
+    "Zhang, Xiangcheng and Lin, Haowei and Ye, Haotian and Zou, James and Ma, Jianzhu and Liang, Yitao and Du, Yilun",
+    "arXiv preprint arXiv:2505.23614",
+    2025,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthFirst:
+class DepthFirst(Greedy):
     """Depth-first search with backtracking.
 
     Args:
@@ -54,18 +64,15 @@ class DepthFirst:
         beside: descents that run side by side; the result depends on it.
     """
 
+    name = "depth_first"
+    papers = (ZHANG,)
+
     threshold: float | tuple[float, ...] | None = None
     quantile: float = 0.5
     backtracks: int = 8
     depth: int = 1
     schedule: tuple[int, ...] | None = None
     beside: int = 16
-
-    lag = 0
-    mode = "wave"
-    independent = False
-    lam = 0.0
-    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         check_whole(depth=self.depth, beside=self.beside)
@@ -76,10 +83,7 @@ class DepthFirst:
         given = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
         if not all(delta is None or is_number(delta) for delta in given):
             raise ValueError(f"threshold is {self.threshold!r}, expected numbers")
-        if self.schedule is not None:
-            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
-            if 0 not in self.schedule:
-                raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 is what is compared in the end")
+        object.__setattr__(self, "schedule", as_schedule(self.schedule, "x_0 is what is compared in the end"))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last.
@@ -87,7 +91,7 @@ class DepthFirst:
         Raises:
             ValueError: thresholds do not match it.
         """
-        levels = branch_levels(self.schedule, spec, top=False, what="schedule")
+        levels = scored_levels(self.schedule, spec)
         if isinstance(self.threshold, tuple) and len(self.threshold) != len(levels):
             raise ValueError(
                 f"threshold has {len(self.threshold)} numbers, expected {len(levels)}: one for each of the levels "
@@ -104,7 +108,7 @@ class DepthFirst:
         return [Plan(k, spec.num_steps + k * back, len(levels) + k * min(self.depth, len(levels))) for k in sizes]
 
     def unit(self, spec: Spec) -> Unit:
-        return Unit("one rollout", spec.num_steps, len(self.levels(spec)))
+        return Unit.rollout(spec, len(self.levels(spec)))
 
     def start(self, problem: Problem) -> DepthFirstSearch:
         return DepthFirstSearch(self, problem)
@@ -160,7 +164,6 @@ class DepthFirstSearch(DescentSearch):
         return Dive(self.levels, self._thresholds(), size, self.method.depth)
 
     def conclude(self, group: Sequence[Dive]) -> None:
-        super().conclude(group)
         for dive in group:
             for seen, more in zip(self.seen, dive.seen, strict=True):
                 seen += more

@@ -11,22 +11,19 @@ is a plain rollout.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.budget import Share
 from treesearch.core.noise import child_keys
-from treesearch.core.tree import NONE, ROOT, Tree
+from treesearch.core.tree import NONE, ROOT
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import NO_NODES, NOT_OF_PI, Problem, Readout, Status
-
-Ids = NDArray[np.int64]
+from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Status
+from treesearch.methods.groups import packed, unpacked
 
 
 class Move(NamedTuple):
@@ -58,7 +55,7 @@ class Descent(Protocol):
         ...
 
     def keep(self) -> list[int]:
-        """Scored nodes that later moves may start from."""
+        """Nodes that later moves may start from."""
         ...
 
 
@@ -76,7 +73,7 @@ def prices(levels: Sequence[int], num_steps: int) -> list[int]:
     return [price(s, t, num_steps, held=True) for s, t in zip(above, levels, strict=True)]
 
 
-class DescentSearch(ABC):
+class DescentSearch(Search):
     """Runs descents one group after another.
 
     Args:
@@ -85,14 +82,9 @@ class DescentSearch(ABC):
         beside: descents that run side by side.
     """
 
-    hits = NO_NODES
-    full = False
-    lam = 0.0
-
     def __init__(self, problem: Problem, plans: list[Plan], beside: int) -> None:
-        self.problem, self.plans, self.beside = problem, plans, beside
-        self.tree = Tree(problem.num_steps, problem.key)
-        self.status, self.share = Status.RUNNING, problem.share
+        super().__init__(problem)
+        self.plans, self.beside = plans, beside
         self.nfe = self.calls = self.finished = 0
         self.group: Sequence[Descent] = []
         self.groups: list[list[int]] = []  # sizes of the descents begun, by group
@@ -130,25 +122,22 @@ class DescentSearch(ABC):
             reached = [np.arange(a, b + 1) for a, b in zip(segments.first[mine], segments.last[mine], strict=True)]
             descent.tell(reached, tree.reward[segments.last[mine]])
         if all(descent.done for descent in self.group):
+            self.finished += len(self.group)
             self.conclude(self.group)
             self.group = []
 
     def conclude(self, group: Sequence[Any]) -> None:
         """A group has finished; what it saw may count from now on."""
-        self.finished += len(group)
-
-    def extend(self, share: Share) -> None:
-        self.share, self.status = share, Status.RUNNING
 
     def state(self) -> dict[str, Any]:
-        return {"groups": [[[k, len(list(same))] for k, same in groupby(sizes)] for sizes in self.groups]}
+        return {"groups": packed(self.groups)}
 
     def restore(self, state: dict[str, Any], ends: Ids) -> None:
         """Repeat the decisions on the recorded rewards; the recorded parents must be the ones they lead to."""
         del ends
         at = 1
         for sizes in state["groups"]:
-            self._begin([k for k, count in sizes for _ in range(count)])
+            self._begin(unpacked(sizes))
             while self.group and at < len(self.tree):
                 moves = self._next()
                 ends_at = at + np.cumsum([len(m.levels) for m in moves]) - 1
@@ -161,9 +150,7 @@ class DescentSearch(ABC):
                 self.tell(Segments(sources, first, ends_at))
 
     def readout(self) -> Readout:
-        leaves = self.tree.leaves
-        leaves = leaves[~np.isnan(self.tree.value[leaves])]
-        return Readout(leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI], extra={"descents": self.finished})
+        return Readout.greedy(self.told, descents=self.finished)
 
     def _begin(self, sizes: list[int]) -> bool:
         self.group = [self.make(k) for k in sizes]

@@ -25,36 +25,32 @@ the Unobserved: A Simple Approach to Parallelizing Monte Carlo Tree Search (Liu 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
 from treesearch.budget import Share
+from treesearch.citations import Paper
 from treesearch.core import backup, selection
 from treesearch.core.tree import ROOT, Tree
 from treesearch.core.weights import F64, scaled
 from treesearch.engine.segments import Segments
 from treesearch.errors import choose
-from treesearch.methods.base import (
-    NO_NODES,
-    NOT_OF_PI,
-    Problem,
-    Readout,
-    Status,
-    Unit,
-    as_levels,
-    branch_levels,
-    check_lam,
-    check_positive,
-    check_whole,
-    number,
-)
+from treesearch.methods.base import NO_NODES, NOT_OF_PI, Ids, Method, Problem, Readout, Search, Status, Unit
 from treesearch.methods.claims import GREEDY_TREE, SELF_NORMALISED, SHARED, SOFT_VALUE, Claims
+from treesearch.methods.settings import as_levels, check_lam, check_positive, check_whole, node_levels, number
 from treesearch.rewards.numeric import is_number, is_whole
+
+JAIN = Paper(
+    "inproceedings",
+    "jain2025diffusion",
+    "Diffusion Tree Sampling: Scalable inference-time alignment of diffusion models",
+    "Jain, Vineet and Sareen, Kusha and Pedramfar, Mohammad and Ravanbakhsh, Siamak",
+    "Advances in Neural Information Processing Systems",
+    2025,
+)
 
 MODES = ("wave", "async")
 FREE_LIMIT = 200_000
@@ -62,7 +58,7 @@ HARDLY = 0.05  # share of nodes with a second child, below which most rollouts s
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionTreeSampling:
+class DiffusionTreeSampling(Method):
     """DTS: draws from π by descending with soft values.
 
     Args:
@@ -77,6 +73,9 @@ class DiffusionTreeSampling:
             search at equal NFE, as larger waves are: docs/workers.md has figures.
     """
 
+    name = "dts"
+    papers = (JAIN,)
+
     lam: float | str = 1.0
     widening_c: float = 2.0
     widening_alpha: float = 0.8
@@ -85,8 +84,6 @@ class DiffusionTreeSampling:
     wave: int = 16
     lag: int = 0
     mode: str = "wave"
-
-    independent = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -101,8 +98,8 @@ class DiffusionTreeSampling:
         return Claims(flags=(SOFT_VALUE, SELF_NORMALISED, SHARED), no_interval="soft value: a bias of unknown size")
 
     def unit(self, spec: Spec) -> Unit:
-        _levels(self.branch_at, spec)
-        return Unit("one rollout", spec.num_steps, 1)
+        node_levels(self.branch_at, spec)
+        return Unit.rollout(spec)
 
     def start(self, problem: Problem) -> DiffusionTree:
         rules = Rules(self.selection, "soft", c_uct=1.0, greedy=False)
@@ -110,15 +107,18 @@ class DiffusionTreeSampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionTreeSearch:
+class DiffusionTreeSearch(Method):
     """DTS*: searches for the best sample.
 
     Args:
         lam: λ of the soft backup, or "auto".
         c_uct: weight of the exploration bonus, in units of the reward; the paper gives no value.
         widening_c, widening_alpha, branch_at, wave, lag, mode: as in `DiffusionTreeSampling`.
-        backup: soft, max or mean.
+        backup: soft, max, mean or visits (`treesearch.core.backup`).
     """
+
+    name = "dts_star"
+    papers = (JAIN,)
 
     lam: float | str = 1.0
     c_uct: float = 1.0
@@ -130,18 +130,19 @@ class DiffusionTreeSearch:
     mode: str = "wave"
     backup: str = "soft"
 
-    independent = False
-    claims = replace(GREEDY_TREE, weighs=True)
-
     def __post_init__(self) -> None:
         _check(self)
         choose("backup", self.backup, backup.RULES)
         if not is_number(self.c_uct, 0):
             raise ValueError(f"c_uct is {self.c_uct!r}, expected a number >= 0")
 
+    @property
+    def claims(self) -> Claims:
+        return replace(GREEDY_TREE, weighs=True)
+
     def unit(self, spec: Spec) -> Unit:
-        _levels(self.branch_at, spec)
-        return Unit("one rollout", spec.num_steps, 1)
+        node_levels(self.branch_at, spec)
+        return Unit.rollout(spec)
 
     def start(self, problem: Problem) -> DiffusionTree:
         return DiffusionTree(self, Rules("uct", self.backup, self.c_uct, greedy=True), problem)
@@ -157,18 +158,16 @@ class Rules:
     greedy: bool
 
 
-class DiffusionTree:
+class DiffusionTree(Search):
     """One tree: select a wave, have it run, back it up."""
 
     def __init__(self, method: DiffusionTreeSampling | DiffusionTreeSearch, rules: Rules, problem: Problem) -> None:
-        self.method, self.rules, self.problem, self.lam = method, rules, problem, number(method.lam)
-        self.tree = Tree(problem.num_steps, problem.key)
-        self.status, self.share = Status.RUNNING, problem.share
+        super().__init__(problem)
+        self.method, self.rules, self.lam = method, rules, number(method.lam)
         self.rule = backup.rule_of(rules.backup, self.lam)
         self.iterations = self.nfe = self.rollouts = self.free = 0
         self.pending = 0  # rollouts selected and not told: visits in flight, counted in N, without a value
-        self.hits = NO_NODES
-        levels = _levels(method.branch_at, problem.spec)
+        levels = node_levels(method.branch_at, problem.spec)
         self.policy = selection.Policy(
             rule=int(selection.RULES[rules.selection]),
             lam=self.lam,
@@ -179,31 +178,27 @@ class DiffusionTree:
             levels=np.array([problem.num_steps + 1, *levels, 0]),
         )
 
-    busy = False
-
     @property
     def full(self) -> bool:
         """Asynchronous: whether as many iterations are in flight as may be."""
         return self.method.mode == "async" and self.pending >= self.method.wave
 
-    def frontier(self) -> None:
-        """Any node can branch again."""
-
     def ask(self, capacity: int) -> Segments:
         del capacity  # the result depends on the wave, never on the batch size
         left = self.share.less(self.nfe, self.rollouts, self.iterations)
         source, first, last = (NO_NODES,) * 3
-        hits: list[NDArray[np.int64]] = []
+        hits: list[Ids] = []
         room = self.method.wave - (self.pending if self.method.mode == "async" else 0)
         while not len(source) and self.status == Status.RUNNING:
             source, first, last, ended = self._select(max(0, min(room, left.iterations)), left)
             hits.append(ended)
             left = self.share.less(self.nfe, self.rollouts, self.iterations)
         self.hits = np.concatenate(hits) if hits else NO_NODES
+        backup.revisit(self.tree, self.hits, self.rule, self.lam)
         self.pending += len(source)
         return Segments(source, first, last)
 
-    def _select(self, wave: int, left: Share) -> tuple[NDArray[np.int64], ...]:
+    def _select(self, wave: int, left: Share) -> tuple[Ids, ...]:
         tree = self.tree
         tree.reserve(wave * len(self.policy.levels))
         out = selection.Selected(*(np.empty(wave, np.int64) for _ in range(3)))
@@ -236,13 +231,10 @@ class DiffusionTree:
         self.pending -= len(segments.last)
         backup.backup(self.tree, segments.last, self.rule, self.lam)
 
-    def extend(self, share: Share) -> None:
-        self.share, self.status = share, Status.RUNNING
-
     def state(self) -> dict[str, Any]:
         return {"iterations": self.iterations, "nfe": self.nfe, "rollouts": self.rollouts, "free": self.free}
 
-    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
+    def restore(self, state: dict[str, Any], ends: Ids) -> None:
         self.tree.check_levels(self.policy.levels)
         for name, value in state.items():
             setattr(self, name, value)
@@ -251,8 +243,7 @@ class DiffusionTree:
         backup.recompute(self.tree, self.rule, self.lam)
 
     def readout(self) -> Readout:
-        tree, leaves = self.tree, self.tree.leaves
-        leaves = leaves[~np.isnan(tree.value[leaves])]  # with a lag, some are scored ahead of their telling
+        tree, leaves = self.tree, self.told
         warnings = [NOT_OF_PI] if self.rules.greedy else []
         extra = {"iterations": self.iterations, "rollouts": self.rollouts, "unobserved": self.pending}
         if not len(leaves):
@@ -266,7 +257,7 @@ class DiffusionTree:
                 warnings.append("soft value: biased low")
         return Readout(leaves, log_w, log_z, None, warnings, extra)
 
-    def _log_weights(self, leaves: NDArray[np.int64]) -> F64:
+    def _log_weights(self, leaves: Ids) -> F64:
         """Log-weights whose softmax is the read-out by soft values, and whose log-mean-exp is λ v_root.
 
         P(leaf) = Π exp(λ v_c + log_w_c) / Σ_siblings(...), and each sum is |C| exp(λ v_parent), so the values of inner
@@ -292,11 +283,6 @@ def _hardly_branched(tree: Tree) -> list[str]:
     ]
 
 
-def _levels(branch_at: Sequence[int] | None, spec: Spec) -> tuple[int, ...]:
-    levels = branch_levels(branch_at, spec, top=True, what="branch_at")
-    return tuple(level for level in levels if level > 0)
-
-
 def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
     check_lam(method.lam, finite=False)
     check_positive(widening_c=method.widening_c)
@@ -308,5 +294,4 @@ def _check(method: DiffusionTreeSampling | DiffusionTreeSearch) -> None:
     choose("mode", method.mode, MODES)
     if method.mode == "async" and method.lag:
         raise ValueError("lag=1 is for waves: mode='async' has no barrier to hide")
-    if method.branch_at is not None:
-        object.__setattr__(method, "branch_at", as_levels("branch_at", method.branch_at))
+    object.__setattr__(method, "branch_at", as_levels("branch_at", method.branch_at))

@@ -34,15 +34,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
+from treesearch.citations import Paper
 from treesearch.core.resampling import SCHEMES
 from treesearch.core.weights import F64, ess, log_mean, normalise, scaled, temper
 from treesearch.errors import choose
 from treesearch.methods import genealogy, population
-from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, check_whole, number
+from treesearch.methods.base import Method, Problem, Readout, Unit
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Bias, Claims, Flag, Interval
 from treesearch.methods.genealogy import Genealogy
+from treesearch.methods.settings import as_schedule, check_lam, check_whole, number, scored_levels
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.potentials import POTENTIALS, Running
+
+SINGHAL = Paper(
+    "inproceedings",
+    "singhal2025general",
+    "A General Framework for Inference-time Scaling and Steering of Diffusion Models",
+    "Singhal, Raghav and Horvitz, Zachary and Teehan, Ryan and Ren, Mengye and Yu, Zhou and McKeown, Kathleen "
+    "and Ranganath, Rajesh",
+    "International Conference on Machine Learning",
+    2025,
+)
 
 VALUES = ("endpoint", "rollout")
 NOT_A_VALUE = (
@@ -53,7 +65,7 @@ CHOSEN = Flag(Bias.CHOSEN_TEMPERATURES, "temperatures chosen from the particles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeynmanKac:
+class FeynmanKac(Method):
     """Feynman-Kac steering.
 
     Args:
@@ -71,6 +83,9 @@ class FeynmanKac:
         ess_target: for tempering="ess".
     """
 
+    name = "fk"
+    papers = (SINGHAL, population.DEL_MORAL, genealogy.LEE_WHITELEY)
+
     num_particles: int | None = None
     lam: float | str = 1.0
     potential: str = "difference"
@@ -80,10 +95,6 @@ class FeynmanKac:
     value: str = "endpoint"
     tempering: tuple[float, ...] | str | None = None
     ess_target: float = 0.5
-
-    lag = 0
-    mode = "wave"
-    independent = False
 
     def __post_init__(self) -> None:
         check_whole(num_particles=self.num_particles)
@@ -95,10 +106,7 @@ class FeynmanKac:
             raise ValueError(f"ess_threshold is {self.ess_threshold!r}, expected 0 (never) to 1 (always)")
         if not (is_number(self.ess_target) and 0 < self.ess_target < 1):
             raise ValueError(f"ess_target is {self.ess_target!r}, expected a fraction between 0 and 1")
-        if self.schedule is not None:
-            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
-            if 0 not in self.schedule:
-                raise ValueError(f"schedule {list(self.schedule)} lacks 0: the terminal step x_0 closes the product")
+        object.__setattr__(self, "schedule", as_schedule(self.schedule, "the terminal step x_0 closes the product"))
         if isinstance(self.tempering, str):
             choose("tempering", self.tempering, ["ess"])
             if self.potential != "difference":
@@ -120,7 +128,7 @@ class FeynmanKac:
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""
-        levels = branch_levels(self.schedule, spec, top=False, what="schedule")
+        levels = scored_levels(self.schedule, spec)
         if isinstance(self.tempering, tuple) and len(self.tempering) != len(levels):
             raise ValueError(f"tempering has {len(self.tempering)} factors for the {len(levels)} levels {levels}")
         return levels

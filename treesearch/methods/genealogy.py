@@ -42,9 +42,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from treesearch.citations import Paper
 from treesearch.core import pareto
 from treesearch.core.weights import F64, ess, log_sum, normalise
 from treesearch.methods.claims import Interval, Standing, t95
+
+LEE_WHITELEY = Paper(
+    "article",
+    "lee2018variance",
+    "Variance estimation in the particle filter",
+    "Lee, Anthony and Whiteley, Nick",
+    "Biometrika",
+    2018,
+)
 
 Ids = NDArray[np.int64]
 

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
 from treesearch.core.tree import ROOT
-from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
-from treesearch.methods.claims import GREEDY_TREE
-from treesearch.methods.descent import DescentSearch, Ids, Move, Plan
+from treesearch.methods.base import NO_NODES, Greedy, Ids, Problem, Unit
+from treesearch.methods.beam import OSHIMA
+from treesearch.methods.descent import DescentSearch, Move, Plan
+from treesearch.methods.settings import as_levels, check_whole, node_levels
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookaheadBeam:
+class LookaheadBeam(Greedy):
     """Beam search over rollouts.
 
     Args:
@@ -41,26 +42,21 @@ class LookaheadBeam:
         beside: beams that run side by side; the result depends on it.
     """
 
+    name = "lookahead_beam"
+    papers = (OSHIMA,)
+
     beam_width: int = 4
     branching: int = 4
     branch_at: tuple[int, ...] | None = None
     beside: int = 4
 
-    lag = 0
-    mode = "wave"
-    independent = False
-    lam = 0.0
-    claims = GREEDY_TREE
-
     def __post_init__(self) -> None:
         check_whole(beam_width=self.beam_width, branching=self.branching, beside=self.beside)
-        if self.branch_at is not None:
-            object.__setattr__(self, "branch_at", as_levels("branch_at", self.branch_at))
+        object.__setattr__(self, "branch_at", as_levels("branch_at", self.branch_at))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The branching levels for a kernel, descending."""
-        levels = branch_levels(self.branch_at, spec, top=True, what="branch_at")
-        return tuple(level for level in levels if level > 0)
+        return node_levels(self.branch_at, spec)
 
     def plans(self, spec: Spec) -> list[Plan]:
         """Beams by (width, branching): narrower ones, then one state with fewer offspring."""
@@ -75,7 +71,7 @@ class LookaheadBeam:
 
     def unit(self, spec: Spec) -> Unit:
         self.levels(spec)
-        return Unit("one rollout", spec.num_steps, 1)
+        return Unit.rollout(spec)
 
     def start(self, problem: Problem) -> LookaheadBeamSearch:
         return LookaheadBeamSearch(self, problem)
@@ -105,7 +101,7 @@ class Lookahead:
 
     def tell(self, reached: list[Ids], reward: NDArray[np.float64]) -> None:
         fresh = self.branching - 1
-        above = [self.beam[i // fresh][: self.at + 1] if self.at >= 0 else NO_PATH for i in range(len(reached))]
+        above = [self.beam[i // fresh][: self.at + 1] if self.at >= 0 else NO_NODES for i in range(len(reached))]
         paths = [*self.beam, *(np.concatenate(both) for both in zip(above, reached, strict=True))]
         scores = [*self.scores, *map(float, reward)]
         best = np.argsort(-np.array(scores), kind="stable")[: self.width]
@@ -114,10 +110,7 @@ class Lookahead:
         self.done = not fresh or self.at == len(self.levels) - 1
 
     def keep(self) -> list[int]:
-        return []
-
-
-NO_PATH: Ids = np.empty(0, np.int64)
+        return [int(node) for path in self.beam for node in path[max(self.at, 0) : -1]]  # may branch at any level below
 
 
 class LookaheadBeamSearch(DescentSearch):
@@ -132,8 +125,3 @@ class LookaheadBeamSearch(DescentSearch):
         if narrower >= 1:
             return Lookahead(self.levels, narrower, self.method.branching)
         return Lookahead(self.levels, 1, self.method.branching + narrower - 1)
-
-    def frontier(self) -> Ids:
-        """States that survive may branch at any level below."""
-        held = [path[max(b.at, 0) : -1] for b in self.group if isinstance(b, Lookahead) for path in b.beam]
-        return np.unique(np.concatenate(held)) if held else NO_PATH

@@ -26,22 +26,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
-from treesearch.core.compiled import compiled
-from treesearch.core.tree import ROOT, Columns, Tree
-from treesearch.engine.segments import Segments
-from treesearch.methods.base import Problem, Unit
-from treesearch.methods.claims import GREEDY_TREE
-from treesearch.methods.diffusion_tree import DiffusionTree, DiffusionTreeSearch, Rules
+from treesearch.citations import Paper
+from treesearch.methods.base import Greedy, Problem, Unit
+from treesearch.methods.diffusion_tree import DiffusionTree, DiffusionTreeSearch
+
+KOCSIS = Paper(
+    "inproceedings",
+    "kocsis2006bandit",
+    "Bandit based Monte-Carlo Planning",
+    "Kocsis, Levente and Szepesv{\\'a}ri, Csaba",
+    "European Conference on Machine Learning",
+    2006,
+)
+COUETOUX = Paper(
+    "inproceedings",
+    "couetoux2011continuous",
+    "Continuous Upper Confidence Trees",
+    'Cou{\\"e}toux, Adrien and Hoock, Jean-Baptiste and Sokolovska, Nataliya and Teytaud, Olivier and Bonnard, Nicolas',
+    "Learning and Intelligent Optimization",
+    2011,
+)
+YOON = Paper(
+    "inproceedings",
+    "yoon2025monte",
+    "Monte Carlo Tree Diffusion for System 2 Planning",
+    "Yoon, Jaesik and Cho, Hyeonseo and Baek, Doojin and Bengio, Yoshua and Ahn, Sungjin",
+    "International Conference on Machine Learning",
+    2025,
+)
+RAMESH = Paper(
+    "article",
+    "ramesh2025test",
+    "Test-Time Scaling of Diffusion Models via Noise Trajectory Search",
+    "Ramesh, Vignav and Mardani, Morteza",
+    "arXiv preprint arXiv:2506.03164",
+    2025,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MCTS:
+class MCTS(Greedy):
     """Monte Carlo tree search with UCT selection and mean values.
 
     Args:
@@ -51,17 +77,14 @@ class MCTS:
         wave: iterations selected at once; the result depends on it.
     """
 
+    name = "mcts"
+    papers = (KOCSIS, COUETOUX, YOON, RAMESH)
+
     c_uct: float = math.sqrt(2)
     widening_c: float = 2.0
     widening_alpha: float = 0.8
     branch_at: tuple[int, ...] | None = None
     wave: int = 16
-
-    lag = 0
-    mode = "wave"
-    independent = False
-    lam = 0.0
-    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "branch_at", self._like().branch_at)
@@ -69,56 +92,17 @@ class MCTS:
     def unit(self, spec: Spec) -> Unit:
         return self._like().unit(spec)
 
-    def start(self, problem: Problem) -> MCTSSearch:
-        return MCTSSearch(self._like(), Rules("uct", "mean", self.c_uct, greedy=True), problem)
+    def start(self, problem: Problem) -> DiffusionTree:
+        return self._like().start(problem)
 
     def _like(self) -> DiffusionTreeSearch:
         """The tree search of the same shape."""
         return DiffusionTreeSearch(
-            lam=self.lam,
+            lam=0.0,
             c_uct=self.c_uct,
             widening_c=self.widening_c,
             widening_alpha=self.widening_alpha,
             branch_at=self.branch_at,
             wave=self.wave,
-            backup="mean",
+            backup="visits",
         )
-
-
-class MCTSSearch(DiffusionTree):
-    """A tree search whose values are means over iterations."""
-
-    def ask(self, capacity: int) -> Segments:
-        segments = super().ask(capacity)
-        average(self.tree, self.hits)  # known samples were visited again
-        return segments
-
-    def tell(self, segments: Segments) -> None:
-        super().tell(segments)
-        average(self.tree, segments.last)
-
-    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
-        super().restore(state, ends)
-        average(self.tree, np.flatnonzero((self.tree.t == 0) & ~np.isnan(self.tree.value)))
-
-
-def average(tree: Tree, ends: NDArray[np.int64]) -> None:
-    """Renew the values above leaves, level by level: means over the iterations that passed through."""
-    while len(ends):
-        nodes = np.unique(tree.parent[ends]).astype(np.int64)
-        ends = nodes[nodes >= ROOT]
-        _average(ends, tree.columns())
-
-
-@compiled
-def _average(nodes: NDArray[np.int64], tree: Columns) -> None:
-    """v(x) = Σ_c n_c v_c / Σ_c n_c over children with a value, n_c the iterations through c."""
-    for node in nodes:
-        total, count = 0.0, 0
-        for child in tree.kids[tree.start[node] : tree.start[node] + tree.children[node]]:
-            if not math.isnan(tree.value[child]):
-                n = tree.visits[child] - 1
-                total += n * tree.value[child]
-                count += n
-        if count > 0:
-            tree.value[node] = total / count

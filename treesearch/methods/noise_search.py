@@ -26,18 +26,28 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
-from treesearch.budget import Share
+from treesearch.citations import Paper
 from treesearch.core.noise import child_keys
-from treesearch.core.tree import ROOT, Tree
+from treesearch.core.tree import ROOT
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import NO_NODES, NOT_OF_PI, Problem, Readout, Status, Unit, check_whole
+from treesearch.methods.base import NO_NODES, Ids, Method, Problem, Readout, Search, Status, Unit
 from treesearch.methods.claims import GREEDY, Bias, Claims, Flag
 from treesearch.methods.descent import best_of
+from treesearch.methods.settings import check_whole
 from treesearch.rewards.numeric import is_number
+
+MA = Paper(
+    "article",
+    "ma2025inference",
+    "Inference-Time Scaling for Diffusion Models beyond Scaling Denoising Steps",
+    "Ma, Nanye and Tong, Shangyuan and Jia, Haolin and Hu, Hexiang and Su, Yu-Chuan and Zhang, Mingda and Yang, "
+    "Xuan and Li, Yandong and Jaakkola, Tommi and Jia, Xuhui and Xie, Saining",
+    "arXiv preprint arXiv:2501.09732",
+    2025,
+)
 
 NEIGHBOURS = Flag(
     Bias.NOISE_NEIGHBOURS,
@@ -46,7 +56,7 @@ NEIGHBOURS = Flag(
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseSearch:
+class NoiseSearch(Method):
     """Zero-order search over the initial noise.
 
     Args:
@@ -57,15 +67,13 @@ class NoiseSearch:
         rounds: rounds of a climb before the next one begins; None for a single climb.
     """
 
+    name = "noise_search"
+    papers = (MA,)
+
     neighbours: int = 4
     theta: float = 0.3
     initial: int = 1
     rounds: int | None = None
-
-    lag = 0
-    mode = "wave"
-    independent = False
-    lam = 0.0
 
     def __post_init__(self) -> None:
         check_whole(neighbours=self.neighbours, initial=self.initial, rounds=self.rounds)
@@ -88,7 +96,7 @@ class NoiseSearch:
                 "the kernel's prior is deterministic (stochastic[0] is False): every x_T is the same, so there is no "
                 "initial noise to search; use a method that branches below it, such as DiffusionTreeSearch"
             )
-        return Unit("one rollout", spec.num_steps, 1)
+        return Unit.rollout(spec)
 
     def round_of(self, sample: int) -> Round:
         """The round that a sample belongs to."""
@@ -113,17 +121,12 @@ class Round(NamedTuple):
     fresh: bool
 
 
-class NoiseClimb:
+class NoiseClimb(Search):
     """One task. Sample i has the nodes 1 + 2i, at level T, and 2 + 2i, its x_0."""
 
-    hits = NO_NODES
-    busy = full = False
-    lam = 0.0
-
     def __init__(self, method: NoiseSearch, problem: Problem) -> None:
-        self.method, self.num_steps, self.share = method, problem.num_steps, problem.share
-        self.tree = Tree(problem.num_steps, problem.key, angle=method.theta)
-        self.status = Status.RUNNING
+        super().__init__(problem, angle=method.theta)
+        self.method, self.num_steps = method, problem.num_steps
         self.pivot, self.moves = ROOT, 0
 
     def ask(self, capacity: int) -> Segments:
@@ -142,16 +145,10 @@ class NoiseClimb:
         self.tree.value[segments.last] = self.tree.reward[segments.last]
         self._conclude(int(segments.last[-1]) // 2)
 
-    def frontier(self) -> NDArray[np.int64]:
+    def frontier(self) -> Ids:
         return NO_NODES  # neighbours are made from the noise of their lineage
 
-    def extend(self, share: Share) -> None:
-        self.share, self.status = share, Status.RUNNING
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any], ends: NDArray[np.int64]) -> None:
+    def restore(self, state: dict[str, Any], ends: Ids) -> None:
         """Repeat the climb on the recorded rewards; the recorded parents must be the ones they lead to."""
         del state, ends
         leaves, at = self.tree.leaves, 0
@@ -169,9 +166,7 @@ class NoiseClimb:
     def readout(self) -> Readout:
         leaves = self.tree.leaves
         climbs = self.method.round_of(len(leaves) - 1).climb + 1 if len(leaves) else 0
-        return Readout(
-            leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI], extra={"climbs": climbs, "pivot_moves": self.moves}
-        )
+        return Readout.greedy(leaves, climbs=climbs, pivot_moves=self.moves)
 
     def _conclude(self, done: int) -> None:
         """With so many samples told: at the end of a round, the best of it and the pivot is the pivot."""
@@ -184,7 +179,7 @@ class NoiseClimb:
         self.moves += not last.fresh and best != self.pivot
         self.pivot = best
 
-    def _append(self, source: int, count: int) -> NDArray[np.int64]:
+    def _append(self, source: int, count: int) -> Ids:
         """Add samples: a child of the source at level T and its x_0, which share a key; returns the former."""
         tree, begin = self.tree, int(self.tree.children[source])
         keys = child_keys(

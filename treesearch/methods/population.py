@@ -15,10 +15,8 @@ What is free at the moment has no say: equal seeds give equal numbers. Runs reco
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,19 +24,28 @@ from numpy.typing import NDArray
 
 from treesearch import host
 from treesearch.backends.base import Spec
-from treesearch.budget import INFINITE, Share
+from treesearch.budget import INFINITE
+from treesearch.citations import Paper
 from treesearch.core.noise import Stream, child_keys, uniforms
-from treesearch.core.tree import ROOT, Tree
+from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import MEMORY, NO_NODES, Problem, Readout, Status, Unit
+from treesearch.methods.base import MEMORY, NO_NODES, Ids, Problem, Search, Status, Unit
+from treesearch.methods.groups import packed, unpacked
 
 GROUP_ROWS = 256  # particles that run side by side, in whole populations
 TIMED_SIZE = 64  # size of a population where only the clock limits it
 MEMORY_SHARE = 0.25  # of the memory that the process may take
 
-Ids = NDArray[np.int64]
+DEL_MORAL = Paper(
+    "article",
+    "delmoral2006sequential",
+    "Sequential Monte Carlo Samplers",
+    "Del Moral, Pierre and Doucet, Arnaud and Jasra, Ajay",
+    "Journal of the Royal Statistical Society: Series B",
+    2006,
+)
 
 
 class Steer(Protocol):
@@ -65,7 +72,7 @@ class Population:
     ancestors: Ids | None = None
 
 
-class PopulationSearch(ABC):
+class PopulationSearch(Search):
     """Runs populations one group after another.
 
     Args:
@@ -76,10 +83,6 @@ class PopulationSearch(ABC):
         rollouts: score a level by a rollout of each particle, in place of its endpoint.
     """
 
-    hits = NO_NODES
-    full = False
-    lam: float
-
     def __init__(
         self,
         problem: Problem,
@@ -89,9 +92,8 @@ class PopulationSearch(ABC):
         *,
         rollouts: bool = False,
     ) -> None:
-        self.problem, self.size, self.levels, self.make, self.rollouts = problem, size, levels, steer, rollouts
-        self.tree = Tree(problem.num_steps, problem.key)
-        self.status, self.share = Status.RUNNING, problem.share
+        super().__init__(problem)
+        self.size, self.levels, self.make, self.rollouts = size, levels, steer, rollouts
         self.finished: list[Population] = []
         self.group: list[Population] = []
         self.groups: list[list[int]] = []  # sizes of the populations begun, by group
@@ -105,10 +107,6 @@ class PopulationSearch(ABC):
 
     def frontier(self) -> Ids:
         return np.concatenate([p.nodes for p in self.group]) if self.group else NO_NODES
-
-    @abstractmethod
-    def readout(self) -> Readout:
-        """The estimate that finished populations make."""
 
     def ask(self, capacity: int) -> Segments:
         del capacity  # a level is one wave, whatever the batch size
@@ -143,12 +141,8 @@ class PopulationSearch(ABC):
             self.finished += self.group
             self.group = []
 
-    def extend(self, share: Share) -> None:
-        self.share, self.status = share, Status.RUNNING
-
     def state(self) -> dict[str, Any]:
-        groups = [[[k, len(list(same))] for k, same in groupby(sizes)] for sizes in self.groups]
-        return {"groups": groups, "wanted": self.wanted}
+        return {"groups": packed(self.groups), "wanted": self.wanted}
 
     def restore(self, state: dict[str, Any], ends: Ids) -> None:
         """Repeat the decisions on the recorded rewards; the recorded parents must be the ones they lead to."""
@@ -157,7 +151,7 @@ class PopulationSearch(ABC):
         if sum(k * count for group in state["groups"] for k, count in group) >= len(self.tree):
             raise StoreError("the recorded populations are larger than the tree: damaged run")
         for sizes in state["groups"]:
-            self._begin([k for k, count in sizes for _ in range(count)])
+            self._begin(unpacked(sizes))
             while self.group and at < len(self.tree):
                 parents, _ = self._offspring()
                 new = np.arange(at, at + self._nodes_each * len(parents), self._nodes_each)

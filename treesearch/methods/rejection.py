@@ -25,24 +25,33 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
+from treesearch.citations import Paper
 from treesearch.core.noise import Stream, uniforms
 from treesearch.core.weights import log_mean, log_mean_se, scaled
-from treesearch.engine.segments import Segments
 from treesearch.errors import KernelError
-from treesearch.methods.base import Problem, Readout, Unit, check_lam, check_whole
-from treesearch.methods.best_of_n import BestOfN, BestOfNSearch
+from treesearch.methods.base import Ids, Method, Problem, Readout, Unit
+from treesearch.methods.best_of_n import Rollouts
 from treesearch.methods.claims import Z95, Claims, Interval, Standing
+from treesearch.methods.settings import check_lam, check_whole
 from treesearch.rewards.base import RewardError
 from treesearch.rewards.numeric import is_number
+
+VON_NEUMANN = Paper(
+    "incollection",
+    "vonneumann1951various",
+    "Various techniques used in connection with random digits",
+    "von Neumann, John",
+    "Monte Carlo Method, National Bureau of Standards Applied Mathematics Series 12",
+    1951,
+)
 
 ENOUGH = 10  # acceptances, below which an interval is not relied on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejection:
+class Rejection(Method):
     """Exact independent draws of π by rejection: `samples[log_weights > -inf]`, which `draw` picks from.
 
     Args:
@@ -56,14 +65,13 @@ class Rejection:
         KernelError: while it runs, a kernel with log p/q (a guide's), which has no known bound.
     """
 
+    name = "rejection"
+    papers = (VON_NEUMANN,)
+    independent = True
+
     r_max: float = 0.0
     n: int | None = None
     lam: float | str = 1.0
-
-    lag = 0
-    mode = "wave"
-    independent = True
-    claims = Claims()  # exact: accepted samples are draws of π
 
     def __post_init__(self) -> None:
         check_whole(n=self.n)
@@ -71,25 +79,25 @@ class Rejection:
         if not (is_number(self.r_max) and math.isfinite(self.r_max)):
             raise ValueError(f"r_max is {self.r_max!r}, expected a finite upper bound of the reward")
 
+    @property
+    def claims(self) -> Claims:
+        return Claims()  # exact: accepted samples are draws of π
+
     def unit(self, spec: Spec) -> Unit:
-        return Unit("one rollout", spec.num_steps, 1)
+        return Unit.rollout(spec)
 
     def start(self, problem: Problem) -> RejectionSearch:
         return RejectionSearch(self, problem)
 
 
-class RejectionSearch(BestOfNSearch):
+class RejectionSearch(Rollouts):
     """Best-of-N's rollouts, each accepted or not by a uniform of its own."""
 
     def __init__(self, method: Rejection, problem: Problem) -> None:
-        super().__init__(BestOfN(n=method.n, lam=method.lam), problem)
+        super().__init__(problem, method.n, method.lam)
         self.r_max, self.key = method.r_max, problem.key
 
-    def tell(self, segments: Segments) -> None:
-        self._check(segments.last)
-        super().tell(segments)
-
-    def _check(self, leaves: NDArray[np.int64]) -> None:
+    def check(self, leaves: Ids) -> None:
         """Raises:
         RewardError: a reward above the bound.
         KernelError: a weighted sample.
@@ -110,8 +118,7 @@ class RejectionSearch(BestOfNSearch):
             )
 
     def readout(self) -> Readout:
-        leaves = self.tree.leaves
-        leaves = leaves[~np.isnan(self.tree.value[leaves])]  # those of later waves may have arrived
+        leaves = self.told
         # Samples are numbered in order of creation, from 1: a sample's uniform depends on nothing else.
         u = uniforms(self.key, len(self.tree), 0, Stream.SELECT)[leaves]
         accepted = u < np.exp(scaled(self.lam, self.tree.reward[leaves] - self.r_max))

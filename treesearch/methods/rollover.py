@@ -27,14 +27,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
+from treesearch.citations import Paper
 from treesearch.core.tree import ROOT
-from treesearch.methods.base import Problem, Unit, as_levels, branch_levels, check_whole
-from treesearch.methods.claims import GREEDY_TREE
+from treesearch.methods.base import Greedy, Problem, Unit
 from treesearch.methods.descent import DescentSearch, Ids, Move, Plan, best_of, prices
+from treesearch.methods.settings import as_schedule, check_whole, scored_levels
+
+KIM = Paper(
+    "inproceedings",
+    "kim2025inference",
+    "Inference-Time Scaling for Flow Models via Stochastic Generation and Rollover Budget Forcing",
+    "Kim, Jaihoon and Yoon, Taehoon and Hwang, Jisung and Sung, Minhyuk",
+    "Advances in Neural Information Processing Systems",
+    2025,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloverBudget:
+class RolloverBudget(Greedy):
     """Rollover budget forcing (RBF).
 
     Args:
@@ -44,27 +54,21 @@ class RolloverBudget:
         beside: descents that run side by side; the result depends on it.
     """
 
+    name = "rollover"
+    papers = (KIM,)
+
     quota: int = 4
     initial: int | None = None
     schedule: tuple[int, ...] | None = None
     beside: int = 16
 
-    lag = 0
-    mode = "wave"
-    independent = False
-    lam = 0.0
-    claims = GREEDY_TREE
-
     def __post_init__(self) -> None:
         check_whole(quota=self.quota, initial=self.initial, beside=self.beside)
-        if self.schedule is not None:
-            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
-            if 0 not in self.schedule:
-                raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 is what is compared in the end")
+        object.__setattr__(self, "schedule", as_schedule(self.schedule, "x_0 is what is compared in the end"))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""
-        return branch_levels(self.schedule, spec, top=False, what="schedule")
+        return scored_levels(self.schedule, spec)
 
     def draws(self, quota: int) -> int:
         """Draws of x_T of a descent with the given quota."""

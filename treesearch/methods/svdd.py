@@ -28,20 +28,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
+from treesearch.citations import Paper
 from treesearch.core.weights import F64, normalise, scaled
 from treesearch.methods import population
-from treesearch.methods.base import (
-    NOT_OF_PI,
-    Problem,
-    Readout,
-    Unit,
-    as_levels,
-    branch_levels,
-    check_lam,
-    check_whole,
-    number,
-)
+from treesearch.methods.base import NOT_OF_PI, Method, Problem, Readout, Unit
 from treesearch.methods.claims import GREEDY, Bias, Claims, Flag
+from treesearch.methods.settings import as_schedule, check_lam, check_whole, number, scored_levels
+
+LI = Paper(
+    "article",
+    "li2024derivative",
+    "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft Value-Based Decoding",
+    "Li, Xiner and Zhao, Yulai and Wang, Chenyu and Scalia, Gabriele and Eraslan, Gokcen and Nair, Surag and "
+    "Biancalani, Tommaso and Ji, Shuiwang and Regev, Aviv and Levine, Sergey and Uehara, Masatoshi",
+    "arXiv preprint arXiv:2408.08252",
+    2024,
+)
 
 BIASED = "soft value-based decoding: its law is not π, but a chain steered by rewards of endpoint predictions"
 
@@ -52,7 +54,7 @@ STEERED = Flag(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SVDD:
+class SVDD(Method):
     """Soft value-based decoding.
 
     Args:
@@ -61,21 +63,17 @@ class SVDD:
         schedule: levels t at which one candidate is picked, 0 (x_0 itself) among them; None for five equally spaced.
     """
 
+    name = "svdd"
+    papers = (LI,)
+
     candidates: int = 20
     lam: float | str = 1.0
     schedule: tuple[int, ...] | None = None
 
-    lag = 0
-    mode = "wave"
-    independent = False
-
     def __post_init__(self) -> None:
         check_whole(candidates=self.candidates)
         check_lam(self.lam, finite=False)
-        if self.schedule is not None:
-            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
-            if 0 not in self.schedule:
-                raise ValueError(f"schedule {list(self.schedule)} lacks 0: the sample is picked among x_0")
+        object.__setattr__(self, "schedule", as_schedule(self.schedule, "the sample is picked among x_0"))
 
     @property
     def claims(self) -> Claims:
@@ -84,7 +82,7 @@ class SVDD:
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""
-        return branch_levels(self.schedule, spec, top=False, what="schedule")
+        return scored_levels(self.schedule, spec)
 
     def unit(self, spec: Spec) -> Unit:
         k = self.candidates

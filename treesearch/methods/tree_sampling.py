@@ -33,17 +33,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
+from treesearch.citations import Paper
 from treesearch.core import values
 from treesearch.core.resampling import systematic
 from treesearch.core.values import Value
 from treesearch.core.weights import F64, ess, log_mean, normalise, scaled
 from treesearch.methods import genealogy, population
-from treesearch.methods.base import Problem, Readout, Unit, as_levels, branch_levels, check_lam, number
+from treesearch.methods.base import Ids, Method, Problem, Readout, Unit
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Claims
 from treesearch.methods.genealogy import Genealogy
+from treesearch.methods.settings import as_schedule, check_lam, number, scored_levels
+
+GUARNIERO = Paper(
+    "article",
+    "guarniero2017iterated",
+    "The Iterated Auxiliary Particle Filter",
+    "Guarniero, Pieralberto and Johansen, Adam M. and Lee, Anthony",
+    "Journal of the American Statistical Association",
+    2017,
+)
+OWEN = Paper(
+    "article",
+    "owen2020square",
+    "The Square Root Rule for Adaptive Importance Sampling",
+    "Owen, Art B. and Zhou, Yi",
+    "ACM Transactions on Modeling and Computer Simulation",
+    2020,
+)
 
 THRESHOLD = 0.7  # of the ESS, below which a wave splits and prunes
 LEVELS = 20
@@ -52,11 +70,9 @@ GROWTH = 3  # size of a wave over all before
 MOST_LOST = 1.0  # nats of steering: more than elsewhere, for the floor of a twist bounds what pruning takes away
 TIMED_FIRST, TIMED_MOST = 64, 1024  # leaves of a wave where only the clock limits it
 
-Ids = NDArray[np.int64]
-
 
 @dataclass(frozen=True, kw_only=True)
-class TreeSampling:
+class TreeSampling(Method):
     """Draws from π, and an unbiased Ẑ with a standard error.
 
     Args:
@@ -65,27 +81,29 @@ class TreeSampling:
             Fewer cost fewer reward calls and decodes.
     """
 
+    name = "tree_sampling"
+    papers = (population.DEL_MORAL, GUARNIERO, OWEN, genealogy.LEE_WHITELEY)
+
     lam: float | str = 1.0
     schedule: tuple[int, ...] | None = None
 
     lag = 0
     mode = "wave"
-    independent = False
-    claims = Claims(flags=(SELF_NORMALISED, RESAMPLED))
 
     def __post_init__(self) -> None:
         check_lam(self.lam)
-        if self.schedule is not None:
-            object.__setattr__(self, "schedule", as_levels("schedule", self.schedule))
-            if 0 not in self.schedule:
-                raise ValueError(f"schedule {list(self.schedule)} lacks 0: x_0 itself is weighed last")
+        object.__setattr__(self, "schedule", as_schedule(self.schedule, "x_0 itself is weighed last"))
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(flags=(SELF_NORMALISED, RESAMPLED))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """The schedule for a kernel, descending, 0 last."""
-        return branch_levels(self.schedule, spec, top=False, what="schedule", count=LEVELS)
+        return scored_levels(self.schedule, spec, LEVELS)
 
     def unit(self, spec: Spec) -> Unit:
-        return Unit("one rollout", spec.num_steps, len(self.levels(spec)))
+        return Unit.rollout(spec, len(self.levels(spec)))
 
     def start(self, problem: Problem) -> TreeSamplingSearch:
         return TreeSamplingSearch(self, problem)

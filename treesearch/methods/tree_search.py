@@ -41,29 +41,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.backends.base import Spec
-from treesearch.budget import Share
+from treesearch.citations import Paper
 from treesearch.core import backup
 from treesearch.core.compiled import compiled
 from treesearch.core.nested_effects import Law, Posterior, fit, index_of, indices, masses, posterior, scores
 from treesearch.core.noise import child_key
-from treesearch.core.tree import ROOT, Tree
+from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
 from treesearch.engine.segments import Segments
-from treesearch.methods.base import (
-    NO_NODES,
-    NOT_OF_PI,
-    Problem,
-    Readout,
-    Status,
-    Unit,
-    as_levels,
-    branch_levels,
-    check_whole,
-)
-from treesearch.methods.claims import GREEDY_TREE
+from treesearch.methods.base import Greedy, Ids, Problem, Readout, Search, Status, Unit
+from treesearch.methods.settings import as_levels, check_whole, node_levels
 from treesearch.rewards.numeric import is_number
 
-Ids = NDArray[np.int64]
+JONES = Paper(
+    "article",
+    "jones1998efficient",
+    "Efficient Global Optimization of Expensive Black-Box Functions",
+    "Jones, Donald R. and Schonlau, Matthias and Welch, William J.",
+    "Journal of Global Optimization",
+    1998,
+)
+GINSBOURGER = Paper(
+    "incollection",
+    "ginsbourger2010kriging",
+    "Kriging Is Well-Suited to Parallelize Optimization",
+    "Ginsbourger, David and Le Riche, Rodolphe and Carraro, Laurent",
+    "Computational Intelligence in Expensive Optimization Problems",
+    2010,
+)
 
 START = 16  # fresh rollouts before anything else
 GROWTH = 1.1  # of the tree between two fits
@@ -72,7 +77,7 @@ MARGIN = 0.1  # improvement that does not count, in standard deviations
 
 
 @dataclass(frozen=True, kw_only=True)
-class TreeSearch:
+class TreeSearch(Greedy):
     """Expected improvement on a tree: the best sample for the fewest NFE.
 
     Args:
@@ -82,16 +87,13 @@ class TreeSearch:
         overhead: what a rollout costs beside its NFE, in units of T: small values spend more reward calls.
     """
 
+    name = "tree_search"
+    papers = (JONES, GINSBOURGER)
+
     branch_at: tuple[int, ...] | None = None
     wave: int = 16
     fresh: float = 0.25
     overhead: float = 0.1
-
-    lag = 0
-    mode = "wave"
-    independent = False
-    lam = 0.0
-    claims = GREEDY_TREE
 
     def __post_init__(self) -> None:
         check_whole(wave=self.wave)
@@ -99,8 +101,7 @@ class TreeSearch:
             raise ValueError(f"fresh is {self.fresh!r}, expected 0..1")
         if not (is_number(self.overhead, 0) and self.overhead < math.inf):
             raise ValueError(f"overhead is {self.overhead!r}, expected a number >= 0")
-        if self.branch_at is not None:
-            object.__setattr__(self, "branch_at", as_levels("branch_at", self.branch_at))
+        object.__setattr__(self, "branch_at", as_levels("branch_at", self.branch_at))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
         """Branching levels for a kernel, descending.
@@ -111,11 +112,11 @@ class TreeSearch:
         given = self.branch_at
         if given is None:
             given = [t for t in _default_levels(spec.num_steps) if spec.branchable(t)] or None
-        return tuple(t for t in branch_levels(given, spec, top=True, what="branch_at") if t > 0)
+        return node_levels(given, spec)
 
     def unit(self, spec: Spec) -> Unit:
         self.levels(spec)
-        return Unit("one rollout", spec.num_steps, 1)
+        return Unit.rollout(spec)
 
     def start(self, problem: Problem) -> NestedSearch:
         return NestedSearch(self, problem)
@@ -140,18 +141,13 @@ def _visit(ends: Ids, parent: NDArray[Any], visits: NDArray[Any]) -> None:
             node = parent[node]
 
 
-class NestedSearch:
+class NestedSearch(Search):
     """One tree: choose a wave, learn from its rewards."""
 
-    busy = full = False
-    lam = 0.0
-
     def __init__(self, method: TreeSearch, problem: Problem) -> None:
-        self.method, self.problem = method, problem
-        self.tree = Tree(problem.num_steps, problem.key)
-        self.status, self.share = Status.RUNNING, problem.share
+        super().__init__(problem)
+        self.method = method
         self.nfe = self.rollouts = self.fresh_nfe = self.fitted = 0
-        self.hits = NO_NODES
         self.levels = np.array([problem.num_steps + 1, *method.levels(problem.spec), 0])
         self.depth_of = np.full(problem.num_steps + 2, -1)
         self.depth_of[self.levels] = np.arange(len(self.levels))
@@ -159,9 +155,6 @@ class NestedSearch:
         self.price = self.cost + method.overhead * problem.num_steps
         self.tau2: F64 | None = None
         self.model: Posterior | None = None
-
-    def frontier(self) -> None:
-        """Any node can branch again."""
 
     def ask(self, capacity: int) -> Segments:
         del capacity  # the result depends on the wave, never on the batch size
@@ -264,9 +257,6 @@ class NestedSearch:
         nfe = -np.diff(self.levels[1:]) / self.problem.num_steps
         return np.array([0.0, PRIOR_SHARE, *(1 - PRIOR_SHARE) * nfe])
 
-    def extend(self, share: Share) -> None:
-        self.share, self.status = share, Status.RUNNING
-
     def state(self) -> dict[str, Any]:
         tau2 = None if self.tau2 is None else self.tau2.tolist()
         names = ("nfe", "rollouts", "fresh_nfe", "fitted")
@@ -287,7 +277,7 @@ class NestedSearch:
         extra: dict[str, Any] = {"rollouts": self.rollouts, "fresh": len(self.tree.children_of(ROOT))}
         if self.tau2 is not None:
             extra["resolved"] = {int(t): float(v) for t, v in zip(self.levels[1:], self.tau2[1:], strict=True)}
-        return Readout(leaves, np.zeros(len(leaves)), warnings=[NOT_OF_PI], extra=extra)
+        return Readout.greedy(leaves, **extra)
 
 
 class Pool:

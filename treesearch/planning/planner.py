@@ -33,7 +33,8 @@ from treesearch.budget import Budget, Cost
 from treesearch.core.noise import root_key
 from treesearch.engine.asking import without_graph
 from treesearch.errors import TreeSearchError
-from treesearch.methods.base import Method, check_whole
+from treesearch.methods.base import Method
+from treesearch.methods.settings import check_whole
 from treesearch.planning.warm_start import WarmStart, flagged, lowered, shifted
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.rewards.base import Reward, as_reward

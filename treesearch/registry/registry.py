@@ -33,22 +33,7 @@ from treesearch.text import brief
 
 KERNELS = {name: f"treesearch.backends.{place}" for name, (place, _) in backends.KERNELS.items()}
 REWARDS = {name: f"treesearch.rewards.{place}" for name, (place, _) in rewards.REWARDS.items()}
-METHOD_NAMES = {
-    "best_of_n": "BestOfN",
-    "rejection": "Rejection",
-    "fk": "FeynmanKac",
-    "dts": "DiffusionTreeSampling",
-    "dts_star": "DiffusionTreeSearch",
-    "tree_sampling": "TreeSampling",
-    "tree_search": "TreeSearch",
-    "beam": "BeamSearch",
-    "svdd": "SVDD",
-    "lookahead_beam": "LookaheadBeam",
-    "mcts": "MCTS",
-    "depth_first": "DepthFirst",
-    "rollover": "RolloverBudget",
-    "noise_search": "NoiseSearch",
-}
+METHOD_NAMES = {method.name: name for name, method in METHODS.items()}
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
