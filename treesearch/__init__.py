@@ -16,6 +16,7 @@ from treesearch.core.weights import ZeroWeights
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, WorkerError
 from treesearch.methods import (
     MCTS,
+    METHODS,
     SVDD,
     BeamSearch,
     BestOfN,
@@ -31,7 +32,7 @@ from treesearch.methods import (
     TreeSearch,
 )
 from treesearch.planning.planner import Planner, PlanningEnded
-from treesearch.registry.registry import Recipe
+from treesearch.registry.recipe import Recipe
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.session.interfaces import Snapshot
 from treesearch.version import __version__
@@ -78,11 +79,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Ray is imported when its workers are asked for."""
+    """Ray is imported when its workers are asked for; a method of the table has its name here, too."""
     if name == "RayWorkers":
         from treesearch.distributed import RayWorkers
 
         return RayWorkers
+    if name in METHODS:
+        return METHODS[name]
     raise AttributeError(f"module 'treesearch' has no attribute {name!r}")
 
 

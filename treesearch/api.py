@@ -15,7 +15,7 @@ from treesearch.backends.base import Kernel
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError
 from treesearch.methods.base import Method
-from treesearch.registry.registry import Recipe
+from treesearch.registry.recipe import Recipe
 from treesearch.report.progress import Progress, shown
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward, as_reward

@@ -60,7 +60,7 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Kind:
     """How a kind of data is made.
 
     Args:
@@ -90,11 +90,11 @@ def _plain(n: int, lam: float, steps: int) -> ts.BestOfN:
     return ts.BestOfN(n=n, lam=0.0)
 
 
-RECIPES = {
-    "unguided": Recipe(_bare, _plain, raw=True),
-    "guided": Recipe(_published, _plain, raw=True),
-    "fk": Recipe(_twisted, lambda n, lam, t: ts.FeynmanKac(num_particles=n, lam=lam, schedule=(*range(t, 1, -1), 0))),
-    "dts": Recipe(_twisted, lambda n, lam, t: ts.DiffusionTreeSampling(lam=lam)),
+KINDS = {
+    "unguided": Kind(_bare, _plain, raw=True),
+    "guided": Kind(_published, _plain, raw=True),
+    "fk": Kind(_twisted, lambda n, lam, t: ts.FeynmanKac(num_particles=n, lam=lam, schedule=(*range(t, 1, -1), 0))),
+    "dts": Kind(_twisted, lambda n, lam, t: ts.DiffusionTreeSampling(lam=lam)),
 }
 
 
@@ -122,7 +122,7 @@ class Generated:
 def generate(
     kernel: Any,
     policy: Any,
-    method: str | Method | Recipe,
+    method: str | Method | Kind,
     n: int,
     *,
     lam: float = 1.0,
@@ -137,7 +137,7 @@ def generate(
     Args:
         kernel: of trajectories, with `channels`; differentiable for the guided recipes.
         policy: π, as `PolicyLikelihood` takes it.
-        method: a name of `RECIPES`, a recipe, or a method of treesearch, which runs on the kernel as it is.
+        method: a name of `KINDS`, a kind, or a method of treesearch, which runs on the kernel as it is.
         n: episodes of each prompt.
         lam: λ; a method that is given has its own.
         nfe: budget a prompt; None for that of n plain draws.
@@ -147,7 +147,7 @@ def generate(
         folder: of the dataset, such as data/maze-fk-v0; None writes nothing.
 
     Raises:
-        ValueError: an unknown recipe, or n below 1.
+        ValueError: an unknown kind, or n below 1.
         TypeError: a kernel without channels.
     """
     if (channels := getattr(kernel, "channels", None)) is None:
@@ -155,17 +155,17 @@ def generate(
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1")
     reward = PolicyLikelihood(policy, channels, bounds)
-    recipe = _recipe(method)
-    guided = recipe.guide(kernel, reward, lam)
+    kind = _kind(method)
+    guided = kind.guide(kernel, reward, lam)
     result = ts.search(
         guided,
         reward,
-        recipe.method(n, lam, kernel.num_steps),
+        kind.method(n, lam, kernel.num_steps),
         prompts=prompts,
         budget=ts.Budget(nfe=(nfe or n * kernel.num_steps) * len(prompts or [None])),
         seed=seed,
     )
-    found = collect(result, seed=seed, draws=None if recipe.raw else n)
+    found = collect(result, seed=seed, draws=None if kind.raw else n)
     name = method if isinstance(method, str) else type(method).__name__
     facts = {"recipe": name, "lam": lam, "policy": type(policy).__name__, "departs": getattr(guided, "departs", None)}
     episodes = replace(found, facts=found.facts | facts)
@@ -173,14 +173,14 @@ def generate(
     return Generated(method=name, episodes=episodes, result=result, folder=written)
 
 
-def _recipe(method: str | Method | Recipe) -> Recipe:
-    if isinstance(method, Recipe):
+def _kind(method: str | Method | Kind) -> Kind:
+    if isinstance(method, Kind):
         return method
     if not isinstance(method, str):
-        return Recipe(_bare, lambda n, lam, steps: method)
-    if method not in RECIPES:
-        raise ValueError(f"unknown recipe {method!r}, expected {', '.join(RECIPES)} or a method of treesearch")
-    return RECIPES[method]
+        return Kind(_bare, lambda n, lam, steps: method)
+    if method not in KINDS:
+        raise ValueError(f"unknown kind {method!r}, expected {', '.join(KINDS)} or a method of treesearch")
+    return KINDS[method]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -301,13 +301,13 @@ class Args:
     """gets or replaces the entry of this bed and λ"""
 
 
-def kinds(args: Args) -> dict[str, Recipe]:
+def kinds(args: Args) -> dict[str, Kind]:
     """What is compared, by name."""
     guided = {
-        f"guided, coefficient {c:g}": replace(RECIPES["guided"], guide=partial(_published, coefficient=c))
+        f"guided, coefficient {c:g}": replace(KINDS["guided"], guide=partial(_published, coefficient=c))
         for c in args.coefficients
     }
-    return {"unguided": RECIPES["unguided"], **guided, "fk": RECIPES["fk"], "dts": RECIPES["dts"]}
+    return {"unguided": KINDS["unguided"], **guided, "fk": KINDS["fk"], "dts": KINDS["dts"]}
 
 
 def measured(args: Args) -> dict[str, list[Figures]]:
@@ -319,12 +319,12 @@ def measured(args: Args) -> dict[str, list[Figures]]:
         found["exact"] = []
     for seed in args.seeds:
         made: dict[str, Tensor] = {}
-        for name, recipe in kinds(args).items():
+        for name, kind in kinds(args).items():
             folder = (
                 None if args.datasets is None or seed != args.seeds[0] else args.datasets / f"{slug(args.bed, name)}-v0"
             )
             data = generate(
-                bed.kernel, bed.policy, recipe, args.n, lam=args.lam, prompts=prompts, bounds=bed.bounds, seed=seed,
+                bed.kernel, bed.policy, kind, args.n, lam=args.lam, prompts=prompts, bounds=bed.bounds, seed=seed,
                 folder=folder,
             )  # fmt: skip
             made[name] = data.samples

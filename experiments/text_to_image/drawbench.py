@@ -51,6 +51,7 @@ from treesearch.backends.base import Kernel, describe
 from treesearch.cli.arguments import count
 from treesearch.errors import StoreError
 from treesearch.registry import registry as specs
+from treesearch.registry.recipe import place
 from treesearch.report.progress import Progress
 from treesearch.rewards.base import Reward
 
@@ -107,7 +108,7 @@ class Run:
         chosen, label, known = select(self.prompts or OWN, self.limit)
         made = {name: specs.method(PROTOCOL.get(name, name)) for name in self.methods}
         reward, others = specs.reward(self.reward), self._others()
-        kernel = specs.place(specs.kernel(self.kernel), self.device)
+        kernel = place(specs.kernel(self.kernel), self.device)
         graders = Graders(others, *extractor(self.features, describe(kernel).device), self.top_k, label)
         jobs = list(plan(made, levels, chosen, self.seeds, self.prompts_per_batch, describe(kernel).num_steps))
         header = {"kind": "header", "label": label, "prompts": known, "protocol": self._protocol()}

@@ -285,7 +285,7 @@ def test_figures_of_data_by_hand():
     assert found["dynamics error"] == pytest.approx(math.sqrt(0.25 / 2))
     assert math.isnan(found["return"])
     assert generate_data.coverage(samples[:, :2, :1], samples[..., :1], 1.0) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="unknown recipe"):
+    with pytest.raises(ValueError, match="unknown kind"):
         generate_data.generate(PLANS, lambda s: s, "other", 2)
     with pytest.raises(TypeError, match="no `channels`"):
         generate_data.generate(BED, lambda s: s, "fk", 2)

@@ -15,6 +15,7 @@ import torch
 import treesearch as ts
 from treesearch import _names
 from treesearch.cli.main import main
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 
 ROOT = Path(__file__).parents[2]
@@ -97,11 +98,11 @@ def test_neighbours_of_one_name(tmp_path: Path) -> None:
 
 def test_a_file_is_executed_once_and_again_when_it_or_a_neighbour_changed(folder: Path) -> None:
     write(folder, mine=f"import helper\nVALUE = helper.VALUE\n{SCORE}", helper="VALUE = 1\n")
-    first = specs.load("./mine.py:score")
-    assert specs.load("./mine.py:score") is first
+    first = expressions.load("./mine.py:score")
+    assert expressions.load("./mine.py:score") is first
     write(folder, helper="VALUE = 2\n")
-    assert specs.load("./mine.py:VALUE") == 2
-    assert specs.load("./mine.py:score") is not first
+    assert expressions.load("./mine.py:VALUE") == 2
+    assert expressions.load("./mine.py:score") is not first
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import treesearch as ts
 from tests.support import kernels
 from treesearch.cli.main import main
 from treesearch.cli.show import read_result_of
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.rewards import as_reward, cached, frames, normalise
 from treesearch.rewards.base import Reward, RewardError
@@ -61,7 +62,8 @@ def test_a_reward_that_cannot_read_prompts_leaves_no_folder(gaussian, tmp_path):
 def test_every_reward_of_the_list_states_its_limits(capsys):
     assert main(["list", "rewards"]) == 0
     out = capsys.readouterr().out
-    known = [specs.load(path).facts for path in specs.REWARDS.values() if hasattr(specs.load(path), "facts")]
+    loaded = {name: expressions.load(path) for name, path in specs.REWARDS.items()}
+    known = [found.facts for found in loaded.values() if hasattr(found, "facts")]
     assert all(facts.limits and facts.limits in out for facts in known)
     for name, limit in (("clip_score", 77), ("pickscore", 77), ("hps", 77), ("image_reward", 35)):
-        assert f"cut after {limit} tokens ({limit - 2} and two marks)" in specs.load(specs.REWARDS[name]).facts.limits
+        assert f"cut after {limit} tokens ({limit - 2} and two marks)" in loaded[name].facts.limits

@@ -15,7 +15,7 @@ from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, TrustRegion
 from treesearch.methods import METHODS
 from treesearch.registry import registry as specs
-from treesearch.rewards import cached, normalise
+from treesearch.rewards import cached, normalise, wall_collision
 from treesearch.rewards.analytic import linear, quadratic
 from treesearch.rewards.remote.http import HTTPReward
 from treesearch.rewards.remote.judge import VLMJudge
@@ -43,7 +43,7 @@ KERNELS += [(Chain, "eta", {"schedule": Schedule.variance_preserving(BARS, 4)})]
 REWARDS = [(quadratic, "k", {}), (cached, "size", {"reward": linear()})]
 REWARDS += [(normalise, n, {"reward": linear(), "mean": 0.0, "std": 1.0}) for n in ("mean", "std")]
 REWARDS += [(linear().clip, n, {}) for n in ("low", "high")]
-REWARDS += [(specs.load(specs.REWARDS["wall_collision"]), n, {"maze_map": "umaze"}) for n in ("margin", "softness")]
+REWARDS += [(wall_collision, n, {"maze_map": "umaze"}) for n in ("margin", "softness")]
 REWARDS += [(HTTPReward, n, {"url": "http://h/"}) for n in numbers(HTTPReward)]
 REWARDS += [(VLMJudge, n, {"url": "http://h/", "model": "m"}) for n in numbers(VLMJudge)]
 WORKERS = [(ts.RayWorkers, n, {"num_workers": 1}) for n in ("num_workers", *numbers(ts.RayWorkers))]

@@ -16,6 +16,7 @@ from treesearch import text
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.cli import main as cli
 from treesearch.cli import saved
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import Reward
@@ -176,7 +177,7 @@ def test_forbidden_samples_are_scored_again_without_a_warning():
     ],
 )
 def test_expressions_that_make_something_else_are_refused(what, expression, message):
-    with pytest.raises(specs.SpecError, match=message):
+    with pytest.raises(expressions.SpecError, match=message):
         getattr(specs, what)(expression)
 
 
@@ -190,7 +191,7 @@ def test_errors_are_as_long_as_a_person_reads(store):
     with pytest.raises(ts.StoreError, match="reward differs") as caught:
         ts.resume(store, LinearGaussian(dim=2), named)
     assert len(str(caught.value)) < 1_000
-    with pytest.raises(specs.SpecError) as refused:
+    with pytest.raises(expressions.SpecError) as refused:
         specs.reward("linear(0.7)" + " + digit(x)" * 500)
     assert len(str(refused.value)) < 1_000
     assert text.brief("ab" * 300) == "ab" * 300

@@ -13,8 +13,8 @@ import pytest
 import treesearch as ts
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.cli.main import main
+from treesearch.registry import expressions, trust
 from treesearch.registry import registry as specs
-from treesearch.registry import trust
 from treesearch.rewards.analytic import linear
 
 LOOKING = (["show", "F"], ["ls", "F"], ["plot", "F"], ["plot", "F", "--what", "tree"], ["export", "F", "csv"])
@@ -152,7 +152,7 @@ def test_what_reaches_outside_is_registered() -> None:
     assert set(specs.KERNELS | specs.REWARDS) >= trust.REACHING
     read = {"checkpoint", "path", "weights", "url", "policy", "model", "file", "data", "endpoint", "pretrained_model"}
     for name, path in (specs.KERNELS | specs.REWARDS).items():
-        settings = set(inspect.signature(specs.load(path)).parameters)
+        settings = set(inspect.signature(expressions.load(path)).parameters)
         assert name in trust.REACHING or not settings & read, f"{name} takes {settings & read}"
 
 

@@ -13,7 +13,9 @@ from tyro.conf import arg
 
 from treesearch.budget import INFINITE, Budget
 from treesearch.errors import UsageError, unknown
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
+from treesearch.registry.recipe import Recipe
 from treesearch.session.interfaces import KEEP, Options, Workers
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
@@ -144,8 +146,8 @@ def rows(batch_size: int) -> int:
 
 def written(kernel: str, reward: str) -> dict[str, str]:
     """Expressions of a kernel and a reward with absolute paths; `kernel` as a reward is the one that guides it."""
-    kernel = specs.absolute(kernel)
-    reward = specs.guide(kernel) or GUIDE if reward == GUIDE else specs.absolute(reward)
+    kernel = expressions.absolute(kernel)
+    reward = specs.guide(kernel) or GUIDE if reward == GUIDE else expressions.absolute(reward)
     return {"kernel": kernel, "reward": reward}
 
 
@@ -195,7 +197,7 @@ def load(command: Mapping[str, str], workers: Workers | None = None) -> tuple[An
         UsageError: the guide of a kernel was asked for as the reward, and it has none.
     """
     if workers is not None and command["reward"] != GUIDE:
-        return specs.Recipe(command["kernel"]), specs.Recipe(command["reward"])
+        return Recipe(command["kernel"]), Recipe(command["reward"])
     kernel = specs.kernel(command["kernel"]) if workers is None else None
     if command["reward"] != GUIDE:
         return kernel, specs.reward(command["reward"])

@@ -17,6 +17,7 @@ from treesearch.cli.run import finish
 from treesearch.cli.saved import begin
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError
 from treesearch.methods.base import Method
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.report import outputs
 from treesearch.report import tables as report
@@ -72,11 +73,11 @@ class Compare(Command):
         if (folder / "summary.json").exists():
             raise TreeSearchError(f"{folder} holds a comparison already: name another with --store, or remove it")
         asked = {
-            "kernel": specs.public(self.what.kernel),
-            "reward": specs.public(self.what.reward),
+            "kernel": expressions.public(self.what.kernel),
+            "reward": expressions.public(self.what.reward),
             "NFE of each": self.nfe,
             "seed": self.what.seed,
-        } | ({} if self.also is None else {"not optimised": specs.public(self.also)})
+        } | ({} if self.also is None else {"not optimised": expressions.public(self.also)})
         if not self.json:
             _print_asked(asked, methods)
         results: dict[str, SearchResult] = {}

@@ -15,6 +15,7 @@ from treesearch import backends, rewards
 from treesearch.cli.arguments import Command, pick
 from treesearch.core import backup, resampling, selection
 from treesearch.methods import METHODS
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.report.tables import say
 from treesearch.rewards.potentials import POTENTIALS
@@ -86,13 +87,13 @@ def _method(name: str) -> Named:
 
 
 def _kernel(name: str) -> Named:
-    factory, example = specs.load(specs.KERNELS[name]), backends.KERNELS[name][1]
+    factory, example = expressions.load(specs.KERNELS[name]), backends.KERNELS[name][1]
     kind = "guide" if "kernel" in inspect.signature(factory).parameters else "kernel"
     return Named(kind, name, factory, _typed("kernel", example) | _imported("backends", name))
 
 
 def _reward(name: str) -> Named:
-    factory, example = specs.load(specs.REWARDS[name]), rewards.REWARDS[name][1]
+    factory, example = expressions.load(specs.REWARDS[name]), rewards.REWARDS[name][1]
     return Named("reward", name, factory, _typed("reward", example) | _imported("rewards", name))
 
 
@@ -152,7 +153,7 @@ def _elsewhere(factory: Any, name: str, text: str) -> str:
 def _print_rewards() -> None:
     """Three lines a reward: its values, what it takes and leaves unread, what it needs and where it comes from."""
     for name, path in specs.REWARDS.items():
-        factory = specs.load(path)
+        factory = expressions.load(path)
         lines = _facts(factory) or [_first_line(factory)]
         say(f"{name:<22}" + f"\n{'':<22}".join(lines))
 

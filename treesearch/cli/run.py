@@ -20,7 +20,7 @@ from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
 from treesearch.errors import UsageError
 from treesearch.methods.advice import GOALS, advise
 from treesearch.methods.base import Method
-from treesearch.registry import registry as specs
+from treesearch.registry import expressions
 from treesearch.report import outputs
 from treesearch.report import tables as report
 from treesearch.report.card import resume_command
@@ -160,7 +160,7 @@ def finish(session: Session, path: Path, name: str, command: Mapping[str, str], 
         result = session.result()
         progress.settle(sum(task.diagnostics["ess"] for task in result.tasks))
     if session.lost is None:  # else there is no folder to write to
-        asked = {key: specs.public(command[key]) for key in ("kernel", "reward")}
+        asked = {key: expressions.public(command[key]) for key in ("kernel", "reward")}
         outputs.write_outputs(result, path, name=name, asked=asked)
     return result
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from treesearch.cli.arguments import written
 from treesearch.errors import StoreError, UsageError
-from treesearch.registry import registry as specs
+from treesearch.registry import expressions
 from treesearch.registry import trust as trusting
 from treesearch.report.tables import say
 from treesearch.rewards.redact import STRUCK
@@ -29,7 +29,7 @@ def begin(session: Session, path: Path, command: Mapping[str, str]) -> None:
 
 def kept(command: Mapping[str, str]) -> dict[str, Any]:
     """The command as a run folder keeps it: without secrets, with the mark of who made it."""
-    return trusting.signed({what: specs.public(command[what]) for what in ("kernel", "reward")})
+    return trusting.signed({what: expressions.public(command[what]) for what in ("kernel", "reward")})
 
 
 def told(

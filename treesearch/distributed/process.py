@@ -15,7 +15,7 @@ import torch
 
 from treesearch import host
 from treesearch.backends.base import Shared
-from treesearch.registry.registry import Recipe, place
+from treesearch.registry.recipe import Recipe, place
 from treesearch.rewards.base import Reward, as_reward
 
 

@@ -11,7 +11,7 @@ import torch
 from treesearch.distributed.bundles import as_numpy
 from treesearch.distributed.pool import Pool
 from treesearch.errors import WorkerError
-from treesearch.registry.registry import Recipe
+from treesearch.registry.recipe import Recipe
 
 
 class Holder(Protocol):

@@ -15,7 +15,7 @@ from treesearch.distributed.stand_ins import Elsewhere, RemoteKernel
 from treesearch.engine.model import Model
 from treesearch.engine.states import StateStore
 from treesearch.errors import WorkerError
-from treesearch.registry.registry import Recipe
+from treesearch.registry.recipe import Recipe
 from treesearch.rewards.base import Reward
 
 

@@ -87,9 +87,6 @@ class TreeSampling(Method):
     lam: float | str = 1.0
     schedule: tuple[int, ...] | None = None
 
-    lag = 0
-    mode = "wave"
-
     def __post_init__(self) -> None:
         check_lam(self.lam)
         object.__setattr__(self, "schedule", as_schedule(self.schedule, "x_0 itself is weighed last"))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from treesearch.errors import StoreError
-from treesearch.registry import registry as specs
+from treesearch.registry import expressions
 
 # Registered names that read a file, fetch weights or ask a service: what they do is decided by what they are told.
 REACHING = frozenset(
@@ -65,7 +65,7 @@ def check(path: Path, command: Mapping[str, Any], wanted: Sequence[str]) -> None
 
 def reaches(spec: str) -> list[str]:
     """Plug-ins and registered names of an expression that reach beyond this library."""
-    return specs.plugins_in(spec) + [name for name in specs.names_in(spec) if name in REACHING]
+    return expressions.plugins_in(spec) + [name for name in expressions.names_in(spec) if name in REACHING]
 
 
 def _own(path: Path, command: Mapping[str, Any]) -> bool:
