@@ -113,7 +113,8 @@ def update(state: State, loss: Tensor, plan: Plan) -> None:
 def update_ema(ema: nn.Module, network: nn.Module, step: int, limit: float) -> None:
     """ema <- d ema + (1 - d) network, d = min(limit, (1 + step) / (10 + step))."""
     decay = min(limit, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+    pairs = list(ema.parameters()), list(network.parameters())
+    torch._foreach_lerp_(*pairs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def run_epoch(state: State, losses: Iterable[Tensor], plan: Plan) -> float:

@@ -43,6 +43,12 @@ def test_no_script_writes_over_committed_files_unless_it_is_told_to():
     assert set(committed_defaults()) == READ
 
 
+def test_no_script_is_long():
+    """One that does more than one job is split by them, as in the packages."""
+    files = (Path(__file__).parents[2] / "experiments").rglob("*.py")
+    assert not [f.name for f in files if f.read_text("utf-8").count("\n") > 450]
+
+
 def test_cpus_names_what_failed(tmp_path):
     test = tmp_path / "test_this.py"
     test.write_text("import os\n\ndef test_it():\n    assert os.environ['TEST_THREADS'] == '2'\n")

@@ -26,7 +26,7 @@ COMMITTED = {
         mixtures,
         ["cell", "target_of"],
         "mixtures/mixtures.jsonl",
-        ["--nfe", "10k", "100k", "--beds", "ring", "mix16_hard"],
+        ["--nfe", "10k", "100k", "--beds", "ring"],
     ),
     "mnist": (mnist, ["sampled", "references"], "mnist/mnist_evidence.jsonl", ["--methods", *CORE[:-1]]),
     "search": (
