@@ -16,6 +16,7 @@ from treesearch.budget import Budget
 from treesearch.errors import BudgetError
 from treesearch.methods.base import Method
 from treesearch.registry.recipe import Recipe
+from treesearch.report.outputs import write_outputs
 from treesearch.report.progress import Progress, shown
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward, as_reward
@@ -71,6 +72,7 @@ def search(
     store: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
+    outputs: bool = False,
 ) -> SearchResult:
     """Search for samples of π(x_0) ∝ p(x_0) exp(λ r(x_0)), or for the best ones.
 
@@ -92,22 +94,27 @@ def search(
             `snapshot.stop()` ends the search there, as if it were interrupted: `resume` goes on. Waves that are under
             way already (lag, workers, mode="async") arrive first. Other answers mean nothing.
         progress: whether a line on stderr tells how far it is; None where that is a terminal or a notebook.
+        outputs: whether the run folder gets what the command line leaves in it for people: a card, pictures and the
+            best samples as files. It decodes those samples.
 
     Ctrl-C ends the search after the waves that are under way and returns what there is, with the status "stopped by
     request"; a second one raises KeyboardInterrupt at once. It does so in the main thread, unless the program has a
     handler of its own.
 
     Raises:
+        ValueError: outputs without a store.
         BudgetError: no budget, or one below a unit of the method; the message names the minimum.
         RewardError, KernelError: a reward or kernel broke its contract.
         StoreError: the folder holds a run already, or cannot be written.
     """
     options = Options(batch_size, keep_states, batch_invariant)
     _check_store(store)
+    if outputs and store is None:
+        raise ValueError("outputs=True without a store: name a folder to write them to")
     with _running(workers):
         session = make_session(kernel, reward, method, prompts, budget or Budget(), seed, options, workers, callbacks)
         session.start(store)
-        return _run(session, callbacks, progress)
+        return _run(session, callbacks, progress, outputs=outputs)
 
 
 def resume(
@@ -120,12 +127,14 @@ def resume(
     workers: Workers | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
+    outputs: bool = False,
 ) -> SearchResult:
     """Go on with a run, interrupted or finished; `budget` replaces the old one and counts from the run's start.
 
     Method, seed, prompts, T, state shape and fingerprint come from the run and must match the kernel's; batch size
     and budget are free. A kernel without a fingerprint has one stored edge computed again, and three recorded samples
-    are scored again; the budget does not pay for either. Ctrl-C and `progress` as in `search`.
+    are scored again; the budget does not pay for either. Ctrl-C, `progress`
+    and `outputs` as in `search`.
 
     Raises:
         StoreError: no run, another format, or something that must not change has; the message names the key.
@@ -137,7 +146,7 @@ def resume(
         raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...), seconds, reward_calls or iterations")
     with _running(workers):
         session = open_session(store, kernel, reward, budget=budget, batch_size=batch_size, workers=workers)
-        return _run(session, callbacks, progress)
+        return _run(session, callbacks, progress, outputs=outputs)
 
 
 def open_session(
@@ -242,8 +251,8 @@ def _running(workers: Workers | None) -> AbstractContextManager[Any]:
     return nullcontext() if workers is None else workers
 
 
-def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None) -> SearchResult:
-    """Drive a session to its end, with a line that tells how far it is."""
+def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None, *, outputs: bool) -> SearchResult:
+    """Drive a session to its end, with a line that tells how far it is; then write what people look at."""
     after = PATIENCE if progress is None else 0.0
     with Progress(type(session.method).__name__, quiet=not shown(progress), error=True, after=after) as line:
         for snapshot in _drive(session, callbacks, told=line.ending):
@@ -251,7 +260,9 @@ def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None)
         result = session.result()
         if not line.quiet:
             line.settle(sum(task.diagnostics["ess"] for task in result.tasks))
-        return result
+    if outputs and result.store is not None:  # None where the folder is gone
+        write_outputs(result, result.store)
+    return result
 
 
 def _drive(
