@@ -117,7 +117,7 @@ def test_a_file_is_executed_once_and_again_when_it_or_a_neighbour_changed(folder
             "raised at {folder}/bad.py, line 2, in score",
         ),
         ("def make():\n    return 1 / 0\n", "./bad.py:make()", 1, "bad.py, line 2, in make"),
-        ("def make(a):\n    return a\n", "./bad.py:make(b=1)", 2, "missing a required argument: 'a'"),
+        ("def make(a):\n    return a\n", "./bad.py:make(b=1)", 2, "unknown argument 'b' (known: a)"),
         (SCORE, "./bad.py:scor", 2, "did you mean 'score'"),
         (SCORE, "./none.py:score", 2, "no such file"),
         ("raise SystemExit(0)\n", "./bad.py:score", 1, "ended the process"),
