@@ -25,10 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## search for high-reward digits with every method at equal NFE, into runs/demo
+demo: $(STAMP)  ## search for heavy eights with five methods at equal NFE, into runs/demo: who reaches best-of-N's best first
 	@rm -rf runs/demo
-	@$(PY) -m treesearch compare --store runs/demo --methods best_of_n fk \
-	    "dts(widening_c=1, widening_alpha=0.5)" "dts_star(widening_c=1, widening_alpha=0.5)"
+	@$(PY) -m treesearch compare --store runs/demo --kernel "mnist(num_steps=10)" --nfe 5k \
+	    --reward "digit(8) + 200*brightness(target=0.2)" \
+	    --methods best_of_n tree_search tree_sampling fk "dts_star(widening_c=1, widening_alpha=0.5)"
 
 demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree of plans, an animation, into runs/demo-plan
 	@$(PY) -m experiments.planning.demo_plan

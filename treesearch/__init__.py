@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from treesearch import _names  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
 from treesearch.api import resume, search, stream
 from treesearch.budget import Budget, Cost
+from treesearch.compare import compare
 from treesearch.core.tree import Tree
 from treesearch.core.weights import ZeroWeights
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, WorkerError
@@ -33,6 +34,7 @@ from treesearch.methods import (
 )
 from treesearch.planning.planner import Planner, PlanningEnded
 from treesearch.registry.recipe import Recipe
+from treesearch.results.comparison import Comparison
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.session.interfaces import Snapshot
 from treesearch.version import __version__
@@ -47,6 +49,7 @@ __all__ = [
     "BestOfN",
     "Budget",
     "BudgetError",
+    "Comparison",
     "Cost",
     "DepthFirst",
     "DiffusionTreeSampling",
@@ -72,6 +75,7 @@ __all__ = [
     "WorkerError",
     "ZeroWeights",
     "__version__",
+    "compare",
     "resume",
     "search",
     "stream",

@@ -56,7 +56,8 @@ def test_compare_writes_a_card_and_pictures(tmp_path, capsys):
     words = ["--methods", "best_of_n", "fk(num_particles=8)", "dts(wave=4)", "--nfe", "400", "--store", str(folder)]
     assert main(["compare", *TOY, *words]) == 0
     printed = capsys.readouterr().out
-    assert "highest reward" in printed
+    assert "best_of_n's best of 400 NFE is" in printed
+    assert "for the best sample:" in printed
     assert "biased low" in printed
     assert (folder / "reward.png").exists()
     assert "| best_of_n |" in (folder / "README.md").read_text()

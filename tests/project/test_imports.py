@@ -56,6 +56,8 @@ ROOMS = {
     "distributed": {"core", "engine", "registry", "budget", "errors", "host", "interrupts"} | BASES,
     "api": {"session", "methods", "registry", "report", "results", "runs", "budget", "errors"} | BASES,
     "report": {"text", "core", "results", "runs", "session", "budget", "errors"},
+    "compare": {"text", "api", "methods", "registry", "report", "results", "runs", "session", "budget", "errors"}
+    | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
     "export": {"core", "report", "results", "runs", "errors", CHANNELS},
     "testing": {"api", "core", "methods", "results", "runs", "budget", "errors"} | BASES,

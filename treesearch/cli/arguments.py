@@ -207,9 +207,3 @@ def load(command: Mapping[str, str], workers: Workers | None = None) -> tuple[An
             "name the reward"
         )
     return kernel, reward
-
-
-def unused(name: str, used: Iterable[str]) -> str:
-    """The name, with a number behind it if it is taken."""
-    taken = set(used)
-    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)

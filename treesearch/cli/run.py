@@ -15,8 +15,9 @@ from treesearch import api as loop
 from treesearch.backends.base import Kernel, describe
 from treesearch.budget import Budget
 from treesearch.cli import probe
-from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows, unused
+from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows
 from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
+from treesearch.compare import unused
 from treesearch.errors import UsageError
 from treesearch.methods.advice import GOALS, advise
 from treesearch.methods.base import Method
