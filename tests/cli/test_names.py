@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import pydoc
-from dataclasses import replace
 
 import pytest
 
@@ -104,7 +103,7 @@ def test_run_without_a_method_says_what_it_takes(tmp_path, capsys):
 
 def test_the_method_suits_the_kernel():
     noisy = describe(LinearGaussian())
-    fixed = replace(noisy, stochastic=(True, *[False] * noisy.num_steps))
+    fixed = noisy._replace(stochastic=(True, *[False] * noisy.num_steps))
     assert [type(advise(noisy, goal).method) for goal in ("draws", "best")] == [ts.TreeSampling, ts.TreeSearch]
     assert [type(advise(fixed, goal).method) for goal in ("draws", "best")] == [ts.BestOfN, ts.NoiseSearch]
 
