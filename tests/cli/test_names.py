@@ -38,7 +38,7 @@ def test_examples_are_calls_that_their_factories_take():
         for name, (_, example) in table.items():
             tree, _ = expressions.parse(example, "example")
             assert tree.func.id == name
-            expressions.arguments(expressions.load(what[name]), tree)
+            expressions.bound(expressions.load(what[name]), tree)
 
 
 def test_descriptions_follow_references():

@@ -16,6 +16,7 @@ from treesearch.cli.run import finish
 from treesearch.cli.saved import begin
 from treesearch.compare import collect, goes_on, name_methods, new_folder
 from treesearch.methods.base import Method
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.report import comparison as report
 from treesearch.report import tables
@@ -69,12 +70,12 @@ class Compare(Command):
 
     def _asked(self) -> dict[str, Any]:
         asked = {
-            "kernel": specs.public(self.what.kernel),
-            "reward": specs.public(self.what.reward),
+            "kernel": expressions.public(self.what.kernel),
+            "reward": expressions.public(self.what.reward),
             "NFE of each": self.nfe,
             "seed": self.what.seed,
         }
-        return asked | ({} if self.also is None else {"not optimised": specs.public(self.also)})
+        return asked | ({} if self.also is None else {"not optimised": expressions.public(self.also)})
 
     def _session(
         self,
