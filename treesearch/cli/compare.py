@@ -48,7 +48,7 @@ class Compare(Command):
     """print the summaries as JSON"""
 
     def run(self) -> int:
-        methods = name_methods(specs.METHOD_NAMES if self.methods == ("all",) else self.methods)
+        methods = name_methods(tuple(specs.METHOD_NAMES) if self.methods == ("all",) else self.methods)
         options, budget, command = self.what.options(), Budget(nfe=count(self.nfe)), self.what.command()
         folder = new_folder(self.store)
         assert folder is not None
