@@ -20,8 +20,9 @@ from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import Reward
+from treesearch.runs import checks, log, schema, shards
+from treesearch.runs import config as configs
 from treesearch.runs import folder as runs
-from treesearch.runs import schema, shards
 from treesearch.runs.config import read_config
 from treesearch.runs.files import write_json
 from treesearch.session import verify
@@ -76,9 +77,9 @@ PLANTED = {
         ],
         (other_number, ""),
     ),
-    "run.json without a checksum": ([(runs, "stamped", lambda config: config)], (fuzz_mutations.digit, "run.json")),
-    "cut wherever damage begins": ([(runs, "_check_last", lambda *_: None)], (fuzz_mutations.flip, "tree.bin")),
-    "records followed unchecked": ([(runs, "_check_nodes", lambda *_: None)], (fuzz_mutations.record, "tree.bin")),
+    "run.json without a checksum": ([(configs, "stamped", lambda found: found)], (fuzz_mutations.digit, "run.json")),
+    "cut wherever damage begins": ([(log, "_check_last", lambda *_: None)], (fuzz_mutations.flip, "tree.bin")),
+    "records followed unchecked": ([(checks, "_check_nodes", lambda *_: None)], (fuzz_mutations.record, "tree.bin")),
 }
 
 
