@@ -224,7 +224,10 @@ def test_a_kernel_that_raises_says_where() -> None:
             lambda: ts.DiffusionTreeSampling(selection="bolzmann"),
             "unknown selection 'bolzmann'; did you mean 'boltzmann'",
         ),
-        (lambda: ts.DiffusionTreeSearch(backup="maximum"), r"unknown backup 'maximum'.*\(known: max, mean, soft, visits\)"),
+        (
+            lambda: ts.DiffusionTreeSearch(backup="maximum"),
+            r"unknown backup 'maximum'.*\(known: max, mean, soft, visits\)",
+        ),
         (lambda: search(keep_states="al"), "unknown keep_states 'al'; did you mean 'all'"),
         (lambda: ts.BestOfN(lam=-1), r"lam is -1, expected 'auto' or a finite number >= 0"),
         (lambda: ts.FeynmanKac(lam=math.inf), "lam is inf, expected 'auto' or a finite number"),
