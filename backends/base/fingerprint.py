@@ -41,6 +41,7 @@ _BOOKKEEPING = frozenset(vars(nn.Module())) | {
     ),
     *("peft_config", "generation_config", "_hf_peft_config_loaded", "_no_split_modules", "_caches"),
     *("_name_or_path", "name_or_path", "_commit_hash", "_diffusers_version", "transformers_version", "architectures"),
+    "_use_default_values",  # of a diffusers config: names in the order of a set, another one in each process
 }
 # Hooks that say where weights are kept, not what is computed.
 _PLACEMENT = {

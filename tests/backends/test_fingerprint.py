@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from tests.support import tiny
+from treesearch.backends import maze, mnist
 from treesearch.backends.base import fingerprint
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.models.mnist import mnist_kernel
+from treesearch.backends.pipelines import DiffusersKernel
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,17 +145,29 @@ def test_what_changes_nothing_is_not_seen(what):
     assert fingerprint.of(SAME[what](network)) == before
 
 
-def test_another_process_finds_the_same():
-    line = "import tests.backends.test_fingerprint as t\n"
-    line += "n = t.net(); n.register_forward_hook(t.hook(2.0)); print(t.fingerprint.of(n))"
-    found = set()
-    for seed in ("1", "2"):
-        env = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        run = [sys.executable, "-c", line]
-        found.add(subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout.strip())
+def hooked():
+    """A network of no library, with a hook."""
     network = net()
     network.register_forward_hook(hook(2.0))
-    assert found == {fingerprint.of(network)}
+    return network
+
+
+def test_another_process_finds_the_same(tiny_root):
+    """A run goes on in another process, where sets have another order: of a library's configurations too."""
+    folder = tiny.checkpoint("sd", tiny_root)
+    line = f"""
+from tests.backends import test_fingerprint as t
+print(t.fingerprint.of(t.hooked()), *t.shipped({str(folder)!r}), sep="\\n")"""
+    for seed in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        run = subprocess.run([sys.executable, "-c", line], env=env, capture_output=True, text=True, check=True)
+        assert run.stdout.splitlines() == [fingerprint.of(hooked()), *shipped(str(folder))]
+
+
+def shipped(folder):
+    """Fingerprints of the models that ship, and of a checkpoint's pipeline."""
+    pipeline = DiffusersKernel.from_pretrained(folder, num_steps=2, device="cpu")
+    return [kernel.fingerprint for kernel in (mnist(), maze(), pipeline)]
 
 
 class Opaque:
