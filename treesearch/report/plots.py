@@ -138,8 +138,17 @@ def _panel(plt: Any, axes: Any, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.has_data():
         low, high = axes.dataLim.intervalx
-        axes.set_xscale("log" if 0 < low * WIDE < high else "linear")
+        if 0 < low * WIDE < high:
+            _logarithmic(plt, axes)
         axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+def _logarithmic(plt: Any, axes: Any) -> None:
+    """An axis of NFE in powers, marked at 1, 2 and 5 of each as people say them: 200, 2k, 1M."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(plt.matplotlib.ticker.EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
 
 
 def _line(axes: Any, name: str, curves: Sequence[Curve], style: Mapping[str, Any]) -> None:
