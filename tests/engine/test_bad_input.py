@@ -560,7 +560,7 @@ def test_a_run_goes_on_after_its_reward_is_repaired(
 
 def test_a_lone_callback_or_level_is_refused_before_anything_runs():
     with pytest.raises(TypeError, match="list of functions"):
-        ts.search(LinearGaussian(), linear(), ts.BestOfN(n=4), callbacks=print)
+        ts.search(LinearGaussian(), linear(), ts.BestOfN(n=4), callbacks=len)
     for make in (lambda: ts.DiffusionTreeSampling(branch_at=3), lambda: ts.FeynmanKac(schedule="abc")):
         with pytest.raises(ValueError, match="expected levels"):
             make()

@@ -591,7 +591,7 @@ def test_an_automatic_lambda_is_that_of_the_kernel_which_a_guide_proposes_for(re
         ({"batch_size": 2.0}, "batch_size is 2.0, expected a whole number"),
         ({"batch_size": None}, "batch_size is None, expected a whole number"),
         ({"batch_invariant": 1}, "batch_invariant is 1, expected True or False"),
-        ({"callbacks": print}, "callbacks is <built-in function print>, expected a list of functions"),
+        ({"callbacks": len}, "callbacks is <built-in function len>, expected a list of functions"),
         ({"callbacks": None}, "callbacks is None, expected a list of functions"),
         ({"callbacks": [1]}, r"callbacks is \[1\], expected a list of functions"),
         ({"store": 3}, "store is 3, expected the path of a folder"),
@@ -623,8 +623,8 @@ def test_whole_numbers_of_other_libraries_are_whole_numbers(tmp_path, seed) -> N
 
 def test_resuming_checks_its_callbacks_too(tmp_path) -> None:
     search(store=tmp_path / "r")
-    with pytest.raises(TypeError, match="callbacks is <built-in function print>"):
-        ts.resume(tmp_path / "r", KERNEL, total, callbacks=print)
+    with pytest.raises(TypeError, match="callbacks is <built-in function len>"):
+        ts.resume(tmp_path / "r", KERNEL, total, callbacks=len)
 
 
 def test_a_reward_object_may_always_look_at_prompts() -> None:
