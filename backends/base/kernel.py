@@ -38,7 +38,8 @@ class Kernel(Protocol):
         fingerprint: str of all that decides its law, the same in every process [unknown: resume computes an edge again]
         class_name: str, what a run calls it, for stand-ins [the name of its class]; session
     Cost
-        rows_per_nfe: rows of its network that one evaluation is, 2 under classifier-free guidance [1]
+        rows_per_nfe: rows of its network that an evaluation is, 2 under classifier-free guidance; a number or one for
+            each t in 0..T [1]
         backward_per_nfe: backward passes of an evaluation, a number or one for each t in 0..T [0]
         rewards_per_nfe: reward calls of an evaluation, likewise [0]
         memory_plan: (batch_size, prompts=, backward=) -> bytes a search takes of the device [unknown]; command line
@@ -100,8 +101,8 @@ class Spec(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     fingerprint: str | None
-    rows_per_nfe: int
-    backward_per_nfe: tuple[int, ...] = ()  # (T + 1,), [t] for the evaluation of x_t
+    rows_per_nfe: tuple[int, ...] = ()  # (T + 1,), [t] for the evaluation of x_t
+    backward_per_nfe: tuple[int, ...] = ()  # (T + 1,)
     rewards_per_nfe: tuple[int, ...] = ()  # (T + 1,)
     previews: bool = False  # endpoints are drawn by `preview`
     departs: str | None = None  # why its chain is another law than the model's, without weights that would say so
@@ -147,7 +148,7 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         device=torch.device(optional(kernel, "device", "cpu")),
         dtype=optional(kernel, "dtype", torch.float32),
         fingerprint=optional(kernel, "fingerprint") if identify else None,
-        rows_per_nfe=int(optional(kernel, "rows_per_nfe", 1)),
+        rows_per_nfe=_by_level(kernel, "rows_per_nfe", steps, 1),
         backward_per_nfe=_by_level(kernel, "backward_per_nfe", steps),
         rewards_per_nfe=_by_level(kernel, "rewards_per_nfe", steps),
         previews=optional(kernel, "preview") is not None,
@@ -174,9 +175,9 @@ def optional(kernel: Any, name: str, default: Any = None) -> Any:
         raise RuntimeError(f"{type(kernel).__name__}.{name} failed with AttributeError: {error}") from error
 
 
-def _by_level(kernel: Kernel, name: str, steps: int) -> tuple[int, ...]:
+def _by_level(kernel: Kernel, name: str, steps: int, otherwise: int = 0) -> tuple[int, ...]:
     """A number for each t in 0..T."""
-    given = optional(kernel, name, 0)
+    given = optional(kernel, name, otherwise)
     each = (given,) * (steps + 1) if isinstance(given, int) else tuple(map(int, given))
     if len(each) != steps + 1:
         raise ValueError(f"kernel.{name} has {len(each)} entries, expected num_steps + 1 = {steps + 1}")

@@ -49,8 +49,8 @@ def uniform(noise: Tensor) -> Tensor:
 
 
 def expand(rows: Tensor, like: Tensor) -> Tensor:
-    """Give a tensor (n,) trailing axes so that it broadcasts against (n, *state)."""
-    return rows.reshape(-1, *(1,) * (like.ndim - 1))
+    """Give a tensor (n,) trailing axes so that it broadcasts against (n, *state); one that has them stays as it is."""
+    return rows if rows.ndim > 1 else rows.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:

@@ -4,6 +4,9 @@
     x_s = α_s x̂_0 + √(σ_s² - s̃²) ε̂ + s̃ z        s the next entry of the grid after t
     s̃²  = η² (σ_s²/σ_t²) (σ_t² - (α_t/α_s)² σ_s²)
 
+σ_t² - (α_t/α_s)² σ_s² is the noise of the step x_s -> x_t; a process whose x_t keeps another part of x_s than α_t/α_s
+says so (`Schedule.carry`). α, σ and η may differ from entry to entry of the state.
+
 With α² + σ² = 1 this is DDIM (eqs. 12 and 16). With α = 1 - σ and the velocity v = ε - x_0 it is a stochastic flow
 chain, finite at σ_T = 1, and Euler's method at η = 0. DDPM is the same law at η = 1, with ε̂ recomputed from a clipped
 x̂_0. Full renoising is s̃ = σ_s, what few-step models (LCM, Turbo, Lightning, Schnell) are distilled for.
@@ -49,13 +52,25 @@ def to_endpoint(
     return output, (x - alpha * output) / sigma
 
 
+def from_endpoint(prediction: Prediction, endpoint: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The network output that means (x̂_0, ε̂): the inverse of `to_endpoint`."""
+    if prediction == "epsilon":
+        return eps
+    if prediction == "v":
+        return alpha * eps - sigma * endpoint
+    if prediction == "flow":
+        return eps - endpoint
+    return endpoint
+
+
 @final
 class Chain:
-    """The law of x_s given x_t and a network output, as tables over t.
+    """The law of x_s given x_t and a network output, as float64 tables over t, cast where they are used.
 
     Args:
         schedule: the grid.
-        eta: η in [0, 1]; 0 is deterministic after the prior, 1 is ancestral sampling.
+        eta: η in [0, 1]; 0 is deterministic after the prior, 1 is ancestral sampling. A tensor (1, *state) says it by
+            entry, one (T + 1, *state) by level too.
         step: "ddim", "ddpm" (η = 1, ε̂ recomputed from the clipped x̂_0) or "renoise" (s̃ = σ_s, whatever η).
         clip_sample: limit of |x̂_0|, None for none.
 
@@ -64,57 +79,136 @@ class Chain:
     """
 
     def __init__(
-        self, schedule: Schedule, *, eta: float = 1.0, step: Step = "ddim", clip_sample: float | None = None
+        self, schedule: Schedule, *, eta: float | Tensor = 1.0, step: Step = "ddim", clip_sample: float | None = None
     ) -> None:
-        if not is_number(eta, 0, 1):
-            raise ValueError(f"eta is {eta!r}, expected 0..1")
+        _refuse_eta(eta, schedule.num_steps)
         if step not in ("ddim", "ddpm", "renoise"):
             raise ValueError(
                 f"unknown step {step!r}: choose ddim, ddpm or renoise; solvers with memory (DPM-Solver++, UniPC, PNDM, "
                 "Heun, ...) have no law of x_s given x_t alone"
             )
-        if step != "ddim" and eta != 1:
+        if step != "ddim" and not (is_number(eta) and eta == 1):
             raise ValueError(f"step={step!r} has eta = 1, got {eta}: use step='ddim' for other values")
         self.schedule, self.eta, self.clip_sample = schedule, eta, clip_sample
         self.step: Step = step
-        alpha_t, sigma_t = schedule.alpha[1:], schedule.sigma[1:]
-        alpha_s, sigma_s = schedule.alpha[:-1], schedule.sigma[:-1]
-        if step == "renoise":
-            variance = sigma_s**2
-        else:
-            variance = (eta * sigma_s / sigma_t) ** 2 * (sigma_t**2 - (alpha_t * sigma_s / alpha_s) ** 2)
-        variance = variance.clamp_min(0)  # rounding, where two grid points coincide
+        levels, own = _aligned(schedule, eta)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((v[1:] for v in levels), (v[:-1] for v in levels))
+        carried = alpha_t * sigma_s / alpha_s if schedule.carry is None else _like(schedule.carry, alpha_t) * sigma_s
+        ddim = (own * sigma_s / sigma_t) ** 2 * (sigma_t**2 - carried**2)
+        variance = (sigma_s**2 if step == "renoise" else ddim).clamp_min(0)  # rounding, where two grid points coincide
         self.timestep = _table(schedule.timestep)
-        self.alpha, self.sigma = _table(alpha_t.float()), _table(sigma_t.float())
-        self.alpha_s, self.std = _table(alpha_s.float()), _table(variance.sqrt().float())
-        self.direction = _table((sigma_s**2 - variance).clamp_min(0).sqrt().float())
-        self.stochastic = torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), self.std[1:] > 0])
+        self.alpha, self.sigma, self.alpha_s = _table(alpha_t), _table(sigma_t), _table(alpha_s)
+        self.std, self.direction = _table(variance.sqrt()), _table((sigma_s**2 - variance).clamp_min(0).sqrt())
+        noisy = (self.std[1:].float() > 0).flatten(1).any(1) if self.std.ndim > 1 else self.std[1:].float() > 0
+        self.stochastic = torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), noisy])
 
     def to(self, device: str | torch.device) -> Chain:
         """The same chain, its tables moved to a device."""
-        for name in ("timestep", "alpha", "sigma", "alpha_s", "std", "direction"):
+        for name in ("timestep", *TABLES):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def law(self, x: Tensor, t: Tensor, output: Tensor) -> Gaussian:
-        """Law of x_s for states x (n, *state) at levels t (n,), from the network's output (n, *state)."""
-        alpha, sigma = expand(self.alpha[t], x), expand(self.sigma[t], x)
-        endpoint, eps = to_endpoint(self.schedule.prediction, output, x, alpha, sigma)
+    def on(self, schedule: Schedule) -> Chain:
+        """The same settings on another grid; η by level is cut to its length."""
+        eta = self.eta
+        if isinstance(eta, Tensor) and len(eta) > 1:
+            eta = eta[: schedule.num_steps + 1]
+        return Chain(schedule, eta=eta, step=self.step, clip_sample=self.clip_sample).to(self.alpha.device)
+
+    def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
+        """Entries of a table for rows at levels t (n,), broadcastable to states x (n, *state), in their precision."""
+        rows = getattr(self, name)[t]
+        return expand(rows.to(torch.promote_types(x.dtype, torch.float32)), x)
+
+    def law(
+        self, x: Tensor, t: Tensor, output: Tensor | tuple[Tensor, Tensor], offset: Tensor | None = None
+    ) -> Gaussian:
+        """Law of x_s for states x (n, *state) at levels t (n,).
+
+        Args:
+            x, t: as said.
+            output: of the network (n, *state); or x̂_0 and ε̂ themselves, which need not add up to x_t: the step is
+                then x_t + (α_s - α_t) x̂_0 + (√(σ_s² - s̃²) - σ_t) ε̂ + s̃ z.
+            offset: m (n, *state) where the chain is that of y = x - m, as of a process that reverts to m; the network's
+                output, x̂_0 and ε̂ are then those of y. The law and its endpoint are of x.
+        """
+        y = x if offset is None else x - offset
+        alpha, sigma, alpha_s = self.at("alpha", t, x), self.at("sigma", t, x), self.at("alpha_s", t, x)
+        direction = self.at("direction", t, x)
+        if isinstance(output, tuple):
+            endpoint, eps = output
+        else:
+            endpoint, eps = to_endpoint(self.schedule.prediction, output, y, alpha, sigma)
         if self.clip_sample is not None:
-            endpoint = endpoint.clamp(-self.clip_sample, self.clip_sample)
+            endpoint = self._clipped(endpoint, offset)
             if self.step == "ddpm":
-                eps = (x - alpha * endpoint) / sigma
-        mean = expand(self.alpha_s[t], x) * endpoint + expand(self.direction[t], x) * eps
-        return Gaussian(mean, expand(self.std[t], x), endpoint)
+                eps = (y - alpha * endpoint) / sigma
+        if isinstance(output, tuple):
+            mean = y + (alpha_s - alpha) * endpoint + (direction - sigma) * eps
+        else:
+            mean = alpha_s * endpoint + direction * eps
+        std = self.at("std", t, x)
+        return Gaussian(mean, std, endpoint) if offset is None else Gaussian(mean + offset, std, endpoint + offset)
+
+    def _clipped(self, endpoint: Tensor, offset: Tensor | None) -> Tensor:
+        """x̂_0 within its limit, as seen from the offset."""
+        limit = self.clip_sample
+        if limit is None or offset is None:
+            return endpoint if limit is None else endpoint.clamp(-limit, limit)
+        return (endpoint + offset).clamp(-limit, limit) - offset
+
+    def renoise(self, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Tensor) -> Tensor:
+        """x_{t_to} ~ q(x_{t_to} | x_{t_from} = x), rows (n, *state) with t_to >= t_from >= 0 (n,).
+
+        Raises:
+            ValueError: a move down the chain, or a process whose noising needs x_0.
+        """
+        if (t_to < t_from).any():
+            raise ValueError("renoise moves up the chain: expected t_to >= t_from")
+        if self.schedule.carry is not None:
+            raise ValueError("this process cannot be noised from a state alone: its steps need x_0")
+        alpha, sigma = self.schedule.alpha.to(x.device), self.schedule.sigma.to(x.device)
+        scale = alpha[t_to] / alpha[t_from]
+        std = (sigma[t_to] ** 2 - (scale * sigma[t_from]) ** 2).clamp_min(0).sqrt()
+        return expand(scale.to(x.dtype), x) * x + expand(std.to(x.dtype), x) * noise.to(x.device, x.dtype)
 
     def settings(self) -> tuple[Any, ...]:
         """What tells chains apart, beside their tables."""
-        of = self.schedule
-        return (self.step, self.eta, of.prediction, self.clip_sample, of.num_steps, of.prior_std)
+        of, eta = self.schedule, self.eta
+        return (self.step, "by entry" if isinstance(eta, Tensor) else eta, of.prediction, self.clip_sample,
+                of.num_steps, of.prior_std)  # fmt: skip
 
     def tables(self) -> dict[str, Tensor]:
         """The tables that define the chain."""
-        return {"timestep": self.timestep, "alpha": self.alpha, "sigma": self.sigma, "alpha_s": self.alpha_s}
+        return {name: getattr(self, name) for name in ("timestep", "alpha", "sigma", "alpha_s", "std")}
+
+
+TABLES = ("alpha", "sigma", "alpha_s", "std", "direction")
+
+
+def _refuse_eta(eta: float | Tensor, steps: int) -> None:
+    if not isinstance(eta, Tensor):
+        if not is_number(eta, 0, 1):
+            raise ValueError(f"eta is {eta!r}, expected 0..1")
+        return
+    if eta.ndim < 2 or len(eta) not in (1, steps + 1):
+        got = tuple(eta.shape)
+        raise ValueError(f"eta has shape {got}, expected (1, *state), or (T + 1, *state) with T = {steps}")
+    if not ((eta >= 0) & (eta <= 1)).all():
+        raise ValueError("eta has entries outside 0..1")
+
+
+def _aligned(schedule: Schedule, eta: float | Tensor) -> tuple[tuple[Tensor, Tensor], float | Tensor]:
+    """α and σ of x_0..x_T with the axes that η has, and η of x_1..x_T."""
+    if not isinstance(eta, Tensor):
+        return (schedule.alpha, schedule.sigma), eta
+    own = eta.detach().double().cpu()
+    return (_like(schedule.alpha, own), _like(schedule.sigma, own)), own if len(own) == 1 else own[1:]
+
+
+def _like(table: Tensor, other: Tensor) -> Tensor:
+    """A table over t with trailing axes, so that it broadcasts against another."""
+    return expand(table, other) if other.ndim > 1 else table
 
 
 def _table(values: Tensor) -> Tensor:
@@ -145,7 +239,7 @@ class DiffusionKernel:
         *,
         state_shape: Sequence[int],
         schedule: Schedule,
-        eta: float = 1.0,
+        eta: float | Tensor = 1.0,
         step: Step = "ddim",
         clip_sample: float | None = None,
         decode: Callable[[Tensor], Any] | None = None,
@@ -170,7 +264,7 @@ class DiffusionKernel:
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         self._quiet.look()
-        return noise.to(self.device, self.dtype)
+        return self.chain.schedule.prior_std * noise.to(self.device, self.dtype)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):

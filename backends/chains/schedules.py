@@ -48,18 +48,24 @@ _FLOW = ("FlowMatchEulerDiscrete", "FlowMatchLCM")
 _KNOWN = _AT_TIMESTEPS + _BY_SIGMA + _FLOW
 
 
+EPS = 1e-12  # of comparisons that hold in exact arithmetic
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A grid of T steps.
 
     Args:
         timestep: what the network is told at x_1..x_T, (T,).
-        alpha, sigma: α and σ of x_0..x_T, (T + 1,) float64.
+        alpha, sigma: α and σ of x_0..x_T, (T + 1,) float64; (T + 1, *state) where entries differ.
         prediction: what the network returns.
         prior_std: standard deviation of x_T: 1, or σ_T where a solver in the coordinates x / α_t begins there.
+        carry: what x_t keeps of x_s, for t = 1..T and s = t - 1, (T,) or (T, *state); None for α_t/α_s, where x_t needs
+            nothing but x_s. With another the rest of α_t x_0 enters as x_0 itself, so that noising needs x_0.
 
     Raises:
-        ValueError: lengths that do not fit, noise that does not grow with t, or ε predicted where α_T = 0.
+        ValueError: lengths that do not fit, noise that does not grow with t, a step that would take noise away, or ε
+            predicted where α_T = 0.
     """
 
     timestep: Tensor
@@ -67,6 +73,7 @@ class Schedule:
     sigma: Tensor
     prediction: Prediction = "epsilon"
     prior_std: float = 1.0
+    carry: Tensor | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.timestep)
@@ -76,12 +83,21 @@ class Schedule:
             raise ValueError(f"unknown prediction {self.prediction!r}: choose {', '.join(PREDICTIONS.values())}")
         if not (self.alpha.isfinite().all() and self.sigma.isfinite().all()):
             raise ValueError(f"the grid of {steps} steps is not finite: use more steps")
-        if (self.alpha.diff() > 0).any() or (self.sigma.diff() < 0).any() or not (self.alpha[:-1] > 0).all():
-            raise ValueError("noise must grow with t: alpha falls from 1 and stays above 0 before x_T, sigma rises")
-        if self.alpha[-1] == 0 and self.prediction == "epsilon":
+        ratio = self.alpha[1:] * self.sigma[:-1] - self.alpha[:-1] * self.sigma[1:]  # α/σ falls, also through σ_0 = 0
+        if (ratio > EPS).any() or not (self.alpha[:-1] > 0).all() or (self.sigma < 0).any():
+            raise ValueError("noise must grow with t: alpha/sigma falls, and alpha stays above 0 before x_T")
+        if self.carry is not None:
+            self._refuse_carry(self.carry)
+        if self.prediction == "epsilon" and (self.alpha[-1] == 0).any():
             raise ValueError(
                 "alphas_cumprod ends at 0, where ε does not give x_0: the network must predict v or sample"
             )
+
+    def _refuse_carry(self, carry: Tensor) -> None:
+        if len(carry) != self.num_steps:
+            raise ValueError(f"{self.num_steps} steps need as many values of carry, got {len(carry)}")
+        if not ((carry * self.sigma[:-1]) ** 2 <= self.sigma[1:] ** 2 + EPS).all():
+            raise ValueError("carry keeps more noise of x_s than x_t has: expected carry · σ_s <= σ_t")
 
     @property
     def num_steps(self) -> int:
@@ -89,7 +105,10 @@ class Schedule:
 
     def last(self, steps: int) -> Schedule:
         """The last `steps` steps alone: a chain that begins at a noised image."""
-        return Schedule(self.timestep[:steps], self.alpha[: steps + 1], self.sigma[: steps + 1], self.prediction)
+        carry = None if self.carry is None else self.carry[:steps]
+        return Schedule(
+            self.timestep[:steps], self.alpha[: steps + 1], self.sigma[: steps + 1], self.prediction, carry=carry
+        )
 
     @staticmethod
     def variance_preserving(

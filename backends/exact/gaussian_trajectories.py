@@ -20,7 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Gaussian, expand
+from treesearch.backends.base import Cond, Gaussian
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import cosine_bar
@@ -106,7 +106,7 @@ class GaussianTrajectories:
         return noise.to(F64)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        gap = (x - expand(self.chain.alpha[t], x) * self.mean).flatten(1)
+        gap = (x - self.chain.at("alpha", t, x) * self.mean).flatten(1)
         moved = (self._gain[t] @ gap[..., None]).reshape(x.shape)
         return self.chain.law(x, t, self.mean + moved)
 
@@ -119,7 +119,7 @@ class GaussianTrajectories:
     @cached_property
     def _gain(self) -> Tensor:
         """α_t Σ (α_t² Σ + σ_t² I)^{-1}, (T + 1, D, D)."""
-        alpha, sigma = self.chain.alpha.to(F64)[:, None, None], self.chain.sigma.to(F64)[:, None, None]
+        alpha, sigma = self.chain.alpha[:, None, None], self.chain.sigma[:, None, None]
         eye = torch.eye(len(self.cov), dtype=F64, device="cpu")
         noisy = alpha**2 * self.cov + torch.where(sigma > 0, sigma, 1.0) ** 2 * eye
         return torch.linalg.solve(noisy, alpha * self.cov)  # symmetric: the two commute

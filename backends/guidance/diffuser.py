@@ -24,7 +24,7 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Gaussian, Transition, expand, optional
+from treesearch.backends.base import Cond, Gaussian, Transition, optional
 from treesearch.backends.guidance.base import RewardGuided, clamped, unpack
 from treesearch.rewards.numeric import is_number, is_whole
 
@@ -86,7 +86,7 @@ class Diffuser(RewardGuided):
         inner, prompts = unpack(cond)
         rows = self._levels.to(t.device)[t].nonzero().flatten()
         if self.at == "state" and len(rows):
-            std = expand(self.kernel.chain.std[t], x)
+            std = self.kernel.chain.at("std", t, x)
             return self.kernel.transition(self._climb(x, std, t, rows, inner, prompts), t, inner)
         law = self.kernel.transition(x, t, inner)
         if not len(rows):

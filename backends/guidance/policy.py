@@ -88,7 +88,7 @@ class PolicyGuided(RewardGuided):
         rows = lam.nonzero().flatten()
         if not len(rows):
             return self.kernel.transition(x, t, inner)
-        alpha = expand(self.kernel.chain.alpha[t], x)
+        alpha = self.kernel.chain.at("alpha", t, x)
         if self.at == "noised":
             y = clamped(self.kernel, x / alpha, inner)
         else:
@@ -123,6 +123,9 @@ class PolicyGuided(RewardGuided):
         return tuple(int(lam != 0) for lam in self.schedule.tolist())
 
     @property
-    def rows_per_nfe(self) -> int:
-        """Network rows of an evaluation."""
-        return self._spec.rows_per_nfe * (2 if self.at == "denoised" and self.coefficient > 0 else 1)
+    def rows_per_nfe(self) -> tuple[int, ...]:
+        """Network rows of an evaluation at each t."""
+        twice = self.at == "denoised"
+        return tuple(
+            n * (1 + (twice and g > 0)) for n, g in zip(self._spec.rows_per_nfe, self.rewards_per_nfe, strict=True)
+        )

@@ -28,7 +28,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from treesearch.backends.base import Cond, Gaussian, expand, fingerprint
+from treesearch.backends.base import Cond, Gaussian, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain, Step
 from treesearch.backends.chains.schedules import Schedule
@@ -67,7 +67,7 @@ class TrajectoryKernel:
         normalisation: Normalisation,
         horizon: int,
         schedule: Schedule,
-        eta: float = 1.0,
+        eta: float | Tensor = 1.0,
         step: Step = "ddim",
         clip_sample: float | None = None,
         card: Card | None = None,
@@ -160,12 +160,7 @@ class TrajectoryKernel:
         Raises:
             ValueError: a move down the chain.
         """
-        if (t_to < t_from).any():
-            raise ValueError("renoise moves up the chain: expected t_to >= t_from")
-        alpha, sigma = self.chain.schedule.alpha.to(x.device), self.chain.schedule.sigma.to(x.device)
-        scale = alpha[t_to] / alpha[t_from]
-        std = (sigma[t_to] ** 2 - (scale * sigma[t_from]) ** 2).clamp_min(0).sqrt()
-        return expand(scale.to(x.dtype), x) * x + expand(std.to(x.dtype), x) * noise.to(x.device, x.dtype)
+        return self.chain.renoise(x, t_from, t_to, noise)
 
     @property
     def fingerprint(self) -> str | None:

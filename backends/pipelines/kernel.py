@@ -67,7 +67,7 @@ class DiffusersKernel:
         pipe: Any,
         *,
         num_steps: int,
-        eta: float = 1.0,
+        eta: float | Tensor = 1.0,
         step: Step | None = None,
         device: str | torch.device | None = None,
         text_encoders: Literal["keep", "offload", "free"] = "keep",
@@ -292,8 +292,8 @@ class DiffusersKernel:
         return self._rooted(packed, schedule, is_prior=False)
 
     def _rooted(self, root: Tensor, schedule: Schedule, *, is_prior: bool) -> DiffusersKernel:
-        other, of = copy.copy(self), self.chain
-        other.chain = Chain(schedule, eta=of.eta, step=of.step, clip_sample=of.clip_sample).to(self.device)
+        other = copy.copy(self)
+        other.chain = self.chain.on(schedule)
         other._root, other._root_is_prior = root.detach().to(self.device, self.dtype), is_prior
         return other
 

@@ -175,8 +175,7 @@ class Condition(_Masked):
     def _pulled(self, x: Tensor, t: Tensor, law: Gaussian) -> Tensor:
         """Mean of the step with x̂_0 + k_t (y - x̂_0) in place of x̂_0."""
         chain = self.kernel.chain
-        alpha, sigma = expand(chain.alpha[t], x), expand(chain.sigma[t], x)
-        alpha_s, direction = expand(chain.alpha_s[t], x), expand(chain.direction[t], x)
+        alpha, sigma, alpha_s, direction = (chain.at(name, t, x) for name in ("alpha", "sigma", "alpha_s", "direction"))
         rest = sigma**2 / (alpha**2 + sigma**2)
         pull = rest / (rest + self.tolerance**2)
         return law.mean + (alpha_s - direction * alpha / sigma) * pull * (self.values - law.endpoint)

@@ -42,7 +42,7 @@ def machine(kernel: Kernel) -> dict[str, Any]:
         "machine": {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "num_steps": spec.num_steps,
-        "rows_per_nfe": spec.rows_per_nfe,
+        "rows_per_nfe": max(spec.rows_per_nfe),
     }
 
 

@@ -77,10 +77,11 @@ def test_the_published_move_is_along_the_actions_alone(at, normalise):
         g /= g.flatten(1).norm(dim=1)[:, None, None]
     want = PLANS.transition(x + alpha * float(guided.schedule[t]) * g, levels(t, 4))
     found = guided.transition(x, levels(t, 4))
-    torch.testing.assert_close(found.mean, want.mean, rtol=1e-6, atol=1e-6)  # α_t is float32
+    torch.testing.assert_close(found.mean, want.mean, rtol=1e-12, atol=1e-12)
     assert found.log_weight(found.sample(x)).abs().max() == 0
     assert describe(guided).rewards_per_nfe[t] == 1
-    assert guided.rows_per_nfe == (2 if at == "denoised" else 1)
+    assert guided.rows_per_nfe[t] == (2 if at == "denoised" else 1)
+    assert guided.rows_per_nfe[1] == 1  # not guided
 
 
 def test_the_published_sampler_says_that_its_law_is_its_own(tmp_path):

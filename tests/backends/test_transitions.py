@@ -149,7 +149,7 @@ def test_shift_mean_leaves_deterministic_rows_and_keeps_the_first_base():
 
 def test_describe_fills_in_defaults_and_refuses_nonsense():
     spec = describe(LinearGaussian(dim=2))
-    assert (spec.noise_shape, spec.stochastic, spec.rows_per_nfe) == ((2,), (True,) * 6, 1)
+    assert (spec.noise_shape, spec.stochastic, spec.rows_per_nfe) == ((2,), (True,) * 6, (1,) * 6)
     guided = Guided(LinearGaussian(), shift_mean(lambda x, t, b, c: 0 * b.mean), "none")
     assert describe(guided).fingerprint == f"Guided({LinearGaussian().fingerprint}, none)"
     assert spec.branchable(1)

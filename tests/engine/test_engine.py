@@ -97,6 +97,13 @@ def test_guided_rows_and_backwards_are_counted():
     assert (result.cost.nfe, result.cost.rows, result.cost.backward_nfe) == (50, 100, 50)
 
 
+def test_rows_of_an_evaluation_may_differ_by_level():
+    kernel = Recorder()
+    kernel.rows_per_nfe = (0, 1, *(3,) * (kernel.num_steps - 1))  # x_1 alone is evaluated by one row
+    _, result = run(ts.BestOfN(n=5), 5 * kernel.num_steps, kernel, batch_invariant=True)
+    assert result.cost.rows == 16 * (3 * (kernel.num_steps - 1) + 1)
+
+
 def test_nfe_do_not_depend_on_the_batch_size():
     costs = {run(ts.DiffusionTreeSampling(wave=8), 777, batch_size=b)[1].cost.nfe for b in (1, 5, 64)}
     assert len(costs) == 1

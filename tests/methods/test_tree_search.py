@@ -224,7 +224,7 @@ def test_scores_of_odd_rewards(reward):
 
 
 def spec_of(stochastic=(True,) * (STEPS + 1)):
-    return Spec(STEPS, (1,), (1,), tuple(stochastic), torch.device("cpu"), torch.float32, None, 1)
+    return Spec(STEPS, (1,), (1,), tuple(stochastic), torch.device("cpu"), torch.float32, None)
 
 
 def drive(resolved, seed, nfe, method=None):

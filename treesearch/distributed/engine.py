@@ -139,7 +139,7 @@ class RayEngine:
         levels = slice(int(tree.t[node]) + 1, min(int(tree.t[above]), self.spec.num_steps) + 1)
         steps = levels.stop - levels.start
         self.cost.repeated_nfe += steps
-        self.cost.rows += steps * self.spec.rows_per_nfe
+        self.cost.rows += sum(self.spec.rows_per_nfe[levels])
         self.cost.backward_nfe += sum(self.spec.backward_per_nfe[levels])
         return as_tensor(state, self.spec.dtype)
 

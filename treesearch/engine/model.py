@@ -62,7 +62,8 @@ class Model:
         # Of one name is not enough: functions must agree.
         self.guide_scores = guide_scores or (guide is not None and guide == reward)
         self._guide_decodes = guide is not None and guide.input == "sample"
-        self._backward, self._guiding = np.array(spec.backward_per_nfe), np.array(spec.rewards_per_nfe)
+        self._rows, self._backward = np.array(spec.rows_per_nfe), np.array(spec.backward_per_nfe)
+        self._guiding = np.array(spec.rewards_per_nfe)
         self._gathered: tuple[Ids, dict[str, Any]] | None = None
         self.passes = self.evaluated = 0  # forward passes, and rows in them without padding
 
@@ -90,7 +91,7 @@ class Model:
         repeated, guided = int(again.sum()), int(self._guiding[t[~again]].sum())
         cost.nfe += len(t) - repeated
         cost.repeated_nfe += repeated
-        cost.rows += (len(t) + padding) * self.spec.rows_per_nfe
+        cost.rows += int(self._rows[t].sum()) + padding * int(self._rows[t[0]])  # the first row pads a pass
         cost.backward_nfe += int(self._backward[t].sum())
         cost.reward_calls += guided
         cost.decodes += guided * self._guide_decodes
