@@ -44,6 +44,7 @@ import treesearch as ts
 from experiments.shared.cells import rounded, where_it_ran
 from experiments.shared.stats import mean_se
 from experiments.shared.tables import table
+from treesearch.backends.base import optional
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance import TDS
 from treesearch.backends.guidance.policy import PolicyGuided
@@ -150,7 +151,7 @@ def generate(
         ValueError: an unknown kind, or n below 1.
         TypeError: a kernel without channels.
     """
-    if (channels := getattr(kernel, "channels", None)) is None:
+    if (channels := optional(kernel, "channels")) is None:
         raise TypeError(f"{type(kernel).__name__} has no `channels`: expected a kernel of trajectories")
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1")

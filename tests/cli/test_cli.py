@@ -107,6 +107,7 @@ def test_dry_run_predicts_and_leaves_nothing(tmp_path, capsys):
         (["run", "dts", "--nffe", "3"], 2, "--nfe"),
         (["run", "dts", "--kernel", "gausian", "--nfe", "1k"], 2, "did you mean 'gaussian'"),
         (["run", "dts", "--reward", "digi(3)", "--nfe", "1k"], 2, "did you mean 'digit'"),
+        (["run", "dts", "--reward", "brightness(target=nan)", "--nfe", "1k"], 2, "nan in a reward is no number"),
         (["run", "dts", "--kernel", "gaussian", "--reward", "linear", "--nfe", "3"], 1, "minimum is 5"),
         (["run", "dts", "--kernel", "gaussian", "--reward", "linear", "--nfe", "ten"], 2, "10k"),
         (["run", "fk", "--kernel", "gaussian", "--reward", "linear"], 1, "no budget"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from treesearch import api as loop
-from treesearch.backends.base import Shared, describe
+from treesearch.backends.base import Shared, describe, optional
 from treesearch.budget import INFINITE, Budget
 from treesearch.core.noise import child_keys, normals, root_key
 from treesearch.core.tree import Tree
@@ -76,7 +76,7 @@ def estimate(session: Session) -> dict[str, Any]:
 
 def _memory(session: Session) -> dict[str, Any]:
     """Bytes on the device and whether it has them, for kernels that can plan them."""
-    plan = getattr(session.kernel, "memory_plan", None)
+    plan = optional(session.kernel, "memory_plan")
     if plan is None:
         return {}
     backward = any(session.spec.backward_per_nfe)

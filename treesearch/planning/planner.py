@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from treesearch.api import search
-from treesearch.backends.base import Kernel, Shared, Spec, describe
+from treesearch.backends.base import Kernel, Shared, Spec, describe, optional
 from treesearch.budget import Budget, Cost
 from treesearch.core.noise import root_key
 from treesearch.engine.asking import without_graph
@@ -170,7 +170,7 @@ class Planner:
         if not (is_number(enough) and is_number(done)):
             raise ValueError(f"enough and done are {enough!r} and {done!r}, expected rewards of plans")
         self.kernel, self.reward, self.method, self.budget = kernel, as_reward(reward), method, budget
-        self.channels: Any = getattr(kernel, "channels")  # noqa: B009 - beyond the protocol
+        self.channels: Any = optional(kernel, "channels")
         self.steps, self.warm_start, self.keep, self.enough, self.done = steps, warm_start, keep, enough, done
         self.level = max(1, self.spec.num_steps // 2) if level is None else level
         if not is_whole(self.level, 1, self.spec.num_steps):
@@ -437,12 +437,12 @@ def _rows(values: Any, what: str) -> Tensor:
 
 
 def _check_kernel(kernel: Any, warm_start: bool) -> None:
-    channels = getattr(kernel, "channels", None)
+    channels = optional(kernel, "channels")
     if not getattr(channels, "action", 0):
         raise TypeError(
             f"{type(kernel).__name__} has no channels with actions: "
             "expected a kernel of trajectories, see treesearch.backends.models.trajectory.TrajectoryKernel"
         )
-    absent = [name for name in NEEDED if getattr(kernel, name, None) is None]
+    absent = [name for name in NEEDED if optional(kernel, name) is None]
     if warm_start and absent:
         raise ValueError(f"{type(kernel).__name__} has no {' and no '.join(absent)}: use warm_start=False")

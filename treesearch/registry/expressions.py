@@ -233,6 +233,8 @@ def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]
     if isinstance(node, ast.Call):
         return _call(node, what, names)
     if isinstance(node, ast.Name):
+        if node.id in ("nan", "inf"):
+            raise SpecError(f"{node.id} in a {what} is no number: write a finite one, or leave the setting out")
         if node.id not in names:
             raise UnknownName(what, node.id, {name: at for name, at in names.items() if not is_mark(name)})
         return names[node.id]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from treesearch.backends.base import Kernel, describe, fingerprint
+from treesearch.backends.base import Kernel, describe, fingerprint, optional
 from treesearch.budget import Budget, Cost
 from treesearch.core.noise import root_key
 from treesearch.core.weights import F64
@@ -151,7 +151,7 @@ class Session:
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
             "reward_code": self.reward.code,
-            "kernel": getattr(self.kernel, "class_name", type(self.kernel).__name__),
+            "kernel": optional(self.kernel, "class_name", type(self.kernel).__name__),
             "budget": asdict(self.budget),
             "pilot": asdict(self.pilot),
             "options": asdict(self.options),
