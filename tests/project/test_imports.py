@@ -39,6 +39,7 @@ ROOMS = {
     REWARDS: {f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "trajectories")},
     f"{BACKENDS}.base": REWARD,
     f"{BACKENDS}.chains": {f"{BACKENDS}.base"},
+    f"{BACKENDS}.diagnostics": {f"{BACKENDS}.base"},
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
