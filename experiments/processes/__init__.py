@@ -1,0 +1,1 @@
+"""Processes beyond plain diffusion: trained models of them, and what holds."""
