@@ -24,6 +24,14 @@ def own_key(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_given_back():
+    """Whoever takes Ctrl-C gives it back: one kept would be lost on the user."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 SLOWEST = ("test_distributed.py", "test_experiments.py")  # begun first, so that no process waits for them at the end
 
 

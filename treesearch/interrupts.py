@@ -35,21 +35,36 @@ def first_interrupt(stop: Callable[[], None], *, raises: bool = True) -> Iterato
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, came = signal.getsignal(signal.SIGINT), []
-
-    def handler(number: int, frame: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-        stop()
-
+    handler = _First(stop, signal.getsignal(signal.SIGINT))
     signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if came and raises:
+        handler.over = True
+        if signal.getsignal(signal.SIGINT) is handler:
+            signal.signal(signal.SIGINT, handler.outside())
+    if handler.came and raises:
         raise KeyboardInterrupt
+
+
+class _First:
+    """A handler that calls `stop` once. Of two streams read in turn the one that began first may end first."""
+
+    def __init__(self, stop: Callable[[], None], before: Any) -> None:
+        self.stop, self.before, self.came, self.over = stop, before, False, False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.came or self.over:
+            raise KeyboardInterrupt
+        self.came = True
+        self.stop()
+
+    def outside(self) -> Any:
+        """The handler of before, past those that are over."""
+        before = self.before
+        while isinstance(before, _First) and before.over:
+            before = before.before
+        return signal.SIG_DFL if before is None else before
 
 
 def interrupts_are_ours() -> bool:

@@ -127,8 +127,7 @@ class Endpoint:
                 waiting.put(job)
             for _ in range(min(self.concurrency, len(batches))):
                 Thread(target=_work, args=(waiting, lambda rows: task(ask, rows)), daemon=True).start()
-            done = wait(futures, return_when=FIRST_EXCEPTION).done
-            _raise_first(futures, done, batches)
+            _raise_first(futures, _finished(futures), batches)
             return [future.result() for future in futures]
         finally:
             stop.set()
@@ -253,6 +252,15 @@ def _work(waiting: SimpleQueue[tuple[Future[Result], Sequence[int]]], task: Call
             future.set_result(task(rows))
         except (Exception, asyncio.CancelledError) as error:
             future.set_exception(error)
+
+
+def _finished(futures: Sequence[Future[Any]]) -> set[Future[Any]]:
+    """Those that are done once all are, or one of them failed."""
+    while True:
+        # In short waits: a signal that comes just before a wait begins does not end it.
+        done, left = wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)
+        if not left or any(future.exception() is not None for future in done):
+            return done
 
 
 def _raise_first(futures: list[Future[Any]], done: set[Future[Any]], batches: Sequence[Sequence[int]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import treesearch as ts
 from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.interrupts import first_interrupt
 from treesearch.runs.config import read_config
 
 KERNEL, METHOD, BUDGET = LinearGaussian(), ts.DiffusionTreeSampling(wave=16), ts.Budget(nfe=800)
@@ -65,6 +66,19 @@ def test_a_handler_of_the_program_stays_in_charge():
         signal.signal(signal.SIGINT, before)
     assert came == [signal.SIGINT]
     assert found.cost.nfe == 800
+
+
+def test_of_two_the_first_may_end_first():
+    """As two streams that are read in turn: Ctrl-C is then what it was."""
+    stopped = []
+    one, two = (first_interrupt(lambda name=name: stopped.append(name), raises=False) for name in "ab")
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    signal.raise_signal(signal.SIGINT)
+    assert stopped == ["b"]
+    two.__exit__(None, None, None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_stream_is_interrupted_as_any_loop():
