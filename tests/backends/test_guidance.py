@@ -90,7 +90,10 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
+LONG = ("drift inside",)  # two proposals, one in the other, in that order; the other order is run always
+
+
+@pytest.mark.parametrize("cell", [pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in CELLS])
 def test_z_is_unbiased(cell):
     unbiased(estimates(*CELLS[cell]))
 

@@ -153,7 +153,11 @@ def run(bed, name, workers, reward=kernels.total, prompts=("a", "b", "c"), **opt
 # The tree of one process.
 
 
-@pytest.mark.parametrize("bed", KERNELS)
+ALIKE = ("mixture", "ring", "gaussian-3d")  # in what workers do, to others
+EACH = [pytest.param(bed, marks=pytest.mark.slow) if bed in ALIKE else bed for bed in KERNELS]
+
+
+@pytest.mark.parametrize("bed", EACH)
 def test_three_workers_make_the_tree_of_one_process(three, bed):
     for name in METHODS:
         if METHODS[name].lam == "auto" and bed in ("discrete", "masked"):
@@ -200,7 +204,8 @@ def test_two_workers_that_share_a_gpu_do_too_and_leave_the_cpus(three, scored):
         assert [a.info["gpu_ids"] for a in workers.pool.workers] == [["0"], ["0"]]
         eventually(lambda: ray.available_resources().get("GPU", 0) == 0, 10)
         assert ray.available_resources()["CPU"] == free  # for tasks of other kinds
-        fewer(workers)
+        for name in ("fk", "dts"):
+            same(run("gaussian", name, workers), alone("gaussian", name), where=name)
 
 
 @pytest.mark.parametrize("keep", ["frontier", "none"])
@@ -320,13 +325,14 @@ class Killer(threading.Thread):
 KILLED = (FK(num_particles=40), DTS(wave=16), DTS(wave=32, mode="async"), ts.BestOfN(), DTS(wave=16, lag=1))
 
 
-def test_ten_kills_at_random_moments(three, tmp_path, monkeypatch):
-    """Searches go on, slowly, until ten workers were killed; the tree and what it cost are those of one process."""
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_moments(three, tmp_path, monkeypatch, kills):
+    """Searches go on, slowly, until workers were killed; the tree and what it cost are those of one process."""
     limit(monkeypatch, three, max_failures=100)
     whole(three.pool)
     (tmp_path / "slow").touch()
     repeated = given_again = 0
-    with Killer(three.pool, "workers", 10) as killer:
+    with Killer(three.pool, "workers", kills) as killer:
         for seed in count():
             method, kernel = KILLED[seed % len(KILLED)], kernels.Slow(seconds=0.005, folder=tmp_path)
             options = {"budget": ts.Budget(nfe=1600), "seed": seed, "batch_size": 8, "prompts": ["a", "b"]}
@@ -337,9 +343,9 @@ def test_ten_kills_at_random_moments(three, tmp_path, monkeypatch):
                 sound(found, method)
             repeated += found.cost.repeated_nfe
             given_again += found.tasks[0].diagnostics["workers"]["bundles_given_again"]
-            if len(killer.killed) == 10 and seed >= len(KILLED):
+            if len(killer.killed) == kills and seed >= len(KILLED):
                 break
-    assert given_again >= 10
+    assert given_again >= kills
     assert repeated > 0
 
 
@@ -678,6 +684,7 @@ def test_a_stream_that_is_left_leaves_the_workers_free(three):
 # Load and figures.
 
 
+@pytest.mark.slow
 def test_workers_are_loaded_by_their_speed(three, tmp_path):
     """Each level of a population is dealt out at once: in shares of equal size, all would wait for the slow one."""
     whole(three.pool)

@@ -89,14 +89,14 @@ def digits(tmp_path_factory):
 
 
 def test_exactness(tmp_path):
-    printed = script("bench.exactness", "--replicates", "20", "--out", str(tmp_path / "e.json"))
+    printed = script("bench.exactness", "--replicates", "4", "--out", str(tmp_path / "e.json"))
     assert "boltzmann" in printed
     assert len(json.loads((tmp_path / "e.json").read_text())["cells"]) == 18
 
 
 def test_training_resumes(tmp_path, digits):
     words = ["--data", str(digits), "--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w.safetensors")]
-    words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "128", "--threads", "1"]
+    words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "32", "--threads", "1"]
     script("mnist.train_mnist", *words, "--epochs", "1")
     script("mnist.train_mnist", *words, "--epochs", "2")
     assert (tmp_path / "w.safetensors").exists()
