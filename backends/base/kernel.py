@@ -36,6 +36,7 @@ class Kernel(Protocol):
         device, dtype: of its states [cpu, float32]
         to: (device) -> the kernel there [it cannot be moved]; workers and wrappers
         fingerprint: str of all that decides its law, the same in every process [unknown: resume computes an edge again]
+        name: str, under which what is shipped with a model is found [the name of its class]; teleportation
         class_name: str, what a run calls it, for stand-ins [the name of its class]; session
     Cost
         rows_per_nfe: rows of its network that an evaluation is, 2 under classifier-free guidance; a number or one for

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from treesearch.backends.chains.diffusion import DiffusionKernel
+    from treesearch.backends.chains.heun import Heun
+    from treesearch.backends.chains.second_order import SecondOrder
 
+Solver = Literal["ddim", "2m", "heun"]
 TRAIN_STEPS = 1000
 STATE_SHAPE = (1, 28, 28)
 CHANNELS = (48, 64, 96)
@@ -107,28 +110,44 @@ def to_images(x0: Tensor) -> Tensor:
     return ((x0 + 1) / 2).clamp(0, 1)
 
 
-def mnist_kernel(num_steps: int = 25, eta: float = 1.0, device: str | torch.device = "cpu") -> DiffusionKernel:
-    """The embedded model as a kernel: unconditional digits, DDIM(eta) steps.
+def mnist_kernel(
+    num_steps: int = 25, eta: float | None = None, device: str | torch.device = "cpu", solver: Solver = "ddim"
+) -> DiffusionKernel | SecondOrder | Heun:
+    """The embedded model as a kernel: unconditional digits.
 
     Args:
         num_steps: T, denoising steps from the prior to the image.
-        eta: 1 is ancestral sampling, 0 is deterministic (and cannot branch below the prior).
+        eta: 1 is ancestral sampling, 0 is deterministic (and cannot branch below the prior); None is 1, and 0 for
+            "heun", which takes no other. "2m" takes 0 or 1.
         device: where the network runs.
+        solver: "ddim", DDIM(eta) steps; "2m", the same at second order by the endpoints before, see
+            `chains.second_order`; "heun", the flow in 2 T - 1 half steps, see `chains.heun`.
 
     Returns:
-        A `DiffusionKernel` with states (1, 28, 28) in [-1, 1]; `decode` gives images in [0, 1].
+        A kernel with states (1, 28, 28) in [-1, 1], a `DiffusionKernel`, or one with memory around it, whose states
+        are (2, 1, 28, 28); `decode` gives images in [0, 1].
+
+    Raises:
+        ValueError: an unknown solver, or one that does not take this eta.
     """
     from treesearch.backends.chains.diffusion import DiffusionKernel
+    from treesearch.backends.chains.heun import Heun
     from treesearch.backends.chains.schedules import Schedule
+    from treesearch.backends.chains.second_order import SecondOrder
 
+    solvers = {"ddim": lambda kernel: kernel, "2m": SecondOrder, "heun": Heun}
+    if solver not in solvers:
+        raise ValueError(f"unknown solver {solver!r}: choose {', '.join(solvers)}")
     network = load_network()
-    return DiffusionKernel(
-        network.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]  # a sixth faster on a CPU
-        state_shape=STATE_SHAPE,
-        schedule=Schedule.variance_preserving(cosine_alphas_cumprod(), num_steps, prediction="v"),
-        eta=eta,
-        clip_sample=1.0,
-        decode=to_images,
-        device=device,
-        name="mnist",
+    return solvers[solver](
+        DiffusionKernel(
+            network.to(memory_format=torch.channels_last),  # pyright: ignore[reportCallIssue]  # a sixth faster on a CPU
+            state_shape=STATE_SHAPE,
+            schedule=Schedule.variance_preserving(cosine_alphas_cumprod(), num_steps, prediction="v"),
+            eta=(0.0 if solver == "heun" else 1.0) if eta is None else eta,
+            clip_sample=1.0,
+            decode=to_images,
+            device=device,
+            name="mnist",
+        )
     )

@@ -15,7 +15,11 @@ import torch
 import treesearch
 from treesearch import backends
 from treesearch.backends.base import MAKES_KERNELS, PASSED_ON, Gaussian, Guided, Kernel, Wrapper, describe, optional
+from treesearch.backends.chains.heun import Heun
+from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.exact.moments import Moments
+from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion
 from treesearch.backends.wrappers.inpainting import Clamp, Condition
 from treesearch.planning.warm_start import WarmStart
@@ -25,6 +29,7 @@ from treesearch.testing import Counting
 
 F64 = torch.float64
 ROOT = Path(__file__).parents[2]
+MOMENTS = Moments(torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64)[:2].reshape(2, 3, 2), torch.ones(2, dtype=F64))
 MASK = torch.tensor([[True, False], [False, False], [True, False]])
 
 
@@ -42,8 +47,11 @@ def half(x, t, law, cond):
 class Bed(GaussianTrajectories):
     """A kernel with every method that a wrapper may meet, and some that return kernels."""
 
+    eta = 1.0
+
     def __init__(self, name="bed"):
-        super().__init__(torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64), channels=Channels(1, 1), num_steps=6)
+        mean, cov = torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64)
+        super().__init__(mean, cov, channels=Channels(1, 1), num_steps=6, eta=self.eta)
         self.name = name
 
     @property
@@ -54,19 +62,30 @@ class Bed(GaussianTrajectories):
         return x + noise
 
     def from_image(self, image):
-        return Bed("from_image")
+        return type(self)("from_image")
 
     def from_noise(self, x_T):
-        return Bed("from_noise")
+        return type(self)("from_noise")
 
     def with_horizon(self, horizon):
-        return Bed("with_horizon")
+        return type(self)("with_horizon")
 
     def to(self, device):
-        return Bed(f"to {device}")
+        return type(self)(f"to {device}")
 
     def one_day(self) -> Self:
-        return Bed("one_day")
+        return type(self)("one_day")
+
+
+class Flow(Bed):
+    """Without noise after the prior."""
+
+    eta = 0.0
+
+
+def bed(kind, *name):
+    """What a wrapper of this class can be around."""
+    return (Flow if kind is Heun else Bed)(*name)
 
 
 def make(kind, kernel):
@@ -85,6 +104,9 @@ def make(kind, kernel):
         Condition: lambda k: Condition(k, MASK, held),
         WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),
         Counting: lambda k: Counting(k),
+        SecondOrder: lambda k: SecondOrder(k),
+        Heun: lambda k: Heun(k),
+        Teleport: lambda k: Teleport(k, 0.5, MOMENTS),
     }
     return made[kind](kernel)
 
@@ -119,18 +141,18 @@ def inner_most(kernel):
 def test_every_kernel_and_wrapper_was_found():
     assert {"DiffusersKernel", "TrajectoryKernel", "DiffusionKernel", "LinearGaussian"} <= {c.__name__ for c in KERNELS}
     for kind in CONCRETE:
-        assert isinstance(make(kind, Bed()), kind)
+        assert isinstance(make(kind, bed(kind)), kind)
 
 
 @pytest.mark.parametrize("kind", CONCRETE, ids=lambda c: c.__name__)
 def test_every_public_name_of_every_kernel_is_passed_wrapped_again_or_refused(kind):
-    class Full(Bed):
+    class Full(type(bed(kind))):
         pass
 
     for name in NAMES:
         if name not in PASSED_ON and not hasattr(Bed(), name):
             setattr(Full, name, lambda self, *args: Bed())
-    wrapper, bed = make(kind, Full()), Full()
+    wrapper, plain = make(kind, Full()), Full()
     for name in NAMES:
         if name in MAKES_KERNELS | {"one_day"}:
             made = getattr(wrapper, name)() if name == "one_day" else getattr(wrapper, name)(0)
@@ -139,17 +161,17 @@ def test_every_public_name_of_every_kernel_is_passed_wrapped_again_or_refused(ki
         elif hasattr(kind, name) or name in vars(wrapper):
             assert hasattr(wrapper, name), name
         else:
-            assert hasattr(wrapper, name) == (name in PASSED_ON - kind.withheld and hasattr(bed, name)), name
+            assert hasattr(wrapper, name) == (name in PASSED_ON - kind.withheld and hasattr(plain, name)), name
 
 
 @pytest.mark.parametrize("kind", CONCRETE, ids=lambda c: c.__name__)
 def test_a_wrapper_is_named_after_what_it_does_and_to_whom(kind):
-    wrapper = make(kind, Bed())
+    wrapper = make(kind, bed(kind))
     told = wrapper.fingerprint
     assert told is not None
-    assert told == make(kind, Bed()).fingerprint
+    assert told == make(kind, bed(kind)).fingerprint
     assert "bed" in told
-    assert told != make(kind, Bed("other")).fingerprint
+    assert told != make(kind, bed(kind, "other")).fingerprint
     moved = wrapper.to("cpu")
     assert type(moved) is kind
     assert inner_most(moved).name == "to cpu"
@@ -157,7 +179,7 @@ def test_a_wrapper_is_named_after_what_it_does_and_to_whom(kind):
 
 @pytest.mark.parametrize("kind", CONCRETE, ids=lambda c: c.__name__)
 def test_a_wrapper_can_be_copied_and_sent(kind):
-    wrapper = make(kind, Bed())
+    wrapper = make(kind, bed(kind))
     for other in (copy.copy(wrapper), copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper))):
         assert type(other) is kind
         assert other.fingerprint == wrapper.fingerprint
@@ -179,7 +201,9 @@ def test_settings_tell_wrappers_apart():
     tolerant = [Condition(Bed(), MASK, values, tolerance=t).fingerprint for t in (0.1, 0.2)]
     clamps = [Clamp(Bed(), MASK, v).fingerprint for v in (values, values + 1)]
     scales = [GuidanceScales(Guided(Bed(), half, "half"), (0.0, w), (2,)).fingerprint for w in (1.0, 2.0)]
-    for one, other in (tolerant, clamps, scales):
+    orders = [SecondOrder(Bed(), order=n).fingerprint for n in (2, 3)]
+    skips = [Teleport(Bed(), skip, MOMENTS).fingerprint for skip in (0.2, 0.5)]
+    for one, other in (tolerant, clamps, scales, orders, skips):
         assert one != other
     assert Guided(Bed(), half).fingerprint is None  # two functions cannot be told apart
     assert TDS(Guided(Bed(), half), REWARD).fingerprint is None

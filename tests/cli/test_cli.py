@@ -178,6 +178,9 @@ def test_names_load(capsys):
         "policy_guided",
         "guidance_scales",
         "trajectories",
+        "second_order",
+        "heun",
+        "teleport",
     }
     for name in set(specs.KERNELS) - told:  # those need to be told of what
         specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
@@ -185,6 +188,8 @@ def test_names_load(capsys):
     assert guided.num_steps == 4
     scaled = specs.kernel('guidance_scales(diffuser(maze(num_steps=4), maze_plan("medium")), (0.0, 1.0), (2,))')
     assert scaled.num_steps == 4
+    assert specs.kernel("heun(mnist(num_steps=4, eta=0.0))").num_steps == 7
+    assert specs.kernel("teleport(mnist(num_steps=10), skip=0.3)").num_steps == 7
     for words in (["list"], ["list", "rewards"], ["list", "methods"], ["env"], ["cite"]):
         assert main(words) == 0
     out = capsys.readouterr().out

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import treesearch as ts
+from tests.support.flows import GaussianFlow, log_snr, spectrum
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian
+from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, TrustRegion
 from treesearch.methods import METHODS
 from treesearch.registry import registry as specs
@@ -40,6 +43,8 @@ KERNELS = [(LinearGaussian, n, {}) for n in ("num_steps", "dim", "std")]
 KERNELS += [(GaussianMixture.ring, n, {}) for n in ("num_steps", "std")]
 KERNELS += [(Schedule.variance_preserving, "num_steps", {"alphas_cumprod": BARS})]
 KERNELS += [(Chain, "eta", {"schedule": Schedule.variance_preserving(BARS, 4)})]
+FLOW = {"kernel": GaussianFlow(log_snr(4), spectrum())}
+KERNELS += [(SecondOrder, "order", FLOW), (Teleport, "skip", FLOW | {"moments": spectrum()})]
 REWARDS = [(quadratic, "k", {}), (cached, "size", {"reward": linear()})]
 REWARDS += [(normalise, n, {"reward": linear(), "mean": 0.0, "std": 1.0}) for n in ("mean", "std")]
 REWARDS += [(linear().clip, n, {}) for n in ("low", "high")]
