@@ -10,7 +10,20 @@ from treesearch.rewards.analytic import linear
 from treesearch.runs import identity
 from treesearch.runs.config import read_config, stamped
 
-KERNEL, OTHER = LinearGaussian(num_steps=3), {"seed": 1, "num_steps": 4, "reward": "another", "budget": {"nfe": 9}}
+KERNEL = LinearGaussian(num_steps=3)
+OTHER = {
+    "method": {"name": "another"},
+    "seed": 1,
+    "prompts": ["another"],
+    "num_steps": 4,
+    "state_shape": [7],
+    "dtype": "float16",
+    "fingerprint": "another",
+    "reward": "another",
+    "reward_settings": ["another"],
+    "kernel": "Another",
+    "budget": {"nfe": 9},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +47,7 @@ def test_what_is_not_there_is_a_sentence(tmp_path, run, name):
             read()
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", identity.DECIDES)
 def test_resume_compares_what_is_fixed_and_the_hash_all_of_it(run, name):
     saved = read_config(run)
     changed = saved | {name: OTHER[name]}
