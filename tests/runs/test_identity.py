@@ -26,6 +26,10 @@ OTHER = {
 }
 
 
+def test_these_are_all():
+    assert {*OTHER} == {*identity.DECIDES}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "r"
@@ -47,7 +51,7 @@ def test_what_is_not_there_is_a_sentence(tmp_path, run, name):
             read()
 
 
-@pytest.mark.parametrize("name", identity.DECIDES)
+@pytest.mark.parametrize("name", OTHER)
 def test_resume_compares_what_is_fixed_and_the_hash_all_of_it(run, name):
     saved = read_config(run)
     changed = saved | {name: OTHER[name]}
