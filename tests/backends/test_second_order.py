@@ -264,9 +264,13 @@ def test_a_guide_weighs_its_steps_within_and_around():
 def test_a_pipeline_takes_a_solver(tiny_root):
     from treesearch.backends.pipelines import DiffusersKernel
 
-    kernel = DiffusersKernel.from_pretrained(tiny.checkpoint("ddim", tiny_root), num_steps=4, device="cpu")
+    kernel = DiffusersKernel.from_pretrained(tiny.checkpoint("ddim", tiny_root), num_steps=4, device="cpu", eta=0.0)
     packed, root = SecondOrder(kernel), draws(*kernel.state_shape).float()
-    check_kernel(packed, rows=4)
+    x, t = packed.prior(draws(3, *packed.noise_shape).float()), torch.tensor([4, 4, 4])
+    first = packed.transition(x, t)
+    assert torch.equal(first.mean[:, 0], kernel.transition(x[:, 0], t).mean)
+    second = packed.transition(first.mean, t - 1)
+    assert (second.mean[:, 0] - kernel.transition(first.mean[:, 0], t - 1).mean).abs().max() > 0.001
     again = packed.from_noise(root)
     assert type(again) is SecondOrder
     assert torch.equal(again.prior(torch.zeros(2, *again.noise_shape))[0, 0], root)
