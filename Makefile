@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage mnist-evidence train-mnist planning policy-data train-maze pages clean
+.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -57,6 +57,10 @@ mixtures: $(STAMP)  ## sampling on mixtures with known targets, then the report
 coverage: $(STAMP)  ## whether intervals of log Z hold it, every method on 24 beds with a known log Z: ten minutes; run again to go on
 	@$(PY) -m experiments.coverage.evidence run --out $(RESULTS)/coverage/coverage.jsonl
 	@$(PY) -m experiments.coverage.evidence report --rows $(RESULTS)/coverage/coverage.jsonl
+
+diagnose-evidence: $(STAMP)  ## the method that `treesearch diagnose` suggests beside the default one, then the report: a quarter of an hour
+	@$(PY) -m experiments.diagnose.evidence run --out $(RESULTS)/diagnose/diagnose.jsonl
+	@$(PY) -m experiments.diagnose.evidence report --rows $(RESULTS)/diagnose/diagnose.jsonl --out $(RESULTS)/diagnose/diagnose.md
 
 mnist-evidence: $(STAMP)  ## sampling and search on MNIST, then the report: make mnist-evidence DATA=path/to/mnist.npz
 	@$(PY) -m experiments.mnist.evidence run --data $(DATA) --out $(RESULTS)/mnist/mnist_evidence.jsonl

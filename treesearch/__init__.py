@@ -14,6 +14,8 @@ from treesearch.budget import Budget, Cost
 from treesearch.compare import compare
 from treesearch.core.tree import Tree
 from treesearch.core.weights import ZeroWeights
+from treesearch.diagnosis.diagnose import diagnose
+from treesearch.diagnosis.diagnosis import Diagnosis
 from treesearch.errors import BudgetError, KernelError, StoreError, TreeSearchError, WorkerError
 from treesearch.methods import (
     MCTS,
@@ -52,6 +54,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "DepthFirst",
+    "Diagnosis",
     "DiffusionTreeSampling",
     "DiffusionTreeSearch",
     "FeynmanKac",
@@ -76,6 +79,7 @@ __all__ = [
     "ZeroWeights",
     "__version__",
     "compare",
+    "diagnose",
     "resume",
     "search",
     "stream",

@@ -59,6 +59,21 @@ ROOMS = {
     "report": {"text", "core", "results", "runs", "session", "budget", "errors"},
     "compare": {"text", "api", "methods", "registry", "report", "results", "runs", "session", "budget", "errors"}
     | BASES,
+    "diagnosis": {
+        "api",
+        "core",
+        "engine",
+        "methods",
+        "registry",
+        "report",
+        "runs",
+        "session",
+        "budget",
+        "errors",
+        "text",
+    }
+    | {f"{BACKENDS}.diagnostics"}
+    | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
     "export": {"core", "report", "results", "runs", "errors", CHANNELS},
     "testing": {"api", "core", "methods", "results", "runs", "budget", "errors"} | BASES,

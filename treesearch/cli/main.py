@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from treesearch import host
-from treesearch.cli import about, compare, export, names, run, show
+from treesearch.cli import about, compare, diagnose, export, names, run, show
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
 from treesearch.registry.blame import where
@@ -48,6 +48,7 @@ COMMANDS = {
     "plot": show.Plot,
     "export": export.Export,
     "compare": compare.Compare,
+    "diagnose": diagnose.Diagnose,
     "bench": about.Bench,
     "list": names.Names,
     "env": about.Env,

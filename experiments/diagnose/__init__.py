@@ -1,0 +1,1 @@
+"""Whether what `treesearch diagnose` suggests is worth its pilot."""
