@@ -181,7 +181,7 @@ def endpoint_field(kernel: Kernel, t: int, cond: Cond = None) -> Field:
         mean = getattr(law, "mean", None) if mean is None else mean
         if chain is None or chain.clip_sample is None or chain.step != "ddim" or mean is None:
             return law.endpoint
-        alpha, sigma, above, way = (expand(getattr(chain, name)[level].to(x.dtype), x) for name in _TABLES)
+        alpha, sigma, above, way = (chain.at(name, level, x) for name in _TABLES)
         eps = (mean - above * law.endpoint) / torch.where(way > 0, way, 1.0)
         inside = (law.endpoint.detach().abs() < chain.clip_sample) | (way == 0)
         return torch.where(inside, law.endpoint, (x - sigma * eps) / alpha)

@@ -38,9 +38,7 @@ def path(kernel: Kernel, x: Tensor, cond: Cond = None) -> tuple[dict[int, Tensor
     for t in range(kernel.num_steps, 0, -1):
         level = torch.full((len(x),), t, device=x.device)
         end = kernel.transition(x, level, cond).endpoint
-        alpha, sigma, above = (
-            expand(table[level].to(x.dtype), x) for table in (chain.alpha, chain.sigma, chain.alpha_s)
-        )
+        alpha, sigma, above = (chain.at(name, level, x) for name in ("alpha", "sigma", "alpha_s"))
         below = expand(chain.schedule.sigma.to(x.device)[level - 1].to(x.dtype), x)
         ends[t], x = end, above * end + below * (x - alpha * end) / sigma
     return ends, x
