@@ -30,6 +30,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "das": ("guidance:DAS", "das(mnist(), digit(8))"),
     "dps": ("guidance:DPS", "dps(mnist(), digit(8), scale=0.1)"),
     "trust_region": ("guidance:TrustRegion", "trust_region(mnist(), digit(8))"),
+    "valued": ("guidance:Valued", "valued(mnist(), digit(8), ./mine.py:value)"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
     "trajectories": ("models.trajectory:trajectory_kernel", "trajectories('./model.safetensors')"),
     "diffuser": ("guidance:Diffuser", "diffuser(maze(), maze_plan('medium'))"),

@@ -46,6 +46,8 @@ class Kernel(Protocol):
         memory_plan: (batch_size, prompts=, backward=) -> bytes a search takes of the device [unknown]; command line
     Guidance
         scores: the Reward that those calls are of [none: it is not guided]; engine and guides
+        valued: bool, the `rewards` of its transitions are declared values v(x_t, t) of `scores`, one for every row:
+            they score states above t = 0 as they stand, slope 1, and no method fits anything to them [False]
         proposes_for: the kernel p that its steps' log p/q lead back to [it is p]; session
         departs: str, why its chain is another law than the model's, with no weights that would say so [None]
     Samples
@@ -54,6 +56,7 @@ class Kernel(Protocol):
         encode_samples: (samples) -> states x_0 (n, *state), the inverse of `decode` [there is none]; planning
         diagnose: (t) -> str, a hint when the steps from levels t (k,) end in NaN [""]; engine
     Chain
+        network: the nn.Module that `transition` calls, or a tuple of several, where hooks attach [none is known]
         chain: its `backends.chains.diffusion.Chain`, with α_t and σ_t by level [none of that form]; guides, inpainting
         renoise: (x, t_from, t_to, noise) -> x_{t_to} for moves up the chain [it has none]; planning
         clamp: (x, cond) -> states with the known entries put in [nothing is known]; guides and planning
@@ -107,6 +110,7 @@ class Spec(NamedTuple):
     rewards_per_nfe: tuple[int, ...] = ()  # (T + 1,)
     previews: bool = False  # endpoints are drawn by `preview`
     departs: str | None = None  # why its chain is another law than the model's, without weights that would say so
+    valued: bool = False  # states are scored by values that it declares
 
     @property
     def state_bytes(self) -> int:
@@ -154,6 +158,7 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         rewards_per_nfe=_by_level(kernel, "rewards_per_nfe", steps),
         previews=optional(kernel, "preview") is not None,
         departs=optional(kernel, "departs"),
+        valued=_declares(kernel),
     )
 
 
@@ -174,6 +179,14 @@ def optional(kernel: Any, name: str, default: Any = None) -> Any:
         if inspect.getattr_static(kernel, name, ABSENT) is ABSENT:
             return default
         raise RuntimeError(f"{type(kernel).__name__}.{name} failed with AttributeError: {error}") from error
+
+
+def _declares(kernel: Kernel) -> bool:
+    """Whether it declares values; they are of a reward."""
+    valued = bool(optional(kernel, "valued", False))
+    if valued and optional(kernel, "scores") is None:
+        raise ValueError(f"{type(kernel).__name__} is valued and has no `scores`: say which reward its values are of")
+    return valued
 
 
 def _by_level(kernel: Kernel, name: str, steps: int, otherwise: int = 0) -> tuple[int, ...]:

@@ -20,8 +20,18 @@ from treesearch.rewards.values import content
 PASSED_ON = frozenset(
     {
         *("num_steps", "state_shape", "noise_shape", "stochastic", "device", "dtype", "rows_per_nfe"),
-        *("backward_per_nfe", "rewards_per_nfe", "scores", "departs", "prior", "prior_log_weight", "transition"),
-        *("encode", "decode", "preview", "renoise", "diagnose"),
+        *(
+            "backward_per_nfe",
+            "rewards_per_nfe",
+            "scores",
+            "valued",
+            "departs",
+            "network",
+            "encode",
+            "decode",
+            "preview",
+        ),
+        *("prior", "prior_log_weight", "transition", "renoise", "diagnose"),
         # Of kernels on a `treesearch.backends.chains.diffusion.Chain`, and of trajectories.
         *("chain", "channels", "card", "horizon", "normalisation", "clamp", "encode_samples"),
     }

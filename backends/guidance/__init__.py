@@ -1,4 +1,5 @@
-"""Gradient guidance: kernels whose steps lean towards a differentiable reward, most of them with exact weights."""
+"""Guidance: kernels whose steps lean towards a differentiable reward, most of them with exact weights, or whose states
+are scored by a declared value."""
 
 from treesearch.backends.guidance.das import DAS
 from treesearch.backends.guidance.diffuser import Diffuser
@@ -6,6 +7,7 @@ from treesearch.backends.guidance.dps import DPS
 from treesearch.backends.guidance.policy import PolicyGuided
 from treesearch.backends.guidance.tds import TDS
 from treesearch.backends.guidance.trust_region import TrustRegion
+from treesearch.backends.guidance.valued import Value, Valued
 from treesearch.backends.wrappers.scales import GuidanceScales
 
-__all__ = ["DAS", "DPS", "TDS", "Diffuser", "GuidanceScales", "PolicyGuided", "TrustRegion"]
+__all__ = ["DAS", "DPS", "TDS", "Diffuser", "GuidanceScales", "PolicyGuided", "TrustRegion", "Value", "Valued"]

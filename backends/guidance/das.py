@@ -24,13 +24,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Gaussian, expand
-from treesearch.backends.guidance.base import GradientGuided
+from treesearch.backends.base import expand
+from treesearch.backends.guidance.gradient import GradientGuided, Step
 from treesearch.rewards.numeric import is_number, is_positive
 
 
@@ -42,7 +42,7 @@ class DAS(GradientGuided):
     Args:
         lam: λ of the target, as a rule that of the search.
         gamma: γ > 0; the larger, the sooner the whole of λ is reached. log 2 / gamma steps are tempered.
-        kernel, reward, window, max_shift, through_network: as in `GradientGuided`.
+        kernel, reward, window, max_shift, through_network, value: as in `GradientGuided`.
 
     Raises:
         ValueError: a setting out of range.
@@ -59,16 +59,10 @@ class DAS(GradientGuided):
         if not is_positive(self.gamma):
             raise ValueError(f"gamma is {self.gamma!r}, expected a positive number; TDS is its limit")
 
-    def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
-        return std**2 * self.lam * gradient
-
-    def _evaluate(
-        self, x: Tensor, t: Tensor, cond: Cond, rows: Tensor, prompts: Sequence[Any] | None
-    ) -> tuple[Gaussian, Tensor, Tensor]:
-        """As for every guide, with the gradient of the tempered reward of the level that the step leads to."""
-        law, rewards, gradient = super()._evaluate(x, t, cond, rows, prompts)
-        factor = self.factors.to(gradient)[t[rows] - 1]
-        return law, rewards, expand(factor, gradient) * gradient
+    def shift(self, step: Step) -> Tensor:
+        """By the gradient of the tempered reward of the level that the step leads to."""
+        factor = self.factors.to(step.gradient)[step.t - 1]
+        return step.law.std**2 * self.lam * (expand(factor, step.gradient) * step.gradient)
 
     @cached_property
     def factors(self) -> Tensor:

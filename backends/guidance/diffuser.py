@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Transition, optional
-from treesearch.backends.guidance.base import RewardGuided, clamped, unpack
+from treesearch.backends.guidance.base import RewardGuided, clamped
+from treesearch.backends.guidance.prompts import unpack
 from treesearch.rewards.numeric import is_number, is_whole
 
 At = Literal["mean", "state"]

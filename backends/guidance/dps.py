@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import expand
-from treesearch.backends.guidance.base import GradientGuided
+from treesearch.backends.guidance.gradient import GradientGuided, Step
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.values import flat
 
@@ -38,7 +38,7 @@ class DPS(GradientGuided):
     Args:
         scale: ζ >= 0; 0 is the base kernel.
         normalise: none, residual (the reward is minus a squared residual, never positive) or gradient.
-        kernel, reward, window, max_shift, through_network: as in `GradientGuided`.
+        kernel, reward, window, max_shift, through_network, value: as in `GradientGuided`.
 
     Raises:
         ValueError: a setting out of range; later, a positive reward under "residual".
@@ -55,13 +55,14 @@ class DPS(GradientGuided):
         if self.normalise not in get_args(Normalise):
             raise ValueError(f"unknown normalise {self.normalise!r}: choose none, residual or gradient")
 
-    def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
+    def shift(self, step: Step) -> Tensor:
+        gradient, rewards = step.gradient, step.rewards
         if self.normalise == "none":
             return self.scale * gradient
         if self.normalise == "gradient":
             norm = flat(gradient.double()).norm(dim=1)
             unit = torch.where(expand(norm, gradient) > 0, gradient / expand(norm, gradient), 0.0)
-            return self.scale * std * gradient[0].numel() ** 0.5 * unit
+            return self.scale * step.law.std * gradient[0].numel() ** 0.5 * unit
         if (rewards > 0).any():
             raise ValueError(
                 f"normalise='residual' needs rewards that are minus a squared residual, {self.reward.name!r} gave "

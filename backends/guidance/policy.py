@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Transition, expand, optional
-from treesearch.backends.guidance.base import RewardGuided, clamped, unpack
+from treesearch.backends.guidance.base import RewardGuided, clamped
+from treesearch.backends.guidance.prompts import unpack
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.values import flat
 

@@ -29,7 +29,7 @@ from typing import final
 
 from torch import Tensor
 
-from treesearch.backends.guidance.base import GradientGuided
+from treesearch.backends.guidance.gradient import GradientGuided, Step
 from treesearch.rewards.numeric import is_number
 
 
@@ -40,7 +40,7 @@ class TDS(GradientGuided):
 
     Args:
         lam: λ of the twist, as a rule that of the search; less is a more careful proposal, and 0 the base kernel.
-        kernel, reward, window, max_shift, through_network: as in `GradientGuided`.
+        kernel, reward, window, max_shift, through_network, value: as in `GradientGuided`.
 
     Raises:
         ValueError: a setting out of range.
@@ -54,5 +54,5 @@ class TDS(GradientGuided):
         if not (is_number(self.lam, 0) and self.lam < math.inf):
             raise ValueError(f"lam is {self.lam!r}, expected a finite number >= 0")
 
-    def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
-        return std**2 * self.lam * gradient
+    def shift(self, step: Step) -> Tensor:
+        return step.law.std**2 * self.lam * step.gradient

@@ -20,14 +20,13 @@ are this project's, chosen on the beds of `experiments.mixtures.evidence` with s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Gaussian, expand
-from treesearch.backends.guidance.base import GradientGuided
+from treesearch.backends.base import expand
+from treesearch.backends.guidance.gradient import GradientGuided, Step
 from treesearch.rewards.numeric import is_number, is_positive
 
 
@@ -39,7 +38,7 @@ class TrustRegion(GradientGuided):
     Args:
         lam: λ of the target, as a rule that of the search.
         kl: bound of KL(q | p) of a whole chain, in nats.
-        kernel, reward, window, max_shift, through_network: as in `GradientGuided`.
+        kernel, reward, window, max_shift, through_network, value: as in `GradientGuided`.
 
     Raises:
         ValueError: a setting out of range.
@@ -56,8 +55,10 @@ class TrustRegion(GradientGuided):
         if not is_positive(self.kl):
             raise ValueError(f"kl is {self.kl!r}, expected a positive number of nats; TDS is without a bound")
 
-    def shift(self, std: Tensor, gradient: Tensor, rewards: Tensor) -> Tensor:
-        return std**2 * self.lam * gradient
+    def shift(self, step: Step) -> Tensor:
+        """By the gradient, tempered by the level that the step leads to."""
+        factor = 1 - (step.t - 1).to(step.gradient) / self._spec.num_steps
+        return step.law.std**2 * self.lam * (expand(factor, step.gradient) * step.gradient)
 
     @property
     def limit(self) -> float:
@@ -65,11 +66,3 @@ class TrustRegion(GradientGuided):
         steps = int(self._levels[1:].sum())
         own = math.sqrt(2 * self.kl / steps) if steps else 0.0
         return own if self.max_shift is None else min(own, self.max_shift)
-
-    def _evaluate(
-        self, x: Tensor, t: Tensor, cond: Cond, rows: Tensor, prompts: Sequence[Any] | None
-    ) -> tuple[Gaussian, Tensor, Tensor]:
-        """As for every guide, with the gradient tempered by the level that the step leads to."""
-        law, rewards, gradient = super()._evaluate(x, t, cond, rows, prompts)
-        factor = 1 - (t[rows] - 1).to(gradient) / self._spec.num_steps
-        return law, rewards, expand(factor, gradient) * gradient

@@ -169,7 +169,8 @@ class Condition(_Masked):
         mean = torch.where(held & ~last & (law.std > 0), self._pulled(x, t, law), law.mean)
         base = law.mean if law.base_mean is None else law.base_mean
         endpoint = torch.where(held, self.values, law.endpoint)
-        moved = replace(law, mean=mean, base_mean=base, endpoint=endpoint)
+        known = law.rewards if self._spec.valued else None  # a guide's are of its own endpoints, which were moved
+        moved = replace(law, mean=mean, base_mean=base, endpoint=endpoint, rewards=known)
         return Observed(moved, held & last, self.values, self.tolerance)
 
     def _pulled(self, x: Tensor, t: Tensor, law: Gaussian) -> Tensor:
@@ -209,6 +210,11 @@ class Observed:
     @property
     def std(self) -> Tensor:
         return self.law.std
+
+    @property
+    def rewards(self) -> Tensor | None:
+        """Declared values, where the kernel has them."""
+        return self.law.rewards
 
     def sample(self, noise: Tensor) -> Tensor:
         return self.law.sample(noise)

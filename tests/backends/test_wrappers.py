@@ -20,7 +20,7 @@ from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.exact.moments import Moments
 from treesearch.backends.exact.teleport import Teleport
-from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion
+from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion, Valued
 from treesearch.backends.wrappers.inpainting import Clamp, Condition
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.base import Reward
@@ -42,6 +42,10 @@ REWARD = Reward(score, "sum")
 
 def half(x, t, law, cond):
     return law
+
+
+def worth(x, t, law, cond):
+    return -t.double()
 
 
 class Bed(GaussianTrajectories):
@@ -97,6 +101,7 @@ def make(kind, kernel):
         DAS: lambda k: DAS(k, REWARD),
         DPS: lambda k: DPS(k, REWARD),
         TrustRegion: lambda k: TrustRegion(k, REWARD),
+        Valued: lambda k: Valued(k, REWARD, worth),
         Diffuser: lambda k: Diffuser(k, REWARD),
         PolicyGuided: lambda k: PolicyGuided(k, REWARD),
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),

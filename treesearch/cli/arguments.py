@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from treesearch.backends.base import optional
 from treesearch.budget import INFINITE, Budget
 from treesearch.errors import UsageError, unknown
 from treesearch.registry import expressions
@@ -193,15 +194,19 @@ class Where:
 def load(command: Mapping[str, str], workers: Workers | None = None) -> tuple[Any, Any]:
     """A kernel and a reward from their expressions; with workers, how they make them.
 
+    A reward that is written as the kernel's own is that very object: two that a factory makes need not be equal.
+
     Raises:
         UsageError: the guide of a kernel was asked for as the reward, and it has none.
     """
+    shown = specs.guide(command["kernel"])
+    own = command["reward"] == GUIDE or (shown is not None and specs.same(shown, command["reward"]))
     if workers is not None and command["reward"] != GUIDE:
         return Recipe(command["kernel"]), Recipe(command["reward"])
-    kernel = specs.kernel(command["kernel"]) if workers is None else None
-    if command["reward"] != GUIDE:
+    kernel = specs.kernel(command["kernel"])
+    if not own:
         return kernel, specs.reward(command["reward"])
-    if (reward := getattr(kernel, "scores", None)) is None:
+    if (reward := optional(kernel, "scores")) is None:
         raise UsageError(
             f"--reward kernel: {command['kernel']} shows no reward that guides it, as tds(mnist(), digit(8)) does: "
             "name the reward"

@@ -92,10 +92,10 @@ class Reply:
         number: of the bundle.
         log_w: Σ log p/q since the node before, for each node passed.
         stored: whether its state is among `states`, for each node passed.
-        reward: (n,); NaN where rewards are given elsewhere.
+        reward: (n,); NaN in rows whose rewards are given elsewhere.
         cost: what it took.
         states: (k, *state) of stored nodes, in order; sent apart from the rest.
-        samples: what the reward is to see, in order of rows, where rewards are given elsewhere; sent apart.
+        samples: what the reward is to see, in order of the rows whose rewards are given elsewhere; sent apart.
         dtype: of the samples, where they are tensors.
         digests: what tells samples (and their prompts) apart, None where nothing does.
     """

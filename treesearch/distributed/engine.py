@@ -70,7 +70,7 @@ class RayEngine:
             on_cpu(model.encoded),
             model.batch_size,
             model.batch_invariant,
-            guide_scores=not away and model.guide_scores,
+            guide_scores=model.guide_scores,
             angle=model.angle,
             keep_inner=keep_inner,
         )

@@ -14,7 +14,7 @@ import ray
 import torch
 
 from treesearch import host
-from treesearch.backends.base import Shared
+from treesearch.backends.base import Shared, fingerprint
 from treesearch.registry.recipe import Recipe, place
 from treesearch.rewards.base import Reward, as_reward
 
@@ -118,5 +118,9 @@ def on_cpu(encoded: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_reward(reward: Reward) -> dict[str, Any]:
-    """What is known of it without its function."""
-    return {name: getattr(reward, name) for name in ("name", "input", "settings", "prompted", "code")}
+    """What is known of it without its function: stand-ins for equal rewards are equal.
+
+    Those that no expression of registered factories stands for are known by what their functions are made of.
+    """
+    known = {name: getattr(reward, name) for name in ("name", "input", "settings", "prompted", "code")}
+    return known | {"source": reward.source or fingerprint.of([reward.fn, reward.name, reward.settings])}

@@ -100,17 +100,22 @@ class Rewards:
         return {"attempts": self.attempts, "cache_hits": self.hits, "workers_lost": self.workers_lost}
 
     def add(self, parts: Parts, failures: int, ref: Any, reply: Reply) -> None:
-        """Take the samples of a bundle.
+        """Take the samples of a bundle; rows whose rewards the kernel knew have arrived.
 
         Args:
             parts: its rows.
             failures: how often it had failed.
-            ref: to the samples.
+            ref: to the samples, of the rows without a reward.
             reply: what tells them apart.
         """
         row = np.concatenate([rows for _, rows in parts])
         job = np.empty(len(row), object)
         job[:] = [job for job, rows in parts for _ in rows]
+        open_ = np.isnan(reply.reward)
+        self._arrive(job[~open_], row[~open_], reply.reward[~open_])
+        row, job = row[open_], job[open_]
+        if not len(row):
+            return
         digests = reply.digests if self.limits.reward_cache else [None] * len(row)
         waiting = Waiting(ref, reply.dtype, digests, job, row, [], time.monotonic(), failures)
         self._waiting.append(waiting)
@@ -212,9 +217,13 @@ class Rewards:
 
     def _enter(self, waiting: Waiting, at: list[int], values: list[float]) -> None:
         """Rewards of samples: their rows have arrived."""
-        for job in dict.fromkeys(waiting.job[at]):
-            mine = waiting.job[at] == job
-            self.customer.arrive(job, waiting.row[at][mine], np.array(values)[mine])
+        self._arrive(waiting.job[at], waiting.row[at], np.array(values))
+
+    def _arrive(self, job: NDArray[np.object_], row: Ids, values: NDArray[np.float64]) -> None:
+        """Rows of jobs have their rewards."""
+        for one in dict.fromkeys(job):
+            mine = job == one
+            self.customer.arrive(one, row[mine], values[mine])
 
     def _remember(self, digest: bytes | None, value: float) -> None:
         if digest is None:

@@ -12,6 +12,7 @@ from treesearch.distributed.bundles import as_numpy
 from treesearch.distributed.pool import Pool
 from treesearch.errors import WorkerError
 from treesearch.registry.recipe import Recipe
+from treesearch.rewards.base import Reward
 
 
 class Holder(Protocol):
@@ -39,12 +40,13 @@ class RemoteKernel:
     def __init__(self, workers: Holder, recipe: Recipe) -> None:
         self._workers, self.recipe = workers, recipe
         found = workers.pool.share("kernel", recipe)
-        spec, self.class_name = workers.pool.ask(workers.pool.workers, lambda a: a.describe.remote(found))
+        spec, self.class_name, scores = workers.pool.ask(workers.pool.workers, lambda a: a.describe.remote(found))
         self.num_steps, self.state_shape, self.noise_shape = spec.num_steps, spec.state_shape, spec.noise_shape
         self.stochastic, self.dtype, self.fingerprint = spec.stochastic, spec.dtype, spec.fingerprint
         self.rows_per_nfe, self.backward_per_nfe = spec.rows_per_nfe, spec.backward_per_nfe
         self.rewards_per_nfe, self.preview = spec.rewards_per_nfe, spec.previews or None
-        self.departs = spec.departs
+        self.departs, self.valued = spec.departs, spec.valued
+        self.scores = None if scores is None else Reward(Elsewhere(recipe), **scores)
         self._here: Any = None
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:

@@ -195,12 +195,13 @@ class Station:
         states = as_numpy(self._states.get(slot[stored])) if stored.any() else None
         self._release(ledger)
         reply = Reply(bundle.number, ledger.log_w[1 + n :], stored, ledger.reward[ledger.last], cost, states)
-        if self._away:
-            reply.reward = np.full(n, np.nan)
+        if done.samples:
+            sent = np.sort(np.concatenate([rows for rows, _ in done.samples]))
+            reply.reward[sent] = np.nan
             samples = _in_order(done)
             given = self.model.prompts
             prompts = [None] * n if given is None else [given[task] for task in bundle.task]
-            reply.digests = [_digest(samples[i], prompts[i]) for i in range(n)]
+            reply.digests = [_digest(sample, prompts[i]) for sample, i in zip(samples, sent, strict=True)]
             reply.dtype = samples.dtype if isinstance(samples, Tensor) else None
             reply.samples = as_numpy(samples) if isinstance(samples, Tensor) else samples
         return reply
@@ -252,7 +253,7 @@ class Station:
 
 
 def _in_order(done: _Running) -> Any:
-    """A bundle's samples in order of its rows."""
+    """Samples of a bundle that are scored elsewhere, in order of its rows."""
     order = np.argsort(np.concatenate([rows for rows, _ in done.samples]), kind="stable")
     parts = [part for _, part in done.samples]
     if isinstance(parts[0], Tensor):

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from treesearch import host
-from treesearch.backends.base import describe
+from treesearch.backends.base import describe, optional
 from treesearch.budget import Cost
 from treesearch.distributed.bundles import Bundle, Reply, Report, as_numpy, as_tensor
 from treesearch.distributed.process import Process, Setup, TorchSettings, of_reward, on_cpu
@@ -81,11 +81,12 @@ class Worker(Process):
 
     @answering
     def describe(self, found: tuple[int, list[Any]]) -> Any:
-        """Specification of a kernel with its class name."""
+        """Specification of a kernel with its class name, and what is known of the reward that its steps know of."""
 
         def look() -> Any:
             made = self._load("kernel", found)
-            return describe(made), type(made).__name__
+            scores = optional(made, "scores")
+            return describe(made), type(made).__name__, None if scores is None else of_reward(scores)
 
         return self._do(look)
 

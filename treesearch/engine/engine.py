@@ -29,6 +29,7 @@ from treesearch.engine.retrace import Retracer
 from treesearch.engine.scoring import Names, Scoring, names
 from treesearch.engine.segments import Arrival, Ids, Nodes, Segments
 from treesearch.engine.states import StateStore, index
+from treesearch.errors import KernelError
 from treesearch.rewards.values import anew
 
 _SEGMENT = ("source", "first", "last")
@@ -259,11 +260,22 @@ class Engine:
                 self._scoring.add(flight, rows[new], law.endpoint[torch.from_numpy(at[new])])
 
     def _known(self, law: Transition, at: Ids) -> NDArray[np.float64]:
-        """Rewards of endpoints that a guide by the search's own reward has computed, NaN where there are none."""
+        """Values that the kernel declares, or rewards of endpoints that a guide by the search's own reward has
+        computed; NaN where there are none.
+
+        Raises:
+            KernelError: a kernel that declares values left one out.
+        """
         rewards: Tensor | None = getattr(law, "rewards", None)
-        if rewards is None or not self.model.guide_scores:
-            return np.full(len(at), np.nan)
-        return rewards[torch.from_numpy(at)].double().cpu().numpy()
+        known = np.full(len(at), np.nan)
+        if rewards is not None and self.model.guide_scores:
+            known = rewards[torch.from_numpy(at)].double().cpu().numpy()
+        if self.model.spec.valued and not (known < np.inf).all():
+            raise KernelError(
+                f"the kernel declares values (`valued`), and {int((~(known < np.inf)).sum())} of {len(at)} states came "
+                "without one: a transition carries them as `rewards`, -inf where it has nothing to say"
+            )
+        return known
 
     def path(self, task: int, node: int, above: int) -> Tensor:
         """The state of a node, computed again from the stored state of its ancestor `above` or (the root) the prior."""

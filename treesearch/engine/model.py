@@ -23,7 +23,7 @@ from treesearch.budget import Cost
 from treesearch.core.noise import normals
 from treesearch.engine.asking import Asking, as_states, as_weights, decode
 from treesearch.engine.segments import Ids, Ledger
-from treesearch.errors import KernelError
+from treesearch.errors import KernelError, UsageError
 from treesearch.rewards.base import Reward
 from treesearch.rewards.values import flat
 
@@ -59,8 +59,7 @@ class Model:
         self.prompts, self.encoded, self.angle = prompts, encoded or {}, angle
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
         guide: Reward | None = optional(kernel, "scores")
-        # Of one name is not enough: functions must agree.
-        self.guide_scores = guide_scores or (guide is not None and guide == reward)
+        self.guide_scores = guide_scores or knows(kernel, spec, reward)
         self._guide_decodes = guide is not None and guide.input == "sample"
         self._rows, self._backward = np.array(spec.rows_per_nfe), np.array(spec.backward_per_nfe)
         self._guiding = np.array(spec.rewards_per_nfe)
@@ -184,6 +183,24 @@ class Model:
         before = self.reward.calls() if self.reward.calls else 0
         values = self.reward(samples, None if self.prompts is None else [self.prompts[i] for i in task])
         return values.numpy(), self.reward.calls() - before if self.reward.calls else None
+
+
+def knows(kernel: Kernel, spec: Spec, reward: Reward) -> bool:
+    """Whether what a kernel's transitions know of states is of this reward.
+
+    Raises:
+        UsageError: the kernel declares values, and they are of another reward.
+    """
+    of: Reward | None = optional(kernel, "scores")
+    if of is None or of == reward:  # of one name is not enough: functions must agree
+        return of is not None
+    if spec.valued:
+        raise UsageError(
+            f"the kernel declares values of reward {of.name!r}, the search is for {reward.name!r}, and values of one "
+            "say nothing of another: search for the kernel's own (--reward kernel, in Python kernel.scores), or leave "
+            "the values out"
+        )
+    return False
 
 
 def _pad(values: Ids, pad: int) -> Ids:

@@ -17,6 +17,9 @@ Feynman-Kac flow with fixed potentials), and α_k depends on the sizes alone; he
 biased by O(1/n), as for every self-normalised estimate. Unlike a soft value backed up through a tree that is grown by
 looking at it, nothing here weighs a node by a reward that decided how often the node was visited.
 
+Values that a kernel declares (`Spec.valued`) are λ V̂ as they stand, ψ = λ v: slope 1, no fit and no floor in any wave,
+for a fit to a few dozen rollouts is worse than what is known. Then a wave is Feynman-Kac steering by v.
+
 Cost: T NFE and one reward call a scheduled level for each leaf.
 
 Sources: Unbiased estimates from populations: Feynman-Kac Formulae (Del Moral, 2004). Twists from past populations: The
@@ -170,7 +173,9 @@ class TreeSamplingSearch(population.PopulationSearch):
         return SplittingTree(self.lam, self._twists(), zeros, Genealogy.of(n), zeros)
 
     def _twists(self) -> list[Value]:
-        """Values of every level above 0, from the finished waves."""
+        """Values of every level above 0, from the finished waves; those that are declared as they are."""
+        if self.problem.spec.valued:
+            return [Value.guess(1.0) for _ in self.levels[:-1]]
         slopes = [values.prior_slope(t, self.problem.num_steps) for t in self.levels[:-1]]
         waves = [p.steer for p in self.finished]
         if not waves:
@@ -226,10 +231,9 @@ class TreeSamplingSearch(population.PopulationSearch):
         leaves = np.concatenate([p.nodes for p in self.finished])
         if log_z == -math.inf:
             return Readout(leaves, log_w, log_z, warnings=self.memory_warnings(), extra=extra)
+        most = genealogy.MOST_LOST if self.problem.spec.valued else MOST_LOST  # declared values have no floor
         parts = [
-            genealogy.Part(
-                w.final + s - math.log(len(w.reward)), scaled(self.lam, w.reward), w.log_w, w.past, MOST_LOST
-            )
+            genealogy.Part(w.final + s - math.log(len(w.reward)), scaled(self.lam, w.reward), w.log_w, w.past, most)
             for w, s in zip(waves, shares, strict=True)
         ]
         found = genealogy.interval(parts)

@@ -7,8 +7,8 @@
     tds(./k.py:make(), "./my files/r.py":score)     plug-ins stand wherever a name may; quotes where a path needs them
 
 Expressions hold names that whoever evaluates them gives, plug-ins, literals, + - *, and the methods of `Reward`;
-nothing else is evaluated. A plug-in that needs no argument is a factory and is called, a function that does is a
-reward.
+nothing else is evaluated. A plug-in that needs no argument is a factory and is called, a function that needs samples
+(and prompts) is a reward, and one that needs more is used as it is, as the value of `valued`.
 """
 
 from __future__ import annotations
@@ -209,15 +209,20 @@ class _Plugin:
         """What it is where nothing is called: a factory's product, a function as a reward, or the object itself."""
         if not isinstance(self.found, type) and not inspect.isroutine(self.found):
             return self.found
-        return self() if isinstance(self.found, type) or not _needs_arguments(self.found) else as_reward(self.found)
+        needs = [] if isinstance(self.found, type) else _needed(self.found)
+        if not needs:
+            return self()
+        return as_reward(self.found) if len(needs) - needs.count("prompts") <= 1 else self.found
 
 
-def _needs_arguments(function: Callable[..., Any]) -> bool:
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """Arguments that a function needs."""
     try:
         parameters: Sequence[inspect.Parameter] = list(inspect.signature(function).parameters.values())
     except ValueError:  # compiled, without a signature
-        return True
-    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+        return ["samples"]
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
 
 
 def _evaluate(node: ast.expr, what: str, names: Mapping[str, Callable[..., Any]]) -> Any:

@@ -51,8 +51,19 @@ def method(spec: str) -> Any:
     return build(head.replace("-", "_") + bracket + settings, "method", short | METHODS)
 
 
+def same(spec: str, other: str) -> bool:
+    """Whether two expressions are written alike, whatever their blanks and quotes."""
+    return _plain(spec) == _plain(other)
+
+
+def _plain(spec: str) -> str:
+    node, found = parse(spec, "expression")
+    return written(ast.unparse(node), found)
+
+
 def guide(spec: str) -> str | None:
-    """The expression of the reward that a kernel's expression is guided by, None where it shows none."""
+    """The expression of the reward that a kernel's expression is guided by or has values of, None where it shows
+    none."""
     node: ast.expr | None
     node, found = parse(spec, "kernel")
     while isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KERNELS:

@@ -157,7 +157,8 @@ def _flags(context: Context, tree: Tree) -> tuple[Flag, ...]:
         flags.append(Flag(Bias.DEPARTS, reason))
     if reason := _deterministic(config.get("deterministic", ()), config["num_steps"]):
         flags.append(Flag(Bias.DETERMINISTIC_STEPS, reason))
-    if config.get("previews", False) and not np.isnan(tree.reward[tree.t > 0]).all():
+    previews = config.get("previews", False) and not config.get("valued", False)
+    if previews and not np.isnan(tree.reward[tree.t > 0]).all():
         flags.append(Flag(Bias.PREVIEWED, "rewards above t = 0 are of approximate previews: they steer, not score"))
     if getattr(context.method, "mode", "wave") == "async":
         reason = "the order in which workers finish decides the tree: quick samples count earlier"

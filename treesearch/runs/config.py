@@ -50,6 +50,7 @@ CONFIG = record(
     },
     {
         "departs": text(),
+        "valued": flag,
         "closed": text(64),
         "out_of_time": flag,
         "memory": whole(),

@@ -74,6 +74,11 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         StoreError: something that must not change has; the message names the first.
     """
+    if bool(saved.get("valued")) != bool(now.get("valued")):
+        raise StoreError(
+            "valued differs: one of the run and this search scores states by values that its kernel declares, the "
+            "other by the reward of their endpoints; resume with the run's own kernel"
+        )
     was, found = identity(saved), identity(json.loads(json.dumps(now)))  # as a run keeps it: tuples are lists there
     for name in FIXED:
         if was[name] != found[name]:

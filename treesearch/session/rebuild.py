@@ -75,7 +75,8 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
     """The result of a recorded run without its kernel: everything but the decoded samples."""
     prompts, shape = config["prompts"] or [None], tuple(config["state_shape"])
     noisy = tuple(t not in config.get("deterministic", ()) for t in range(config["num_steps"] + 1))
-    spec = Spec(config["num_steps"], shape, shape, noisy, torch.device("cpu"), torch.float32, None)
+    valued = config.get("valued", False)
+    spec = Spec(config["num_steps"], shape, shape, noisy, torch.device("cpu"), torch.float32, None, valued=valued)
     method = build_method(config["method"])
     each = config.get("memory", MEMORY) // len(prompts)
     with _replayed(0):

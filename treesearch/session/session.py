@@ -18,7 +18,7 @@ from treesearch.core.noise import root_key
 from treesearch.core.weights import F64
 from treesearch.engine.asking import encode, without_graph
 from treesearch.engine.engine import Engine
-from treesearch.engine.model import Model
+from treesearch.engine.model import Model, knows
 from treesearch.engine.states import MemoryStates, StateStore
 from treesearch.interrupts import first_interrupt, interrupts_are_ours, interrupts_unwrapped
 from treesearch.methods.base import AUTO, Method, Problem, Search, Status
@@ -78,6 +78,7 @@ class Session:
         self.engine: Runner
         self.states: StateStore
         self.spec = describe(kernel)
+        knows(kernel, self.spec, reward)  # refuses values of another reward before anything is begun
         self.keys = [root_key(seed, task, stream_id) for task in range(self.num_tasks)]
         self.pilot, self.memory = Pilot(), planned_memory()
         self.recorder = Recorder()
@@ -148,6 +149,7 @@ class Session:
             "unprompted": self.unprompted,
             **({"remarks": self._remarks()} if any(self._remarks()) else {}),
             **({} if self.spec.departs is None else {"departs": self.spec.departs}),
+            **({"valued": True} if self.spec.valued else {}),
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
             "reward_code": self.reward.code,
@@ -254,7 +256,7 @@ class Session:
                 readout.extra["staleness"] = {"mean": self.loop.staleness.mean(), "max": self.loop.staleness.most}
             if workers := self.engine.stats():
                 readout.extra["workers"] = workers
-            if self.spec.previews and (~np.isnan(search.tree.reward[search.tree.t > 0])).any():
+            if self.spec.previews and not self.spec.valued and (~np.isnan(search.tree.reward[search.tree.t > 0])).any():
                 readout.warnings.append(PREVIEWED)
             if self.spec.departs is not None:
                 readout.warnings.append(self.spec.departs)

@@ -138,13 +138,14 @@ def _check_mixed_levels(
 
 def _check_search_keeps_p(kernel: Kernel, spec: Spec, prompts: Sequence[Any] | None, room: Room) -> None:
     methods: list[Method] = [BestOfN(lam=0.0)]
+    reward = optional(kernel, "scores") if spec.valued else _indifferent  # declared values are of their reward alone
     if all(spec.branchable(t) for t in range(1, spec.num_steps + 1)):
         # Without resampling: proposals rightly resample on their p/q.
         methods += [FeynmanKac(num_particles=4, lam=0.0, ess_threshold=0.0), DiffusionTreeSampling(lam=0.0, wave=5)]
     tasks = 1 if prompts is None else len(prompts)
     for method in methods:
         budget = Budget(nfe=12 * spec.num_steps * tasks)
-        found = search(kernel, _indifferent, method, prompts=prompts, budget=budget, batch_size=5)
+        found = search(kernel, reward, method, prompts=prompts, budget=budget, batch_size=5)
         for i, task in enumerate(found.tasks):
             want = kernel.decode(bare_chain(kernel, 12, task=i, prompts=prompts)[-1])
             same(f"{type(method).__name__} with lam = 0, task {i}, beside the bare chain", task.samples, want, room)
