@@ -254,6 +254,11 @@ class DiffusionKernel:
         networks = [model.to(self.device)] if isinstance(model, nn.Module) else []
         self._quiet = Quiet(*networks)
 
+    @property
+    def network(self) -> nn.Module | None:
+        """The module that a step calls; None where that is a function."""
+        return self.model if isinstance(self.model, nn.Module) else None
+
     def to(self, device: str | torch.device) -> DiffusionKernel:
         """The same kernel, moved to a device."""
         self.device = torch.device(device)

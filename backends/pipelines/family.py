@@ -86,6 +86,11 @@ class Family(ABC):
         return getattr(self.pipe, self.network_name)
 
     @property
+    def networks(self) -> tuple[Any, ...]:
+        """Those whose output is a step's: the denoiser, or several experts."""
+        return (self.network,)
+
+    @property
     def device(self) -> torch.device:
         """Where the network is; other parts of the pipeline may be elsewhere."""
         return self.network.device

@@ -192,6 +192,12 @@ class DiffusersKernel:
         return self.chain.schedule.num_steps
 
     @property
+    def network(self) -> nn.Module | tuple[nn.Module, ...]:
+        """The denoiser that a step calls, or several experts; a ControlNet beside it is not among them."""
+        found = self.family.networks
+        return found[0] if len(found) == 1 else found
+
+    @property
     def stochastic(self) -> Tensor:
         """Which steps draw noise; [0] is the prior, which a given x_T fixes."""
         fixed = self.chain.stochastic.clone()

@@ -44,6 +44,10 @@ class Wan(Family):
         self.boundary = None if ratio is None else ratio * pipe.scheduler.config.num_train_timesteps
 
     @property
+    def networks(self) -> tuple[Any, ...]:
+        return (self.network,) if self.boundary is None else (self.network, self.pipe.transformer_2)
+
+    @property
     def state_shape(self) -> tuple[int, ...]:
         config = self.network.config
         stride, factor = self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial

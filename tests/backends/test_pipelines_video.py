@@ -303,3 +303,16 @@ def test_a_step_of_two_experts_can_be_planned_by_shapes(load):
     shadow, encoded = load("wan_experts").shadow(), {}
     meta.peak(lambda: encoded.update(shadow.encode(["a"])))
     assert meta.peak(lambda: memory.step(shadow, encoded, 4)) > meta.peak(lambda: memory.step(shadow, encoded, 2))
+
+
+@pytest.mark.parametrize("name", ["wan", "wan_experts", "ltx"])
+def test_the_networks_are_those_that_a_step_calls(load, name):
+    kernel, called = load(name), []
+    networks = kernel.network if name == "wan_experts" else (kernel.network,)
+    assert len(set(networks)) == (2 if name == "wan_experts" else 1)
+    hooks = [network.register_forward_hook(lambda network, *_: called.append(network)) for network in networks]
+    cond = cond_of(kernel, PROMPTS)
+    kernel.transition(torch.zeros(2, *kernel.state_shape), torch.tensor([T, 1]), cond)
+    for hook in hooks:
+        hook.remove()
+    assert set(called) == set(networks)

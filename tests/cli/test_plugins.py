@@ -190,3 +190,58 @@ def test_the_working_directory_hides_nothing(folder: Path) -> None:
     )
     assert job.returncode == 0, job.stderr
     assert json.loads((folder / "r" / "command.json").read_text())["reward"].endswith("rewards.py':score")
+
+
+VALUE = "def value(x, t, law, cond):\n    return law.endpoint.sum(1) - t\n"
+FORMED = "def make(scale=1.0):\n    return lambda samples: scale * samples.flatten(1).sum(1)\n"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reward"),
+    [
+        ("valued(gaussian, linear(0.5), ./v.py:value)", "kernel"),
+        ("valued(gaussian, linear(0.5), ./v.py:value)", "linear(c=0.5)"),
+        ("valued(./k.py:make(dim=2), ./r.py:score, './v.py':value)", "./r.py:score"),
+        ("tds(gaussian, ./f.py:make(0.5), value=./v.py:value)", "kernel"),
+        ("tds(gaussian, ./f.py:make(scale=0.5), value=./v.py:value)", "./f.py:make(scale = 0.5)"),
+        ("guidance_scales(tds(gaussian, linear(0.5), value=./v.py:value), (0.0, 1.0), (3,))", "kernel"),
+        ("./w.py:make", "kernel"),
+    ],
+)
+def test_values_serve_a_run_that_goes_on(
+    folder: Path, kernel: str, reward: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = "from treesearch.backends import gaussian, valued\nfrom treesearch.rewards import linear\n"
+    made += f"{VALUE}\ndef make():\n    return valued(gaussian(), linear(0.5), value)\n"
+    write(folder, k=MAKE, r=SCORE, v=VALUE, f=FORMED, w=made)
+    words = ["--kernel", kernel, "--reward", reward, "--nfe", "200"]
+    assert main(["run", "fk", *words, "--store", "run", "--json"]) == 0, capsys.readouterr().err
+    cost = json.loads(capsys.readouterr().out)["cost"]
+    assert cost["reward_calls"] == cost["nfe"] / 5  # samples alone
+    assert json.loads((folder / "run" / "run.json").read_text())["valued"] is True
+    if kernel.startswith("tds(gaussian, ./f.py:make(0.5)"):
+        assert main(["compare", *words, "--methods", "fk", "--store", "both"]) == 0
+    monkeypatch.chdir("/")
+    assert main(["resume", str(folder / "run"), "--nfe", "400"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("way", ["valued(gaussian, {}, ./v.py:value)", "tds(gaussian, {}, value=./v.py:value)"])
+def test_values_of_another_reward_are_wrong_usage(
+    folder: Path, way: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder, v=VALUE)
+    words = ["--kernel", way.format("linear(0.5)"), "--reward", "linear(0.6)", "--nfe", "200", "--store", "run"]
+    assert main(["run", "fk", *words] if command == "run" else ["compare", *words]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "declares values of reward 'linear(0.5)', the search is for 'linear(0.6)'" in said
+    assert "--reward kernel" in said
+    assert not (folder / "run" / "run.json").exists()
+
+
+def test_a_function_that_needs_more_than_samples_is_no_reward(folder: Path) -> None:
+    asks = "def asks(samples, prompts):\n    return samples.flatten(1).sum(1)\n"
+    write(folder, v=VALUE, a=asks)
+    found = specs.kernel("valued(gaussian, linear, ./v.py:value)").value
+    assert found(torch.ones(1, 1), 2, ts.backends.base.Gaussian(None, None, torch.ones(1, 1)), None) == -1.0
+    assert specs.reward("./a.py:asks")(torch.ones(2, 1), ["a", "b"]).tolist() == [1.0, 1.0]

@@ -32,6 +32,7 @@ from treesearch.backends.base import Guided, shift_mean
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS
 from treesearch.distributed import leases, process
+from treesearch.errors import UsageError
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError
 from treesearch.runs import folder as runs
@@ -254,6 +255,22 @@ def test_scorers_change_nothing(scored, name):
         found = run(bed, name, scored)
         same(found, alone(bed, name), reward_calls=bed != "discrete", where=bed)
         assert found.tasks[0].diagnostics["workers"]["rewards"]["attempts"] > 0
+
+
+@pytest.mark.parametrize("name", ["fk", "tree sampling", "beam"])
+def test_declared_values_are_those_of_one_process_with_workers_and_with_scorers(three, scored, name):
+    """What the kernel knows is not scored again, and samples are."""
+    for way in ("valued(gaussian, linear(0.5), {0}:worth)", "tds(gaussian, linear(0.5), value={0}:worth)"):
+        kernel = ts.Recipe(way.format("tests.support.kernels"))
+        here = kernel.kernel()
+        options = {"method": METHODS[name], "prompts": ["a", "b"], "budget": ts.Budget(nfe=240)}
+        want = ts.search(here, here.scores, **options)
+        assert want.cost.reward_calls == sum(len(task.leaves) for task in want.tasks)
+        for workers in (three, scored):
+            for one, reward in ((kernel, ts.Recipe("linear(0.5)")), (here, here.scores)):
+                same(ts.search(one, reward, workers=workers, **options), want, where=way)
+            with pytest.raises(UsageError, match=r"values of reward 'linear.0.5.', the search is for 'linear.0.6.'"):
+                ts.search(kernel, ts.Recipe("linear(0.6)"), workers=workers, **options)
 
 
 @pytest.mark.parametrize("keep", ["all", "frontier", "none"])

@@ -1,5 +1,8 @@
 """The station of a worker, without Ray: bundles in shared passes are what the kernel and its noise give by hand."""
 
+import math
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +11,13 @@ from tests.support import kernels
 from tests.support.beds import BEDS
 from tests.support.kernels import noted
 from treesearch.backends.base import describe
+from treesearch.backends.guidance import Valued
 from treesearch.core.tree import NONE
 from treesearch.distributed.bundles import Bundle, Reply, as_numpy, as_tensor
 from treesearch.distributed.station import Station
 from treesearch.engine.asking import encode
 from treesearch.engine.segments import Leg
+from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError, as_reward
 from treesearch.testing import conditioning, noise
 
@@ -351,3 +356,27 @@ def test_a_station_keeps_no_graph_whatever_the_mode(mode):
     assert all(isinstance(reply, Reply) for reply in found.values())
     assert len(kernel.graphs) >= 5
     assert not any(kernel.graphs)
+
+
+def test_states_of_declared_values_are_not_sent_to_be_scored():
+    """A bundle of both: rows that end above t = 0 have their values, samples go away and wait."""
+    reward = linear(0.5)
+    of = station(Valued(BED, reward, kernels.worth), None, guide_scores=True)
+    reply = finish(of, joined(bundle(1, range(4), 0, (2,), hold=True), bundle(1, range(4, 7), 0, (0,))))[1]
+    hold = [Walk(BED, key, 0, (2,), hold=True) for key in range(4)]
+    want = [float(kernels.worth(w.states[0], torch.tensor([2]), w.law, None)) for w in hold]
+    np.testing.assert_array_equal(reply.reward, [*want, math.nan, math.nan, math.nan])
+    assert len(reply.samples) == len(reply.digests) == 3
+    below = [Walk(BED, key, 0, (0,)) for key in range(4, 7)]
+    np.testing.assert_array_equal(reply.samples, as_numpy(torch.cat([w.states[0] for w in below])))
+    assert (reply.cost.reward_calls, reply.cost.decodes) == (0, 3)
+
+
+def joined(one, other):
+    """Two bundles as one."""
+    rows = {
+        f.name: np.concatenate([getattr(b, f.name) for b in (one, other)])
+        for f in fields(Bundle)
+        if isinstance(getattr(one, f.name), np.ndarray)
+    }
+    return replace(one, **rows)

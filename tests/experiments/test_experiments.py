@@ -94,6 +94,14 @@ def test_exactness(tmp_path):
     assert len(json.loads((tmp_path / "e.json").read_text())["cells"]) == 18
 
 
+def test_declared_values(tmp_path):
+    words = ["--rollouts", "8", "--seeds", "1", "--num-steps", "4", "--tolerances", "1.0"]
+    assert "| 1 | tree_sampling | TDS of the value |" in script(
+        "bench.values", *words, "--out", str(tmp_path / "v.json")
+    )
+    assert len(json.loads((tmp_path / "v.json").read_text())["cells"]) == 10
+
+
 def test_training_resumes(tmp_path, digits):
     words = ["--data", str(digits), "--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w.safetensors")]
     words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "32", "--threads", "1"]

@@ -9,6 +9,7 @@ import torch
 import treesearch as ts
 from treesearch.backends.base import Gaussian, describe, expand
 from treesearch.backends.exact.gaussian import cosine_bar
+from treesearch.backends.guidance import Valued
 from treesearch.planning.planner import Outlook, Planner, PlanningEnded
 from treesearch.planning.warm_start import WARM, WarmStart, lowered, shifted
 from treesearch.rewards.base import Reward, as_reward
@@ -464,3 +465,22 @@ def test_a_warm_start_passes_on_the_contract_but_its_own():
     assert not hasattr(kernel, "prior_log_weight")
     other = WarmStart(Weighted(), torch.ones(1, 1, H, 4), 3)
     assert kernel.fingerprint != other.fingerprint
+
+
+def test_declared_values_steer_plans_from_the_prior_and_from_the_plans_before():
+    def value(x, t, law, cond):
+        goal = torch.tensor([p["goal"] for p in cond["guide_prompts"]])
+        return -(x.double()[:, -1, :2] - goal).square().sum(1) - t
+
+    kernel, method = Valued(Lines(), REACH, value), ts.FeynmanKac(num_particles=10)
+    agent = Planner(kernel, REACH, method, budget=ts.Budget(nfe=20 * T), steps=2)
+    for position in (np.zeros(2), np.full(2, 0.1)):
+        agent.act(position, GOAL)
+        tree = agent.result.tree
+        held = (tree.t > 0) & ~np.isnan(tree.reward)
+        assert held.sum() >= 20
+        x = agent.result.tasks[0].fetch._stored(np.flatnonzero(held))
+        want = value(
+            x, torch.from_numpy(tree.t[held].astype(np.int64)), None, {"guide_prompts": [{"goal": GOAL}] * len(x)}
+        )
+        np.testing.assert_allclose(tree.reward[held], want)

@@ -111,7 +111,7 @@ class What:
     """a name, name(settings), package.module:attr or ./file.py:attr; see `treesearch list`"""
     reward: str = HARD
     """an expression over rewards, such as "2*digit(8) + compressibility()", package.module:attr or ./file.py:attr, or
-    kernel: the reward that guides the kernel, as in tds(mnist(), digit(8))"""
+    kernel: the reward that guides the kernel or that its values are of, as in tds(mnist(), digit(8))"""
     prompts: tuple[str, ...] = ()
     """one task each; none is one unconditional task"""
     seed: int = 0
