@@ -17,6 +17,7 @@ from treesearch.errors import UsageError, unknown
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.registry.recipe import Recipe
+from treesearch.rewards.base import Reward, as_reward
 from treesearch.session.interfaces import KEEP, Options, Workers
 
 Count = Annotated[str | None, arg(metavar="N|10k|2M")]
@@ -199,16 +200,23 @@ def load(command: Mapping[str, str], workers: Workers | None = None) -> tuple[An
     Raises:
         UsageError: the guide of a kernel was asked for as the reward, and it has none.
     """
-    shown = specs.guide(command["kernel"])
-    own = command["reward"] == GUIDE or (shown is not None and specs.same(shown, command["reward"]))
     if workers is not None and command["reward"] != GUIDE:
         return Recipe(command["kernel"]), Recipe(command["reward"])
     kernel = specs.kernel(command["kernel"])
-    if not own:
-        return kernel, specs.reward(command["reward"])
-    if (reward := optional(kernel, "scores")) is None:
+    own = optional(kernel, "scores")
+    if command["reward"] != GUIDE:
+        made = specs.reward(command["reward"])
+        return kernel, own if own is not None and _is_written_there(command, own, as_reward(made)) else made
+    if own is None:
         raise UsageError(
             f"--reward kernel: {command['kernel']} shows no reward that guides it, as tds(mnist(), digit(8)) does: "
             "name the reward"
         )
-    return kernel, reward
+    return kernel, own
+
+
+def _is_written_there(command: Mapping[str, str], own: Reward, made: Reward) -> bool:
+    """Whether a kernel's own reward and one that was made are of the same words: a factory may change what it gets."""
+    shown = specs.guide(command["kernel"])
+    alike = all(getattr(own, name) == getattr(made, name) for name in ("name", "input", "settings", "code"))
+    return alike and shown is not None and specs.same(shown, command["reward"])
