@@ -181,6 +181,7 @@ def test_names_load(capsys):
         "second_order",
         "heun",
         "teleport",
+        "valued",
     }
     for name in set(specs.KERNELS) - told:  # those need to be told of what
         specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
