@@ -9,6 +9,7 @@ python -m experiments.processes.painters --data mnist.npz
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from experiments.mnist.judge import grade
 from experiments.mnist.train_classifiers import load_split
 from experiments.shared.distances import frechet
 from treesearch.backends.chains.convert import convert
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.moments import Moments
 from treesearch.backends.exact.teleport import Teleport
-from treesearch.backends.models.mnist import mnist_kernel
+from treesearch.backends.models.mnist import cosine_alphas_cumprod, mnist_kernel, to_images
 
 MOMENTS = Path(__file__).parents[2] / "backends" / "weights" / "mnist_moments.safetensors"
 
@@ -39,7 +42,8 @@ class Args:
     samples: int = 1000
     images: int = 256
     """Test images that scores are compared at."""
-    skips: tuple[float, ...] = (0.2, 0.3)
+    grids: tuple[str, ...] = ("trailing", "karras")
+    skips: tuple[float, ...] = (0.04, 0.08, 0.2, 0.3)
     etas: tuple[float, ...] = (0.0, 1.0)
     seeds: tuple[int, ...] = (0, 1)
     threads: int = 1
@@ -82,22 +86,31 @@ def sample(kernel: Any, n: int, seed: int, batch_size: int = 100) -> Tensor:
     return torch.cat(images)
 
 
-def quality(args: Args) -> list[dict[str, float]]:
-    """Fréchet distance of the judge's features to all test images, by η, seed and share that is skipped."""
+def on_grid(grid: str, num_steps: int, eta: float) -> Any:
+    """The shipped model with its levels on one of the grids."""
+    kernel = mnist_kernel(num_steps, eta)
+    if grid == "trailing":
+        return kernel
+    schedule = Schedule.karras(cosine_alphas_cumprod(), num_steps, prediction="v")
+    return DiffusionKernel(kernel.model, state_shape=kernel.state_shape, schedule=schedule, eta=eta, clip_sample=1.0,
+                           decode=to_images)  # fmt: skip
+
+
+def quality(args: Args) -> list[dict[str, Any]]:
+    """Fréchet distance of the judge's features to all test images, by grid, η, seed and share that is skipped."""
     real = grade(load_split(args.data, "test")[0].float() / 255)[1]
     train = grade(load_split(args.data, "train", args.samples)[0].float() / 255)[1]
-    rows = [{"training images": float(len(train)), "frechet": frechet(train, real)}]
-    for eta in args.etas:
-        kernel = mnist_kernel(args.num_steps, eta)
-        for seed in args.seeds:
-            whole = frechet(grade(sample(kernel, args.samples, seed))[1], real)
-            rows.append({"eta": eta, "seed": seed, "skip": 0.0, "levels": args.num_steps, "frechet": whole})
-            for skip in args.skips:
-                short = Teleport(kernel, skip)
-                found = frechet(grade(sample(short, args.samples, seed))[1], real)
-                row = {"eta": eta, "seed": seed, "skip": skip, "levels": short.num_steps, "frechet": found}
-                rows.append(row | {"ratio": found / whole})
-            print(*rows[-1 - len(args.skips) :], sep="\n", flush=True)
+    rows: list[dict[str, Any]] = [{"training images": len(train), "frechet": frechet(train, real)}]
+    for grid, eta, seed in itertools.product(args.grids, args.etas, args.seeds):
+        kernel = on_grid(grid, args.num_steps, eta)
+        where = {"grid": grid, "eta": eta, "seed": seed}
+        whole = frechet(grade(sample(kernel, args.samples, seed))[1], real)
+        rows.append(where | {"skip": 0.0, "levels": args.num_steps, "frechet": whole})
+        for skip in args.skips:
+            short = Teleport(kernel, skip, Moments.load(MOMENTS))
+            found = frechet(grade(sample(short, args.samples, seed))[1], real)
+            rows.append(where | {"skip": skip, "levels": short.num_steps, "frechet": found, "ratio": found / whole})
+        print(*rows[-1 - len(args.skips) :], sep="\n", flush=True)
     return rows
 
 

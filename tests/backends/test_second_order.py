@@ -225,6 +225,8 @@ def test_a_state_without_memory_takes_a_first_order_step():
     moved = SecondOrder(bed).transition(torch.stack([x, x], 1), levels).mean[:, 0]
     still = (moved == bed.transition(x, levels).mean).all(1)
     assert still.tolist() == [False, False, False, True]
+    partly = torch.stack([x, x, torch.zeros_like(x)], 1)
+    assert torch.equal(SecondOrder(bed, order=3).transition(partly, levels).mean[:, 0], moved)
 
 
 def test_the_last_step_to_a_clean_sample_is_of_first_order():
