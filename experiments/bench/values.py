@@ -33,8 +33,8 @@ F64 = torch.float64
 class Args:
     """Arguments."""
 
-    rollouts: int = 256
-    """of each search"""
+    rollouts: tuple[int, ...] = (48, 256)
+    """of a search"""
     seeds: int = 5
     """searches a cell"""
     num_steps: int = 40
@@ -49,7 +49,7 @@ class Measurement:
     """The bed: a chain, its reward, and the soft value in closed form."""
 
     def __init__(self, tolerance: float, num_steps: int) -> None:
-        draw = torch.Generator().manual_seed(3)
+        draw, self.tolerance = torch.Generator().manual_seed(3), tolerance
         self.kernel = LinearGaussian(num_steps=num_steps, dim=6, mean=0.0, std=1.0)
         self.A = torch.randn(2, 6, generator=draw, dtype=F64) / math.sqrt(6)
         self.y = self.A @ torch.randn(6, generator=draw, dtype=F64)
@@ -77,14 +77,17 @@ class Fitted(Wrapper):
 
 def main() -> None:
     args = tyro.cli(Args)
-    cells = [cell for tolerance in args.tolerances for cell in measure(tolerance, args)]
+    cells = [c for n in args.rollouts for tolerance in args.tolerances for c in measure(tolerance, n, args)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"args": vars(args) | {"out": None}, "cells": cells}, indent=1) + "\n")
-    lines = [[f"{c['tolerance']:g}", c["method"], c["by"], f"{c['mean']:.3g}", f"{c['worst']:.3g}"] for c in cells]
-    print(markdown_table(lines, ["tolerance", "method", "scored by", "mean log Ẑ - log Z", "worst"]))
+    lines = [
+        [str(c["rollouts"]), f"{c['tolerance']:g}", c["method"], c["by"], f"{c['mean']:.3g}", f"{c['worst']:.3g}"]
+        for c in cells
+    ]
+    print(markdown_table(lines, ["rollouts", "tolerance", "method", "scored by", "mean log Ẑ - log Z", "worst"]))
 
 
-def measure(tolerance: float, args: Args) -> list[dict[str, Any]]:
+def measure(tolerance: float, rollouts: int, args: Args) -> list[dict[str, Any]]:
     """A cell for each method and way of scoring."""
     bed, every = Measurement(tolerance, args.num_steps), tuple(range(args.num_steps, -1, -1))
     guided = TDS(bed.kernel, bed.reward, value=bed.value)
@@ -96,24 +99,25 @@ def measure(tolerance: float, args: Args) -> list[dict[str, Any]]:
         "TDS of the value": guided,
         "TDS of the value, fitted": Fitted(guided),
     }
-    methods = (ts.FeynmanKac(num_particles=args.rollouts, schedule=every), ts.TreeSampling(schedule=every))
+    methods = (ts.FeynmanKac(num_particles=rollouts, schedule=every), ts.TreeSampling(schedule=every))
     return [
-        cell(tolerance, method, by, kernel, bed, args)
+        cell(method, by, kernel, bed, rollouts, args)
         for method in methods
         for by, kernel in ways.items()
         if not ("fitted" in by and isinstance(method, ts.FeynmanKac))  # which fits nothing
     ]
 
 
-def cell(tolerance: float, method: Any, by: str, kernel: Any, bed: Measurement, args: Args) -> dict[str, Any]:
-    budget = ts.Budget(nfe=args.rollouts * args.num_steps)
+def cell(method: Any, by: str, kernel: Any, bed: Measurement, rollouts: int, args: Args) -> dict[str, Any]:
+    budget = ts.Budget(nfe=rollouts * args.num_steps)
     found = [
         ts.search(kernel, bed.reward, method, budget=budget, seed=seed, batch_size=1024, progress=False)
         for seed in range(args.seeds)
     ]
     off = [float(run.log_z) - bed.log_z for run in found if run.log_z is not None]
     return {
-        "tolerance": tolerance,
+        "rollouts": rollouts,
+        "tolerance": bed.tolerance,
         "method": type(method).name,
         "by": by,
         "mean": sum(off) / len(off),

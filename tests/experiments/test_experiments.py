@@ -96,7 +96,7 @@ def test_exactness(tmp_path):
 
 def test_declared_values(tmp_path):
     words = ["--rollouts", "8", "--seeds", "1", "--num-steps", "4", "--tolerances", "1.0"]
-    assert "| 1 | tree_sampling | TDS of the value |" in script(
+    assert "| 8 | 1 | tree_sampling | TDS of the value |" in script(
         "bench.values", *words, "--out", str(tmp_path / "v.json")
     )
     assert len(json.loads((tmp_path / "v.json").read_text())["cells"]) == 10
