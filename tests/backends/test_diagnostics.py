@@ -182,6 +182,22 @@ def test_paths_of_first_order_have_no_gap_and_bent_ones_what_they_miss():
         assert float(gap.mean()) == pytest.approx(missed / spread, abs=1e-5)
 
 
+def test_the_path_of_a_chain_that_draws_is_that_of_the_one_that_does_not():
+    schedule = Schedule.flow(torch.linspace(0, 1, 6, dtype=F64))
+
+    def model(x, time):
+        return torch.sin(2 * x) + x * time[:, None].to(x.dtype) / 1000
+
+    drawing, plain = (DiffusionKernel(model, state_shape=(2,), schedule=schedule, eta=eta) for eta in (1.0, 0.0))
+    x = normals(8, 2, dtype=torch.float32)
+    ends, last = path(drawing, x)
+    for t in range(5, 0, -1):
+        law = plain.transition(x, torch.full((8,), t))
+        assert torch.allclose(ends[t], law.endpoint, atol=64 * EPS)
+        x = law.sample(normals(8, 2, seed=t, dtype=torch.float32))
+    assert torch.allclose(last, x, atol=64 * EPS)
+
+
 def test_gaps_of_one_point_are_nothing_and_kernels_without_a_chain_have_no_path():
     same = torch.ones(4, 2)
     assert float(gaps({1: same}, same)[1].mean()) == 0
@@ -207,3 +223,18 @@ def test_a_law_of_another_kind_gives_its_endpoint():
 
     x = normals(2, 3)
     assert torch.equal(endpoint_field(Plain(), 1)(x), 0.8 * x)
+
+
+@pytest.mark.slow
+def test_a_trained_network_is_clearly_no_gradient():
+    """With what `python -m experiments.diagnose.conservative` trains and writes."""
+    from experiments.diagnose.conservative import plane, trained
+
+    draw = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    for name, figures in plane(trained(1000, draw), draw).items():
+        if name.endswith("exact"):
+            assert figures["asymmetry"] < 1e-6
+            assert abs(figures["loop"]) < 1e-4
+        else:
+            assert figures["asymmetry"] > 0.005

@@ -98,6 +98,17 @@ def test_the_same_seed_gives_the_same_figures_whatever_the_batch():
     assert ts.diagnose(KERNEL, linear(1.0), nfe=600, seed=4).as_dict()["levels"] != told[0]["levels"]
 
 
+def test_the_defaults_of_torch_change_nothing():
+    want = ts.diagnose(KERNEL, linear(1.0), nfe=600, seed=3).as_dict()["levels"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = ts.diagnose(KERNEL, linear(1.0), nfe=600, seed=3).as_dict()["levels"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got == want
+
+
 def half(x, t, base, cond):
     return 0.3 * base.std
 

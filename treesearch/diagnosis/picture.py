@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from treesearch.diagnosis.diagnosis import Diagnosis
+from treesearch.diagnosis.suggest import shown
 from treesearch.report.plots import pyplot, save
 from treesearch.text import label
 
@@ -27,7 +28,8 @@ def draw(found: Diagnosis, path: Path) -> Path:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for ax, (title, lines) in zip(axes, PANELS, strict=True):
         _panel(ax, found, title, lines)
-    figure.suptitle(label(f"{found.kernel}, {found.reward}: {found.suggestion('best').python}", 120), fontsize=9)
+    best = shown(found.suggestion("best").method)
+    figure.suptitle(label(f"{found.reward} on {found.kernel}; for the best sample {best}", 150), fontsize=9)
     return save(plt, figure, path)
 
 
