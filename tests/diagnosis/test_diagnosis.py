@@ -30,7 +30,7 @@ def close(figure, truth):
 
 
 def test_figures_of_a_linear_gaussian_chain_are_the_closed_ones():
-    found = ts.diagnose(KERNEL, linear(1.0), nfe=8_000)
+    found = ts.diagnose(KERNEL, linear(1.0), nfe=5_000)
     reverse, std = KERNEL.reverse, KERNEL.std
     for level in found.levels:
         # Var E[x_0 | x_t] / Var x_0; the endpoint is E[x_0 | x_t], so that its slope and `known` are 1
@@ -139,10 +139,15 @@ def test_any_kernel(name):
 
 
 def test_the_shipped_model_has_every_figure():
-    found = ts.diagnose(mnist(num_steps=4), brightness(), nfe=180, batch_size=32)
+    found = ts.diagnose(mnist(num_steps=3), brightness(), nfe=110, batch_size=32)
     assert not found.skipped
     assert all(level.one_step.value >= 0 and 0 <= level.asymmetry.value < 2 for level in found.levels)
     assert found.levels[0].one_step.value > found.levels[-1].one_step.value
+
+
+def test_a_solver_with_memory_has_no_paths_of_its_own():
+    found = ts.diagnose(mnist(num_steps=3, solver="2m"), brightness(), nfe=90)
+    assert set(found.skipped) == {"one step", "asymmetry"}
 
 
 def test_a_maze_and_a_pipeline_with_prompts(tiny_root):

@@ -30,6 +30,7 @@ SHARE = 0.05  # of the budget, for each of the two
 FEWEST, MOST = 4, 16  # paths, and states of a level
 LEVELS = 4  # at which Jacobians are looked at
 CHAINLESS = "the kernel has no Gaussian chain, and with it no deterministic path"
+PACKED = "states hold more than x_t, such as the memory of a solver"
 BACKWARD = 3  # passes for J z and Jᵀz
 
 
@@ -58,12 +59,15 @@ class Probes:
         """What can be measured of a kernel, sized for a pilot of `nfe` evaluations."""
         p: Any = optional(kernel, "proposes_for")
         p = kernel if p is None else p
-        found, smooth = cls(p, 0, 0, spec.num_steps), spec.dtype.is_floating_point
-        if optional(p, "chain") is None:
+        found, chain = cls(p, 0, 0, spec.num_steps), optional(p, "chain")
+        if chain is not None and spec.noise_shape != spec.state_shape:
+            found.skipped |= dict.fromkeys(("one step", "asymmetry"), PACKED)
+            return found
+        if chain is None:
             found.skipped["one step"] = CHAINLESS
         else:
             found.paths = _between(SHARE * nfe / spec.num_steps)
-        if smooth:
+        if spec.dtype.is_floating_point:
             found.states = _between(SHARE * nfe / LEVELS)
         else:
             found.skipped["asymmetry"] = "states are no floating-point numbers"
