@@ -1,0 +1,252 @@
+"""Observations as rewards: y = A x_0 + noise, and r(x_0) = log N(y; A x_0, tolerance² I).
+
+With λ = 1 the target p(x_0) exp(r(x_0)) is the posterior given y, and log Z is the evidence log p(y). A is an
+`Operator` of states or of samples: known entries, means over squares, a blur, a grey picture, some frequencies, a
+matrix, or functions of your own, of which a guide needs the adjoint too.
+
+    mask        y = the entries under the mask                                       A Aᵀ = I
+    pooled      y = means over k × k squares                                         A Aᵀ = I / k²
+    blurred     y = x * g, g a Gaussian of a given std, zeros beyond the border      A = Aᵀ
+    grey        y = Σ_c w_c x_c over the channels                                    A Aᵀ = |w|² I
+    frequencies y = the entries of an orthonormal cosine transform under the mask    A Aᵀ = I
+
+Source: Denoising Diffusion Restoration Models (Kawar et al., 2022), section 5, for the operators in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from treesearch.rewards.base import Input, Reward
+from treesearch.rewards.numeric import is_positive, is_whole
+from treesearch.rewards.values import flat
+
+Map = Callable[[Tensor], Tensor]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A linear map A of x (n, *shape) to observations (n, ...).
+
+    Args:
+        forward: x -> A x.
+        adjoint: v -> Aᵀ v, of the shape of x.
+        name: what tells it from others.
+        gram: g where A Aᵀ = g I; None where it is another matrix.
+    """
+
+    forward: Map
+    adjoint: Map
+    name: str = "operator"
+    gram: float | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+
+def masked(mask: Tensor) -> Operator:
+    """The entries of x (n, *shape) under a mask (*shape) bool.
+
+    Raises:
+        ValueError: no mask, or one without an entry.
+    """
+    mask = torch.as_tensor(mask, device="cpu")
+    if mask.dtype != torch.bool or not mask.any():
+        raise ValueError(f"mask must be bool with an entry set, got {mask.dtype} with {int(mask.sum())} set")
+
+    def adjoint(v: Tensor) -> Tensor:
+        x = v.new_zeros(len(v), *mask.shape)
+        x[:, mask.to(v.device)] = v
+        return x
+
+    return Operator(lambda x: x[:, mask.to(x.device)], adjoint, f"mask {_digest(mask)}", 1.0)
+
+
+def pooled(size: int) -> Operator:
+    """Means over size × size squares of images (n, C, H, W), H and W multiples of size.
+
+    Raises:
+        ValueError: size below 2.
+    """
+    if not is_whole(size, 2):
+        raise ValueError(f"size is {size!r}, expected a whole number of pixels, 2 or more")
+
+    def forward(x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size:
+            raise ValueError(
+                f"pooled({size}) got {tuple(x.shape)}, expected images whose sides are multiples of {size}"
+            )
+        return F.avg_pool2d(x, size)
+
+    def adjoint(v: Tensor) -> Tensor:
+        return v.repeat_interleave(size, 2).repeat_interleave(size, 3) / size**2
+
+    return Operator(forward, adjoint, f"pooled({size})", size**-2)
+
+
+def blurred(std: float) -> Operator:
+    """A Gaussian blur of images (n, C, H, W), std in pixels, with zeros beyond the border.
+
+    Raises:
+        ValueError: std is no positive number.
+    """
+    if not is_positive(std):
+        raise ValueError(f"std is {std!r}, expected a positive number of pixels")
+    radius = math.ceil(3 * std)
+    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu") / std) ** 2)
+    line /= line.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        kernel = line.to(x).expand(x.shape[1], 1, 1, -1)
+        across = F.conv2d(x, kernel, padding=(0, radius), groups=x.shape[1])
+        return F.conv2d(across, kernel.transpose(2, 3), padding=(radius, 0), groups=x.shape[1])
+
+    return Operator(blur, blur, f"blurred({std})")  # a symmetric filter with zeros around is its own adjoint
+
+
+def grey(weights: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
+    """One channel of images (n, C, H, W), by weights (C,); those of luma by default.
+
+    Raises:
+        ValueError: no weights, or none above 0.
+    """
+    w = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
+    if w.ndim != 1 or not w.isfinite().all() or not w.abs().sum() > 0:
+        raise ValueError(f"weights are {weights!r}, expected a finite number a channel, not all zero")
+
+    def rows(like: Tensor) -> Tensor:
+        return w.to(like)[:, None, None]
+
+    def forward(x: Tensor) -> Tensor:
+        return (rows(x) * x).sum(1, keepdim=True)
+
+    return Operator(forward, lambda v: rows(v) * v, f"grey({list(map(float, w))})", float((w**2).sum()))
+
+
+def frequencies(mask: Tensor) -> Operator:
+    """Entries of the orthonormal cosine transform of images (n, C, H, W) under a mask (H, W) bool.
+
+    Raises:
+        ValueError: no mask, or one without an entry.
+    """
+    mask = torch.as_tensor(mask, device="cpu")
+    if mask.ndim != 2 or mask.dtype != torch.bool or not mask.any():
+        raise ValueError(f"mask must be (H, W) bool with an entry set, got {tuple(mask.shape)} of {mask.dtype}")
+    down, across = (cosines(n) for n in mask.shape)
+
+    def forward(x: Tensor) -> Tensor:
+        return (down.to(x) @ x @ across.to(x).T)[..., mask.to(x.device)]
+
+    def adjoint(v: Tensor) -> Tensor:
+        x = v.new_zeros(*v.shape[:2], *mask.shape)
+        x[..., mask.to(v.device)] = v
+        return down.to(v).T @ x @ across.to(v)
+
+    return Operator(forward, adjoint, f"frequencies {_digest(mask)}", 1.0)
+
+
+def cosines(n: int) -> Tensor:
+    """The orthonormal cosine transform (DCT-II) of n entries, (n, n) float64: rows are frequencies."""
+    k, i = (torch.arange(n, dtype=torch.float64, device="cpu") for _ in range(2))
+    rows = torch.cos(math.pi / n * k[:, None] * (i + 0.5)) * math.sqrt(2 / n)
+    rows[0] *= math.sqrt(0.5)
+    return rows
+
+
+def matrix(rows: Tensor | Sequence[Sequence[float]]) -> Operator:
+    """A x of vectors (n, D) for A (M, D).
+
+    Raises:
+        ValueError: A is no finite matrix.
+    """
+    a = torch.as_tensor(rows, dtype=torch.float64, device="cpu")
+    if a.ndim != 2 or not a.isfinite().all():
+        raise ValueError(f"rows have shape {tuple(a.shape)}, expected a finite matrix (M, D)")
+    return Operator(lambda x: x @ a.to(x).T, lambda v: v @ a.to(v), f"matrix {_digest(a)}")
+
+
+def _digest(table: Tensor) -> str:
+    """Ten hexadecimal digits of what it holds."""
+    return hashlib.sha256(str(tuple(table.shape)).encode() + table.numpy().tobytes()).hexdigest()[:10]
+
+
+def check_adjoint(operator: Operator, shape: Sequence[int], seed: int = 0) -> None:
+    """The dot test: <A x, v> = <x, Aᵀ v> for random x (*shape) and v.
+
+    Raises:
+        ValueError: the two differ beyond rounding, or shapes do not fit.
+    """
+    draw = torch.Generator("cpu").manual_seed(seed)
+    x = torch.randn(1, *shape, dtype=torch.float64, generator=draw, device="cpu")
+    seen = operator(x)
+    v = torch.randn(seen.shape, dtype=torch.float64, generator=draw, device="cpu")
+    back = operator.adjoint(v)
+    if back.shape != x.shape:
+        raise ValueError(f"the adjoint of {operator.name} returns {tuple(back.shape)}, expected {tuple(x.shape)}")
+    there, here = float((seen * v).sum()), float((x * back).sum())
+    room = 2.0**-52 * float(x.norm() * v.norm()) * max(1.0, float(seen.norm() / x.norm())) * x.numel()
+    if not abs(there - here) <= room:
+        raise ValueError(
+            f"{operator.name} and its adjoint do not belong together: <A x, v> = {there:.6g} and <x, A* v> = {here:.6g}"
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """log N(y; A x, tolerance² I) as a function of x (n, *shape).
+
+    Args:
+        operator: A.
+        observed: y, the shape of an A x.
+        tolerance: standard deviation of the noise, in units of y.
+    """
+
+    operator: Operator | Map
+    observed: Tensor
+    tolerance: float
+
+    def __call__(self, x: Tensor, prompts: Any = None) -> Tensor:
+        seen = self.operator(x)
+        if seen.shape[1:] != self.observed.shape:
+            got, want = tuple(self.observed.shape), tuple(seen.shape[1:])
+            raise ValueError(f"observed has shape {got}, expected {want}, that of what is seen of a sample")
+        gap = flat(seen.double() - self.observed.to(seen.device)) / self.tolerance
+        constant = gap.shape[1] * (math.log(self.tolerance) + 0.5 * math.log(2 * math.pi))
+        return -0.5 * (gap**2).sum(1) - constant
+
+
+def measurement(operator: Operator | Map, observed: Tensor, *, tolerance: float, of: Input = "state") -> Reward:
+    """r(x_0) = log N(y; A x_0, tolerance² I): the log-likelihood of an observation.
+
+    Args:
+        operator: A, or any differentiable function, which guides by gradient alone.
+        observed: y, of the shape that A gives one x_0.
+        tolerance: standard deviation of the noise, in units of y.
+        of: "state" for an A of states x_0, "sample" for one of decoded samples.
+
+    Raises:
+        ValueError: y is not finite, or tolerance no positive number.
+        TypeError: operator cannot be called.
+    """
+    if not callable(operator):
+        raise TypeError(f"operator is {type(operator).__name__}, expected an Operator or a function of x_0")
+    if of not in ("state", "sample"):
+        raise ValueError(f"of is {of!r}, expected 'state' or 'sample'")
+    y = torch.as_tensor(observed, dtype=torch.float64, device="cpu").clone()
+    if not y.isfinite().all():
+        raise ValueError("observed has entries that are not finite")
+    if not is_positive(tolerance):
+        raise ValueError(f"tolerance is {tolerance!r}, expected a positive number in units of what is observed")
+    name = operator.name if isinstance(operator, Operator) else getattr(operator, "__name__", "operator")
+    settings = (f"{name}, y {_digest(y)}, tolerance={tolerance}",)
+    return Reward(Measurement(operator, y, tolerance), f"measurement({name})", of, settings=settings, prompted=False)
