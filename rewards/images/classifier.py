@@ -2,6 +2,10 @@
 
     digit(c)(x)  = log p(c | x)
     digits(S)(x) = max_{c in S} log p(c | x)          (S = even or odd digits)
+    digit(c, tau1, tau2)(x) = tau1 f_c(x) - log sum_k exp(tau2 f_k(x)),  f the logits
+
+As a guide the last may pull where log p(c | x) is flat: see `backends.guidance.elucd`. softplus = b takes
+log(1 + exp(b z))/b for every ReLU max(z, 0), which has gradients everywhere.
 
 Source of the two rewards: Jain et al., "Diffusion Tree Sampling: Scalable inference-time alignment
 of diffusion models" (2025), MNIST experiments. Searches also score predicted endpoints, which are
@@ -11,7 +15,9 @@ own: `rewards/weights/README.md`. Samples are graded by another network that no 
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from collections.abc import Sequence
 from importlib import resources
 
@@ -20,6 +26,7 @@ from torch import Tensor, nn
 
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
+from treesearch.rewards.numeric import is_number, is_positive
 
 WEIGHTS = "mnist_classifier.safetensors"
 _FACTS = {
@@ -56,13 +63,31 @@ class DigitClassifier(nn.Module):
 
 
 @facts(**_FACTS)
-def digit(number: int) -> Reward:
+def digit(number: int, *, tau1: float = 1.0, tau2: float = 1.0, softplus: float | None = None) -> Reward:
     """The reward log p(number | x) of images (n, 1, 28, 28) in [0, 1].
 
+    Args:
+        number: c in 0..9.
+        tau1, tau2: of the logit and of the sum, >= 0; log p(c | x) at 1 and 1.
+        softplus: b > 0 of the smoothed activations, None for the trained ones.
+
     Raises:
-        ValueError: `number` is not one of 0..9.
+        ValueError: a setting out of range.
     """
-    return _reward([number], f"digit({number})")
+    if (tau1, tau2, softplus) == (1.0, 1.0, None):
+        return _reward([number], f"digit({number})")
+    if not (is_number(tau1, 0) and is_number(tau2, 0) and tau1 + tau2 < math.inf):
+        raise ValueError(f"tau1 and tau2 are {tau1!r} and {tau2!r}, expected finite numbers >= 0")
+    if softplus is not None and not is_positive(softplus):
+        raise ValueError(f"softplus is {softplus!r}, expected a positive number, or None for ReLU")
+    (c,) = _checked([number])
+
+    def fn(samples: Tensor, prompts: Sequence[object] | None = None) -> Tensor:
+        images = _images(samples)
+        logits = smoothed(str(images.device), softplus)(images).double()
+        return tau1 * logits[:, c] - (tau2 * logits).logsumexp(1)
+
+    return Reward(fn, name=f"digit({number}, tau1={tau1}, tau2={tau2})")
 
 
 @facts(**_FACTS)
@@ -99,6 +124,20 @@ def load_classifier(device: str = "cpu") -> nn.Module:
         network = DigitClassifier().float()
     network.load_state_dict(load(resources.files("treesearch.rewards").joinpath("weights", WEIGHTS).read_bytes()))
     return network.to(device).eval().requires_grad_(False)
+
+
+@functools.cache
+def smoothed(device: str, beta: float | None) -> nn.Module:
+    """The classifier with softplus of sharpness beta for its ReLUs, itself for None."""
+    network = load_classifier(device)
+    if beta is None:
+        return network
+    network = copy.deepcopy(network)
+    for parent in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.Softplus(beta))
+    return network
 
 
 def _reward(numbers: Sequence[int], name: str) -> Reward:
