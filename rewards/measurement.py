@@ -19,6 +19,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -62,35 +63,38 @@ def masked(mask: Tensor) -> Operator:
     mask = torch.as_tensor(mask, device="cpu")
     if mask.dtype != torch.bool or not mask.any():
         raise ValueError(f"mask must be bool with an entry set, got {mask.dtype} with {int(mask.sum())} set")
+    return Operator(partial(_picked, mask), partial(_put, mask), f"mask {_digest(mask)}", 1.0)
 
-    def adjoint(v: Tensor) -> Tensor:
-        x = v.new_zeros(len(v), *mask.shape)
-        x[:, mask.to(v.device)] = v
-        return x
 
-    return Operator(lambda x: x[:, mask.to(x.device)], adjoint, f"mask {_digest(mask)}", 1.0)
+def _picked(mask: Tensor, x: Tensor) -> Tensor:
+    return x[:, mask.to(x.device)]
+
+
+def _put(mask: Tensor, v: Tensor) -> Tensor:
+    x = v.new_zeros(len(v), *mask.shape)
+    x[:, mask.to(v.device)] = v
+    return x
 
 
 def pooled(size: int) -> Operator:
     """Means over size × size squares of images (n, C, H, W), H and W multiples of size.
 
     Raises:
-        ValueError: size below 2.
+        ValueError: size below 2; later, images of other sides.
     """
     if not is_whole(size, 2):
         raise ValueError(f"size is {size!r}, expected a whole number of pixels, 2 or more")
+    return Operator(partial(_pooled, size), partial(_unpooled, size), f"pooled({size})", size**-2)
 
-    def forward(x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size:
-            raise ValueError(
-                f"pooled({size}) got {tuple(x.shape)}, expected images whose sides are multiples of {size}"
-            )
-        return F.avg_pool2d(x, size)
 
-    def adjoint(v: Tensor) -> Tensor:
-        return v.repeat_interleave(size, 2).repeat_interleave(size, 3) / size**2
+def _pooled(size: int, x: Tensor) -> Tensor:
+    if x.ndim != 4 or x.shape[2] % size or x.shape[3] % size:
+        raise ValueError(f"pooled({size}) got {tuple(x.shape)}, expected images whose sides are multiples of {size}")
+    return F.avg_pool2d(x, size)
 
-    return Operator(forward, adjoint, f"pooled({size})", size**-2)
+
+def _unpooled(size: int, v: Tensor) -> Tensor:
+    return v.repeat_interleave(size, 2).repeat_interleave(size, 3) / size**2
 
 
 def blurred(std: float) -> Operator:
@@ -103,14 +107,14 @@ def blurred(std: float) -> Operator:
         raise ValueError(f"std is {std!r}, expected a positive number of pixels")
     radius = math.ceil(3 * std)
     line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu") / std) ** 2)
-    line /= line.sum()
-
-    def blur(x: Tensor) -> Tensor:
-        kernel = line.to(x).expand(x.shape[1], 1, 1, -1)
-        across = F.conv2d(x, kernel, padding=(0, radius), groups=x.shape[1])
-        return F.conv2d(across, kernel.transpose(2, 3), padding=(radius, 0), groups=x.shape[1])
-
+    blur = partial(_blurred, line / line.sum())
     return Operator(blur, blur, f"blurred({std})")  # a symmetric filter with zeros around is its own adjoint
+
+
+def _blurred(line: Tensor, x: Tensor) -> Tensor:
+    kernel, radius = line.to(x).expand(x.shape[1], 1, 1, -1), len(line) // 2
+    across = F.conv2d(x, kernel, padding=(0, radius), groups=x.shape[1])
+    return F.conv2d(across, kernel.transpose(2, 3), padding=(radius, 0), groups=x.shape[1])
 
 
 def grey(weights: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
@@ -122,14 +126,16 @@ def grey(weights: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
     w = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     if w.ndim != 1 or not w.isfinite().all() or not w.abs().sum() > 0:
         raise ValueError(f"weights are {weights!r}, expected a finite number a channel, not all zero")
+    rows = w[:, None, None]
+    return Operator(partial(_greyed, rows), partial(_coloured, rows), f"grey({w.tolist()})", float((w**2).sum()))
 
-    def rows(like: Tensor) -> Tensor:
-        return w.to(like)[:, None, None]
 
-    def forward(x: Tensor) -> Tensor:
-        return (rows(x) * x).sum(1, keepdim=True)
+def _greyed(rows: Tensor, x: Tensor) -> Tensor:
+    return (rows.to(x) * x).sum(1, keepdim=True)
 
-    return Operator(forward, lambda v: rows(v) * v, f"grey({list(map(float, w))})", float((w**2).sum()))
+
+def _coloured(rows: Tensor, v: Tensor) -> Tensor:
+    return rows.to(v) * v
 
 
 def frequencies(mask: Tensor) -> Operator:
@@ -142,16 +148,18 @@ def frequencies(mask: Tensor) -> Operator:
     if mask.ndim != 2 or mask.dtype != torch.bool or not mask.any():
         raise ValueError(f"mask must be (H, W) bool with an entry set, got {tuple(mask.shape)} of {mask.dtype}")
     down, across = (cosines(n) for n in mask.shape)
-
-    def forward(x: Tensor) -> Tensor:
-        return (down.to(x) @ x @ across.to(x).T)[..., mask.to(x.device)]
-
-    def adjoint(v: Tensor) -> Tensor:
-        x = v.new_zeros(*v.shape[:2], *mask.shape)
-        x[..., mask.to(v.device)] = v
-        return down.to(v).T @ x @ across.to(v)
-
+    forward, adjoint = partial(_frequencies, mask, down, across), partial(_waves, mask, down, across)
     return Operator(forward, adjoint, f"frequencies {_digest(mask)}", 1.0)
+
+
+def _frequencies(mask: Tensor, down: Tensor, across: Tensor, x: Tensor) -> Tensor:
+    return (down.to(x) @ x @ across.to(x).T)[..., mask.to(x.device)]
+
+
+def _waves(mask: Tensor, down: Tensor, across: Tensor, v: Tensor) -> Tensor:
+    x = v.new_zeros(*v.shape[:2], *mask.shape)
+    x[..., mask.to(v.device)] = v
+    return down.to(v).T @ x @ across.to(v)
 
 
 def cosines(n: int) -> Tensor:
@@ -171,7 +179,11 @@ def matrix(rows: Tensor | Sequence[Sequence[float]]) -> Operator:
     a = torch.as_tensor(rows, dtype=torch.float64, device="cpu")
     if a.ndim != 2 or not a.isfinite().all():
         raise ValueError(f"rows have shape {tuple(a.shape)}, expected a finite matrix (M, D)")
-    return Operator(lambda x: x @ a.to(x).T, lambda v: v @ a.to(v), f"matrix {_digest(a)}")
+    return Operator(partial(_times, a.T), partial(_times, a), f"matrix {_digest(a)}")
+
+
+def _times(a: Tensor, x: Tensor) -> Tensor:
+    return x @ a.to(x)
 
 
 def _digest(table: Tensor) -> str:

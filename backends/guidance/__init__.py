@@ -4,10 +4,27 @@ are scored by a declared value."""
 from treesearch.backends.guidance.das import DAS
 from treesearch.backends.guidance.diffuser import Diffuser
 from treesearch.backends.guidance.dps import DPS
+from treesearch.backends.guidance.elucd import EluCD
+from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.backends.guidance.policy import PolicyGuided
+from treesearch.backends.guidance.steered import Steered, spread
 from treesearch.backends.guidance.tds import TDS
 from treesearch.backends.guidance.trust_region import TrustRegion
 from treesearch.backends.guidance.valued import Value, Valued
 from treesearch.backends.wrappers.scales import GuidanceScales
 
-__all__ = ["DAS", "DPS", "TDS", "Diffuser", "GuidanceScales", "PolicyGuided", "TrustRegion", "Value", "Valued"]
+__all__ = [
+    "DAS",
+    "DPS",
+    "TDS",
+    "Diffuser",
+    "EluCD",
+    "FlowChef",
+    "GuidanceScales",
+    "PolicyGuided",
+    "Steered",
+    "TrustRegion",
+    "Value",
+    "Valued",
+    "spread",
+]

@@ -90,8 +90,6 @@ class Steered(Wrapper):
     spread: tuple[float, ...] | None = None
     rule: Rule = "calibrated"
 
-    valued = True
-
     def __post_init__(self) -> None:
         spec, name = self._spec, type(self.kernel).__name__
         if not isinstance(optional(self.kernel, "chain"), Chain) or spec.noise_shape != spec.state_shape:
@@ -138,6 +136,11 @@ class Steered(Wrapper):
         move = torch.where(law.std > 0, self._lever(x, t) * pull, 0.0)
         base = law.mean if law.base_mean is None else law.base_mean
         return replace(law, mean=law.mean + move, base_mean=base, rewards=self._evidence(gap, variance))
+
+    @property
+    def valued(self) -> bool:
+        """Whether its steps carry v."""
+        return self.rule == "calibrated"
 
     @property
     def scores(self) -> Reward:

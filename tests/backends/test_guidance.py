@@ -14,6 +14,8 @@ from tests.support.laws import populations, unbiased
 from treesearch.backends.base import Gaussian, Guided, describe, expand, shift_mean
 from treesearch.backends.exact.gaussian import LinearGaussian, Tilt
 from treesearch.backends.guidance import DPS, TDS, TrustRegion
+from treesearch.backends.guidance.elucd import EluCD
+from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.rewards.analytic import constant, linear, quadratic
 from treesearch.rewards.base import Reward
 from treesearch.rewards.compose import cached
@@ -85,6 +87,8 @@ CELLS = {
     "dps gradient": (DPS(BED, LINEAR, scale=0.3, normalise="gradient"), LINEAR, BON, 5000),
     "trust region": (TrustRegion(BED, LINEAR), LINEAR, FK, 800),
     "trust region importance sampling": (TrustRegion(BED, QUADRATIC, kl=1.0), QUADRATIC, BON, 20_000),
+    "flowchef": (FlowChef(BED, LINEAR, scale=0.1, steps=2), LINEAR, BON, 5000),
+    "elucd": (EluCD(BED, LINEAR, scale=0.5, gamma=0.0), LINEAR, BON, 5000),
     "drift inside": (TDS(Guided(BED, shift_mean(half_a_step)), LINEAR), LINEAR, FK, 800),
     "drift outside": (Guided(TDS(BED, LINEAR), shift_mean(half_a_step)), LINEAR, FK, 800),
 }

@@ -21,10 +21,15 @@ from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.exact.moments import Moments
 from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion, Valued
+from treesearch.backends.guidance.elucd import EluCD
+from treesearch.backends.guidance.flowchef import FlowChef
+from treesearch.backends.guidance.steered import Steered
+from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp, Condition
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
+from treesearch.rewards.measurement import masked, measurement
 from treesearch.testing import Counting
 
 F64 = torch.float64
@@ -102,6 +107,10 @@ def make(kind, kernel):
         DPS: lambda k: DPS(k, REWARD),
         TrustRegion: lambda k: TrustRegion(k, REWARD),
         Valued: lambda k: Valued(k, REWARD, worth),
+        FlowChef: lambda k: FlowChef(k, REWARD),
+        EluCD: lambda k: EluCD(k, REWARD),
+        Steered: lambda k: Steered(k, measurement(masked(MASK), torch.zeros(2), tolerance=0.1)),
+        Cycle: lambda k: Cycle(k, low=2, high=4),
         Diffuser: lambda k: Diffuser(k, REWARD),
         PolicyGuided: lambda k: PolicyGuided(k, REWARD),
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),

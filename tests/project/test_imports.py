@@ -33,6 +33,7 @@ ROOMS = {
     f"{REWARDS}.facts": {f"{REWARDS}.base", f"{REWARDS}.redact"},
     f"{REWARDS}.analytic": FACTORY,
     f"{REWARDS}.compose": REWARD,
+    f"{REWARDS}.measurement": REWARD,
     f"{REWARDS}.images": FACTORY,
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
     f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
@@ -44,7 +45,9 @@ ROOMS = {
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
-    f"{BACKENDS}.guidance": {f"{BACKENDS}.base", f"{BACKENDS}.wrappers"} | REWARD,
+    f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "wrappers")}
+    | REWARD
+    | {f"{REWARDS}.measurement"},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},
