@@ -26,6 +26,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "second_order": ("chains.second_order:SecondOrder", "second_order(mnist(num_steps=10), order=3)"),
     "heun": ("chains.heun:Heun", "heun(mnist(num_steps=10, eta=0.0))"),
     "teleport": ("exact.teleport:Teleport", "teleport(mnist(num_steps=25), skip=0.3)"),
+    "restoration": (
+        "models.restoration:restoration_kernel",
+        "restoration('blur.safetensors', process='mean_reverting', order=2, num_steps=8)",
+    ),
     "tds": ("guidance:TDS", "tds(mnist(), digit(8))"),
     "das": ("guidance:DAS", "das(mnist(), digit(8))"),
     "dps": ("guidance:DPS", "dps(mnist(), digit(8), scale=0.1)"),

@@ -91,14 +91,13 @@ class MeanReverting:
         below = times.floor().long().clamp(0, self.train_steps - 1)
         return torch.lerp(table[below], table[below + 1], times - below).exp()
 
-    def first_time(self) -> float:
-        """Where a chain begins: the last training step, or the time at which log(α/σ) is `lambda_min`."""
-        q, table = self.spread * math.exp(self.lambda_min), self.log_alpha()
-        wanted = math.log(q) - 0.5 * math.log1p(q * q)
-        if wanted <= float(table[-1]):
-            return float(self.train_steps)
-        above = int((table >= wanted).sum())
-        return above - 1 + float((table[above - 1] - wanted) / (table[above - 1] - table[above]))
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """Times in 0..K at which log(α/σ) is as given (n,), the last one where it never falls so low; float64."""
+        q, table = self.spread * log_snr.double().cpu().exp(), self.log_alpha()
+        wanted = q.log() - 0.5 * torch.log1p(q * q)
+        wanted = torch.where(q < torch.inf, wanted, 0.0).clamp(float(table[-1]), 0.0)
+        above = torch.searchsorted(-table, -wanted, right=True).clamp(1, self.train_steps)
+        return above - 1 + (table[above - 1] - wanted) / (table[above - 1] - table[above])
 
     def at(self, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the network is told, α and σ, at shares (n,) in 0..1 of the training steps; float64."""
@@ -114,7 +113,7 @@ class MeanReverting:
         """
         if not is_whole(num_steps):
             raise ValueError(f"num_steps is {num_steps!r}, expected at least 1")
-        last = self.first_time() / self.train_steps
+        last = float(self.time_of(torch.tensor([self.lambda_min], device="cpu"))) / self.train_steps
         times, alpha, sigma = self.at(torch.linspace(0, last, num_steps + 1, dtype=torch.float64, device="cpu"))
         return Schedule(times[1:].float(), alpha, sigma, "sample", prior_std=self.spread)
 

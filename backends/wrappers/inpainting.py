@@ -61,6 +61,8 @@ class _Masked(Wrapper):
         spec, name = self._spec, type(self.kernel).__name__
         if not isinstance(optional(self.kernel, "chain"), Chain) or spec.noise_shape != spec.state_shape:
             raise TypeError(f"{name} is no kernel on a backends.chains.diffusion.Chain: its noise levels are unknown")
+        if optional(self.kernel, "offset") is not None:
+            raise TypeError(f"{name} has a chain around an offset: what is known cannot be noised as α_t x_0 + σ_t ε")
         for label, tensor in (("mask", self.mask), ("values", self.values)):
             if tuple(tensor.shape) != spec.state_shape:
                 raise ValueError(

@@ -1,13 +1,12 @@
-"""Train the shipped restoration models (`backends/models/restoration.py`): digits out of heavy blur and noise.
+"""Train the shipped restoration model (`backends/models/restoration.py`): digits out of heavy blur and noise.
 
     μ = clamp(blur(x_0, 3 px) + .15 z, 0, 1) in eight bits         x_t = μ + α_t (x_0 - μ) + σ_t ε
-    loss = E || f(x_t - μ, μ, t) - target ||²
+    loss = E || f(x_t - μ, μ, t) - v ||²,  t uniform in 0..K
 
-One network a process, taught on the same digits; both go into one file. The papers take the mean absolute error; a
-search draws from the law, so that the mean of x_0 is wanted, not its median. Draws of epoch e depend on (seed, e) only.
+The paper takes the mean absolute error; a search draws from the law, so that the mean of x_0 is wanted, not its median.
+Draws of epoch e depend on (seed, e) only.
 
-    python -m experiments.processes.train_restoration --data mnist.npz --process mean_reverting
-    python -m experiments.processes.train_restoration --data mnist.npz --process residual
+    python -m experiments.processes.train_restoration --data mnist.npz
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +24,11 @@ from experiments.mnist.train_mnist import load_images
 from experiments.shared.arrays import read_npz
 from experiments.shared.training import Plan, append_row, create, train
 from treesearch.backends.chains.mean_reverting import MeanReverting
-from treesearch.backends.chains.residual import Residual
-from treesearch.backends.models.restoration_file import Process, RestorationNetwork, save_model
+from treesearch.backends.models.restoration_file import RestorationNetwork, save_model
 
 BLUR, NOISE = 3.0, 0.15  # pixels; of intensities in [0, 1]
 DEGRADATION = f"Gaussian blur of {BLUR:g} pixels, then noise of standard deviation {NOISE:g}, clamped to [0, 1]"
-TRAINED: dict[str, Process] = {  # states are in [-1, 1], twice as wide as the images of the papers
-    "mean_reverting": MeanReverting(predicts="velocity", spread=2 * 50 / 255),
-    "residual": Residual(predicts="residual+noise", sum_scale=1.0),
-}
+PROCESS = MeanReverting(predicts="velocity", spread=2 * 50 / 255)  # σ∞ of the paper, in states of [-1, 1]
 EXAMPLES = (8, 3, 5, 9, 2, 6, 0, 4, 7, 1)  # the first test digit of each class, eights and what looks like them first
 FIELDS = ["epoch", "step", "lr", "train_mse", "test_mse_ema", "images_per_s", "seconds"]
 
@@ -45,13 +39,11 @@ class Args:
 
     data: Path
     """npz file with train_x, test_x, test_y: uint8 images (n, 28, 28) and their digits."""
-    process: Literal["mean_reverting", "residual"]
     out: Path = Path("checkpoints/restoration")
-    """Folder for checkpoints, one a process; training goes on from the one found there."""
+    """Folder for the checkpoint; training goes on from the one found there."""
     weights: Path = Path("checkpoints/blur.safetensors")
-    """Where the EMA weights are exported, beside those of the other process."""
-    curve: Path = Path("runs/results/processes")
-    """Folder of the curves."""
+    """Where the EMA weights are exported after every epoch."""
+    curve: Path = Path("runs/results/processes/restoration_curve.csv")
     epochs: int = 3
     batch_size: int = 64
     lr: float = 2e-3
@@ -75,18 +67,16 @@ def degrade(images: Tensor, rng: torch.Generator) -> Tensor:
     return (255 * noisy.clamp(0, 1)).round() / 255
 
 
-def example(process: Process, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def example(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs (n, 2, 28, 28), what the network is told (n,) and its targets, at one level of each n-th of the chain."""
     n = len(images)
     clean, mu = 2 * images - 1, 2 * degrade(images, rng) - 1
     share = (torch.arange(n) + torch.rand(n, generator=rng, dtype=torch.float64)) / n
-    if isinstance(process, Residual):  # whole steps, of which 0 is the end
-        share = (process.train_steps * share).floor().add(1) / process.train_steps
-    told, *levels = process.at(share)
+    told, *levels = PROCESS.at(share)
     alpha, sigma = (level.float().view(-1, 1, 1, 1) for level in levels)
     eps = torch.randn(clean.shape, generator=rng)
     y = alpha * (clean - mu) + sigma * eps
-    return torch.cat([y, mu], 1), told.float(), process.target(clean, mu, eps, alpha, sigma)
+    return torch.cat([y, mu], 1), told.float(), PROCESS.target(clean, mu, eps, alpha, sigma)
 
 
 def batches(images: Tensor, size: int, rng: torch.Generator) -> Iterator[Tensor]:
@@ -96,20 +86,20 @@ def batches(images: Tensor, size: int, rng: torch.Generator) -> Iterator[Tensor]
         yield images[rows].float() / 255
 
 
-def losses(network: nn.Module, process: Process, images: Tensor, args: Args, epoch: int) -> Iterator[Tensor]:
+def losses(network: nn.Module, images: Tensor, args: Args, epoch: int) -> Iterator[Tensor]:
     """One pass over the data."""
     rng = torch.Generator().manual_seed(1_000_003 * args.seed + epoch)
     for batch in batches(images, args.batch_size, rng):
-        x, told, target = example(process, batch, rng)
+        x, told, target = example(batch, rng)
         yield F.mse_loss(network(x.to(memory_format=torch.channels_last), told), target)
 
 
 @torch.no_grad()
-def test_loss(ema: nn.Module, process: Process, images: Tensor, seed: int) -> float:
+def test_loss(ema: nn.Module, images: Tensor, seed: int) -> float:
     """Error of the EMA weights on test images, the same draws every time."""
     rng, found = torch.Generator().manual_seed(seed), []
     for batch in batches(images, min(250, len(images)), rng):
-        x, told, target = example(process, batch, rng)
+        x, told, target = example(batch, rng)
         found.append(F.mse_loss(ema(x, told), target).item())
     return sum(found) / len(found)
 
@@ -125,24 +115,23 @@ def shipped(data: Path, seed: int) -> tuple[Tensor, Tensor]:
 def main(args: Args) -> None:
     """Train until `args.epochs` epochs are done."""
     torch.set_num_threads(args.threads)
-    process, out = TRAINED[args.process], args.out / args.process
-    out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     images = load_images(args.data, "train", args.limit)
     test = load_images(args.data, "test", 2000 if args.limit is None else args.limit)
     degraded, clean = shipped(args.data, args.seed)
     steps = len(images) // args.batch_size
     plan = Plan(epochs=args.epochs, steps=steps, lr=args.lr, warmup=args.warmup, cooldown=args.cooldown, ema=args.ema)
-    state = create(partial(RestorationNetwork, outputs=process.outputs), plan, args.seed, out)
+    state = create(RestorationNetwork, plan, args.seed, args.out)
     state.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def after(loss: float, seconds: float) -> None:
-        save_model(args.weights, state.ema, process, degraded=degraded, clean=clean, degradation=DEGRADATION)
+        save_model(args.weights, state.ema, PROCESS, degraded=degraded, clean=clean, degradation=DEGRADATION)
         lr, rate = plan.learning_rate(state.step - 1), steps * args.batch_size / seconds
-        test_mse = test_loss(state.ema, process, test, args.seed + 1)
+        test_mse = test_loss(state.ema, test, args.seed + 1)
         values = (state.epoch, state.step, lr, loss, test_mse, rate, seconds)
-        append_row(args.curve / f"{args.process}.csv", dict(zip(FIELDS, values, strict=True)))
+        append_row(args.curve, dict(zip(FIELDS, values, strict=True)))
 
-    train(state, plan, partial(losses, state.network, process, images, args), args.out / args.process, after)
+    train(state, plan, partial(losses, state.network, images, args), args.out, after)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,13 @@ def test_chains_begin_where_some_signal_is_left():
     assert MeanReverting().schedule(7).timestep[-1] == 100
 
 
+def test_times_are_told_by_their_noise():
+    process, times = MeanReverting(), torch.tensor([0.4, 3.0, 50.25, 99.0], dtype=F64)
+    _, alpha, sigma = process.at(times / 100)
+    assert (process.time_of((alpha / sigma).log()) - times).abs().max() <= 1e-9
+    assert process.time_of(torch.tensor([math.inf, -math.inf])).tolist() == [0, 100]
+
+
 @pytest.mark.parametrize("predicts", PREDICTS)
 def test_a_perfect_network_leads_back_along_the_forward_path(predicts):
     """The flow keeps ε and the endpoint is x_0, beside the 1/α that noise is divided by."""

@@ -27,6 +27,7 @@ REACHING = frozenset(
     (
         "diffusers",
         "trajectories",
+        "restoration",
         "image_reward",
         "clip_score",
         "pickscore",
