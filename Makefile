@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze pages clean
+.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -105,6 +105,13 @@ train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model ag
 	@$(PY) -m experiments.planning.pointmaze --maze medium --out runs/pointmaze/medium.npz
 	@$(PY) -m experiments.planning.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium \
 	    --weights backends/weights/maze_medium.safetensors --curve $(RESULTS)/planning/trajectory/medium.csv
+
+train-restoration: $(STAMP)  ## train the shipped restoration model again, minutes: make train-restoration DATA=path/to/mnist.npz
+	@$(PY) -m experiments.processes.train_restoration --data $(DATA) --out checkpoints/restoration \
+	    --weights backends/weights/blur.safetensors --curve $(RESULTS)/processes/restoration_curve.csv
+
+restoration-evidence: $(STAMP)  ## restoration by steps and order, and by search, minutes: make restoration-evidence DATA=path/to/mnist.npz
+	@$(PY) -m experiments.processes.restoration --data $(DATA) --out $(RESULTS)/processes/restoration.json
 
 pages: $(STAMP)  ## docs/figures.md, evidence.md and verified.md from the result files
 	@$(PY) -m experiments.shared.pages --out docs

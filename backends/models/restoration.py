@@ -23,13 +23,13 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from treesearch.backends.chains.second_order import SecondOrder
 
 from treesearch.backends.base import Cond, Gaussian, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.mean_reverting import MeanReverting
 from treesearch.backends.chains.residual import Residual
+from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.models.mnist import to_images
 from treesearch.backends.models.restoration_file import Matched, load_model
 from treesearch.rewards.numeric import is_whole

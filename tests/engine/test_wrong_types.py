@@ -11,11 +11,14 @@ import torch
 import treesearch as ts
 from tests.support.flows import GaussianFlow, log_snr, spectrum
 from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.chains.mean_reverting import MeanReverting
+from treesearch.backends.chains.residual import Residual
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian
 from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, TrustRegion
+from treesearch.backends.models.restoration import restoration_kernel
 from treesearch.methods import METHODS
 from treesearch.registry import registry as specs
 from treesearch.rewards import cached, normalise, wall_collision
@@ -42,6 +45,10 @@ GUIDES = [(g, n, {"kernel": BED, "reward": linear(1.0)}) for g in (TDS, DAS, DPS
 KERNELS = [(LinearGaussian, n, {}) for n in ("num_steps", "dim", "std")]
 KERNELS += [(GaussianMixture.ring, n, {}) for n in ("num_steps", "std")]
 KERNELS += [(Schedule.variance_preserving, "num_steps", {"alphas_cumprod": BARS})]
+KERNELS += [(MeanReverting, n, {}) for n in numbers(MeanReverting)]
+KERNELS += [(MeanReverting().schedule, "num_steps", {}), (Residual().schedule, "num_steps", {})]
+KERNELS += [(Residual, n, {}) for n in numbers(Residual)]
+KERNELS += [(restoration_kernel, n, {}) for n in ("process", "order")]
 KERNELS += [(Chain, "eta", {"schedule": Schedule.variance_preserving(BARS, 4)})]
 FLOW = {"kernel": GaussianFlow(log_snr(4), spectrum())}
 KERNELS += [(SecondOrder, "order", FLOW), (Teleport, "skip", FLOW | {"moments": spectrum()})]
