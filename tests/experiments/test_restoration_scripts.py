@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from experiments.processes import restoration, train_restoration
 from treesearch.backends.models.restoration_file import load_model
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +61,18 @@ def test_figures_are_measured_and_written(data, tmp_path, monkeypatch, capsys):
     assert [row["nfe"] for row in duel["rows"]["fk"]] == [2 * 8 * 4] * 2
     assert duel["fk_minus_best_of_n"]["best"]["low"] <= duel["fk_minus_best_of_n"]["best"]["mean"]
     assert "best-of-N" in capsys.readouterr().out
+
+
+def test_committed_figures_are_what_the_page_says():
+    found = json.loads((ROOT / "experiments/results/processes/restoration.json").read_text("utf-8"))
+    page = (ROOT / "docs/processes.md").read_text("utf-8")
+    psnr = {name: row["psnr"] for name, row in found["quality"].items()}
+    assert psnr["MRS ODE-2, 10 steps"] >= max(psnr["MRS ODE-2, 100 steps"], psnr["MRS SDE-1, 100 steps"]) - 0.3
+    for name in restoration.SAMPLERS:
+        assert f"{psnr[f'MRS {name}']:.2f} ± " in page, name
+    for eta in (0, 1):
+        assert f"{found['quality'][f'RDDM η = {eta}, 5 steps']['mse']:.4f}"[1:] in page
+    for duel in found["search"].values():
+        gap = duel["fk_minus_best_of_n"]["best"]
+        assert gap["low"] > 0
+        assert f"+{gap['mean']:.3f}".replace("+0", "+").rstrip("0") in page

@@ -28,6 +28,7 @@ REACHING = frozenset(
         "diffusers",
         "trajectories",
         "restoration",
+        "spd",
         "image_reward",
         "clip_score",
         "pickscore",
