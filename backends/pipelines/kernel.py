@@ -30,6 +30,7 @@ from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora
 from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
 from treesearch.backends.pipelines.roots import noise_of, pixels_of
 from treesearch.backends.pipelines.settings import Settings, check
+from treesearch.rewards.numeric import is_number
 
 _STEPPING = ("unet", "transformer", "transformer_2", "controlnet")
 _UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
@@ -412,14 +413,14 @@ class DiffusersKernel:
         return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
 
 
-def _chain(scheduler: Any, schedule: Schedule, eta: float, step: Step | None) -> Chain:
+def _chain(scheduler: Any, schedule: Schedule, eta: float | Tensor, step: Step | None) -> Chain:
     name, config = type(scheduler).__name__, settings_of(scheduler)
     renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or config.get("stochastic_sampling")
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
     if config.get("variance_type") not in (None, "fixed_small"):
         log.warning("%s: %s is not used, steps have DDIM's variance", name, config["variance_type"])
     if step is None:
-        step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and eta == 1 else "ddim"
+        step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and is_number(eta, 1, 1) else "ddim"
     return Chain(schedule, eta=eta, step=step, clip_sample=clip)
 
 
