@@ -15,6 +15,7 @@ The suggestion's bounds were set on other rewards and seeds: `DESIGN`.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -209,8 +210,8 @@ def report(rows: Sequence[Row]) -> str:
     return (
         f"# Diagnose: the suggestion beside the default\n\n`{KERNEL}`, best reward at {NFE:,} NFE. The pilot "
         f"takes {pilot:.0f} of them where it is counted. Means over seeds; paired differences with 95 % intervals, in "
-        f"standard deviations of the reward. Better: the interval is above 0; not worse: above {WORSE}. Below "
-        f"{FEWEST} seeds: not shown.\n\n{markdown_table(body, COLUMNS)}\n\n## What was suggested\n\n"
+        f"standard deviations of the reward. Better: the interval is above 0; not worse: above {WORSE}; open: neither. "
+        f"Below {FEWEST} seeds: not shown.\n\n{markdown_table(body, COLUMNS)}\n\n## What was suggested\n\n"
         f"{suggested(found)}\n"
     )
 
@@ -219,9 +220,8 @@ def suggested(found: Mapping[str, Mapping[str, Any]]) -> str:
     """How often each suggestion was made."""
     lines = []
     for name, each in found.items():
-        texts, counts = np.unique(each["suggested"], return_counts=True)
-        for text, count in zip(texts.tolist(), counts.tolist(), strict=True):
-            lines.append([name, str(count), f"`{text.split('reward, ', 1)[1].rsplit(', budget', 1)[0]}`"])
+        methods = [text.split("reward, ", 1)[1].rsplit(", budget", 1)[0] for text in each["suggested"]]
+        lines += [[name, str(count), f"`{method}`"] for method, count in sorted(Counter(methods).items())]
     return markdown_table(lines, ("reward", "seeds", "method"))
 
 

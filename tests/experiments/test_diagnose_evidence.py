@@ -9,8 +9,8 @@ def rows(gain):
     """Five seeds in which the suggestion is `gain` better, half a unit of spread apart from seed to seed."""
     found = []
     for seed in range(5):
-        base, how = -float(seed), "ts.search(kernel, reward, ts.BeamSearch(), budget=ts.Budget(nfe=10_000), seed=0)"
-        pilot = {"best": base - 9, "sd": 2.0, "nfe": 590, "python": how}
+        base, how = -float(seed), "ts.search(kernel, reward, ts.BeamSearch(), budget=ts.Budget(nfe=10_000), seed={})"
+        pilot = {"best": base - 9, "sd": 2.0, "nfe": 590, "python": how.format(seed)}
         for arm, row in {"pilot": pilot, "default": {"best": base}, "counted": {"best": base + gain}}.items():
             found.append({"reward": "digit", "arm": arm, "seed": seed} | row)
     return found
