@@ -19,6 +19,7 @@ if __name__ != "treesearch.backends":
 KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of a kernel
     "mnist": ("models.mnist:mnist_kernel", "mnist(num_steps=50)"),
     "spd": ("models.shortest_path:shortest_path_kernel", "spd(num_steps=10)"),
+    "multitask": ("models.multi_task:multi_task_kernel", "multitask(num_steps=25)"),
     "diffusers": (
         "pipelines:DiffusersKernel.from_pretrained",
         "diffusers('stable-diffusion-v1-5/stable-diffusion-v1-5', num_steps=50, eta=1.0)",

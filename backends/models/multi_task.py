@@ -7,10 +7,10 @@ E_2(y) is 3a on the pixels k = y mod 10 and -a/3 elsewhere. Given y the two part
 
     log p(y | z_t) = log p(y | image part) + (A <plane, E_2(y)> - A² |E_2(y)|²/2) / σ² + const
 
-whose second term is exact and enters as it is; the network, which is told its softmax, learns the first. E_2 is faint
-(a = 0.1): a digit is decided before its label. A label that is known stands in that softmax and in Ê, a known image in
-Ê alone. The label head costs no evaluation: every law carries its log-odds, and `LabelHead` reads them as a value of a
-noisy state.
+whose second term is exact and enters as it is; a head on the U-Net's way down, which sees the image part alone, learns
+the first, and the way up is told the softmax of the second. E_2 is faint (a = 0.04): a digit is decided before its
+label. A label that is known stands in that softmax and in Ê, a known image in Ê alone. The label head costs no
+evaluation: every law carries its log-odds, and `LabelHead` reads them as a value of a noisy state.
 
 Prompts: {"label": 8} or {"image": (1, 28, 28) in [0, 1]}; anything else asks for both.
 
@@ -43,7 +43,7 @@ from treesearch.rewards.numeric import is_whole
 CLASSES = 10
 STATE_SHAPE = (2, 28, 28)
 PIXELS = 28 * 28
-FAINT = 0.1  # a, the root mean square of a pattern
+FAINT = 0.04  # a, the root mean square of a pattern
 SPREAD = 0.5  # standard deviation of pixels, about that of MNIST
 UNKNOWN = -1
 WEIGHTS = "mt.safetensors"
@@ -66,17 +66,21 @@ class MultiTaskNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         bars = cosine_alphas_cumprod()
-        self.unet, self.head = SmallUNet(1, 1, CLASSES), nn.Linear(WIDTHS[-1], CLASSES)
+        self.unet, deep = SmallUNet(1, 1, CLASSES), WIDTHS[-1]
+        self.head = nn.Sequential(nn.Linear(2 * deep, deep), nn.SiLU(), nn.Linear(deep, CLASSES))
         self.register_buffer("patterns", patterns(), persistent=False)
         self.register_buffer("alpha", bars.sqrt().float(), persistent=False)
         self.register_buffer("sigma", (1 - bars).sqrt().float(), persistent=False)
 
-    def forward(self, z: Tensor, timestep: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Ê (n, 2, 28, 28) and log p(y | z_t) up to a constant (n, 10), for states z at training steps (n,) in 0..999.
+    def forward(self, z: Tensor, timestep: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Ê and the two terms of log p(y | z_t), of states z at training steps (n,) in 0..999.
 
         Args:
             z, timestep: as said.
             label: known labels (n,), `UNKNOWN` where there is none.
+
+        Returns:
+            Ê (n, 2, 28, 28), log p(y | image part) and log p(plane | y), both up to a constant, (n, 10).
         """
         alpha, sigma = (expand(table[timestep].to(z.dtype), z) for table in (self.alpha, self.sigma))
         evidence = self.evidence(z[:, 1], alpha[:, 0, 0], sigma[:, 0, 0])
@@ -86,9 +90,9 @@ class MultiTaskNetwork(nn.Module):
         variance = (alpha * SPREAD) ** 2 + sigma**2
         out, features = self.unet(z[:, :1] * variance.rsqrt(), timestep, told)
         image = alpha * SPREAD**2 / variance * z[:, :1] + SPREAD * sigma * variance.rsqrt() * out.to(z.dtype)
-        logits = self.head(features.to(z.dtype)) + evidence
-        plane = self.plane(logits.softmax(1))
-        return torch.cat([image, plane], 1), logits
+        seen = self.head(features.to(z.dtype))
+        plane = self.plane((seen + evidence).softmax(1))
+        return torch.cat([image, plane], 1), seen, evidence
 
     def evidence(self, plane: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """log p(plane | y) up to a constant, (n, 10), of planes (n, 28, 28); alpha and sigma (n, 1)."""
@@ -179,14 +183,14 @@ class MultiTaskKernel:
         known = {} if cond is None else cond
         label, image = known.get("label"), known.get("image")
         with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
-            ends, logits = self.network(x, self.chain.timestep[t], label)
+            ends, seen, evidence = self.network(x, self.chain.timestep[t], label)
             if label is not None:
                 told = self.network.plane(F.one_hot(label.clamp_min(0), CLASSES).to(x.dtype))  # pyright: ignore[reportCallIssue]
                 ends = torch.cat([ends[:, :1], torch.where(expand(label < 0, x), ends[:, 1:], told)], 1)
             if image is not None:
                 ends = torch.cat([torch.where(image.isnan(), ends[:, :1], image.to(x.dtype)), ends[:, 1:]], 1)
             law = self.chain.law(x, t, ends)
-            return Labelled(law.mean, law.std, law.endpoint, logits=logits)
+            return Labelled(law.mean, law.std, law.endpoint, logits=seen + evidence)
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """Labels (n,), `UNKNOWN` where a prompt has none, and images (n, 1, 28, 28) in [-1, 1], NaN where it has none.

@@ -39,11 +39,11 @@ class Block(nn.Module):
 
 @final
 class SmallUNet(nn.Module):
-    """Images and features of images.
+    """Images, and features of the images that came in, which know nothing of the vector.
 
     Args:
         inputs, outputs: channels C and C' of images 28 x 28.
-        classes: entries of a vector that is embedded beside the time, 0 for none.
+        classes: entries of a vector that the way up is told beside the time, 0 for none.
         widths: channels at 14 x 14 and at 7 x 7.
     """
 
@@ -62,23 +62,22 @@ class SmallUNet(nn.Module):
         self.last = nn.Conv2d(wide, 4 * outputs, 3, padding=1)
 
     def forward(self, x: Tensor, timestep: Tensor, vector: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images (n, C', 28, 28) and features (n, deep) of images x (n, C, 28, 28).
+        """Images (n, C', 28, 28) and features (n, 2 deep) of images x (n, C, 28, 28).
 
         Args:
             x: as said.
             timestep: (n,), 0..1000.
             vector: (n, classes), where the network takes one.
         """
-        embedding = self.time(positions(timestep, EMBEDDING // 2).to(x.dtype))
-        if self.classes is not None and vector is not None:
-            embedding = embedding + self.classes(vector)
-        embedding = F.silu(embedding)
-        wide = self.down1(self.first(F.pixel_unshuffle(x, 2)), embedding)
-        deep = self.down2(self.shrink(wide), embedding)
-        h = self.middle(deep, embedding)
-        features = h.mean(dim=(2, 3))
-        h = self.grow(F.interpolate(self.up2(torch.cat([h, deep], 1), embedding), scale_factor=2.0))
-        h = self.up1(torch.cat([h, wide], 1), embedding)
+        time = self.time(positions(timestep, EMBEDDING // 2).to(x.dtype))
+        down = F.silu(time)
+        up = down if self.classes is None or vector is None else F.silu(time + self.classes(vector))
+        wide = self.down1(self.first(F.pixel_unshuffle(x, 2)), down)
+        deep = self.down2(self.shrink(wide), down)
+        h = self.middle(deep, down)
+        features = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], 1)
+        h = self.grow(F.interpolate(self.up2(torch.cat([h, deep], 1), up), scale_factor=2.0))
+        h = self.up1(torch.cat([h, wide], 1), up)
         return F.pixel_shuffle(self.last(F.silu(self.norm(h))), 2), features
 
 

@@ -137,6 +137,17 @@ def test_known_parts_are_the_endpoint(network):
     assert torch.equal(kernel.decode(law.endpoint)[[1, 3]], to_images((2 * image - 1).expand(2, 1, 28, 28)))
 
 
+def test_the_two_terms_of_the_posterior_are_apart(network):
+    """The head sees no plane and no label that is told, and the plane's term no image."""
+    z, t = draws(3, 2, 28, 28).float(), torch.tensor([10, 400, 900])
+    other = draws(3, 2, 28, 28, seed=1).float()
+    _, seen, evidence = network(z, t)
+    _, told, _ = network(torch.stack([z[:, 0], other[:, 1]], 1), t, torch.tensor([1, 2, 3]))
+    _, _, plane = network(torch.stack([other[:, 0], z[:, 1]], 1), t)
+    assert torch.equal(seen, told)
+    assert torch.equal(evidence, plane)
+
+
 def test_the_label_head_is_a_value_of_the_same_call(network, monkeypatch):
     kernel, calls = MultiTaskKernel(network, num_steps=4), []
     monkeypatch.setattr(network.unet, "forward", lambda *args, own=network.unet.forward: calls.append(1) or own(*args))

@@ -19,8 +19,8 @@ def network() -> SpectralNetwork:
     torch.manual_seed(0)
     network = SpectralNetwork().eval().requires_grad_(False)
     network.fit(torch.rand(200, *STATE_SHAPE).cumsum(3) / 14 - 1)
-    torch.nn.init.zeros_(network.unet.last.weight)
-    torch.nn.init.zeros_(network.unet.last.bias)
+    for weights in network.unet.last.parameters():
+        torch.nn.init.zeros_(weights)
     return network
 
 

@@ -29,6 +29,7 @@ REACHING = frozenset(
         "trajectories",
         "restoration",
         "spd",
+        "multitask",
         "image_reward",
         "clip_score",
         "pickscore",
