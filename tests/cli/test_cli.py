@@ -182,6 +182,10 @@ def test_names_load(capsys):
         "heun",
         "teleport",
         "valued",
+        "flowchef",
+        "elucd",
+        "steered",
+        "cycle",
     }
     for name in set(specs.KERNELS) - told:  # those need to be told of what
         specs.kernel(name if name != "mnist" else "mnist(num_steps=4)")
