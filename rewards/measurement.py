@@ -192,10 +192,10 @@ def _digest(table: Tensor) -> str:
 
 
 def check_adjoint(operator: Operator, shape: Sequence[int], seed: int = 0) -> None:
-    """The dot test: <A x, v> = <x, Aᵀ v> for random x (*shape) and v.
+    """The dot test: <A x, v> = <x, Aᵀ v> for random x (*shape) and v; and A Aᵀ v = g v where g is said.
 
     Raises:
-        ValueError: the two differ beyond rounding, or shapes do not fit.
+        ValueError: two sides differ beyond rounding, or shapes do not fit.
     """
     draw = torch.Generator("cpu").manual_seed(seed)
     x = torch.randn(1, *shape, dtype=torch.float64, generator=draw, device="cpu")
@@ -210,6 +210,11 @@ def check_adjoint(operator: Operator, shape: Sequence[int], seed: int = 0) -> No
         raise ValueError(
             f"{operator.name} and its adjoint do not belong together: <A x, v> = {there:.6g} and <x, A* v> = {here:.6g}"
         )
+    if operator.gram is None:
+        return
+    gap, norm = float((operator(back) - operator.gram * v).norm()), float(operator.gram * v.norm())
+    if not gap <= 2.0**-52 * norm * x.numel():
+        raise ValueError(f"A A* of {operator.name} is no multiple {operator.gram:g} of the identity: say gram=None")
 
 
 @final

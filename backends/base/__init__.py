@@ -1,6 +1,6 @@
 """The kernel protocol, transition laws, wrappers, fingerprints."""
 
-from treesearch.backends.base.kernel import STEPS, Cond, Kernel, Shared, Spec, describe, optional
+from treesearch.backends.base.kernel import STEPS, Cond, Kernel, Shared, Spec, bare, describe, optional
 from treesearch.backends.base.laws import (
     Categorical,
     Gaussian,
@@ -28,6 +28,7 @@ __all__ = [
     "Spec",
     "Transition",
     "Wrapper",
+    "bare",
     "describe",
     "expand",
     "inverse_cdf",

@@ -53,6 +53,8 @@ class Kernel(Protocol):
     Samples
         encode: the method below [no prompts are taken]; engine and guides
         preview: (endpoint) -> n samples, an approximate `decode` of endpoints scored above t = 0 [decode]
+        bare: (x) -> what rewards of states see of states and endpoints (n, *state) that hold more than x_t [all of it];
+            engine, guides and planning
         encode_samples: (samples) -> states x_0 (n, *state), the inverse of `decode` [there is none]; planning
         diagnose: (t) -> str, a hint when the steps from levels t (k,) end in NaN [""]; engine
     Chain
@@ -180,6 +182,12 @@ def optional(kernel: Any, name: str, default: Any = None) -> Any:
         if inspect.getattr_static(kernel, name, ABSENT) is ABSENT:
             return default
         raise RuntimeError(f"{type(kernel).__name__}.{name} failed with AttributeError: {error}") from error
+
+
+def bare(kernel: Any, x: Tensor) -> Tensor:
+    """What rewards of states see of states x (n, *state)."""
+    stripped = optional(kernel, "bare")
+    return x if stripped is None else stripped(x)
 
 
 def _declares(kernel: Kernel) -> bool:

@@ -4,6 +4,7 @@
     level 2t - 1, t > 1    x' = the kernel's step from x_t to s;  m = α_s (x_t/α_t + x'/α_s)/2
     level 2t - 2           x_s = m + α_s (r_s - r_t)/2 ε̂(x', s)         a state (x', m) before it, (x_s, 0) after it
     level 1                the kernel's own step, to σ_0
+    x is x - μ throughout where the chain is around an offset μ
 
 ε̂(x', s) is read from the kernel's own step from x', y_u - y_s = (r_u - r_s) ε̂, so that clipping is as in the kernel.
 Level 2t - 1 is x_t; between two of them stands a prediction, which is the sample's prediction too (`endpoint`).
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Gaussian, expand
+from treesearch.backends.base import Cond, Gaussian, expand, optional
 from treesearch.backends.chains.packed import Packed
 
 BY_LEVEL = frozenset({"rows_per_nfe", "backward_per_nfe", "rewards_per_nfe"})
@@ -64,11 +65,18 @@ class Heun(Packed):
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         (now, kept), grid = x.unbind(1), (t + 1) // 2
-        law = self._step(now, grid, cond)
+        law, offset = self._step(now, grid, cond), optional(self.kernel, "offset")
+        around = 0.0 if offset is None else offset(now, cond)
         predicts, last = expand(t % 2 == 1, now), expand(t == 1, now)
-        half = self._half(now, law.mean, grid)
-        mean = torch.where(predicts, law.mean, kept + self._turned(now, law.mean, grid))
+        half = self._half(now - around, law.mean - around, grid)
+        turned = self._turned(now - around, law.mean - around, grid)
+        mean = torch.where(predicts, law.mean, around + kept + turned)
         return self._law(law, mean, torch.where(predicts & ~last, half, 0.0))
+
+    def diagnose(self, t: Tensor) -> str:
+        """What the kernel says of the levels that it knows these as."""
+        hint = optional(self.kernel, "diagnose")
+        return "" if hint is None else hint((t + 1) // 2)
 
     def _half(self, x: Tensor, mean: Tensor, t: Tensor) -> Tensor:
         """m = α_s (y_t + y_s)/2, half of the step by the slope where it begins."""

@@ -56,6 +56,10 @@ class Packed(Wrapper, ABC):
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         return self._fresh(self.kernel.prior(noise[:, 0], cond))
 
+    def bare(self, x: Tensor) -> Tensor:
+        """x_t (n, *state), which rewards of states are of."""
+        return x[:, 0]
+
     def decode(self, x0: Tensor) -> Any:
         """Samples, without what was remembered."""
         return self.kernel.decode(x0[:, 0])

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.chains.schedules import Prediction, Schedule
+from treesearch.rewards.numeric import is_whole
 
 NEAR_ONE = 1e-8  # |log Σ_0| below which ᾱ is its limit
 
@@ -54,8 +55,12 @@ def shortest_path(spectrum: Tensor, num_steps: int, prediction: Prediction = "v"
         prediction: what the network returns, of entries in the basis; not ε.
 
     Raises:
-        ValueError: a spectrum that is not above 0 and finite, or ε.
+        ValueError: a spectrum that is not above 0 and finite, num_steps below 1, or ε or a flow's velocity.
     """
+    if not is_whole(num_steps):
+        raise ValueError(f"num_steps is {num_steps!r}, expected at least 1")
+    if prediction == "flow":
+        raise ValueError("a flow's velocity is of paths with α + σ = 1, which this one is not: predict v or the sample")
     if not (spectrum.isfinite() & (spectrum > 0)).all():
         raise ValueError("spectrum has entries that are not above 0 and finite: variances of the data by frequency")
     tau = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")

@@ -8,6 +8,8 @@ exact at any number of steps, though x_t may run in a curve). gap_t = 0 says tha
 that the jump misses as much as the mean of all samples would. For a flow, whose x_t is (1 - t) x_0 + t ε, it is the
 straightness of Liu et al. at level t, ∫ E|(x_1 - x_0) - v|² dt, in units of the variance of x_0.
 
+Around an offset μ the path is that of x_t - μ.
+
 What it is not: the error of a jump in a chain that draws noise (η > 0), which has that noise on top of it.
 
 Sources: Denoising Diffusion Implicit Models (Song et al., 2021), eq. 12. Rectified Diffusion: Straightness Is Not Your
@@ -35,12 +37,14 @@ def path(kernel: Kernel, x: Tensor, cond: Cond = None) -> tuple[dict[int, Tensor
     if (chain := optional(kernel, "chain")) is None:
         raise ValueError("straightness is of deterministic paths: a kernel without a Gaussian chain has none")
     ends: dict[int, Tensor] = {}
+    offset = optional(kernel, "offset")
     for t in range(kernel.num_steps, 0, -1):
         level = torch.full((len(x),), t, device=x.device)
-        end = kernel.transition(x, level, cond).endpoint
+        end, mu = kernel.transition(x, level, cond).endpoint, 0.0 if offset is None else offset(x, cond)
         alpha, sigma, above = (chain.at(name, level, x) for name in ("alpha", "sigma", "alpha_s"))
         below = expand(chain.schedule.sigma.to(x.device)[level - 1].to(x.dtype), x)
-        ends[t], x = end, above * end + below * (x - alpha * end) / sigma
+        y0 = end - mu
+        ends[t], x = end, mu + above * y0 + below * (x - mu - alpha * y0) / sigma
     return ends, x
 
 

@@ -41,7 +41,7 @@ class Teleport(Wrapper):
         gaussian: whether the data are exactly so. Then the chain does not depart.
 
     Raises:
-        TypeError: a kernel without such a chain.
+        TypeError: a kernel without such a chain, or one around an offset or with levels by entry.
         ValueError: a setting out of range, moments of another shape, or none where none are shipped.
     """
 
@@ -55,6 +55,10 @@ class Teleport(Wrapper):
         if not isinstance(optional(self.kernel, "chain"), Chain):
             name = type(self.kernel).__name__
             raise TypeError(f"{name} is no kernel on a backends.chains.diffusion.Chain: its noise levels are unknown")
+        if optional(self.kernel, "offset") is not None or self.kernel.chain.schedule.alpha.ndim > 1:
+            name = type(self.kernel).__name__
+            raise TypeError(f"{name} has a chain around an offset, or one for each entry: the closed form is of "
+                            "x_t = α_t x_0 + σ_t ε with one α_t and σ_t")  # fmt: skip
         if not is_number(self.skip, 0, 1) or not 1 <= self.num_steps < self._spec.num_steps:
             raise ValueError(f"skip is {self.skip!r}, expected a share in (0, 1) that leaves some of the "
                              f"{self._spec.num_steps} steps and takes one or more")  # fmt: skip

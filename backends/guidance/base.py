@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Spec, Transition, Wrapper, describe, expand, optional
+from treesearch.backends.base import Cond, Spec, Transition, Wrapper, bare, describe, expand, optional
 from treesearch.backends.guidance.prompts import encoded
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.values import flat
@@ -69,7 +69,7 @@ class RewardGuided(Wrapper, ABC):
 
     def _differentiate(self, states: Tensor, leaf: Tensor, prompts: Sequence[Any] | None) -> tuple[Tensor, Tensor]:
         """r of states (k, *state), and its gradient to the leaf that they come from."""
-        samples = states if self.reward.input == "state" else self._draw(states)
+        samples = bare(self.kernel, states) if self.reward.input == "state" else self._draw(states)
         attached(samples, "the decoder keeps no graph: guide by a reward of states (input='state')")
         rewards = self.reward.attached(samples, prompts)
         gradient = gradient_of(rewards, leaf, self._objective)

@@ -110,14 +110,14 @@ class Steered(Wrapper):
         if self.rule == "calibrated" and not all(spec.stochastic[2:]):
             raise ValueError("a chain without noise has no weights to steer with: use eta > 0, or rule='paper'")
         if self.spread is not None:
-            self._refuse_spread(self.spread)
+            object.__setattr__(self, "spread", self._checked(self.spread))
 
-    def _refuse_spread(self, spread: Sequence[float]) -> None:
-        steps = self._spec.num_steps
-        if len(spread) != steps + 1 or not all(is_number(r, 0) and r < math.inf for r in spread):
-            raise ValueError(
-                f"spread has {len(spread)} entries, expected a finite number >= 0 for each t in 0..{steps}"
-            )
+    def _checked(self, spread: Sequence[float]) -> tuple[float, ...]:
+        steps, found = self._spec.num_steps, tuple(spread) if isinstance(spread, (tuple, list)) else ()
+        if len(found) != steps + 1 or not all(is_number(r, 0) and r < math.inf for r in found):
+            got = f"{len(found)} entries" if found else repr(spread)
+            raise ValueError(f"spread has {got}, expected a finite number >= 0 for each t in 0..{steps}")
+        return tuple(float(r) for r in found)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         """The steered step.

@@ -8,6 +8,7 @@ m and s are those of the step to x_low, which is not seen: noising it up again i
 re-indexed chain of T + times (high - low) steps with one noise and one evaluation each, and every search walks it as
 any chain. Entries that are held at a value (`Clamp`) are told to the others once more with each cycle. Where the
 kernel's steps are exact a cycle leaves the law of x_0 as it is; elsewhere it is another law, that of this longer chain.
+Around an offset μ it is x - μ that c scales.
 
 Sources: RePaint (Lugmayr et al., 2022), algorithm 1, resampling. Cyclic One-Way Diffusion (Wang et al., 2024), section
 3.2, cycles between two levels. Restart Sampling (Xu et al., 2023), algorithm 1.
@@ -38,7 +39,7 @@ class Cycle(Wrapper):
         times: how often; 0 is the kernel itself.
 
     Raises:
-        TypeError: a kernel without such a chain.
+        TypeError: a kernel without such a chain, or one whose states hold a memory, which a climb makes wrong.
         ValueError: levels out of order, or a number of cycles that is none.
     """
 
@@ -50,12 +51,12 @@ class Cycle(Wrapper):
     withheld = frozenset({"chain", "renoise"})  # of another number of levels
 
     def __post_init__(self) -> None:
-        steps = self._spec.num_steps
+        steps, name = self._spec.num_steps, type(self.kernel).__name__
         if not isinstance(optional(self.kernel, "chain"), Chain):
-            raise TypeError(
-                f"{type(self.kernel).__name__} is no kernel on a backends.chains.diffusion.Chain: its noise levels are "
-                "unknown"
-            )
+            raise TypeError(f"{name} is no kernel on a backends.chains.diffusion.Chain: its noise levels are unknown")
+        if self._spec.noise_shape != self._spec.state_shape:
+            raise TypeError(f"states of {name} hold more than x_t, and what they remember is wrong after a climb: use "
+                            "a kernel without memory")  # fmt: skip
         if self.kernel.chain.schedule.carry is not None:
             raise TypeError("this process cannot be noised from a state alone: its steps need x_0")
         whole = is_whole(self.low, 0, steps) and is_whole(self.high, 0, steps)
@@ -100,19 +101,23 @@ class Cycle(Wrapper):
         if not isinstance(law, Gaussian):
             raise TypeError(f"cycles need a kernel of Gaussian steps, got {type(law).__name__}")
         up = self._ups.to(t.device)[t]
-        return self._noised(law, expand(up, x)) if up.any() else law
+        if not up.any():
+            return law
+        offset = optional(self.kernel, "offset")
+        return self._noised(law, expand(up, x), None if offset is None else offset(x, cond))
 
     def diagnose(self, t: Tensor) -> str:
         """What the kernel says of the levels that it knows these as."""
         hint = optional(self.kernel, "diagnose")
         return "" if hint is None else hint(self._table[t.cpu()])
 
-    def _noised(self, law: Gaussian, up: Tensor) -> Gaussian:
+    def _noised(self, law: Gaussian, up: Tensor, offset: Tensor | None) -> Gaussian:
         """The law with its rows under `up` (n, 1, ...) taken from low to high."""
         scale, added = (table.to(law.mean) for table in self._climb)
-        base = None if law.base_mean is None else torch.where(up, scale * law.base_mean, law.base_mean)
+        rest = 0.0 if offset is None else (1 - scale) * offset  # μ + c (m - μ)
+        base = None if law.base_mean is None else torch.where(up, scale * law.base_mean + rest, law.base_mean)
         std = torch.where(up, ((scale * law.std) ** 2 + added**2).sqrt(), law.std)
-        return replace(law, mean=torch.where(up, scale * law.mean, law.mean), std=std, base_mean=base)
+        return replace(law, mean=torch.where(up, scale * law.mean + rest, law.mean), std=std, base_mean=base)
 
     def _by_level(self, name: str) -> tuple[Any, ...]:
         each = getattr(self._spec, name)

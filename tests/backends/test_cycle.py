@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import treesearch as ts
-from treesearch.backends.base import describe
+from treesearch.backends.base import Wrapper, describe
+from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.exact.enumerable import DiscreteChain
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
@@ -92,8 +95,32 @@ def test_siblings_of_a_deterministic_chain_differ_where_it_goes_up():
         (lambda: Cycle(LinearGaussian(), low=1, high=2), TypeError, "its noise levels are unknown"),
         (lambda: Cycle(DiscreteChain.random(), low=1, high=2), TypeError, "its noise levels are unknown"),
         (lambda: Cycle(CYCLE, low=1, high=2), TypeError, "its noise levels are unknown"),
+        (lambda: Cycle(SecondOrder(KERNEL), low=1, high=2), TypeError, "wrong after a climb"),
     ],
 )
 def test_cycles_that_are_none_are_refused(make, kind, message):
     with pytest.raises(kind, match=message):
         make()
+
+
+class Around(Wrapper):
+    """Its chain on x - μ, μ by task."""
+
+    def offset(self, x, cond):
+        return x.new_tensor([1.0, -2.0])[cond["task"]].reshape(-1, 1, 1).expand_as(x)
+
+    def transition(self, x, t, cond=None):
+        mu = self.offset(x, cond)
+        law = self.kernel.transition(x - mu, t)
+        return replace(law, mean=law.mean + mu, endpoint=law.endpoint + mu)
+
+
+def test_around_an_offset_what_is_noised_is_what_lies_beyond_it():
+    kernel, plain = Around(KERNEL), Cycle(KERNEL, low=2, high=4)
+    x, t, cond = draws(4, 3, 2), torch.tensor([5, 5, 4, 6]), {"task": torch.tensor([0, 1, 1, 0])}
+    mu = kernel.offset(x, cond)
+    found, want = Cycle(kernel, low=2, high=4).transition(x + mu, t, cond), plain.transition(x, t)
+    assert (found.mean - mu - want.mean).abs().max() < 1e-13
+    assert torch.equal(found.std, want.std)
+    guided = Cycle(TDS(kernel, TOTAL), low=2, high=4).transition(x + mu, t, cond)
+    assert (guided.base_mean - found.mean).abs().max() < 1e-13

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.support import tiny
+from tests.support.flows import THREE, Around, GaussianFlow, log_snr
 from tests.support.tolerance import EPS
 from treesearch.backends import mnist, ring
 from treesearch.backends.base import Gaussian
@@ -196,6 +197,14 @@ def test_the_path_of_a_chain_that_draws_is_that_of_the_one_that_does_not():
         assert torch.allclose(ends[t], law.endpoint, atol=64 * EPS)
         x = law.sample(normals(8, 2, seed=t, dtype=torch.float32))
     assert torch.allclose(last, x, atol=64 * EPS)
+
+
+def test_a_path_around_an_offset_is_that_of_what_lies_beyond_it():
+    bed, x = GaussianFlow(log_snr(5), THREE), normals(4, 3)
+    shifted = Around(bed)
+    (_, plain), (ends, last) = path(bed, x), path(shifted, x + shifted.offset(x))
+    assert (last - shifted.offset(x) - plain).abs().max() < 1e-13
+    assert len(ends) == 5
 
 
 def test_gaps_of_one_point_are_nothing_and_kernels_without_a_chain_have_no_path():

@@ -9,7 +9,7 @@ from torch import nn
 
 import treesearch as ts
 from tests.support import tiny
-from tests.support.flows import F64, THREE, GaussianFlow, draws, law_of, log_snr, run
+from tests.support.flows import F64, THREE, Around, GaussianFlow, draws, law_of, log_snr, run
 from treesearch.backends import mnist
 from treesearch.backends.base import Guided, Wrapper, describe, optional, shift_mean
 from treesearch.backends.chains.diffusion import DiffusionKernel
@@ -314,3 +314,40 @@ class Mixed(Wrapper):
 def test_what_no_solver_can_take_is_told(make, said):
     with pytest.raises((TypeError, ValueError), match=said):
         make()
+
+
+@pytest.mark.parametrize("make", [SecondOrder, lambda k: SecondOrder(k, order=3), Heun], ids=["2m", "3m", "heun"])
+def test_around_an_offset_a_solver_is_that_of_what_lies_beyond_it(make):
+    bed, z = GaussianFlow(log_snr(6), THREE), draws(5, 3)
+    plain, shifted = make(bed), make(Around(bed))
+    there = run(plain, plain.prior(z[:, None]))[:, 0]
+    here = run(shifted, shifted.prior((z + Around(bed).offset(z))[:, None]))[:, 0]
+    assert (here - Around(bed).offset(z) - there).abs().max() < 1e-13
+
+
+def test_hints_of_half_steps_are_of_the_kernel_s_levels():
+    class Telling(GaussianFlow):
+        def diagnose(self, t):
+            return str(t.tolist())
+
+    heun = Heun(Telling(log_snr(4), THREE))
+    assert heun.diagnose(torch.arange(1, 8)) == "[1, 1, 2, 2, 3, 3, 4]"
+    assert Heun(GaussianFlow(log_snr(4), THREE)).diagnose(torch.tensor([7])) == ""
+
+
+@pytest.mark.parametrize("make", [SecondOrder, lambda k: SecondOrder(k, order=3)], ids=["2m", "3m"])
+def test_rewards_of_states_see_no_memory(make):
+    seen, bed = set(), GaussianFlow(log_snr(4), THREE, eta=1.0)
+
+    def total(x, prompts=None):
+        seen.add(tuple(x.shape[1:]))
+        return x.double().flatten(1).sum(1)
+
+    reward = Reward(total, "total", "state")
+    for kernel in (make(bed), TDS(make(bed), reward)):
+        found = ts.search(
+            kernel, reward, ts.FeynmanKac(num_particles=4, schedule=(2, 0)), budget=ts.Budget(nfe=16)
+        ).tasks[0]
+        samples, rewards = found.best(4)
+        assert (samples.sum(1) - rewards).abs().max() < 1e-12
+    assert seen == {(3,)}

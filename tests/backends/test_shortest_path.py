@@ -140,3 +140,14 @@ def test_spectra_that_are_none_are_refused(bad):
 def test_noise_cannot_be_what_the_network_predicts():
     with pytest.raises(ValueError, match="must predict v or sample"):
         shortest_path(CIFAR, T, "epsilon")
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "4", None, float("nan")])
+def test_steps_are_a_whole_number(steps):
+    with pytest.raises(ValueError, match=r"num_steps is .*, expected at least 1"):
+        shortest_path(torch.ones(2, 2), steps)
+
+
+def test_a_velocity_of_another_path_is_refused():
+    with pytest.raises(ValueError, match="predict v or the sample"):
+        shortest_path(torch.full((2, 2), 0.5), 4, "flow")

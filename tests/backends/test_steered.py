@@ -137,6 +137,13 @@ def test_the_spread_is_how_far_the_chain_ends_from_its_endpoints():
     assert ((found - torch.tensor(want, dtype=F64)).abs() <= 0.072 * torch.tensor(want, dtype=F64) + 1e-12).all()
 
 
+def test_a_spread_is_itself_however_it_is_given():
+    reward, _ = seen(0.3)
+    given = [Steered(KERNEL, reward, spread=spread) for spread in ([1] * 21, (1.0,) * 21, (1.0,) * 20 + (1.5,))]
+    assert given[0].fingerprint == given[1].fingerprint != given[2].fingerprint
+    assert hash(given[0]) == hash(given[1])
+
+
 def test_its_steps_obey_the_laws():
     reward, _ = seen(0.3)
     check_kernel(Steered(KERNEL, reward), rows=6, proposal=True)
@@ -163,6 +170,7 @@ Y, STILL = torch.zeros(2), gaussian(torch.zeros(6, dtype=F64), torch.eye(6, dtyp
         (lambda: Steered(KERNEL, seen(0.1)[0], rule="soft"), ValueError, "unknown rule 'soft'"),
         (lambda: Steered(KERNEL, seen(0.1)[0], spread=(0.1,) * 20), ValueError, "spread has 20 entries"),
         (lambda: Steered(KERNEL, seen(0.1)[0], spread=(-0.1,) * 21), ValueError, "finite number >= 0"),
+        (lambda: Steered(KERNEL, seen(0.1)[0], spread=0.1), ValueError, "spread has 0.1, expected a finite"),
         (lambda: Steered(STILL, seen(0.1)[0]), ValueError, "chain without noise"),
         (lambda: spread(KERNEL, n=1), ValueError, "n is 1"),
     ],

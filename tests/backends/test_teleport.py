@@ -1,6 +1,7 @@
 """The closed form of Gaussian data, and chains that begin by it."""
 
 import math
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -10,6 +11,7 @@ import treesearch as ts
 from tests.support.flows import (
     F64,
     THREE,
+    Around,
     GaussianFlow,
     between,
     diagonal,
@@ -28,6 +30,11 @@ from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.moments import Moments
 from treesearch.rewards.images.image import brightness
 from treesearch.testing import check_kernel
+
+
+def by_entry():
+    of = log_snr(4)
+    return replace(of, alpha=of.alpha[:, None].expand(-1, 3), sigma=of.sigma[:, None].expand(-1, 3))
 
 
 def level(snr):
@@ -167,6 +174,8 @@ def test_the_shipped_moments_are_those_of_digits():
         (lambda: teleport(GaussianFlow(log_snr(4), spectrum()), 0.3, THREE), r"moments are of states \(3,\)"),
         (lambda: teleport(GaussianFlow(log_snr(4), THREE)), "no moments of 'GaussianFlow' are shipped"),
         (lambda: teleport(GaussianFlow(log_snr(4), THREE), 0.3, moments=3), "moments is 3, expected Moments"),
+        (lambda: teleport(Around(GaussianFlow(log_snr(4), THREE)), 0.3, THREE), "a chain around an offset"),
+        (lambda: teleport(GaussianFlow(by_entry(), THREE), 0.3, THREE), "or one for each entry"),
         *[(lambda s=s: teleport(GaussianFlow(log_snr(4), THREE), s, THREE), "skip is .*, expected a share in")
           for s in (0.0, 0.05, 0.95, 1.0, -1, "x", None, float("nan"))],
         (lambda: Moments(THREE.mean, THREE.basis[:, :2], THREE.eigenvalues), "have shapes"),

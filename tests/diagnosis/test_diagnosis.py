@@ -10,7 +10,7 @@ import torch
 
 import treesearch as ts
 from tests.support import tiny
-from treesearch.backends import discrete, gaussian, masked, maze, mnist, ring, tds
+from treesearch.backends import discrete, gaussian, heun, masked, maze, mnist, ring, tds
 from treesearch.backends.base import Guided, describe, shift_mean
 from treesearch.cli.main import main
 from treesearch.diagnosis import effects, spread
@@ -146,8 +146,9 @@ def test_the_shipped_model_has_every_figure():
 
 
 def test_a_solver_with_memory_has_no_paths_of_its_own():
-    found = ts.diagnose(mnist(num_steps=3, solver="2m"), brightness(), nfe=90)
-    assert set(found.skipped) == {"one step", "asymmetry"}
+    for kernel in (mnist(num_steps=3, solver="2m"), heun(mnist(num_steps=2, eta=0.0))):
+        found = ts.diagnose(kernel, brightness(), nfe=90)
+        assert set(found.skipped) == {"one step", "asymmetry"}
 
 
 def test_a_maze_and_a_pipeline_with_prompts(tiny_root):

@@ -67,6 +67,13 @@ def test_an_adjoint_of_something_else_is_refused(wrong, name):
         check_adjoint(dataclasses.replace(operator, adjoint=wrong), shape)
 
 
+def test_a_gram_of_something_else_is_refused():
+    for name, gram in (("grey", 1.0), ("blurred", 1.0)):
+        operator, shape = OPERATORS[name]
+        with pytest.raises(ValueError, match="no multiple 1 of the identity"):
+            check_adjoint(dataclasses.replace(operator, gram=gram), shape)
+
+
 def test_a_blur_is_a_mean_of_neighbours():
     x = torch.zeros(1, 1, 15, 15, dtype=torch.float64)
     x[0, 0, 7, 7] = 1

@@ -1,8 +1,10 @@
 """Gaussian data on any schedule: the exact denoiser in the steps of `Chain`, and laws that a chain can be held to."""
 
+from dataclasses import replace
+
 import torch
 
-from treesearch.backends.base import expand
+from treesearch.backends.base import Wrapper, expand
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.moments import Moments
@@ -37,6 +39,18 @@ class GaussianFlow:
     def flow(self, x, t_from, t_to):
         """The closed form of the probability flow."""
         return self.moments.move(x, self.level(t_from), self.level(t_to))
+
+
+class Around(Wrapper):
+    """A kernel of states (n, 3) whose chain is on x - μ."""
+
+    def offset(self, x, cond=None):
+        return x.new_tensor([1.0, -2.0, 3.0]).expand_as(x)
+
+    def transition(self, x, t, cond=None):
+        mu = self.offset(x)
+        law = self.kernel.transition(x - mu, t)
+        return replace(law, mean=law.mean + mu, endpoint=law.endpoint + mu)
 
 
 def log_snr(steps, low=-4.0, high=5.0):

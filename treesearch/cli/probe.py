@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from treesearch import api as loop
-from treesearch.backends.base import Shared, describe, optional
+from treesearch.backends.base import Shared, bare, describe, optional
 from treesearch.budget import INFINITE, Budget
 from treesearch.core.noise import child_keys, normals, root_key
 from treesearch.core.tree import Tree
@@ -48,7 +48,7 @@ def estimate(session: Session) -> dict[str, Any]:
     law = kernel.transition(x, levels, cond)
     per_nfe = (time.perf_counter() - began) / size
     began = time.perf_counter()
-    samples = kernel.decode(law.endpoint) if session.reward.input == "sample" else law.endpoint
+    samples = kernel.decode(law.endpoint) if session.reward.input == "sample" else bare(kernel, law.endpoint)
     session.reward(samples, None if prompts is None else [prompts[0]] * size)
     per_reward = (time.perf_counter() - began) / size
     unit = session.method.unit(spec)
@@ -97,7 +97,7 @@ def bare_loop(kernel: Any, batch_size: int, batches: int, reward: Reward | None 
             levels = torch.full((batch_size,), t, device=spec.device)
             x = kernel.transition(x, levels, {"task": task}).sample(noise)
         if reward is not None:
-            reward(kernel.decode(x) if reward.input == "sample" else x)
+            reward(kernel.decode(x) if reward.input == "sample" else bare(kernel, x))
     return batches * batch_size * spec.num_steps
 
 

@@ -60,7 +60,7 @@ class Probes:
         p: Any = optional(kernel, "proposes_for")
         p = kernel if p is None else p
         found, chain = cls(p, 0, 0, spec.num_steps), optional(p, "chain")
-        if chain is not None and spec.noise_shape != spec.state_shape:
+        if optional(p, "bare") is not None:
             found.skipped |= dict.fromkeys(("one step", "asymmetry"), PACKED)
             return found
         if chain is None:

@@ -16,6 +16,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from treesearch.backends.base import bare
 from treesearch.budget import Cost
 from treesearch.core.tree import ROOT, Tree
 from treesearch.distributed import bundling
@@ -58,6 +59,7 @@ class RayEngine:
         self.pool, self.spec, self.trees, self.states, self.cost = pool, model.spec, trees, states, cost
         self.search = next(pool.numbers)
         kernel, reward = model.kernel, model.reward
+        self._kernel = kernel
         shared = pool.share("kernel", kernel.recipe if isinstance(kernel, RemoteKernel) else kernel)
         judge = pool.share("reward", reward.fn.recipe if isinstance(reward.fn, Elsewhere) else reward)
         away = bool(pool.scorers)
@@ -148,7 +150,7 @@ class RayEngine:
         pool, states, rewards = self.pool, as_numpy(x), self._lender.rewards
         if rewards is None:
             return pool.ask(pool.workers, lambda a: a.score.remote(self._setup, self.search, task, states))
-        samples: Any = x
+        samples: Any = bare(self._kernel, x)
         if self._of_samples:
             samples = pool.ask(pool.workers, lambda a: a.decode.remote(self._model, states))
         return rewards.score(task, samples)

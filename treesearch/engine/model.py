@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from treesearch.backends.base import Kernel, Shared, Spec, Transition, optional
+from treesearch.backends.base import Kernel, Shared, Spec, Transition, bare, optional
 from treesearch.budget import Cost
 from treesearch.core.noise import normals
 from treesearch.engine.asking import Asking, as_states, as_weights, decode
@@ -167,7 +167,7 @@ class Model:
     def samples(self, x: Tensor, *, endpoints: bool = False) -> Any:
         """What the reward sees of states x_0 (n, *state), or of endpoints that stand for them."""
         if self.reward.input == "state":
-            return x
+            return bare(self.kernel, x)
         samples = decode(self.kernel, x, "preview" if endpoints and self.spec.previews else "decode")
         if not hasattr(samples, "__len__") or len(samples) != len(x):
             got = f"{len(samples)} samples" if hasattr(samples, "__len__") else type(samples).__name__

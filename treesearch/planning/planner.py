@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from treesearch.api import search
-from treesearch.backends.base import Kernel, Shared, Spec, describe, optional
+from treesearch.backends.base import Kernel, Shared, Spec, bare, describe, optional
 from treesearch.budget import Budget, Cost
 from treesearch.core.noise import root_key
 from treesearch.engine.asking import without_graph
@@ -353,7 +353,7 @@ class Planner:
                 kernel, torch.stack([p[0] for i in some if (p := self.tracks[i].plans) is not None]), asked
             )
             plans = _decoded(kernel, states)
-            values = reward(states if reward.input == "state" else plans, prompts=asked).double().cpu()
+            values = reward(bare(kernel, states) if reward.input == "state" else plans, prompts=asked).double().cpu()
             found |= {i: (plans[j : j + 1], values[j : j + 1]) for j, i in enumerate(some)}
         cost.reward_calls += reward.calls() - before if reward.calls else len(rows)
         return found
