@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from treesearch.rewards.base import Input, Reward
+from treesearch.rewards.cosines import cosine_transform
 from treesearch.rewards.numeric import is_positive, is_whole
 from treesearch.rewards.values import flat
 
@@ -147,7 +148,7 @@ def frequencies(mask: Tensor) -> Operator:
     mask = torch.as_tensor(mask, device="cpu")
     if mask.ndim != 2 or mask.dtype != torch.bool or not mask.any():
         raise ValueError(f"mask must be (H, W) bool with an entry set, got {tuple(mask.shape)} of {mask.dtype}")
-    down, across = (cosines(n) for n in mask.shape)
+    down, across = (cosine_transform(n) for n in mask.shape)
     forward, adjoint = partial(_frequencies, mask, down, across), partial(_waves, mask, down, across)
     return Operator(forward, adjoint, f"frequencies {_digest(mask)}", 1.0)
 
@@ -160,14 +161,6 @@ def _waves(mask: Tensor, down: Tensor, across: Tensor, v: Tensor) -> Tensor:
     x = v.new_zeros(*v.shape[:2], *mask.shape)
     x[..., mask.to(v.device)] = v
     return down.to(v).T @ x @ across.to(v)
-
-
-def cosines(n: int) -> Tensor:
-    """The orthonormal cosine transform (DCT-II) of n entries, (n, n) float64: rows are frequencies."""
-    k, i = (torch.arange(n, dtype=torch.float64, device="cpu") for _ in range(2))
-    rows = torch.cos(math.pi / n * k[:, None] * (i + 0.5)) * math.sqrt(2 / n)
-    rows[0] *= math.sqrt(0.5)
-    return rows
 
 
 def matrix(rows: Tensor | Sequence[Sequence[float]]) -> Operator:

@@ -16,8 +16,6 @@ Source: Image generation with shortest path diffusion (Das et al., 2023), sectio
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -82,11 +80,3 @@ def fisher_length(variances: Tensor) -> float:
     """
     steps = variances.double().log().diff(dim=0).flatten(1)
     return float((0.5 * steps.square().sum(1)).sqrt().sum())
-
-
-def cosine_transform(size: int) -> Tensor:
-    """The orthonormal matrix C (size, size) of the DCT-II: y = C x Cᵀ are coordinates of an image x = CᵀyC."""
-    k = torch.arange(size, dtype=torch.float64, device="cpu")
-    matrix = (math.pi / size * k[:, None] * (k[None] + 0.5)).cos() * math.sqrt(2 / size)
-    matrix[0] *= math.sqrt(0.5)
-    return matrix

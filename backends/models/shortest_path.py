@@ -26,6 +26,7 @@ from treesearch.backends.chains import shortest_path
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.models.shipped import load_weights
 from treesearch.backends.models.unet2d import SmallUNet
+from treesearch.rewards.cosines import cosine_transform
 
 SIZE = 28
 STATE_SHAPE = (1, SIZE, SIZE)
@@ -51,7 +52,7 @@ class SpectralNetwork(nn.Module):
         self.levels, self.unet = levels, SmallUNet(2, 1)
         self.register_buffer("mean", torch.zeros(STATE_SHAPE))
         self.register_buffer("spectrum", torch.ones(STATE_SHAPE))
-        self.register_buffer("cosines", shortest_path.cosine_transform(SIZE).float(), persistent=False)
+        self.register_buffer("cosines", cosine_transform(SIZE).float(), persistent=False)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """v (n, 1, 28, 28) of states x (n, 1, 28, 28) at timesteps 1000 τ (n,)."""

@@ -30,10 +30,11 @@ from experiments.processes.train_spd import PATHS
 from experiments.shared.distances import frechet
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
-from treesearch.backends.chains.shortest_path import cosine_transform, fisher_length, power_law, shortest_path
+from treesearch.backends.chains.shortest_path import fisher_length, power_law, shortest_path
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
 from treesearch.backends.models.shipped import load_weights
 from treesearch.backends.models.shortest_path import SpectralNetwork
+from treesearch.rewards.cosines import cosine_transform
 from treesearch.rewards.images import classifier, image
 
 STEPS = (10, 50)

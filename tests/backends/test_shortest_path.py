@@ -11,13 +11,13 @@ from torch import Tensor
 from treesearch.backends.chains.diffusion import Chain, DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.chains.shortest_path import (
-    cosine_transform,
     fisher_length,
     levels,
     power_law,
     shortest_path,
 )
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
+from treesearch.rewards.cosines import cosine_transform
 from treesearch.testing import check_kernel
 
 T, K = 20, 1000

@@ -19,6 +19,7 @@ REWARD = {f"{REWARDS}.base", f"{REWARDS}.values"}  # what scores, and what goes 
 FACTORY = REWARD | {f"{REWARDS}.facts"}
 BASES = {f"{BACKENDS}.base"} | REWARD
 CHANNELS = f"{REWARDS}.channels"
+COSINES = f"{REWARDS}.cosines"
 EVERYWHERE = f"{REWARDS}.numeric"  # what a number is
 ROOMS = {
     EVERYWHERE: set(),
@@ -33,7 +34,8 @@ ROOMS = {
     f"{REWARDS}.facts": {f"{REWARDS}.base", f"{REWARDS}.redact"},
     f"{REWARDS}.analytic": FACTORY,
     f"{REWARDS}.compose": REWARD,
-    f"{REWARDS}.measurement": REWARD,
+    COSINES: set(),
+    f"{REWARDS}.measurement": REWARD | {COSINES},
     f"{REWARDS}.images": FACTORY,
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
     f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
@@ -42,7 +44,7 @@ ROOMS = {
     f"{BACKENDS}.chains": {f"{BACKENDS}.base"},
     f"{BACKENDS}.diagnostics": {f"{BACKENDS}.base"},
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
-    f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
+    f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS, COSINES},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
     f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "wrappers")}

@@ -13,7 +13,6 @@ from treesearch.rewards.base import RewardError
 from treesearch.rewards.measurement import (
     blurred,
     check_adjoint,
-    cosines,
     frequencies,
     grey,
     masked,
@@ -81,11 +80,6 @@ def test_a_blur_is_a_mean_of_neighbours():
     assert float(seen.sum()) == pytest.approx(1, abs=1e-14)
     assert float(seen[7, 8] / seen[7, 7]) == pytest.approx(float(torch.tensor(-0.5 / 1.3**2).exp()), rel=1e-6)
     assert torch.equal(seen, seen.T)
-
-
-@pytest.mark.parametrize("n", [1, 4, 28])
-def test_cosines_are_orthonormal(n):
-    assert (cosines(n) @ cosines(n).T - torch.eye(n, dtype=torch.float64)).abs().max() < 1e-13
 
 
 def test_the_reward_is_the_log_likelihood_with_its_constant_and_its_gradient():
