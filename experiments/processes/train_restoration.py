@@ -44,11 +44,11 @@ class Args:
     weights: Path = Path("checkpoints/blur.safetensors")
     """Where the EMA weights are exported after every epoch."""
     curve: Path = Path("runs/results/processes/restoration_curve.csv")
-    epochs: int = 1
+    epochs: int = 5
     batch_size: int = 64
     lr: float = 2e-3
     warmup: int = 100
-    cooldown: float = 0.0
+    cooldown: float = 0.3
     ema: float = 0.999
     limit: int | None = None
     """Use only this many training images (smoke runs)."""
