@@ -41,7 +41,7 @@ class Args:
     out: Path
     """Folder for the checkpoint, the curve and the weights; training goes on from the checkpoint found there."""
     task: Literal["joint", "label"] = "joint"
-    epochs: int = 8
+    epochs: int = 24
     steps: int = 500
     """Optimiser steps an epoch."""
     batch_size: int = 32
