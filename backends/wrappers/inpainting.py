@@ -141,7 +141,8 @@ class Condition(_Masked):
     Raises:
         TypeError: a kernel without such a chain, or with noise of another shape than its states.
         ValueError: shapes that do not fit, no known entry, values that are not finite, a tolerance that is not
-            positive, or a chain without noise before its last step (eta = 0), where no proposal can have a weight.
+            positive, a chain that does not begin at noise, or one without noise before its last step (eta = 0), where
+            no proposal can have a weight.
     """
 
     _: KW_ONLY
@@ -153,6 +154,16 @@ class Condition(_Masked):
             raise ValueError(f"tolerance is {self.tolerance}, expected a positive number")
         if not all(self._spec.stochastic[2:]):
             raise ValueError("a chain without noise has no law to condition: use eta > 0")
+        self._refuse_roots()
+
+    def _refuse_roots(self) -> None:
+        """The weight of x_T is against noise alone."""
+        noise = torch.ones(1, *self._spec.noise_shape, device=self._spec.device)
+        root, std = self.kernel.prior(noise), self.kernel.chain.schedule.prior_std
+        if not torch.allclose(root.double(), std * noise.double(), rtol=1e-5, atol=0.0):
+            name = type(self.kernel).__name__
+            raise ValueError(f"x_T of {name} is more than noise of std {std:g}, for which the weights of known entries "
+                             "take it: use a kernel that begins at noise")  # fmt: skip
 
     def prior_log_weight(self, x: Tensor, cond: Cond = None) -> Tensor:
         """log p(x_T) - log q(x_T), (n,) float64."""

@@ -197,3 +197,19 @@ def carried(value: float) -> Schedule:
 def test_processes_that_are_none_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_end_of_a_chain_carries_what_the_whole_did():
+    said = schedule(carry=torch.linspace(1.0, 0.6, T, dtype=torch.float64))
+    whole, short = Chain(said, eta=0.7), Chain(said, eta=0.7).on(said.last(3))
+    assert torch.equal(short.std, whole.std[:4])
+    assert not torch.equal(short.std, Chain(schedule().last(3), eta=0.7).std)
+
+
+def test_eta_by_entry_is_part_of_the_fingerprint():
+    eta = torch.full((1, *SHAPE), 0.5, dtype=torch.float64)
+    network, other = torch.nn.Linear(2, 2), eta.clone()
+    other[0, 0, 0] = 0.6
+    made = [DiffusionKernel(network, state_shape=SHAPE, schedule=schedule(), eta=e) for e in (eta, eta.clone(), other)]
+    first, same, apart = (kernel.fingerprint for kernel in made)
+    assert first == same != apart

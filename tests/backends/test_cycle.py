@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import treesearch as ts
+from tests.support.flows import THREE, GaussianFlow, log_snr
 from treesearch.backends.base import Wrapper, describe
 from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.exact.enumerable import DiscreteChain
@@ -24,6 +25,7 @@ KERNEL = GaussianTrajectories(
     torch.full((3, 2), 0.3, dtype=F64), torch.eye(6, dtype=F64) + 0.5, channels=Channels(1, 1), num_steps=6
 )
 TOTAL = Reward(lambda x, _: x.double().flatten(1).sum(1), "total", "state")
+CARRIES = replace(log_snr(4), carry=torch.full((4,), 0.9, dtype=F64))
 CYCLE = Cycle(KERNEL, low=2, high=4, times=2)
 
 
@@ -78,6 +80,27 @@ def test_what_an_evaluation_costs_is_that_of_its_own_level():
     assert found.cost.backward_nfe == 4 * 3
 
 
+class Costly(Wrapper):
+    """With figures and hints of its own at each level."""
+
+    rows_per_nfe = (1, 2, 3, 4, 5, 6, 7)
+
+    def diagnose(self, t):
+        return str(t.tolist())
+
+
+def test_rows_and_hints_are_those_of_the_kernel_s_levels():
+    cycle = Cycle(Costly(KERNEL), low=2, high=4)
+    assert describe(cycle).rows_per_nfe == (1, 2, 3, 4, 5, 4, 5, 6, 7)
+    assert cycle.diagnose(torch.tensor([2, 3, 5, 8])) == "[2, 3, 3, 6]"
+
+
+def test_cycles_of_other_levels_and_numbers_are_told_apart():
+    made = [(2, 4, 1), (1, 4, 1), (2, 5, 1), (2, 4, 2)]
+    assert len({Cycle(KERNEL, low=low, high=high, times=times).fingerprint for low, high, times in made}) == 4
+    assert Cycle(KERNEL, low=2, high=4).fingerprint == Cycle(KERNEL, low=2, high=4, times=1).fingerprint
+
+
 def test_siblings_of_a_deterministic_chain_differ_where_it_goes_up():
     still = GaussianTrajectories(
         torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64), channels=Channels(1, 1), num_steps=6, eta=0.0
@@ -95,6 +118,7 @@ def test_siblings_of_a_deterministic_chain_differ_where_it_goes_up():
         (lambda: Cycle(LinearGaussian(), low=1, high=2), TypeError, "its noise levels are unknown"),
         (lambda: Cycle(DiscreteChain.random(), low=1, high=2), TypeError, "its noise levels are unknown"),
         (lambda: Cycle(CYCLE, low=1, high=2), TypeError, "its noise levels are unknown"),
+        (lambda: Cycle(GaussianFlow(CARRIES, THREE), low=1, high=2), TypeError, "its steps need x_0"),
         (lambda: Cycle(SecondOrder(KERNEL), low=1, high=2), TypeError, "wrong after a climb"),
     ],
 )

@@ -85,6 +85,13 @@ def test_hutchinson_is_within_its_error_of_the_truth():
     assert abs(found.value - true) < 4 * found.se < 0.1 * true
 
 
+def test_the_error_beside_an_asymmetry_is_how_far_it_varies():
+    network, x = perceptron([6, 32, 6]), normals(1, 6).expand(60, 6)
+    found = [asymmetry(network, x, normals(60, 6, seed=seed)) for seed in range(100)]
+    told, seen = (np.mean([f.se for f in found]), np.std([f.value for f in found], ddof=1))
+    assert 0.65 < told / seen < 1.5  # a standard deviation of 100 has an error of 7 %, that of 60 squares more
+
+
 def test_a_probe_with_zeros_looks_at_a_part_of_the_jacobian():
     network, x = perceptron([6, 32, 6]), normals(1, 6)
     entries = [1, 4, 5]

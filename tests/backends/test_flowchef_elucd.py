@@ -14,8 +14,10 @@ from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
+from treesearch.backends.guidance.prompts import PROMPTS
 from treesearch.rewards import digit
 from treesearch.rewards.analytic import linear, quadratic, table
+from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
 from treesearch.rewards.images.classifier import load_classifier
 from treesearch.testing import check_kernel
@@ -47,6 +49,19 @@ def test_the_mean_moves_as_the_endpoint_does(steps):
     assert (law.mean - base.mean - (end - base.endpoint)).abs().max() < 1e-12
     assert torch.equal(law.base_mean, base.mean)
     assert (law.rewards - PULL(base.endpoint)).abs().max() < 1e-12
+
+
+def test_each_guided_row_climbs_for_its_own_prompt():
+    signs = {"up": 1.0, "down": -1.0}
+
+    def by_prompt(x, prompts):
+        return torch.stack([signs[p] * row.sum() for p, row in zip(prompts, x, strict=True)])
+
+    x, t, cond = draws(3, 3, 2), torch.tensor([1, 4, 8]), {PROMPTS: ["up", "down", "up"], "task": torch.arange(3)}
+    law = FlowChef(BED, Reward(by_prompt, "by prompt", "state"), scale=0.1).transition(x, t, cond)
+    move = (law.mean - law.base_mean).flatten(1)
+    want = torch.tensor([0.0, -0.1, 0.1], dtype=F64)  # the last step has no noise and is not guided
+    assert (move - want[:, None]).abs().max() < 1e-12
 
 
 def test_no_network_takes_part_in_the_gradient():

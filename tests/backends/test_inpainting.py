@@ -12,6 +12,8 @@ from treesearch.backends.chains.diffusion import Chain, DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.exact.moments import Moments
+from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.models.card import Normalisation
 from treesearch.backends.models.trajectory import TrajectoryKernel
 from treesearch.backends.models.unet1d import TrajectoryNetwork
@@ -193,6 +195,10 @@ def test_fingerprints_tell_masks_values_and_tolerances_apart():
     assert again.fingerprint == CONDITION.fingerprint
 
 
+def teleported():
+    return Teleport(BASE, 0.5, Moments.of(1 + torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0)), 3))
+
+
 def still():
     chain = GaussianTrajectories(BASE.mean, BASE.cov, channels=BASE.channels, num_steps=4, eta=0.0)
     assert isinstance(chain.chain, Chain)
@@ -209,6 +215,7 @@ def still():
         (lambda: Clamp(BASE, torch.zeros_like(MASK), VALUES), ValueError, "a known entry"),
         (lambda: Clamp(BASE, ~MASK, VALUES), ValueError, "finite"),
         (lambda: Condition(BASE, MASK, VALUES, tolerance=0.0), ValueError, "tolerance is 0.0"),
+        (lambda: Condition(teleported(), MASK, VALUES), ValueError, "x_T of Teleport is more than noise"),
         (lambda: Condition(still(), MASK, VALUES), ValueError, "eta > 0"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import treesearch as ts
+from treesearch.backends.base import Wrapper
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance import TDS
@@ -116,6 +117,11 @@ def test_the_published_rule_projects_and_says_that_it_departs():
     assert "projection" in kernel.departs
     assert Steered(KERNEL, reward).departs is None
 
+    class Elsewhere(Wrapper):
+        departs = "a law of its own"
+
+    assert Steered(Elsewhere(KERNEL), reward).departs == "a law of its own"
+
 
 def test_the_spread_is_how_far_the_chain_ends_from_its_endpoints():
     """x_s = m_t x_t + s_t z and x̂_0 = g_t x_t: E (x_0 - g_t x_t)² in closed form."""
@@ -142,6 +148,7 @@ def test_a_spread_is_itself_however_it_is_given():
     given = [Steered(KERNEL, reward, spread=spread) for spread in ([1] * 21, (1.0,) * 21, (1.0,) * 20 + (1.5,))]
     assert given[0].fingerprint == given[1].fingerprint != given[2].fingerprint
     assert hash(given[0]) == hash(given[1])
+    assert Steered(KERNEL, reward, rule="paper").fingerprint != Steered(KERNEL, reward).fingerprint
 
 
 def test_its_steps_obey_the_laws():

@@ -137,6 +137,8 @@ def test_moments_are_measured_kept_and_read(tmp_path):
     assert torch.equal(one.prior(draws(2, 4, 5)), other.prior(draws(2, 4, 5)))
     assert teleport(bed, 0.5, truth).fingerprint != teleport(bed, 0.25, truth).fingerprint
     assert teleport(bed, 0.5, truth).fingerprint != teleport(bed, 0.5, truth, gaussian=True).fingerprint
+    wider = replace(truth, eigenvalues=2 * truth.eigenvalues)
+    assert teleport(bed, 0.5, truth).fingerprint != teleport(bed, 0.5, wider).fingerprint
 
 
 def test_a_teleported_chain_is_a_kernel_that_departs():
@@ -155,6 +157,11 @@ def test_a_teleported_chain_is_a_kernel_that_departs():
     made = teleport(Costly(log_snr(4), spectrum()), 0.5, spectrum())
     assert describe(made).backward_per_nfe == (0, 1, 2)
     assert optional(made, "prior_log_weight") is None
+
+    class Elsewhere(GaussianFlow):
+        departs = "a law of its own"
+
+    assert teleport(Elsewhere(log_snr(4), spectrum()), 0.5, spectrum(), gaussian=True).departs == "a law of its own"
 
 
 def test_the_shipped_moments_are_those_of_digits():
