@@ -157,10 +157,11 @@ class Condition(_Masked):
         self._refuse_roots()
 
     def _refuse_roots(self) -> None:
-        """The weight of x_T is against noise alone."""
+        """The weight of known entries of x_T is against noise alone."""
         noise = torch.ones(1, *self._spec.noise_shape, device=self._spec.device)
         root, std = self.kernel.prior(noise), self.kernel.chain.schedule.prior_std
-        if not torch.allclose(root.double(), std * noise.double(), rtol=1e-5, atol=0.0):
+        known = root.double()[:, self.mask]
+        if not torch.allclose(known, torch.full_like(known, std), rtol=1e-5, atol=0.0):
             name = type(self.kernel).__name__
             raise ValueError(f"x_T of {name} is more than noise of std {std:g}, for which the weights of known entries "
                              "take it: use a kernel that begins at noise")  # fmt: skip

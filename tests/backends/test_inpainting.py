@@ -195,6 +195,15 @@ def test_fingerprints_tell_masks_values_and_tolerances_apart():
     assert again.fingerprint == CONDITION.fingerprint
 
 
+def test_other_entries_may_be_known_to_a_kernel_inside():
+    other = torch.zeros_like(MASK)
+    other[tuple((~MASK).nonzero()[0])] = True
+    both = Condition(Condition(BASE, MASK, VALUES), other, torch.zeros(3, 2))
+    z = torch.randn(4, 3, 2, dtype=torch.float64)
+    inner = both.kernel.prior_log_weight(z)
+    assert not torch.equal(both.prior_log_weight(z), inner)
+
+
 def teleported():
     return Teleport(BASE, 0.5, Moments.of(1 + torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0)), 3))
 
