@@ -16,6 +16,7 @@ setup: $(STAMP)  ## build the environment in .venv; an installed torch >= 2.6 is
 
 # A torch that is already there (in the environment, or in the Python that makes it) decides; otherwise the pin does.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): two minutes or more, by the network"
 	@test -x $(PY) || $(BASE_PYTHON) -m venv $(VENV) $$($(BASE_PYTHON) -c '$(TORCH_OK)' 2>/dev/null && echo --system-site-packages)
 	@cp constraints.txt $(VENV)/constraints.txt
 	@if $(PY) -c '$(TORCH_OK)' 2>/dev/null; then \

@@ -96,7 +96,8 @@ class Schedule:
     def _refuse_carry(self, carry: Tensor) -> None:
         if len(carry) != self.num_steps:
             raise ValueError(f"{self.num_steps} steps need as many values of carry, got {len(carry)}")
-        if not ((carry * self.sigma[:-1]) ** 2 <= self.sigma[1:] ** 2 + EPS).all():
+        by_entry = carry if carry.ndim > 1 else carry.reshape(-1, *(1,) * (self.sigma.ndim - 1))
+        if not ((by_entry * self.sigma[:-1]) ** 2 <= self.sigma[1:] ** 2 + EPS).all():
             raise ValueError("carry keeps more noise of x_s than x_t has: expected carry · σ_s <= σ_t")
 
     @property

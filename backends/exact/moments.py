@@ -72,10 +72,18 @@ class Moments:
 
     @staticmethod
     def load(path: str | Path) -> Moments:
-        """From a safetensors file with the three tensors."""
+        """From a safetensors file with the three tensors.
+
+        Raises:
+            ValueError: a file of another kind.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        found = load_file(path)
+        try:
+            found = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file ({error}): Moments.save writes one") from error
         if missing := [name for name in NAMES if name not in found]:
             raise ValueError(f"{path} has no {', '.join(missing)}: expected the tensors {', '.join(NAMES)}")
         return Moments(*(found[name].float() for name in NAMES))

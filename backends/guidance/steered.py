@@ -32,8 +32,8 @@ from torch import Tensor
 from treesearch.backends.base import Cond, Gaussian, Kernel, Spec, Wrapper, describe, optional
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.rewards.base import Reward
-from treesearch.rewards.measurement import Measurement, Operator, check_adjoint
 from treesearch.rewards.numeric import is_number, is_whole
+from treesearch.rewards.observation import Measurement, Operator, check_adjoint
 from treesearch.rewards.values import flat
 
 Rule = Literal["calibrated", "paper"]

@@ -68,7 +68,8 @@ def digit(number: int, *, tau1: float = 1.0, tau2: float = 1.0, softplus: float 
 
     Args:
         number: c in 0..9.
-        tau1, tau2: of the logit and of the sum, >= 0; log p(c | x) at 1 and 1.
+        tau1: factor of the digit's own logit, >= 0.
+        tau2: factor of all logits in log Σ_k exp, >= 0; below tau1 a guide pulls where the classifier is sure already.
         softplus: b > 0 of the smoothed activations, None for the trained ones.
 
     Raises:

@@ -175,6 +175,15 @@ def test_a_kernel_with_tables_by_entry_obeys_the_laws():
     check_kernel(DiffusionKernel(lambda x, t: 0.5 * x, state_shape=(3,), schedule=grid, eta=torch.full((1, 3), 0.5)))
 
 
+def test_what_is_carried_is_one_number_a_level_for_all_entries():
+    bar = torch.cat([torch.ones(1, T, dtype=torch.float64), bars()[:, None].expand(T, T)])  # as many entries as levels
+    carry = torch.linspace(1.0, 0.6, T, dtype=torch.float64)
+    chain = Chain(Schedule(torch.arange(T), bar.sqrt(), (1 - bar).sqrt(), "sample", carry=carry))
+    plain = Chain(schedule(carry=carry))
+    x, output = draws(4, T), draws(4, T, seed=1)
+    assert_same(chain.law(x, levels(), output), plain.law(x, levels(), output), 0)
+
+
 def carried(value: float) -> Schedule:
     return schedule(carry=torch.full((T,), value, dtype=torch.float64))
 

@@ -16,7 +16,7 @@ from treesearch.backends.guidance.steered import Steered, spread
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
-from treesearch.rewards.measurement import Operator, masked, measurement
+from treesearch.rewards.observation import Operator, masked, measurement
 from treesearch.testing import check_kernel
 
 F64 = torch.float64

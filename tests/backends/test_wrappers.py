@@ -29,7 +29,7 @@ from treesearch.backends.wrappers.inpainting import Clamp, Condition
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
-from treesearch.rewards.measurement import masked, measurement
+from treesearch.rewards.observation import masked, measurement
 from treesearch.testing import Counting
 
 F64 = torch.float64

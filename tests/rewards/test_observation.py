@@ -10,7 +10,7 @@ import torch
 import treesearch as ts
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.rewards.base import RewardError
-from treesearch.rewards.measurement import (
+from treesearch.rewards.observation import (
     blurred,
     check_adjoint,
     frequencies,
