@@ -35,7 +35,7 @@ ROOMS = {
     f"{REWARDS}.analytic": FACTORY,
     f"{REWARDS}.compose": REWARD,
     COSINES: set(),
-    f"{REWARDS}.measurement": REWARD | {COSINES},
+    f"{REWARDS}.observation": REWARD | {COSINES},
     f"{REWARDS}.images": FACTORY,
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
     f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
@@ -49,7 +49,7 @@ ROOMS = {
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
     f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "wrappers")}
     | REWARD
-    | {f"{REWARDS}.measurement"},
+    | {f"{REWARDS}.observation"},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},
