@@ -240,10 +240,24 @@ def service(pool):
     made = Rewards(Customer(), pool, ["setup"], 7, 64, [tree])
     pool.enter(made)
     none = np.empty(0)
-    reply = Reply(1, none, none, none, Cost(nfe=20), None, digests=[b"a", b"b", b"a", None])
+    unknown = np.full(4, np.nan)
+    reply = Reply(1, none, none, unknown, Cost(nfe=20), None, digests=[b"a", b"b", b"a", None])
     made.add([(job, np.arange(4))], 2, "samples", reply)
     made._waiting[0].since = 0.0  # it has waited long enough
     return made
+
+
+def test_rewards_that_the_kernel_knew_have_arrived(service):
+    """A guide's rows come with theirs; samples are of the others."""
+    job, none = service._waiting[0].job[0], np.empty(0)
+    reply = Reply(2, none, none, np.array([np.nan, 0.5, np.nan, 0.25]), Cost(), None, digests=[b"c", None])
+    service.add([(job, np.arange(4))], 2, "samples", reply)
+    assert service.customer.arrived == [(1, 0.5), (3, 0.25)]
+    assert service._waiting[-1].row.tolist() == [0, 2]
+    known = Reply(3, none, none, np.ones(4), Cost(), None)
+    waiting = len(service._waiting)
+    service.add([(job, np.arange(4))], 2, None, known)
+    assert len(service._waiting) == waiting
 
 
 def test_equal_samples_are_scored_once(pool, service, ray):
