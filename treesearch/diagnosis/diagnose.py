@@ -28,7 +28,7 @@ from treesearch.diagnosis.effects import Estimate, Nested, finite, jackknife
 from treesearch.diagnosis.pilot import Pilot, PilotSearch, size_of
 from treesearch.diagnosis.probes import Probes
 from treesearch.diagnosis.suggest import suggestions
-from treesearch.errors import writing
+from treesearch.errors import TreeSearchError, writing
 from treesearch.methods.base import Status
 from treesearch.methods.settings import check_lam, check_whole
 from treesearch.registry.recipe import Recipe
@@ -123,7 +123,8 @@ def _run(session: Session, progress: bool | None) -> None:
     with Progress("pilot", quiet=not shown(progress), error=True, after=after) as line:
         for snapshot in session.waves():
             line(snapshot)
-    assert all(search.status == Status.FINISHED for search in session.searches)
+    if any(search.status != Status.FINISHED for search in session.searches):
+        raise TreeSearchError("the pilot ended before its chains did: run it again")
 
 
 def _told(session: Session, probed: Probes, lam: float, typed: Sequence[str]) -> Diagnosis:
