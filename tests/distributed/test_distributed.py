@@ -483,6 +483,7 @@ def test_waiting_for_a_core_is_not_hanging(monkeypatch):
     assert clock.seconds() < time.monotonic() - clock._since + 1e-3
 
 
+@pytest.mark.slow
 def test_a_node_comes_late_and_is_lost_with_its_samples(cluster, tmp_path, monkeypatch):
     """One GPU here, one on a node that comes during the search and goes while what it made waits for its rewards."""
     from ray.experimental import get_object_locations

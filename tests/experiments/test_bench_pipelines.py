@@ -26,7 +26,7 @@ def test_searches_are_compared_with_pipelines(monkeypatch, tmp_path):
     assert found["2"]["flux"]["ratio_of_process_time"] > 0
 
 
-@pytest.mark.parametrize("model", ["sdxl", "sd3"])
+@pytest.mark.parametrize("model", ["sd3", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_full_size_part_goes_through_on_tiny_models(monkeypatch, tmp_path, model):
     words = ["--gpu", "--num-steps", "2", "--batch-sizes", "1", "2", "--models", model]
     found = bench(monkeypatch, tmp_path / "b.json", *words)["g"][model]

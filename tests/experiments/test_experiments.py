@@ -88,8 +88,9 @@ def digits(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_exactness(tmp_path):
-    printed = script("bench.exactness", "--replicates", "4", "--out", str(tmp_path / "e.json"))
+    printed = script("bench.exactness", "--replicates", "20", "--out", str(tmp_path / "e.json"))
     assert "boltzmann" in printed
     assert len(json.loads((tmp_path / "e.json").read_text())["cells"]) == 18
 
