@@ -42,13 +42,13 @@ class Operator:
     Args:
         forward: x -> A x.
         adjoint: v -> Aᵀ v, of the shape of x.
-        name: what tells it from others.
+        name: what tells it from others; fingerprints and the settings of rewards hold it.
         gram: g where A Aᵀ = g I; None where it is another matrix.
     """
 
     forward: Map
     adjoint: Map
-    name: str = "operator"
+    name: str
     gram: float | None = None
 
     def __call__(self, x: Tensor) -> Tensor:

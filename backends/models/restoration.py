@@ -16,8 +16,6 @@ Weights: the project's own, `backends/weights/README.md`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -32,6 +30,7 @@ from treesearch.backends.chains.residual import Residual
 from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.models.mnist import to_images
 from treesearch.backends.models.restoration_file import Matched, load_model
+from treesearch.backends.models.shipped import shipped_file
 from treesearch.rewards.numeric import is_whole
 
 Process = MeanReverting | Residual
@@ -209,17 +208,3 @@ def restoration_kernel(
         network = Matched(network, taught, own)
     kernel = RestorationKernel(network, process=own, num_steps=num_steps, degraded=degraded, eta=eta, device=device)
     return kernel if order == 1 else SecondOrder(kernel, order)
-
-
-def shipped_file(path: str | Path) -> AbstractContextManager[Path]:
-    """The file at a path, or the shipped one of that name, while the context lasts.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
-    if Path(path).is_file():
-        return nullcontext(Path(path))
-    shipped = resources.files("treesearch.backends").joinpath("weights", str(path))
-    if not shipped.is_file():
-        raise FileNotFoundError(f"no file {path} is there, and no restoration model of that name is shipped")
-    return resources.as_file(shipped)

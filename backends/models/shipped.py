@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,24 @@ import torch
 from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def shipped_file(name: str | Path) -> AbstractContextManager[Path]:
+    """The file of a path, or the one of that name in `backends/weights`, while the context lasts.
+
+    Raises:
+        FileNotFoundError: neither exists.
+        TypeError: no name and no path.
+    """
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"{name!r} is no name of a file of weights, and no path of one")
+    path = Path(name)
+    if path.is_file():
+        return nullcontext(path)
+    shipped = resources.files("treesearch.backends").joinpath("weights", path.name)
+    if path.name != str(name) or not shipped.is_file():
+        raise FileNotFoundError(f"no weights {str(name)!r}: neither a file nor the name of one that is shipped")
+    return resources.as_file(shipped)
 
 
 def load_weights(build: Callable[[], Network], name: str | Path) -> Network:
@@ -22,18 +41,16 @@ def load_weights(build: Callable[[], Network], name: str | Path) -> Network:
 
     Raises:
         FileNotFoundError: neither exists.
+        ValueError: a file of other weights.
     """
-    from safetensors.torch import load
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    path = Path(name)
-    shipped = resources.files("treesearch.backends").joinpath("weights", path.name)
-    if path.is_file():
-        blob = path.read_bytes()
-    elif path.name == str(name) and shipped.is_file():
-        blob = shipped.read_bytes()
-    else:
-        raise FileNotFoundError(f"no weights {str(name)!r}: neither a file nor the name of one that is shipped")
     with torch.device("cpu"):  # whatever torch's default device and dtype
         network = build().float()
-    network.load_state_dict({key: w.float() for key, w in load(blob).items()})
+    try:
+        with shipped_file(name) as path:
+            network.load_state_dict({key: w.float() for key, w in load_file(path).items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{str(name)!r} has no weights of a {type(network).__name__}") from error
     return network.eval().requires_grad_(False)

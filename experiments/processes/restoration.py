@@ -32,8 +32,8 @@ from experiments.shared.evidence_duels import interval
 from experiments.shared.stats import mean_se
 from treesearch.backends import restoration
 from treesearch.backends.base import describe
-from treesearch.backends.models.restoration import shipped_file
 from treesearch.backends.models.restoration_file import load_model
+from treesearch.backends.models.shipped import shipped_file
 from treesearch.methods.base import Method
 from treesearch.report.tables import markdown_table
 from treesearch.rewards import Reward, compressibility

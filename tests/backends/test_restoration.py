@@ -189,7 +189,7 @@ def test_what_is_no_degraded_image_is_refused(saved, prompt, message):
         ({"order": 2, "eta": 0.5}, "needs eta = 0"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"eta": 2.0}, "eta is 2.0"),
-        ({"path": "nothing.safetensors"}, "no file nothing.safetensors"),
+        ({"path": "nothing.safetensors"}, "no weights 'nothing.safetensors'"),
         ({"path": "mnist.safetensors"}, "mnist.safetensors is no restoration model"),
     ],
 )

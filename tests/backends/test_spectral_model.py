@@ -54,6 +54,16 @@ def test_the_shipped_model_obeys_the_laws():
     check_kernel(shortest_path_kernel(num_steps=2))
 
 
-def test_weights_that_are_not_there():
-    with pytest.raises(FileNotFoundError, match=r"no weights 'none\.safetensors': neither a file nor the name"):
-        load_weights(SpectralNetwork, "none.safetensors")
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("none.safetensors", FileNotFoundError, r"no weights 'none\.safetensors': neither a file nor the name"),
+        ("../weights/mnist.safetensors", FileNotFoundError, "neither a file nor the name"),
+        ("mnist.safetensors", ValueError, "has no weights of a SpectralNetwork"),
+        (__file__, ValueError, "has no weights of a SpectralNetwork"),
+        (3, TypeError, "3 is no name of a file of weights"),
+    ],
+)
+def test_weights_that_are_none_are_refused(name, kind, message):
+    with pytest.raises(kind, match=message):
+        load_weights(SpectralNetwork, name)
