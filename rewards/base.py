@@ -200,6 +200,14 @@ def as_reward(function: Reward | Callable[..., Any], name: str | None = None, in
     return Reward(plain, label, input, prompted=plain.takes_prompts, code=code_of(function))
 
 
+def summands(reward: Reward) -> list[Reward]:
+    """The rewards whose plain sum it is, each with weight 1; itself where it is none."""
+    fn = reward.fn
+    if isinstance(fn, Joined) and fn.apply is torch.add and len(fn.parts) == 2:
+        return [term for part in fn.parts if isinstance(part, Reward) for term in summands(part)]
+    return [reward]
+
+
 def wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str, source: str | None = None) -> Reward:
     """The reward apply(r), of values (n,) to values (n,); `source` as in `Reward`."""
     return replace(reward, fn=Joined(name, (reward,), apply), name=name, source=source)

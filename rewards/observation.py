@@ -44,12 +44,14 @@ class Operator:
         adjoint: v -> Aᵀ v, of the shape of x.
         name: what tells it from others; fingerprints and the settings of rewards hold it.
         gram: g where A Aᵀ = g I; None where it is another matrix.
+        largest: of |A x| where |x| <= 1, entry by entry; None where that is not known.
     """
 
     forward: Map
     adjoint: Map
     name: str
     gram: float | None = None
+    largest: float | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward(x)
@@ -64,7 +66,7 @@ def masked(mask: Tensor) -> Operator:
     mask = torch.as_tensor(mask, device="cpu")
     if mask.dtype != torch.bool or not mask.any():
         raise ValueError(f"mask must be bool with an entry set, got {mask.dtype} with {int(mask.sum())} set")
-    return Operator(partial(_picked, mask), partial(_put, mask), f"mask {_digest(mask)}", 1.0)
+    return Operator(partial(_picked, mask), partial(_put, mask), f"mask {_digest(mask)}", 1.0, 1.0)
 
 
 def _picked(mask: Tensor, x: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ def pooled(size: int) -> Operator:
     """
     if not is_whole(size, 2):
         raise ValueError(f"size is {size!r}, expected a whole number of pixels, 2 or more")
-    return Operator(partial(_pooled, size), partial(_unpooled, size), f"pooled({size})", size**-2)
+    return Operator(partial(_pooled, size), partial(_unpooled, size), f"pooled({size})", size**-2, 1.0)
 
 
 def _pooled(size: int, x: Tensor) -> Tensor:
@@ -109,7 +111,9 @@ def blurred(std: float) -> Operator:
     radius = math.ceil(3 * std)
     line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu") / std) ** 2)
     blur = partial(_blurred, line / line.sum())
-    return Operator(blur, blur, f"blurred({std})")  # a symmetric filter with zeros around is its own adjoint
+    return Operator(
+        blur, blur, f"blurred({std})", largest=1.0
+    )  # a symmetric filter with zeros around is its own adjoint
 
 
 def _blurred(line: Tensor, x: Tensor) -> Tensor:
@@ -128,7 +132,8 @@ def grey(weights: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
     if w.ndim != 1 or not w.isfinite().all() or not w.abs().sum() > 0:
         raise ValueError(f"weights are {weights!r}, expected a finite number a channel, not all zero")
     rows = w[:, None, None]
-    return Operator(partial(_greyed, rows), partial(_coloured, rows), f"grey({w.tolist()})", float((w**2).sum()))
+    gram, largest = float((w**2).sum()), float(w.abs().sum())
+    return Operator(partial(_greyed, rows), partial(_coloured, rows), f"grey({w.tolist()})", gram, largest)
 
 
 def _greyed(rows: Tensor, x: Tensor) -> Tensor:
@@ -172,7 +177,8 @@ def matrix(rows: Tensor | Sequence[Sequence[float]]) -> Operator:
     a = torch.as_tensor(rows, dtype=torch.float64, device="cpu")
     if a.ndim != 2 or not a.isfinite().all():
         raise ValueError(f"rows have shape {tuple(a.shape)}, expected a finite matrix (M, D)")
-    return Operator(partial(_times, a.T), partial(_times, a), f"matrix {_digest(a)}")
+    largest = float(a.abs().sum(1).max())
+    return Operator(partial(_times, a.T), partial(_times, a), f"matrix {_digest(a)}", largest=largest)
 
 
 def _times(a: Tensor, x: Tensor) -> Tensor:
@@ -226,13 +232,38 @@ class Measurement:
     tolerance: float
 
     def __call__(self, x: Tensor, prompts: Any = None) -> Tensor:
-        seen = self.operator(x)
-        if seen.shape[1:] != self.observed.shape:
-            got, want = tuple(self.observed.shape), tuple(seen.shape[1:])
-            raise ValueError(f"observed has shape {got}, expected {want}, that of what is seen of a sample")
-        gap = flat(seen.double() - self.observed.to(seen.device)) / self.tolerance
+        gap = flat(self.gap(x))
         constant = gap.shape[1] * (math.log(self.tolerance) + 0.5 * math.log(2 * math.pi))
         return -0.5 * (gap**2).sum(1) - constant
+
+    def gap(self, x: Tensor) -> Tensor:
+        """(y - A x) / tolerance, (n, ...) float64."""
+        seen = self.operator(x).double()
+        return (self.fitted(seen.shape[1:]).observed.to(seen.device) - seen) / self.tolerance
+
+    def refuse_range(self, limit: float | None) -> None:
+        """Refuse a y that no state within ±limit gives, noise of six standard deviations allowed.
+
+        Raises:
+            ValueError: an entry beyond.
+        """
+        if limit is None or not isinstance(self.operator, Operator) or self.operator.largest is None:
+            return
+        room, found = limit * self.operator.largest + 6 * self.tolerance, float(self.observed.abs().max())
+        if found > room:
+            raise ValueError(f"observed has entries up to {found:.4g}, and states within ±{limit:g} give no more than "
+                             f"{room:.4g}, noise included: scale it as states are, images to [-1, 1]")  # fmt: skip
+
+    def fitted(self, shape: Sequence[int]) -> Measurement:
+        """The same for an A x of this shape.
+
+        Raises:
+            ValueError: y has another.
+        """
+        if self.observed.shape == shape:
+            return self
+        got, want = tuple(self.observed.shape), tuple(shape)
+        raise ValueError(f"observed has shape {got}, expected {want}, that of what is seen of a sample")
 
 
 def measurement(operator: Operator | Map, observed: Tensor, *, tolerance: float, of: Input = "state") -> Reward:

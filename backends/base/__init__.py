@@ -1,6 +1,6 @@
 """The kernel protocol, transition laws, wrappers, fingerprints."""
 
-from treesearch.backends.base.kernel import STEPS, Cond, Kernel, Shared, Spec, bare, describe, optional
+from treesearch.backends.base.kernel import STEPS, Cond, Kernel, Measured, Shared, Spec, bare, describe, optional
 from treesearch.backends.base.laws import (
     Categorical,
     Gaussian,
@@ -23,6 +23,7 @@ __all__ = [
     "Guide",
     "Guided",
     "Kernel",
+    "Measured",
     "Mixture",
     "Shared",
     "Spec",

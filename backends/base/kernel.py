@@ -51,6 +51,7 @@ class Kernel(Protocol):
         proposes_for: the kernel p that its steps' log p/q lead back to [it is p]; session
         departs: str, why its chain is another law than the model's, with no weights that would say so [None]
     Samples
+        measured: `Measured`, conditioning that it finds out about itself once, for workers too [none]; session
         encode: the method below [no prompts are taken]; engine and guides
         preview: (endpoint) -> n samples, an approximate `decode` of endpoints scored above t = 0 [decode]
         bare: (x) -> what rewards of states see of states and endpoints (n, *state) that hold more than x_t [all of it];
@@ -96,6 +97,13 @@ class Shared:
     """Marks conditioning without a batch axis: handed to the kernel as it is."""
 
     value: Any
+
+
+class Measured(NamedTuple):
+    """What a kernel found out about itself by evaluations that no budget pays for."""
+
+    cond: dict[str, Shared]  # goes to every evaluation of a search
+    nfe: int
 
 
 class Spec(NamedTuple):

@@ -27,6 +27,7 @@ PASSED_ON = frozenset(
             "valued",
             "departs",
             "network",
+            "measured",
             "encode",
             "decode",
             "preview",

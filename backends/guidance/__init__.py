@@ -7,7 +7,8 @@ from treesearch.backends.guidance.dps import DPS
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.backends.guidance.policy import PolicyGuided
-from treesearch.backends.guidance.steered import Steered, spread
+from treesearch.backends.guidance.spreads import Spread, spread
+from treesearch.backends.guidance.steered import Steered
 from treesearch.backends.guidance.tds import TDS
 from treesearch.backends.guidance.trust_region import TrustRegion
 from treesearch.backends.guidance.valued import Value, Valued
@@ -22,6 +23,7 @@ __all__ = [
     "FlowChef",
     "GuidanceScales",
     "PolicyGuided",
+    "Spread",
     "Steered",
     "TrustRegion",
     "Value",

@@ -1,17 +1,24 @@
-"""Steering by an observation y = A x_0 + noise: the endpoint is pulled towards y, and noisy states are scored by y.
+"""Steering by observations y = A x_0 + noise: endpoints are pulled towards y, and noisy states are scored by y.
 
-    x̂_0' = x̂_0 + K_t (y - A x̂_0),   K_t = r_t² Aᵀ (r_t² A Aᵀ + tolerance² I)^{-1}
+    x̂_0' = x̂_0 + K_t (y - A x̂_0),   K_t = r_t² Aᵀ (r_t² A Aᵀ + tolerance² I)^{-1}                           A linear
+    x̂_0' = x̂_0 + r_t² ∇_{x̂_0} v                                                                             any other A
     q(x_s | x_t) = N(α_s x̂_0' + √(σ_s² - s̃²) (x_t - α_t x̂_0')/σ_t, s̃²),   log p/q in the weights
-    v(x_t, t) = log N(y; A x̂_0, r_t² A Aᵀ + tolerance² I)
+    v(x_t, t) = log N(y; A x̂_0, r_t² A Aᵀ + tolerance² I),   or log N(y; A(x̂_0), (s_t² + tolerance²) I)
 
-r_t is how far x_0 is from x̂_0(x_t), root mean square of an entry: the law of x_0 given x_t is taken for N(x̂_0, r_t² I),
-of which K_t and v are the exact update and evidence. Both matter. The likelihood of the endpoint itself, r_t = 0, is
-over-confident wherever x̂_0 is a mean over what may come, and its populations die at the first levels; published
-projections, r_t → ∞, pull many standard deviations of a step at once, which no weight survives. `spread` measures r_t
-on a pilot of the kernel's own rollouts; without it r_t² = σ_t²/(α_t² + σ_t²), right for states of unit variance.
+r_t is how far x_0 is from x̂_0(x_t), s_t how far A(x_0) is from A(x̂_0(x_t)), root mean square of an entry. The law of
+x_0 given x_t is taken for N(x̂_0, r_t² I), of which K_t and v are the exact update and evidence; for A Aᵀ = g I the
+first rule is the second, with s_t² = r_t² g. Gradients go through A and the decoder, never through the network. Both
+matter. The likelihood of the endpoint itself, r_t = 0, is over-confident wherever x̂_0 is a mean over what may come, and
+its populations die at the first levels; published projections, r_t → ∞, pull many standard deviations of a step at
+once, which no weight survives.
 
-As a proposal with its weights the target stays p(x_0) N(y; A x_0, tolerance²), whatever r_t: log Z is log p(y).
-`rule="paper"` is the published projection, x̂_0' with A x̂_0' = y at every step and no weights: a law of its own.
+r_t and s_t are measured on a pilot of the kernel's own rollouts (`spread`) unless they are given. Exact: as a proposal
+with its weights the target stays p(x_0) exp(r(x_0)), whatever A, r_t and s_t are, and log Z is log p(y). A heuristic:
+how far r_t, one number a level, and the Gaussian tell the law of x_0 given x_t; the effective sample size says it.
+
+Several observations are a sum of measurements, y + z: linear ones of states are one, and the pulls of others add. What
+else is in the sum steers nothing and is scored at the endpoint: v is then the sum with it. `rule="paper"` is the
+published projection, x̂_0' with A x̂_0' = y at every step and no weights: a law of its own; its loops are `Cycle`.
 
 Sources: Steered Diffusion (Nair et al., 2023), algorithm 1, the projection of the endpoint. Pseudoinverse-Guided
 Diffusion Models for Inverse Problems (Song et al., 2023), section 3, r_t and the Gaussian likelihood. Practical and
@@ -20,7 +27,6 @@ Asymptotically Exact Conditional Sampling in Diffusion Models (Wu et al., 2023),
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
@@ -29,43 +35,17 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Gaussian, Kernel, Spec, Wrapper, describe, optional
+from treesearch.backends.base import Cond, Gaussian, Measured, Shared, Spec, Wrapper, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.guidance.prompts import PROMPTS, encoded, unpack
+from treesearch.backends.guidance.seen import Terms, ask, measurement_of, terms
+from treesearch.backends.guidance.spreads import N, Spread, as_spread, measured, pilot_of
+from treesearch.backends.guidance.stacked import Stacked
 from treesearch.rewards.base import Reward
-from treesearch.rewards.numeric import is_number, is_whole
-from treesearch.rewards.observation import Measurement, Operator, check_adjoint
-from treesearch.rewards.values import flat
+from treesearch.rewards.numeric import is_whole
 
 Rule = Literal["calibrated", "paper"]
-LARGEST = 4096  # entries of y whose A Aᵀ is taken apart as a matrix
-
-
-def spread(kernel: Kernel, *, n: int = 64, seed: int = 0, cond: Cond = None) -> tuple[float, ...]:
-    """r_t of x_0 about x̂_0(x_t), t = 0..T, from rollouts of the kernel.
-
-    Args:
-        kernel: any whose laws have an endpoint; n · T evaluations.
-        n: rollouts.
-        seed: of their noise.
-        cond: conditioning of the n rows, as `encode` gives it.
-
-    Raises:
-        ValueError: n is no whole number of two or more.
-    """
-    if not is_whole(n, 2):
-        raise ValueError(f"n is {n!r}, expected two rollouts or more")
-    spec, draw = describe(kernel, identify=False), torch.Generator("cpu").manual_seed(seed)
-
-    def noise() -> Tensor:
-        return torch.randn(n, *spec.noise_shape, generator=draw, device="cpu", dtype=torch.float32).to(spec.device)
-
-    with torch.no_grad():
-        x, ends = kernel.prior(noise(), cond), []
-        for t in range(spec.num_steps, 0, -1):
-            law = kernel.transition(x, torch.full((n,), t, device=spec.device), cond)
-            ends.append(law.endpoint)
-            x = law.sample(noise())
-        return (0.0, *(float((x.double() - end.double()).square().mean().sqrt()) for end in reversed(ends)))
+SPREAD = "spread"  # in the conditioning of a search
 
 
 @final
@@ -75,19 +55,24 @@ class Steered(Wrapper):
 
     Args:
         kernel: on a `treesearch.backends.chains.diffusion.Chain`; its steps must be `Gaussian`.
-        reward: `measurement(operator, y, tolerance=...)` of states, with a linear operator.
-        spread: r_t, t = 0..T, as `spread(kernel)` measures it; None for states of unit variance.
+        reward: `measurement(operator, y, tolerance=...)`, or a sum of rewards with such terms.
+        spread: `spread(kernel, reward)`, or r_t for t = 0..T where all measurements are linear; None measures it.
+        pilot: rollouts that a spread is measured on, T evaluations each when it is first needed; no budget pays for
+            them, `measured` and `diagnostics["measured"]` tell them.
+        prompts: that the pilot's rollouts take in turn; kernels that run without any need none.
         rule: "calibrated" proposes with weights; "paper" projects, without.
 
     Raises:
-        TypeError: the kernel has no such chain or is guided, or the reward is no linear measurement of states.
-        ValueError: an adjoint that does not belong to the operator, a y of another shape, a spread that is none, or a
-            chain without noise, where no proposal can have a weight.
+        TypeError: the kernel has no such chain or is guided, or no term of the reward is a measurement.
+        ValueError: an adjoint that does not belong to the operator, a y of another shape or out of range, a spread or a
+            pilot that is none, or a chain without noise, where no proposal can have a weight.
     """
 
     reward: Reward
     _: KW_ONLY
-    spread: tuple[float, ...] | None = None
+    spread: Spread | Sequence[float] | None = None
+    pilot: int = N
+    prompts: Sequence[Any] = ()
     rule: Rule = "calibrated"
 
     def __post_init__(self) -> None:
@@ -95,47 +80,79 @@ class Steered(Wrapper):
         if not isinstance(optional(self.kernel, "chain"), Chain) or spec.noise_shape != spec.state_shape:
             raise TypeError(f"{name} is no kernel on a backends.chains.diffusion.Chain: its noise levels are unknown")
         if optional(self.kernel, "scores") is not None:
-            raise TypeError(
-                f"{name} is guided already: steer the kernel inside, by one observation of all that is seen"
-            )
-        fn = self.reward.fn if isinstance(self.reward, Reward) else None
-        if not (isinstance(fn, Measurement) and isinstance(fn.operator, Operator) and self.reward.input == "state"):
-            raise TypeError(
-                "steered by something else than a linear measurement of states: measurement(operator, y, tolerance=...)"
-            )
-        check_adjoint(fn.operator, spec.state_shape)
-        fn(torch.zeros(1, *spec.state_shape, dtype=torch.float64, device="cpu"))  # the shape of y
+            raise TypeError(f"{name} is guided already: steer the kernel inside, by the sum of all that is seen")
+        if not isinstance(self.reward, Reward) or not (self._terms.linear or self._terms.bent):
+            raise TypeError("steered by something else than a measurement, or a sum with one: measurement(operator, y, "
+                            "tolerance=...)")  # fmt: skip
         if self.rule not in ("calibrated", "paper"):
             raise ValueError(f"unknown rule {self.rule!r}: choose calibrated or paper")
+        if self.rule == "paper" and self._terms.bent:
+            raise TypeError("the published projection is of linear measurements of states: use rule='calibrated'")
         if self.rule == "calibrated" and not all(spec.stochastic[2:]):
             raise ValueError("a chain without noise has no weights to steer with: use eta > 0, or rule='paper'")
+        self._refuse_seen()
+        if not is_whole(self.pilot, 2):
+            raise ValueError(f"pilot is {self.pilot!r}, expected two rollouts or more")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.spread is not None:
-            object.__setattr__(self, "spread", self._checked(self.spread))
+            object.__setattr__(self, "spread", as_spread(self.spread, spec.num_steps, len(self._terms.bent)))
 
-    def _checked(self, spread: Sequence[float]) -> tuple[float, ...]:
-        steps, found = self._spec.num_steps, tuple(spread) if isinstance(spread, (tuple, list)) else ()
-        if len(found) != steps + 1 or not all(is_number(r, 0) and r < math.inf for r in found):
-            got = f"{len(found)} entries" if found else repr(spread)
-            raise ValueError(f"spread has {got}, expected a finite number >= 0 for each t in 0..{steps}")
-        return tuple(float(r) for r in found)
+    def _refuse_seen(self) -> None:
+        """Look at every y once."""
+        state = torch.zeros(1, *self._spec.state_shape, dtype=self._spec.dtype, device=self._spec.device)
+        limit = self.kernel.chain.clip_sample
+        for part in self._stacked.parts if self._stacked else ():
+            part.refuse_range(limit)
+        for part in self._terms.bent:
+            if part.input == "state":
+                measurement_of(part)(state)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         """The steered step.
 
         Raises:
-            TypeError: no Gaussian step.
+            TypeError: no Gaussian step, or no gradient to what is seen.
+            ValueError: a gradient that is not finite.
         """
-        law = self.kernel.transition(x, t, cond)
+        inner, prompts, spread = self._opened(cond)
+        law = self.kernel.transition(x, t, inner)
         if not isinstance(law, Gaussian):
             raise TypeError(f"steering moves Gaussian steps, got {type(law).__name__} from the kernel")
-        variance = self._variances.to(x.device)[t]
-        gap = self._gap(law.endpoint)
-        pull = self._back(gap, variance).to(law.mean)
         if self.rule == "paper":
+            assert self._stacked is not None
+            pull = self._stacked.projection(self._stacked.gap(law.endpoint)).to(law.mean)
             return replace(law, mean=law.mean + self._lever(x, t) * pull, endpoint=law.endpoint + pull)
-        move = torch.where(law.std > 0, self._lever(x, t) * pull, 0.0)
+        value, pull = self._evaluate(law.endpoint, t, spread or self._own, prompts)
+        move = torch.where(law.std > 0, self._lever(x, t) * pull.to(law.mean), 0.0)
         base = law.mean if law.base_mean is None else law.base_mean
-        return replace(law, mean=law.mean + move, base_mean=base, rewards=self._evidence(gap, variance))
+        return replace(law, mean=law.mean + move, base_mean=base, rewards=value)
+
+    def _evaluate(
+        self, endpoint: Tensor, t: Tensor, spread: Spread, prompts: Sequence[Any] | None
+    ) -> tuple[Tensor, Tensor]:
+        """v (n,) float64, and the pull on endpoints (n, *state)."""
+        table = torch.tensor([spread.state, *spread.seen], dtype=torch.float64, device="cpu")
+        state, *seen = table.square().to(endpoint.device)[:, t]
+        pull, value = torch.zeros_like(endpoint), torch.zeros_like(state)
+        if self._stacked is not None:
+            gap = self._stacked.gap(endpoint)
+            pull, value = self._stacked.pull(gap, state), self._stacked.value(gap, state)
+        if self._terms.bent or self._terms.rest:
+            more, gradient = ask(self.kernel, self._terms, endpoint, torch.stack(seen) if seen else state, prompts)
+            pull, value = pull + expand(state, gradient) * gradient, value + more
+        return value, pull
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        """What the kernel makes of the prompts, and the prompts themselves where a term of the reward reads them."""
+        found = encoded(self.kernel, prompts)
+        return found if self.reward.prompted else {k: v for k, v in found.items() if k != PROMPTS}
+
+    @property
+    def measured(self) -> Measured | None:
+        """The spread that it measured."""
+        if self.rule == "paper" or self.spread is not None:
+            return None
+        return Measured({SPREAD: Shared(self._own)}, self._own.nfe)
 
     @property
     def valued(self) -> bool:
@@ -158,79 +175,45 @@ class Steered(Wrapper):
         projected = "projection of the endpoint as published: a law of its own, without weights"
         return projected if self.rule == "paper" else optional(self.kernel, "departs")
 
+    @property
+    def rewards_per_nfe(self) -> tuple[int, ...]:
+        """Reward calls of an evaluation at each t: one where endpoints are shown to more than linear operators."""
+        shown = self.rule == "calibrated" and bool(self._terms.bent or self._terms.rest)
+        return (0, *(int(shown) for _ in range(self._spec.num_steps)))
+
+    def _opened(self, cond: Cond) -> tuple[Cond, list[Any] | None, Spread | None]:
+        """Conditioning of the kernel, the prompts of the rows, and the spread that a search hands out."""
+        inner, prompts = unpack(cond)
+        if inner is None or SPREAD not in inner:
+            return inner, prompts, None
+        return {k: v for k, v in inner.items() if k != SPREAD}, prompts, inner[SPREAD]
+
     def _lever(self, x: Tensor, t: Tensor) -> Tensor:
         """How far the mean moves with x̂_0 while x_t stays."""
         at = self.kernel.chain.at
         return at("alpha_s", t, x) - at("direction", t, x) * at("alpha", t, x) / at("sigma", t, x)
-
-    def _gap(self, endpoint: Tensor) -> Tensor:
-        """y - A x̂_0 along the axes of A Aᵀ, (n, M) float64."""
-        of = self._measurement
-        return self._turned(flat(of.observed.to(endpoint.device) - of.operator(endpoint.double())))
-
-    def _back(self, gap: Tensor, variance: Tensor) -> Tensor:
-        """K_t gap, (n, *state) float64: the pull on the endpoint."""
-        axes = self._axes.to(gap.device)
-        if self.rule == "paper":  # the pseudoinverse
-            share = torch.where(axes > 1e-9 * axes.max(), 1 / axes, 0.0)
-        else:
-            share = variance[:, None] / (variance[:, None] * axes + self._measurement.tolerance**2)
-        found = gap * share
-        turned = found if self._basis is None else found @ self._basis.to(gap.device).T
-        return self._operator.adjoint(turned.reshape(len(gap), *self._measurement.observed.shape))
-
-    def _evidence(self, gap: Tensor, variance: Tensor) -> Tensor:
-        """v, (n,) float64."""
-        total = variance[:, None] * self._axes.to(gap.device) + self._measurement.tolerance**2
-        return -0.5 * (gap**2 / total + total.log() + math.log(2 * math.pi)).sum(1)
-
-    def _turned(self, z: Tensor) -> Tensor:
-        return z if self._basis is None else z @ self._basis.to(z.device)
-
-    @property
-    def _measurement(self) -> Measurement:
-        assert isinstance(self.reward.fn, Measurement)
-        return self.reward.fn
 
     @cached_property
     def _spec(self) -> Spec:
         return describe(self.kernel, identify=False)
 
     @cached_property
-    def _variances(self) -> Tensor:
-        """r_t² (T + 1,) float64."""
-        if self.spread is not None:
-            return torch.tensor(self.spread, dtype=torch.float64, device="cpu") ** 2
-        of = self.kernel.chain.schedule
-        return of.sigma**2 / (of.alpha**2 + of.sigma**2)
+    def _terms(self) -> Terms:
+        return terms(self.reward)
 
     @cached_property
-    def _taken_apart(self) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues (M,) of A Aᵀ and its eigenvectors (M, M), None where it is a multiple of I."""
-        operator, size = self._operator, self._measurement.observed.numel()
-        if operator.gram is not None:
-            return torch.full((size,), operator.gram, dtype=torch.float64, device="cpu"), None
-        if size > LARGEST:
-            raise ValueError(
-                f"y has {size} entries, more than {LARGEST}, and A Aᵀ is no multiple of I: give its `gram`"
-            )
-        shape = (size, *self._measurement.observed.shape)
-        eye = torch.eye(size, dtype=torch.float64, device="cpu").reshape(shape)
-        axes, basis = torch.linalg.eigh(flat(operator(operator.adjoint(eye))))
-        return axes.clamp_min(0), basis
+    def _stacked(self) -> Stacked | None:
+        """Its linear measurements as one."""
+        return Stacked(self._terms.linear, self._spec.state_shape) if self._terms.linear else None
 
-    @property
-    def _operator(self) -> Operator:
-        assert isinstance(self._measurement.operator, Operator)
-        return self._measurement.operator
-
-    @property
-    def _axes(self) -> Tensor:
-        return self._taken_apart[0]
-
-    @property
-    def _basis(self) -> Tensor | None:
-        return self._taken_apart[1]
+    @cached_property
+    def _own(self) -> Spread:
+        """The spread that was given, or that is measured now."""
+        if isinstance(self.spread, Spread):
+            return self.spread
+        return measured(self.kernel, self._terms.bent, self.pilot, 0, tuple(self.prompts))
 
     def _settings(self) -> str:
-        return f"{self.reward.name!r} {self.reward.settings}, spread={self.spread}, rule={self.rule}"
+        pilot = pilot_of(self.pilot, 0, self.prompts)
+        of = self.spread.source if isinstance(self.spread, Spread) else pilot
+        return f"{self.reward.name!r} {self.reward.settings}, {self.rule}" + f", {of}" * (self.rule == "calibrated")

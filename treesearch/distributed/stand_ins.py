@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
+from treesearch.backends.base import Measured
 from treesearch.distributed.bundles import as_numpy
 from treesearch.distributed.pool import Pool
 from treesearch.errors import WorkerError
@@ -53,6 +55,13 @@ class RemoteKernel:
         pool = self._workers.pool
         found = pool.share("kernel", self.recipe)
         return pool.ask(pool.workers, lambda a: a.encode.remote(found, list(prompts)))
+
+    @cached_property
+    def measured(self) -> Measured | None:
+        """What one of the workers found out, for all of them."""
+        pool = self._workers.pool
+        found = pool.share("kernel", self.recipe)
+        return pool.ask(pool.workers, lambda a: a.measured.remote(found))
 
     def decode(self, x0: torch.Tensor) -> Any:
         if not self._workers.running:

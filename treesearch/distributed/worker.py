@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from treesearch import host
-from treesearch.backends.base import describe, optional
+from treesearch.backends.base import Measured, describe, optional
 from treesearch.budget import Cost
 from treesearch.distributed.bundles import Bundle, Reply, Report, as_numpy, as_tensor
 from treesearch.distributed.process import Process, Setup, TorchSettings, of_reward, on_cpu
@@ -104,6 +104,11 @@ class Worker(Process):
     def encode(self, found: tuple[int, list[Any]], prompts: Sequence[Any]) -> dict[str, Any]:
         """Conditioning of the prompts, on the CPU."""
         return self._do(lambda: on_cpu(encode_prompts(self._load("kernel", found), prompts)))
+
+    @answering
+    def measured(self, found: tuple[int, list[Any]]) -> Measured | None:
+        """What a kernel finds out about itself."""
+        return self._do(lambda: optional(self._load("kernel", found), "measured"))
 
     @answering
     def decode(self, found: tuple[int, list[Any]], x: NDArray[Any]) -> Any:

@@ -51,6 +51,7 @@ CONFIG = record(
     {
         "departs": text(),
         "valued": flag,
+        "measured": record({"nfe": whole()}),
         "closed": text(64),
         "out_of_time": flag,
         "memory": whole(),

@@ -91,6 +91,7 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
         context = Context(method=method, config=config, task=i, over=over, out_of_time=late)
         readout = search.readout()
         readout.extra |= Pilot(**config["pilot"]).diagnostics()
+        readout.extra |= {"measured": config["measured"]} if "measured" in config else {}
         readout.warnings += [config["departs"]] if "departs" in config else []
         readout.warnings += [UNPROMPTED] if config.get("unprompted") else []
         readout.warnings += itertools.chain.from_iterable(config.get("remarks", [])[i : i + 1])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from treesearch.backends.base import Kernel, describe, fingerprint, optional
+from treesearch.backends.base import Kernel, Measured, describe, fingerprint, optional
 from treesearch.budget import Budget, Cost
 from treesearch.core.noise import root_key
 from treesearch.core.weights import F64
@@ -86,6 +86,7 @@ class Session:
         self.loop: Loop
         self.doubts: list[str] = []  # what resuming could not make sure of
         self._encoded = encoded
+        self._found_out: Measured | None = None
         self._told_of: list[list[str]] | None = None
         self._stopped = False
 
@@ -114,6 +115,7 @@ class Session:
         """
         self.check_budget()
         self._conditioning()  # refuses prompts before a folder is made
+        self._measured()
         self._remarks()
         if self.method.lam == AUTO:
             if store is not None:
@@ -150,6 +152,7 @@ class Session:
             **({"remarks": self._remarks()} if any(self._remarks()) else {}),
             **({} if self.spec.departs is None else {"departs": self.spec.departs}),
             **({"valued": True} if self.spec.valued else {}),
+            **({"measured": {"nfe": self._measured().nfe}} if self._measured().nfe else {}),
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
             "reward_code": self.reward.code,
@@ -252,6 +255,8 @@ class Session:
             prompt = None if self.prompts is None else self.prompts[i]
             readout = search.readout()
             readout.extra |= self.pilot.diagnostics()
+            if "measured" in config:
+                readout.extra["measured"] = config["measured"]
             if self.method.mode == "async":
                 readout.extra["staleness"] = {"mean": self.loop.staleness.mean(), "max": self.loop.staleness.most}
             if workers := self.engine.stats():
@@ -292,7 +297,7 @@ class Session:
             self.spec,
             self.reward,
             prompts=self.prompts,
-            encoded=self._conditioning(),
+            encoded=self._conditioning() | self._measured().cond,
             batch_size=self.options.batch_size,
             batch_invariant=self.options.batch_invariant,
             angle=trees[0].angle,
@@ -315,6 +320,13 @@ class Session:
         if self._encoded is None:
             self._encoded = {} if self.prompts is None else encode(self.kernel, self.prompts)
         return self._encoded
+
+    def _measured(self) -> Measured:
+        """What the kernel found out about itself; it is asked once a search."""
+        if self._found_out is None:
+            found: Measured | None = optional(self.kernel, "measured")
+            self._found_out = Measured({}, 0) if found is None else found
+        return self._found_out
 
     def _remarks(self) -> list[list[str]]:
         """What the reward says of each task's prompt; it is asked once a search."""
