@@ -121,7 +121,7 @@ def gradient_of(rewards: Tensor, leaf: Tensor, name: str) -> Tensor:
     found = torch.autograd.grad(rewards.sum(), leaf, allow_unused=True)[0] if rewards.requires_grad else None
     if found is None:
         raise TypeError(
-            f"{name} has no gradient to its samples: guide by a differentiable reward, or steer by this one without a "
-            "guide"
+            f"{name} has no gradient to its samples: guide by a differentiable reward, learn a value of it "
+            "(backends.guidance.transfer), or steer by it without a guide"
         )
     return found

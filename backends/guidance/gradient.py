@@ -26,8 +26,9 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Transition, expand
 from treesearch.backends.guidance.base import RewardGuided, attached, gradient_of
+from treesearch.backends.guidance.experts import as_value
 from treesearch.backends.guidance.prompts import unpack
-from treesearch.backends.guidance.valued import Value, ask, calls, check_value, identity
+from treesearch.backends.guidance.valued import ask, calls, check_value, identity
 from treesearch.rewards.numeric import is_number, is_whole
 from treesearch.rewards.values import flat
 
@@ -60,23 +61,25 @@ class GradientGuided(RewardGuided):
         through_network: False takes ∇_{x̂_0} r in place of ∇_{x_t} r, as if ∂x̂_0/∂x_t were the identity: no backward
             pass through the network, and too long a step at high noise, where the endpoint hardly follows x_t. The
             gradient of a value of x_t alone is the same either way, and cheaper so.
-        value: v(x_t, t), to lean along and to score states above t = 0 by, in place of r(x̂_0(x_t)); see
-            `backends.guidance.valued`.
+        value: v(x_t, t), to lean along and to score states above t = 0 by, in place of r(x̂_0(x_t)); or a file of
+            experts by its name; see `backends.guidance.valued`.
 
     Raises:
         TypeError: the kernel is guided by a gradient already, or what is no value.
-        ValueError: a setting out of range.
+        FileNotFoundError: no file of experts.
+        ValueError: a setting out of range, or experts of another kernel or reward.
     """
 
     _: KW_ONLY
     window: tuple[int, int] | None = None
     max_shift: float | None = None
     through_network: bool = True
-    value: Value | None = None
+    value: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.value is not None:
+            object.__setattr__(self, "value", as_value(self.value, self.kernel, self.reward))
             check_value(self.value)
         steps = self._spec.num_steps
         if self.window is not None:

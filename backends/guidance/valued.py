@@ -10,6 +10,8 @@ decides where a search looks, never its target, so that Z, weights and claims ar
     Valued(kernel, r, v)        scores held states by v; q = p, no gradient is needed
     TDS(kernel, r, value=v)     the same, and steps lean along ∇v     (likewise DAS, DPS, TrustRegion)
 
+v is a function, or experts by the name of their file: see `backends.guidance.experts`.
+
 With v = V_t, draws of p and difference potentials a step's weight has mean exactly 1 whatever x_t is; where steps draw
 from p exp(λ V_s) as well it is 1.
 
@@ -29,6 +31,7 @@ from typing import Any, final
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Spec, Transition, Wrapper, describe, fingerprint, optional
+from treesearch.backends.guidance.experts import ExpertValue, as_value
 from treesearch.backends.guidance.prompts import PROMPTS, encoded, unpack
 from treesearch.rewards.base import Reward, as_reward
 
@@ -80,7 +83,7 @@ def ask(value: Value, x: Tensor, t: Tensor, law: Any, cond: Cond, prompts: Seque
 
 def identity(value: Value) -> str | None:
     """What tells a value from others, the same in every process; None if that cannot be told."""
-    return fingerprint.of(value)
+    return value.fingerprint if isinstance(value, ExpertValue) else fingerprint.of(value)
 
 
 def calls(value: Value, spec: Spec) -> tuple[int, ...]:
@@ -99,19 +102,21 @@ class Valued(Wrapper):
     Args:
         kernel: the kernel; the search of it must be for `reward`.
         reward: what the value is of.
-        value: see `Value`.
+        value: see `Value`; or experts, in a file by its name, which are bound to the kernel and the reward.
 
     Raises:
         TypeError: no reward, no value, or the kernel declares values already.
+        FileNotFoundError, ValueError: no file of experts, or experts of another kernel or reward.
     """
 
     reward: Reward
-    value: Value
+    value: Any
 
     valued = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", as_reward(self.reward))
+        object.__setattr__(self, "value", as_value(self.value, self.kernel, self.reward))
         check_value(self.value)
         if optional(self.kernel, "valued", False):
             raise TypeError(f"{type(self.kernel).__name__} declares values already: one value a kernel")

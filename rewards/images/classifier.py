@@ -19,6 +19,7 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
+from treesearch.rewards.headed import Headed, LogProbability
 from treesearch.rewards.numeric import is_number, is_positive
 
 WEIGHTS = "mnist_classifier.safetensors"
@@ -82,13 +84,21 @@ def digit(number: int, *, tau1: float = 1.0, tau2: float = 1.0, softplus: float 
     if softplus is not None and not is_positive(softplus):
         raise ValueError(f"softplus is {softplus!r}, expected a positive number, or None for ReLU")
     (c,) = _checked([number])
+    network = functools.partial(smoothed, beta=softplus)
+    return Reward(Headed(network, Tempered(c, tau1, tau2), _images), name=f"digit({number}, tau1={tau1}, tau2={tau2})")
 
-    def fn(samples: Tensor, prompts: Sequence[object] | None = None) -> Tensor:
-        images = _images(samples)
-        logits = smoothed(str(images.device), softplus)(images).double()
-        return tau1 * logits[:, c] - (tau2 * logits).logsumexp(1)
 
-    return Reward(fn, name=f"digit({number}, tau1={tau1}, tau2={tau2})")
+@dataclass(frozen=True)
+class Tempered:
+    """logits (n, 10) -> tau1 f_c - log Σ_k exp(tau2 f_k), (n,) float64."""
+
+    c: int
+    tau1: float
+    tau2: float
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits.double()
+        return self.tau1 * logits[:, self.c] - (self.tau2 * logits).logsumexp(1)
 
 
 @facts(**_FACTS)
@@ -143,14 +153,7 @@ def smoothed(device: str, beta: float | None) -> nn.Module:
 
 def _reward(numbers: Sequence[int], name: str) -> Reward:
     """max over `numbers` of log p(c | x) as a Reward."""
-    classes = _checked(numbers)
-
-    def fn(samples: Tensor, prompts: Sequence[object] | None = None) -> Tensor:
-        images = _images(samples)
-        logits = load_classifier(str(images.device))(images)
-        return logits.double().log_softmax(dim=1)[:, classes].amax(dim=1)
-
-    return Reward(fn, name=name)
+    return Reward(Headed(load_classifier, LogProbability(tuple(_checked(numbers))), _images), name=name)
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:

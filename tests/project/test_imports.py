@@ -20,6 +20,7 @@ FACTORY = REWARD | {f"{REWARDS}.facts"}
 BASES = {f"{BACKENDS}.base"} | REWARD
 CHANNELS = f"{REWARDS}.channels"
 COSINES = f"{REWARDS}.cosines"
+HEADED = f"{REWARDS}.headed"
 EVERYWHERE = f"{REWARDS}.numeric"  # what a number is
 ROOMS = {
     EVERYWHERE: set(),
@@ -36,7 +37,8 @@ ROOMS = {
     f"{REWARDS}.compose": REWARD,
     COSINES: set(),
     f"{REWARDS}.observation": REWARD | {COSINES},
-    f"{REWARDS}.images": FACTORY,
+    HEADED: set(),
+    f"{REWARDS}.images": FACTORY | {HEADED},
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
     f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
     REWARDS: {f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "trajectories")},
@@ -47,9 +49,9 @@ ROOMS = {
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS, COSINES},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
-    f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "wrappers")}
+    f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
     | REWARD
-    | {f"{REWARDS}.observation"},
+    | {f"{REWARDS}.observation", HEADED},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},

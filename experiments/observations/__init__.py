@@ -1,0 +1,1 @@
+"""Observations and experts: what steering by a measurement, or by a noise-aware value, is worth."""
