@@ -2,7 +2,7 @@
 
 Notation: x_t = α_t x_0 + σ_t ε, s = t - 1; M the entries under the mask, y their values at x_0, s̃ the step's std.
 
-    Clamp       x_s^M ~ N(α_s y, σ_s²)                                       whatever x_t: a law of its own
+    Clamp       x_s^M ~ N(α_s y, σ_s²), or x_s^M = y_s on a path y_0..y_T    whatever x_t: a law of its own
     Condition   x_T^M ~ q = N(α_T y, σ_T²)
                 x_s^M ~ q = N(α_s ŷ + √(σ_s² - s̃²) (x_t^M - α_t ŷ)/σ_t, s̃²)   the forward posterior towards
                 ŷ = x̂_0 + k_t (y - x̂_0),  k_t = r_t²/(r_t² + tolerance²),  r_t² = σ_t²/(α_t² + σ_t²)
@@ -19,6 +19,7 @@ as the model knows x_0 better than that, which is what keeps the weights even. k
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), app. I.2, and RePaint
         (Lugmayr et al., 2022), algorithm 1 without its resampling: replacement.
+    Cyclic One-Way Diffusion (Wang et al., 2024), section 3.2: replacement along the path of an inverted seed.
     Diffusion Probabilistic Modeling of Protein Backbones in 3D for the Motif-Scaffolding Problem (Trippe et al., 2023),
         sec. 3.2, SMCDiff: replacement with weights p(x_s^M | x_t); there one noised y serves all particles.
     Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., 2023), sec. 3, r_t² and the shift by k_t.
@@ -63,18 +64,23 @@ class _Masked(Wrapper):
             raise TypeError(f"{name} is no kernel on a backends.chains.diffusion.Chain: its noise levels are unknown")
         if optional(self.kernel, "offset") is not None:
             raise TypeError(f"{name} has a chain around an offset: what is known cannot be noised as α_t x_0 + σ_t ε")
-        for label, tensor in (("mask", self.mask), ("values", self.values)):
-            if tuple(tensor.shape) != spec.state_shape:
-                raise ValueError(
-                    f"{label} has shape {tuple(tensor.shape)}, expected that of a state, {spec.state_shape}"
-                )
+        if tuple(self.mask.shape) != spec.state_shape:
+            raise ValueError(f"mask has shape {tuple(self.mask.shape)}, expected that of a state, {spec.state_shape}")
+        if tuple(self.values.shape) not in self._shapes:
+            either = ", or a path ".join(str(shape) for shape in self._shapes)
+            raise ValueError(f"values has shape {tuple(self.values.shape)}, expected that of a state, {either}")
         if self.mask.dtype != torch.bool or not self.mask.any():
             raise ValueError(f"mask must be bool with a known entry, got {self.mask.dtype}, {int(self.mask.sum())} set")
-        if not self.values[self.mask].isfinite().all():
+        if not self.values[..., self.mask].isfinite().all():
             raise ValueError("values must be finite where the mask is set")
         clean = torch.where(self.mask, self.values, 0.0)
         object.__setattr__(self, "values", clean.to(spec.device, spec.dtype))
         object.__setattr__(self, "mask", self.mask.to(spec.device))
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        """What values may have."""
+        return (self._spec.state_shape,)
 
     @cached_property
     def _spec(self) -> Spec:
@@ -104,27 +110,63 @@ class _Masked(Wrapper):
 @final
 @dataclass(frozen=True, eq=False)
 class Clamp(_Masked):
-    """Replacement: known entries are the noised values at every level and the values at x_0.
+    """Replacement: known entries are what they are at every level, whatever the kernel makes of them.
 
-    A kernel with a law of its own, not that of p given the values; `departs` says so. Arguments as for `Condition`.
+    A kernel with a law of its own, not that of p given the values; `departs` says so. On a path the network sees the
+    known entries of each level as the path has them, also after a cycle has noised them (Cyclic One-Way Diffusion).
+
+    Args:
+        kernel, mask: as for `Condition`.
+        values: (*state) what the entries are at x_0, noised afresh for each level; or (T + 1, *state) what they are at
+            each level, as `invert` finds the noisy states of a seed.
+
+    Raises:
+        TypeError, ValueError: as for `Condition`.
     """
 
     departs = "replacement: a law of its own, not the model's given what is known"
 
     @cached_property
     def stochastic(self) -> Tensor:
-        """(T + 1,) bool: replaced entries are noisy wherever the level below has noise."""
-        below = self.kernel.chain.schedule.sigma[:-1] > 0
+        """(T + 1,) bool: entries that are noised afresh are so wherever the level below has noise."""
         base = torch.as_tensor(self._spec.stochastic, device="cpu")
+        if self._on_path:
+            return base & bool((~self.mask).any())
+        below = self.kernel.chain.schedule.sigma[: self._spec.num_steps] > 0
         return base | torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), below])
 
+    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
+        if not self._on_path:
+            return super().prior(noise, cond)
+        x = self.kernel.prior(noise, cond)
+        return torch.where(self._open(cond), self.values[-1], x)
+
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        law, held = _gaussian(self.kernel.transition(x, t, cond)), self._open(cond)
-        alpha, sigma = self._levels(x, t - 1)
-        mean = torch.where(held, alpha * self.values, law.mean)
+        held = self._open(cond)
+        if self._on_path:
+            x = torch.where(held, self.values[t], x)
+        law = _gaussian(self.kernel.transition(x, t, cond))
+        known, noise, end = self._known(x, t - 1)
+        mean = torch.where(held, known, law.mean)
         base = None if law.base_mean is None else torch.where(held, mean, law.base_mean)
-        endpoint = torch.where(held, self.values, law.endpoint)
-        return replace(law, mean=mean, std=torch.where(held, sigma, law.std), endpoint=endpoint, base_mean=base)
+        endpoint = torch.where(held, end, law.endpoint)
+        return replace(law, mean=mean, std=torch.where(held, noise, law.std), endpoint=endpoint, base_mean=base)
+
+    def _known(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation of known entries at levels s (n,), and what they are at x_0."""
+        if self._on_path:
+            return self.values[s], x.new_zeros(()), self.values[0]
+        alpha, sigma = self._levels(x, s)
+        return alpha * self.values, sigma, self.values
+
+    @property
+    def _on_path(self) -> bool:
+        return self.values.ndim > self.mask.ndim
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        state = self._spec.state_shape
+        return state, (self._spec.num_steps + 1, *state)
 
 
 @final

@@ -1,0 +1,78 @@
+"""Inversion: the deterministic path to a sample, and back."""
+
+import pytest
+import torch
+
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.inversion import invert
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.chains.second_order import SecondOrder
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.exact.gaussian_states import GaussianStates
+
+F64 = torch.float64
+COV = torch.eye(4, dtype=F64) + 0.5
+
+
+def kernel(steps, eta=0.0):
+    return GaussianStates(torch.full((4,), 0.3, dtype=F64), COV, num_steps=steps, eta=eta)
+
+
+X0 = torch.randn(3, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+
+def back(path, steps):
+    """How far the deterministic chain from the end of a path comes out from its beginning."""
+    x = path[-1]
+    for t in range(steps, 0, -1):
+        x = kernel(steps).transition(x, torch.full((3,), t)).mean
+    return float((x - path[0]).abs().max())
+
+
+def test_the_round_trip_is_exact_at_the_fixed_point():
+    path = invert(kernel(10), X0, iterations=250)
+    assert path.shape == (11, 3, 4)
+    assert torch.equal(path[0], X0)
+    assert back(path, 10) < 1e-12
+    for t in range(1, 11):
+        step = kernel(10).transition(path[t], torch.full((3,), t))
+        assert (step.mean - path[t - 1]).abs().max() < 1e-12
+
+
+def test_one_evaluation_a_level_misses_in_proportion_to_the_step():
+    few, many = (back(invert(kernel(n), X0), n) for n in (20, 80))
+    assert 0.1 < many / few < 0.5
+    assert back(invert(kernel(20), X0, iterations=2), 20) < 0.5 * few
+
+
+def test_one_evaluation_is_the_published_rule():
+    """x_t = α_t/α_s (x_s - σ_s ε) + σ_t ε with ε = ε(x_s, t)."""
+
+    def eps(x, told):
+        return 0.3 * x + told[:, None].float() / 1000
+
+    schedule = Schedule.variance_preserving(torch.linspace(0.999, 0.01, 1000), 5)
+    path = invert(DiffusionKernel(eps, state_shape=(4,), schedule=schedule), X0.float())
+    for t in range(1, 6):
+        alpha_s, alpha, sigma_s, sigma = (float(v[s]) for v in (schedule.alpha, schedule.sigma) for s in (t - 1, t))
+        noise = eps(path[t - 1], schedule.timestep[t - 1].repeat(3))
+        want = alpha / alpha_s * (path[t - 1] - sigma_s * noise) + sigma * noise
+        assert (path[t] - want).abs().max() < 1e-5
+
+
+def test_the_path_is_that_without_noise_whatever_eta():
+    assert torch.equal(invert(kernel(6, eta=1.0), X0), invert(kernel(6), X0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "match"),
+    [
+        (lambda: invert(LinearGaussian(), X0), TypeError, "no path to invert"),
+        (lambda: invert(SecondOrder(kernel(4)), X0), TypeError, "hold more than x_t"),
+        (lambda: invert(kernel(4), X0[:, :3]), ValueError, r"x0 has shape \(3, 3\)"),
+        (lambda: invert(kernel(4), X0, iterations=0), ValueError, "iterations is 0"),
+    ],
+)
+def test_bad_input(wrong, error, match):
+    with pytest.raises(error, match=match):
+        wrong()
