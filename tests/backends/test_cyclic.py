@@ -7,7 +7,7 @@ import treesearch as ts
 from treesearch.backends.base import describe
 from treesearch.backends.chains.inversion import invert
 from treesearch.backends.exact.gaussian_states import GaussianStates, carried
-from treesearch.backends.guidance.steered import Steered, spread
+from treesearch.backends.guidance import Steered, spread
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.rewards.observation import masked, measurement
