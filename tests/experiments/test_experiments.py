@@ -1,4 +1,4 @@
-"""Every experiment script runs, for seconds."""
+"""Every experiment script runs, for seconds; those of ten seconds and more of a core behind the slow marker."""
 
 from __future__ import annotations
 
@@ -112,12 +112,14 @@ def test_training_resumes(tmp_path, digits):
     assert len((tmp_path / "curve.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_bench_of_the_tree(tmp_path):
     script("bench.overhead", "--parts", "c", "--rounds", "1", "--nodes", "100000", "--out", str(tmp_path / "b.json"))
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["c"]["bytes_per_node"] <= 64
 
 
+@pytest.mark.slow
 def test_async_quality_runs(tmp_path):
     out = tmp_path / "a.json"
     script("bench.async_quality", "--quick", "--parts", "exact", "--work", str(tmp_path), "--out", str(out))
