@@ -38,6 +38,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "flowchef": ("guidance:FlowChef", "flowchef(mnist(), digit(8), scale=0.1)"),
     "elucd": ("guidance:EluCD", "elucd(mnist(), digit(8, tau2=0.5), scale=0.5)"),
     "steered": ("guidance:Steered", "steered(mnist(), './mine.py':seen)"),
+    "lacon": ("guidance.lacon:lacon", "lacon(mnist(), 'edges.safetensors', './seen.png', tolerance=0.2)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), ./mine.py:value)"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),

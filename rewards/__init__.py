@@ -62,6 +62,7 @@ OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "Unreachable": "trajectories.maze",
     "as_reward": "base",
     "blurred": "observation",
+    "edges": "outlines",
     "frequencies": "observation",
     "grey": "observation",
     "masked": "observation",
@@ -70,6 +71,7 @@ OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "pooled": "observation",
     "known": "channels",
     "release": "images.loading",
+    "silhouette": "outlines",
 }
 
 

@@ -288,6 +288,6 @@ def measurement(operator: Operator | Map, observed: Tensor, *, tolerance: float,
         raise ValueError("observed has entries that are not finite")
     if not is_positive(tolerance):
         raise ValueError(f"tolerance is {tolerance!r}, expected a positive number in units of what is observed")
-    name = operator.name if isinstance(operator, Operator) else getattr(operator, "__name__", "operator")
+    name = getattr(operator, "name", getattr(operator, "__name__", "operator"))
     settings = (f"{name}, y {_digest(y)}, tolerance={tolerance}",)
     return Reward(Measurement(operator, y, tolerance), f"measurement({name})", of, settings=settings, prompted=False)

@@ -185,6 +185,7 @@ def test_names_load(capsys):
         "flowchef",
         "elucd",
         "steered",
+        "lacon",
         "cycle",
     }
     for name in set(specs.KERNELS) - told:  # those need to be told of what
