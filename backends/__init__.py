@@ -37,8 +37,8 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "trust_region": ("guidance:TrustRegion", "trust_region(mnist(), digit(8))"),
     "flowchef": ("guidance:FlowChef", "flowchef(mnist(), digit(8), scale=0.1)"),
     "elucd": ("guidance:EluCD", "elucd(mnist(), digit(8, tau2=0.5), scale=0.5)"),
-    "steered": ("guidance:Steered", "steered(mnist(), './mine.py':seen)"),
-    "lacon": ("guidance.lacon:lacon", "lacon(mnist(), 'edges.safetensors', './seen.png', tolerance=0.2)"),
+    "universal": ("guidance:Universal", "universal(mnist(), digit(8), steps=2)"),
+    "steered": ("guidance:Steered", "steered(mnist(), measurement(pooled(4), 'observed.png', tolerance=0.2))"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), ./mine.py:value)"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
@@ -55,7 +55,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "gaussian": ("exact.gaussian:LinearGaussian", "gaussian(dim=2)"),
     "ring": ("exact.gaussian:GaussianMixture.ring", "ring(modes=8)"),
     "discrete": ("exact.enumerable:DiscreteChain.random", "discrete(states=4)"),
-    "masked": ("exact.enumerable:MaskedChain.random", "masked(length=3)"),
+    "masked_chain": ("exact.enumerable:MaskedChain.random", "masked_chain(length=3)"),
 }
 __all__ = sorted(KERNELS)  # pyright: ignore[reportUnsupportedDunderAll]  # made from the table
 

@@ -33,6 +33,7 @@ REWARDS = {  # name: where it lies, and an example
     "image_classifier": ("images.image_classifier:ImageClassifier", "image_classifier('./classifier', 'tabby cat')"),
     "vlm_judge": ("remote.judge:VLMJudge", "vlm_judge(url_env='JUDGE_URL', model='judge')"),
     "http": ("remote.http:HTTPReward", "http(url_env='SCORER_URL')"),
+    "measurement": ("observation:measurement", "measurement(pooled(4), 'observed.png', tolerance=0.2)"),
     "linear": ("analytic:linear", "linear(1.0)"),
     "quadratic": ("analytic:quadratic", "quadratic(k=1.0, y=0.5)"),
     "constant": ("analytic:constant", "constant(0.0)"),
@@ -51,6 +52,14 @@ REWARDS = {  # name: where it lies, and an example
     "cached": ("compose:cached", "cached(digit(8))"),
     "frames": ("images.video:frames", "frames(clip_score(), 'middle')"),
 }
+OPERATORS = {  # of measurements: where it lies, and an example
+    "masked": ("observation:masked", "masked('mask.png')"),
+    "pooled": ("observation:pooled", "pooled(4)"),
+    "blurred": ("observation:blurred", "blurred(1.5)"),
+    "grey": ("observation:grey", "grey()"),
+    "frequencies": ("observation:frequencies", "frequencies('mask.png')"),
+    "matrix": ("observation:matrix", "matrix('a.npy')"),
+}
 OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "MAZES": "trajectories.maze",
     "Channels": "channels",
@@ -61,24 +70,15 @@ OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "RewardError": "base",
     "Unreachable": "trajectories.maze",
     "as_reward": "base",
-    "blurred": "observation",
-    "edges": "outlines",
-    "frequencies": "observation",
-    "grey": "observation",
-    "masked": "observation",
-    "matrix": "observation",
-    "measurement": "observation",
-    "pooled": "observation",
     "known": "channels",
     "release": "images.loading",
-    "silhouette": "outlines",
 }
 
 
 def _places() -> dict[str, tuple[str, str]]:
     """Module and attribute by name: registered ones, what they are called where they lie, and the others."""
     places = {name: (module, name) for name, module in OTHERS.items()}
-    for name, (place, _) in REWARDS.items():
+    for name, (place, _) in (REWARDS | OPERATORS).items():
         module, _, attribute = place.partition(":")
         places |= {name: (module, attribute), attribute: (module, attribute)}
     return places
@@ -96,4 +96,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "REWARDS"]
+    return [*__all__, "OPERATORS", "REWARDS"]

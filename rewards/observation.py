@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from treesearch.rewards.base import Input, Reward
+from treesearch.rewards import files
+from treesearch.rewards.base import Input, Reward, built_from
 from treesearch.rewards.cosines import cosine_transform
 from treesearch.rewards.numeric import is_positive, is_whole
 from treesearch.rewards.values import flat
@@ -45,6 +47,7 @@ class Operator:
         name: what tells it from others; fingerprints and the settings of rewards hold it.
         gram: g where A Aᵀ = g I; None where it is another matrix.
         largest: of |A x| where |x| <= 1, entry by entry; None where that is not known.
+        picks: whether an A x is entries of x as they are.
     """
 
     forward: Map
@@ -52,35 +55,45 @@ class Operator:
     name: str
     gram: float | None = None
     largest: float | None = None
+    picks: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward(x)
 
 
-def masked(mask: Tensor) -> Operator:
-    """The entries of x (n, *shape) under a mask (*shape) bool.
+def masked(mask: Tensor | files.File) -> Operator:
+    """The entries of x (n, *shape) under a mask.
+
+    Args:
+        mask: (*shape) bool, or its last axes, as (H, W) for all channels; or a file of it, a picture in black and white
+            (white is seen) or an array.
 
     Raises:
-        ValueError: no mask, or one without an entry.
+        ValueError: no mask, or one without an entry; later, states of another shape.
     """
-    mask = torch.as_tensor(mask, device="cpu")
+    mask = files.mask(mask) if isinstance(mask, (str, os.PathLike)) else torch.as_tensor(mask, device="cpu")
     if mask.dtype != torch.bool or not mask.any():
         raise ValueError(f"mask must be bool with an entry set, got {mask.dtype} with {int(mask.sum())} set")
-    return Operator(partial(_picked, mask), partial(_put, mask), f"mask {_digest(mask)}", 1.0, 1.0)
+    return Operator(partial(_picked, mask), partial(_put, mask), f"mask {_digest(mask)}", 1.0, 1.0, True)
 
 
 def _picked(mask: Tensor, x: Tensor) -> Tensor:
-    return x[:, mask.to(x.device)]
+    if x.ndim <= mask.ndim or x.shape[-mask.ndim :] != mask.shape:
+        raise ValueError(f"the mask has shape {tuple(mask.shape)}, and states {tuple(x.shape[1:])}")
+    return x[..., mask.to(x.device)]
 
 
 def _put(mask: Tensor, v: Tensor) -> Tensor:
-    x = v.new_zeros(len(v), *mask.shape)
-    x[:, mask.to(v.device)] = v
+    x = v.new_zeros(*v.shape[:-1], *mask.shape)
+    x[..., mask.to(v.device)] = v
     return x
 
 
 def pooled(size: int) -> Operator:
     """Means over size × size squares of images (n, C, H, W), H and W multiples of size.
+
+    Args:
+        size: pixels of a side, 2 or more.
 
     Raises:
         ValueError: size below 2; later, images of other sides.
@@ -101,7 +114,10 @@ def _unpooled(size: int, v: Tensor) -> Tensor:
 
 
 def blurred(std: float) -> Operator:
-    """A Gaussian blur of images (n, C, H, W), std in pixels, with zeros beyond the border.
+    """A Gaussian blur of images (n, C, H, W), with zeros beyond the border.
+
+    Args:
+        std: of the filter, in pixels.
 
     Raises:
         ValueError: std is no positive number.
@@ -122,15 +138,18 @@ def _blurred(line: Tensor, x: Tensor) -> Tensor:
     return F.conv2d(across, kernel.transpose(2, 3), padding=(radius, 0), groups=x.shape[1])
 
 
-def grey(weights: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
-    """One channel of images (n, C, H, W), by weights (C,); those of luma by default.
+def grey(luma: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
+    """One channel of images (n, C, H, W).
+
+    Args:
+        luma: the weight of each channel, (C,).
 
     Raises:
         ValueError: no weights, or none above 0.
     """
-    w = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
+    w = torch.as_tensor(luma, dtype=torch.float64, device="cpu")
     if w.ndim != 1 or not w.isfinite().all() or not w.abs().sum() > 0:
-        raise ValueError(f"weights are {weights!r}, expected a finite number a channel, not all zero")
+        raise ValueError(f"luma is {luma!r}, expected a finite number a channel, not all zero")
     rows = w[:, None, None]
     gram, largest = float((w**2).sum()), float(w.abs().sum())
     return Operator(partial(_greyed, rows), partial(_coloured, rows), f"grey({w.tolist()})", gram, largest)
@@ -144,13 +163,16 @@ def _coloured(rows: Tensor, v: Tensor) -> Tensor:
     return rows.to(v) * v
 
 
-def frequencies(mask: Tensor) -> Operator:
-    """Entries of the orthonormal cosine transform of images (n, C, H, W) under a mask (H, W) bool.
+def frequencies(mask: Tensor | files.File) -> Operator:
+    """Entries of the orthonormal cosine transform of images (n, C, H, W) under a mask.
+
+    Args:
+        mask: (H, W) bool, lowest frequency first; or a file of it, as for `masked`.
 
     Raises:
         ValueError: no mask, or one without an entry.
     """
-    mask = torch.as_tensor(mask, device="cpu")
+    mask = files.mask(mask) if isinstance(mask, (str, os.PathLike)) else torch.as_tensor(mask, device="cpu")
     if mask.ndim != 2 or mask.dtype != torch.bool or not mask.any():
         raise ValueError(f"mask must be (H, W) bool with an entry set, got {tuple(mask.shape)} of {mask.dtype}")
     down, across = (cosine_transform(n) for n in mask.shape)
@@ -168,12 +190,16 @@ def _waves(mask: Tensor, down: Tensor, across: Tensor, v: Tensor) -> Tensor:
     return down.to(v).T @ x @ across.to(v)
 
 
-def matrix(rows: Tensor | Sequence[Sequence[float]]) -> Operator:
-    """A x of vectors (n, D) for A (M, D).
+def matrix(rows: Tensor | Sequence[Sequence[float]] | files.File) -> Operator:
+    """A x of vectors (n, D).
+
+    Args:
+        rows: A (M, D), or a file of it.
 
     Raises:
         ValueError: A is no finite matrix.
     """
+    rows = files.numbers(rows) if isinstance(rows, (str, os.PathLike)) else rows
     a = torch.as_tensor(rows, dtype=torch.float64, device="cpu")
     if a.ndim != 2 or not a.isfinite().all():
         raise ValueError(f"rows have shape {tuple(a.shape)}, expected a finite matrix (M, D)")
@@ -225,11 +251,14 @@ class Measurement:
         operator: A.
         observed: y, the shape of an A x.
         tolerance: standard deviation of the noise, in units of y.
+        picture: whether y is a picture (C, H, W), which takes the channels that an A x has and is seen through a mask
+            where A is one.
     """
 
     operator: Operator | Map
     observed: Tensor
     tolerance: float
+    picture: bool = False
 
     def __call__(self, x: Tensor, prompts: Any = None) -> Tensor:
         gap = flat(self.gap(x))
@@ -262,32 +291,73 @@ class Measurement:
         """
         if self.observed.shape == shape:
             return self
-        got, want = tuple(self.observed.shape), tuple(shape)
-        raise ValueError(f"observed has shape {got}, expected {want}, that of what is seen of a sample")
+        found = self._pictured(shape) if self.picture else self.observed
+        if found.shape != shape:
+            got, want = tuple(found.shape), tuple(shape)
+            raise ValueError(f"observed has shape {got}, expected {want}, that of what is seen of a sample")
+        return replace(self, observed=found, picture=False)
+
+    def _pictured(self, shape: Sequence[int]) -> Tensor:
+        """The picture as an A x of this shape would be, as far as that goes."""
+        if not isinstance(self.operator, Operator) or not self.operator.picks:
+            return _in_channels(self.observed, shape)
+        whole = self.operator.adjoint(torch.zeros(1, *shape, dtype=torch.float64, device="cpu"))
+        seen = _in_channels(self.observed, whole.shape[1:])
+        return self.operator(seen[None])[0] if seen.shape == whole.shape[1:] else seen
 
 
-def measurement(operator: Operator | Map, observed: Tensor, *, tolerance: float, of: Input = "state") -> Reward:
+def _in_channels(picture: Tensor, shape: Sequence[int]) -> Tensor:
+    """A picture (1 or 3, H, W) with one channel or three, where that makes it of a shape."""
+    if len(shape) != 3 or picture.shape[1:] != tuple(shape[1:]) or len(picture) == shape[0]:
+        return picture
+    if len(picture) == 1:
+        return picture.expand(3, -1, -1)
+    return grey()(picture[None])[0]
+
+
+def measurement(
+    operator: Operator | Map, observed: Tensor | files.File, *, tolerance: float, of: Input = "state"
+) -> Reward:
     """r(x_0) = log N(y; A x_0, tolerance² I): the log-likelihood of an observation.
 
     Args:
-        operator: A, or any differentiable function, which guides by gradient alone.
-        observed: y, of the shape that A gives one x_0.
+        operator: A, such as pooled(4), or any differentiable function, which guides by gradient alone.
+        observed: y, of the shape that A gives one x_0; or a file of it, an array or a picture. A picture is in [-1, 1]
+            for states and in [0, 1] for samples, has the channels that an A x_0 has, and under a mask is the whole one.
         tolerance: standard deviation of the noise, in units of y.
         of: "state" for an A of states x_0, "sample" for one of decoded samples.
 
     Raises:
-        ValueError: y is not finite, or tolerance no positive number.
+        ValueError: y is not finite or no file of one, or tolerance no positive number.
         TypeError: operator cannot be called.
     """
     if not callable(operator):
         raise TypeError(f"operator is {type(operator).__name__}, expected an Operator or a function of x_0")
     if of not in ("state", "sample"):
         raise ValueError(f"of is {of!r}, expected 'state' or 'sample'")
-    y = torch.as_tensor(observed, dtype=torch.float64, device="cpu").clone()
+    y, picture = _observed(observed, of)
     if not y.isfinite().all():
         raise ValueError("observed has entries that are not finite")
     if not is_positive(tolerance):
         raise ValueError(f"tolerance is {tolerance!r}, expected a positive number in units of what is observed")
-    name = getattr(operator, "name", getattr(operator, "__name__", "operator"))
+    named = isinstance(operator, Operator)
+    name = operator.name if named else getattr(operator, "__name__", "operator")
     settings = (f"{name}, y {_digest(y)}, tolerance={tolerance}",)
-    return Reward(Measurement(operator, y, tolerance), f"measurement({name})", of, settings=settings, prompted=False)
+    source = built_from("measurement", name, _digest(y), picture, tolerance) if named else None
+    return Reward(
+        Measurement(operator, y, tolerance, picture),
+        f"measurement({name})",
+        of,
+        settings=settings,
+        source=source,
+        prompted=False,
+    )
+
+
+def _observed(given: Tensor | files.File, of: Input) -> tuple[Tensor, bool]:
+    """y as float64, and whether it is a picture."""
+    if not isinstance(given, (str, os.PathLike)):
+        return torch.as_tensor(given, dtype=torch.float64, device="cpu").clone(), False
+    if not files.is_picture(given):
+        return files.numbers(given), False
+    return (2 * files.picture(given) - 1 if of == "state" else files.picture(given)), True

@@ -75,6 +75,19 @@ class RewardGuided(Wrapper, ABC):
         gradient = gradient_of(rewards, leaf, self._objective)
         return rewards.detach().to(leaf.device), gradient
 
+    def _climbed(
+        self, endpoint: Tensor, t: Tensor, prompts: Sequence[Any] | None, steps: int, length: float
+    ) -> tuple[Tensor, Tensor]:
+        """How far endpoints (k, *state) go in some steps along ∇r, and their r (k,) before."""
+        at, before = endpoint.detach(), []
+        for _ in range(steps):
+            with torch.enable_grad():
+                leaf = at.detach().requires_grad_()
+                rewards, gradient = self._differentiate(leaf, leaf, prompts)
+            before.append(rewards)
+            at = at + length * self._checked(gradient, rewards, t)
+        return at - endpoint, before[0]
+
     def _checked(self, gradient: Tensor, rewards: Tensor, t: Tensor) -> Tensor:
         gradient = torch.where(expand(rewards, gradient) > -torch.inf, gradient, 0.0)  # forbidden: no direction
         self._check_finite(gradient, t)

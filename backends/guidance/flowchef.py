@@ -16,10 +16,9 @@ loss is -r.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ class FlowChef(RewardGuided):
         if not len(rows):
             return law
         prompts = None if prompts is None else [prompts[i] for i in rows.tolist()]
-        move, rewards = self._climb(law.endpoint[rows], t[rows], prompts)
+        move, rewards = self._climbed(law.endpoint[rows], t[rows], prompts, self.steps, self.scale)
         mean, known = law.mean.clone(), torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
         noisy = law.std.expand(law.mean.shape)[rows] > 0
         mean[rows] += (move if self._drifts else torch.where(noisy, move, 0.0)).to(mean.dtype)
@@ -81,18 +80,6 @@ class FlowChef(RewardGuided):
             return replace(law, mean=mean, rewards=known)
         base = law.mean if law.base_mean is None else law.base_mean
         return replace(law, mean=mean, base_mean=base, rewards=known)
-
-    def _climb(self, endpoint: Tensor, t: Tensor, prompts: Sequence[Any] | None) -> tuple[Tensor, Tensor]:
-        """How far endpoints (k, *state) go in M steps, and their r (k,) before."""
-        at, first = endpoint.detach(), None
-        for _ in range(self.steps):
-            with torch.enable_grad():
-                leaf = at.detach().requires_grad_()
-                rewards, gradient = self._differentiate(leaf, leaf, prompts)
-            first = rewards if first is None else first
-            at = at + self.scale * self._checked(gradient, rewards, t)
-        assert first is not None
-        return at - endpoint, first
 
     @property
     def departs(self) -> str | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class Step(NamedTuple):
     law: Gaussian  # the base step, whose std broadcasts against x; no graph
     gradient: Tensor  # g (k, *state)
     rewards: Tensor  # r(x̂_0(x_t)) or v(x_t, t), (k,) float64
+    prompts: Sequence[Any] | None = None  # of the rows
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class GradientGuided(RewardGuided):
         law, known, gradient = self._evaluate(x, t, inner, rows, prompts)
         base = law.mean if law.base_mean is None else law.base_mean.detach()
         mean, at = law.mean.clone(), law if len(rows) == len(x) else law.take(rows)
-        mean[rows] += self._move(Step(x[rows], t[rows], at, gradient, known[rows])).to(mean.dtype)
+        asked = None if prompts is None else [prompts[i] for i in rows.tolist()]
+        mean[rows] += self._move(Step(x[rows], t[rows], at, gradient, known[rows], asked)).to(mean.dtype)
         return replace(law, mean=mean, base_mean=base, rewards=known)
 
     def _evaluate(
@@ -124,8 +126,8 @@ class GradientGuided(RewardGuided):
             of = self._of_endpoint if self.value is None else self._of_value
             known, gradient = of(law, leaf, t, cond, rows, prompts)
         gradient = self._checked(gradient, known[rows], t[rows])
-        held = {f.name: v.detach() for f in fields(law) if isinstance(v := getattr(law, f.name), Tensor)}
-        return replace(law, **held), known, gradient
+        law = replace(law, mean=law.mean.detach(), std=law.std.detach(), endpoint=law.endpoint.detach())
+        return law, known, gradient
 
     def _of_endpoint(
         self, law: Gaussian, leaf: Tensor, t: Tensor, cond: Cond, rows: Tensor, prompts: Sequence[Any] | None

@@ -231,7 +231,7 @@ def test_a_spread_takes_prompts_in_turn_where_a_kernel_needs_them():
     kernel, reward = Prompted(SHORT), seen(0.3)[0]
     same, mixed = (spread(kernel, n=20, prompts=p) for p in (["1"], ["1", "0.1"]))
     assert same.state == spread(SHORT, n=20).state != mixed.state
-    with pytest.raises(ValueError, match=r"Prompted does not run without prompts .*say prompts="):
+    with pytest.raises(ValueError, match=r"a pilot of Prompted without prompts.*say prompts="):
         ts.search(Steered(kernel, reward), reward, ts.BestOfN(n=4), prompts=["1"])
     steered = Steered(kernel, reward, prompts=["1", "0.1"], pilot=20)
     assert steered.measured.cond[SPREAD].value.state == mixed.state

@@ -16,7 +16,7 @@ from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance import DAS, DPS, TDS, GuidanceScales, TrustRegion, Valued
 from treesearch.backends.guidance.gradient import GradientGuided
 from treesearch.backends.guidance.prompts import PROMPTS
-from treesearch.backends.wrappers.inpainting import Clamp, Condition
+from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.cli.show import read_result_of
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.analytic import linear, quadratic
@@ -223,7 +223,6 @@ def of_state(x, t, law, cond):
 
 AROUND = {
     "guided": lambda k: Guided(k, shift_mean(lambda x, t, base, cond: 0.1 * base.std), "drift"),
-    "condition": lambda k: Condition(k, MASK, torch.zeros(3, 2, dtype=F64)),
     "clamp": lambda k: Clamp(k, MASK, torch.zeros(3, 2, dtype=F64)),
     "scales": lambda k: GuidanceScales(k, (0.0, 1.0), (4, 2)),
     "warm start": lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 4),
@@ -244,7 +243,7 @@ def test_wrappers_hand_values_on(name, way):
 
 
 def test_a_value_may_be_declared_of_what_wrappers_make():
-    around = Condition(TRACKS, MASK, torch.zeros(3, 2, dtype=F64))
+    around = Clamp(TRACKS, MASK, torch.zeros(3, 2, dtype=F64))
     kernel = Valued(around, TOTAL, odd)
     scored_by(ts.search(kernel, TOTAL, ts.FeynmanKac(num_particles=6, schedule=(4, 2, 0))), around, odd)
 

@@ -23,23 +23,19 @@ from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion, Valued
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
-from treesearch.backends.guidance.lacon import Aligned, LaCon
 from treesearch.backends.guidance.steered import Steered
-from treesearch.backends.models.aligner import Aligner, Plan
+from treesearch.backends.guidance.universal import Universal
 from treesearch.backends.wrappers.cycle import Cycle
-from treesearch.backends.wrappers.inpainting import Clamp, Condition
+from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
 from treesearch.rewards.observation import masked, measurement
-from treesearch.rewards.outlines import edges
 from treesearch.testing import Counting
 
 F64 = torch.float64
 ROOT = Path(__file__).parents[2]
 MOMENTS = Moments(torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64)[:2].reshape(2, 3, 2), torch.ones(2, dtype=F64))
-ALIGNER = Aligner(Plan(condition="edges(2)", shape=(1, 2, 2), parts=("",), channels=(1,)))
-EDGES = measurement(edges(2), torch.zeros(1, 2, 2), tolerance=0.1)
 MASK = torch.tensor([[True, False], [False, False], [True, False]])
 
 
@@ -97,15 +93,9 @@ class Flow(Bed):
     eta = 0.0
 
 
-class Known(Bed):
-    """With a network whose parts have names."""
-
-    network = torch.nn.Identity()
-
-
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
-    return {Heun: Flow, Aligned: Known, LaCon: Known}.get(kind, Bed)(*name)
+    return (Flow if kind is Heun else Bed)(*name)
 
 
 def make(kind, kernel):
@@ -120,15 +110,13 @@ def make(kind, kernel):
         Valued: lambda k: Valued(k, REWARD, worth),
         FlowChef: lambda k: FlowChef(k, REWARD),
         EluCD: lambda k: EluCD(k, REWARD),
-        Aligned: lambda k: Aligned(k, ALIGNER),
-        LaCon: lambda k: LaCon(Aligned(k, ALIGNER), EDGES),
+        Universal: lambda k: Universal(k, REWARD, steps=1),
         Steered: lambda k: Steered(k, measurement(masked(MASK), torch.zeros(2), tolerance=0.1)),
         Cycle: lambda k: Cycle(k, low=2, high=4),
         Diffuser: lambda k: Diffuser(k, REWARD),
         PolicyGuided: lambda k: PolicyGuided(k, REWARD),
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),
         Clamp: lambda k: Clamp(k, MASK, held),
-        Condition: lambda k: Condition(k, MASK, held),
         WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),
         Counting: lambda k: Counting(k),
         SecondOrder: lambda k: SecondOrder(k),
@@ -214,9 +202,9 @@ def test_a_wrapper_can_be_copied_and_sent(kind):
 
 
 def test_the_wrapper_of_a_wrapper_keeps_both():
-    nested = Condition(TDS(Guided(Bed(), half, "half"), REWARD), MASK, torch.zeros(3, 2, dtype=F64))
+    nested = Clamp(TDS(Guided(Bed(), half, "half"), REWARD), MASK, torch.zeros(3, 2, dtype=F64))
     moved = nested.with_horizon(3).from_noise(0).to("cpu")
-    assert [type(k) for k in (moved, moved.kernel, moved.kernel.kernel)] == [Condition, TDS, Guided]
+    assert [type(k) for k in (moved, moved.kernel, moved.kernel.kernel)] == [Clamp, TDS, Guided]
     assert inner_most(moved).name == "to cpu"
     assert moved.scores is REWARD
     assert "Guided" in nested.fingerprint
@@ -225,7 +213,8 @@ def test_the_wrapper_of_a_wrapper_keeps_both():
 
 def test_settings_tell_wrappers_apart():
     values = torch.zeros(3, 2, dtype=F64)
-    tolerant = [Condition(Bed(), MASK, values, tolerance=t).fingerprint for t in (0.1, 0.2)]
+    y = [measurement(masked(MASK), torch.zeros(2), tolerance=t) for t in (0.1, 0.2)]
+    tolerant = [Steered(Bed(), one).fingerprint for one in y]
     clamps = [Clamp(Bed(), MASK, v).fingerprint for v in (values, values + 1)]
     scales = [GuidanceScales(Guided(Bed(), half, "half"), (0.0, w), (2,)).fingerprint for w in (1.0, 2.0)]
     orders = [SecondOrder(Bed(), order=n).fingerprint for n in (2, 3)]

@@ -183,9 +183,9 @@ def test_names_load(capsys):
         "teleport",
         "valued",
         "flowchef",
+        "universal",
         "elucd",
         "steered",
-        "lacon",
         "cycle",
     }
     for name in set(specs.KERNELS) - told:  # those need to be told of what

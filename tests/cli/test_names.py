@@ -20,7 +20,7 @@ from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.rewards.analytic import linear
 
-KNOWN = [*specs.KERNELS, *specs.REWARDS, *specs.METHOD_NAMES]
+KNOWN = [*specs.KERNELS, *specs.REWARDS, *specs.OPERATORS, *specs.METHOD_NAMES]
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -34,7 +34,12 @@ def test_a_name_tells_what_it_takes(capsys, name):
 
 
 def test_examples_are_calls_that_their_factories_take():
-    for table, what in ((rewards.REWARDS, specs.REWARDS), (backends.KERNELS, specs.KERNELS)):
+    tables = (
+        (rewards.REWARDS, specs.REWARDS),
+        (rewards.OPERATORS, specs.OPERATORS),
+        (backends.KERNELS, specs.KERNELS),
+    )
+    for table, what in tables:
         for name, (_, example) in table.items():
             tree, _ = expressions.parse(example, "example")
             assert tree.func.id == name
@@ -50,7 +55,7 @@ def test_descriptions_follow_references():
 def test_a_name_has_one_meaning_however_it_is_spelt():
     assert named("dts-star") == named("dts_star") == named("DiffusionTreeSearch")
     assert named("CLIPScore") == named("clip-score") == named("clip_score")
-    for name, path in specs.REWARDS.items():
+    for name, path in (specs.REWARDS | specs.OPERATORS).items():
         assert getattr(rewards, name) is expressions.load(path)
     for name, path in specs.KERNELS.items():
         assert getattr(backends, name) == expressions.load(path)

@@ -273,6 +273,24 @@ def test_declared_values_are_those_of_one_process_with_workers_and_with_scorers(
                 ts.search(kernel, ts.Recipe("linear(0.6)"), workers=workers, **options)
 
 
+def test_workers_are_told_what_one_of_them_measured(three, tmp_path):
+    """Its pilot runs once a search: here for an object, in one worker for a recipe."""
+    files = [str(tmp_path / name) for name in ("alone", "object", "recipe")]
+    here = [kernels.steered(file) for file in files[:2]]
+    options = {"method": METHODS["fk"], "budget": ts.Budget(nfe=32)}
+    want = ts.search(here[0], here[0].scores, **options)
+    same(ts.search(here[1], here[1].scores, workers=three, **options), want)
+    recipe = ts.Recipe(kernels.steered, {"file": files[2]})
+    seen = ts.Recipe(kernels.seen, {"file": files[2]})
+    found = ts.search(recipe, seen, workers=three, **options)
+    same(found, want)
+    assert found.diagnostics["measured"] == {"nfe": 32}
+    own, *others = ([int(pid) for pid in noted(file)] for file in files)
+    assert own == others[0] == [os.getpid()]
+    assert len(others[1]) == 1
+    assert others[1] != own
+
+
 @pytest.mark.parametrize("keep", ["all", "frontier", "none"])
 @pytest.mark.parametrize("name", ["best of n", "fk", "dts lag 1"])
 def test_a_run_changes_hands(three, tmp_path, name, keep):

@@ -36,8 +36,8 @@ ROOMS = {
     f"{REWARDS}.analytic": FACTORY,
     f"{REWARDS}.compose": REWARD,
     COSINES: set(),
-    f"{REWARDS}.observation": REWARD | {COSINES},
-    f"{REWARDS}.outlines": set(),
+    f"{REWARDS}.files": set(),
+    f"{REWARDS}.observation": REWARD | {COSINES, f"{REWARDS}.files"},
     HEADED: set(),
     f"{REWARDS}.images": FACTORY | {HEADED},
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
@@ -52,7 +52,7 @@ ROOMS = {
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
     f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
     | REWARD
-    | {f"{REWARDS}.observation", f"{REWARDS}.outlines", HEADED},
+    | {f"{REWARDS}.observation", HEADED},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import treesearch as ts
 from treesearch.backends.exact.gaussian import LinearGaussian
-from treesearch.rewards.base import RewardError
+from treesearch.rewards.base import Reward, RewardError
 from treesearch.rewards.observation import (
+    _picked,
     blurred,
     check_adjoint,
     frequencies,
@@ -112,6 +117,131 @@ def test_what_was_seen_and_how_tells_rewards_apart():
     assert settings() == settings()
 
 
+def test_equal_observations_are_equal_rewards():
+    def made(**change):
+        given = {"operator": masked(half(*SHAPE)), "observed": torch.zeros(3), "tolerance": 0.1} | change
+        return measurement(given["operator"], given["observed"], tolerance=given["tolerance"])
+
+    assert made() == made() != made(tolerance=0.2)
+    assert made(operator=torch.sin) != made(operator=torch.sin)  # what a function does is not known
+
+
+# Files.
+
+
+def picture(path: Path, pixels: torch.Tensor) -> str:
+    """8-bit pixels (H, W) or (H, W, 3) as a file."""
+    Image.fromarray(pixels.to(torch.uint8).numpy()).save(path)
+    return str(path)
+
+
+def bytes_of(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
+
+
+def y_of(reward: Reward, shape: tuple[int, ...]) -> torch.Tensor:
+    return reward.fn.fitted(shape).observed
+
+
+def test_a_picture_is_in_the_range_and_has_the_channels_of_what_is_seen(tmp_path):
+    grey_one, colour = bytes_of(2, 3), bytes_of(2, 3, 3)
+    files = [picture(tmp_path / "grey.png", grey_one), picture(tmp_path / "colour.png", colour)]
+    one, three = (measurement(pooled(4), file, tolerance=0.1) for file in files)
+    want, wide = grey_one.double() / 127.5 - 1, colour.permute(2, 0, 1).double() / 127.5 - 1
+    assert (y_of(one, (1, 2, 3)) - want).abs().max() < 1e-12
+    assert (y_of(one, (3, 2, 3)) - want).abs().max() < 1e-12
+    assert (y_of(three, (3, 2, 3)) - wide).abs().max() < 1e-12
+    assert (y_of(three, (1, 2, 3)) - grey()(wide[None])[0]).abs().max() < 1e-12
+    shown = measurement(pooled(4), files[0], tolerance=0.1, of="sample")
+    assert (y_of(shown, (1, 2, 3)) - grey_one.double() / 255).abs().max() < 1e-12
+    x = draws(2, 1, 8, 12)
+    assert torch.equal(one(x), measurement(pooled(4), want[None], tolerance=0.1)(x))
+    with pytest.raises(RewardError, match=r"observed has shape \(1, 2, 3\), expected \(1, 1, 1\)"):
+        one(draws(1, 1, 4, 4))
+
+
+def test_a_picture_under_a_mask_is_the_whole_one(tmp_path):
+    seen, pixels = bytes_of(4, 6) > 99, bytes_of(4, 6, 3)
+    where = picture(tmp_path / "mask.png", 255 * seen)
+    operator = masked(where)
+    check_adjoint(operator, (3, 4, 6))
+    x = draws(2, 3, 4, 6)
+    assert torch.equal(operator(x), x[..., seen])
+    reward = measurement(operator, picture(tmp_path / "y.png", pixels), tolerance=0.1)
+    whole = pixels.permute(2, 0, 1).double() / 127.5 - 1
+    assert torch.equal(y_of(reward, (3, int(seen.sum()))), whole[:, seen])
+    assert torch.equal(masked(seen)(x), operator(x))
+    check_adjoint(frequencies(where), (3, 4, 6))
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "pt", "pth"])
+def test_arrays_are_read_as_they_are(tmp_path, kind):
+    y, path = draws(2, 3), tmp_path / f"y.{kind}"
+    if kind == "npy":
+        np.save(path, y.numpy())
+    elif kind == "npz":
+        np.savez(path, y=y.numpy())
+    elif kind == "safetensors":
+        save_file({"y": y}, path)
+    else:
+        torch.save({"y": y} if kind == "pt" else y, path)
+    assert torch.equal(measurement(pooled(2), path, tolerance=1.0).fn.observed, y)
+    assert torch.equal(matrix(str(path))(draws(1, 3)), draws(1, 3) @ y.T)
+    assert measurement(pooled(2), path, tolerance=1.0) == measurement(pooled(2), y, tolerance=1.0)
+
+
+def saved(folder: Path, name: str) -> str:
+    """Files that are no observation."""
+    path = folder / name
+    made = {
+        "bytes.npy": lambda: np.save(path, np.zeros((2, 2), np.uint8)),
+        "two.npz": lambda: np.savez(path, a=np.zeros(2), b=np.zeros(2)),
+        "objects.npy": lambda: np.save(path, np.array([{}], object), allow_pickle=True),
+        "code.pt": lambda: torch.save(_picked, path),
+        "alpha.png": lambda: Image.new("RGBA", (2, 2)).save(path),
+        "deep.png": lambda: Image.new("I;16", (2, 2)).save(path),
+        "text.png": lambda: path.write_text("no picture"),
+        "half.png": lambda: Image.new("L", (2, 2), 128).save(path),
+        "half.npy": lambda: np.save(path, np.full(3, 0.5)),
+        "black.png": lambda: Image.new("L", (2, 2), 0).save(path),
+        "none.png": lambda: None,
+    }
+    made[name]()
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (lambda f: measurement(pooled(2), f, tolerance=1), "none.png", "no such file"),
+        (lambda f: measurement(pooled(2), f, tolerance=1), "bytes.npy", "uint8, expected numbers in units of states"),
+        (lambda f: measurement(pooled(2), f, tolerance=1), "two.npz", "it holds 2 arrays, expected one"),
+        (lambda f: measurement(pooled(2), f, tolerance=1), "objects.npy", "cannot read .*allow_pickle"),
+        (lambda f: measurement(pooled(2), f, tolerance=1), "code.pt", "cannot read"),
+        (lambda f: measurement(pooled(2), f, tolerance=1), "alpha.png", "mode RGBA, expected 8-bit"),
+        (lambda f: measurement(pooled(2), f, tolerance=1), "deep.png", "mode I;16, expected 8-bit"),
+        (lambda f: measurement(pooled(2), f, tolerance=1), "text.png", "cannot read"),
+        (lambda f: masked(f), "half.png", "is no mask: it has values between"),
+        (lambda f: masked(f), "half.npy", "is no mask"),
+        (lambda f: masked(f), "black.png", "with an entry set"),
+        (lambda f: matrix(f), "black.png", "is no array: expected .npy"),
+    ],
+)
+def test_files_that_hold_no_observation_are_refused(tmp_path, make, name, message):
+    with pytest.raises(ValueError, match=message):
+        make(saved(tmp_path, name))
+
+
+def test_values_that_no_state_gives_are_refused():
+    for y, limit, fits in ((2.5, 1.0, True), (2.7, 1.0, False), (2.7, None, True), (3.5, 2.0, True)):
+        reward = measurement(pooled(2), torch.tensor([y]), tolerance=0.27)
+        if fits:
+            reward.fn.refuse_range(limit)
+        else:
+            with pytest.raises(ValueError, match=r"up to 2.7, and states within ±1 give no more than 2.62"):
+                reward.fn.refuse_range(limit)
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
@@ -121,6 +251,7 @@ def test_what_was_seen_and_how_tells_rewards_apart():
         (lambda: blurred(0.0), ValueError, "std is 0.0"),
         (lambda: blurred("1"), ValueError, "std is '1'"),
         (lambda: grey((0.0, 0.0)), ValueError, "not all zero"),
+        (lambda: masked(half(3, 4))(draws(1, 3, 5)), ValueError, r"mask has shape \(3, 4\), and states \(3, 5\)"),
         (lambda: masked(torch.zeros(3, dtype=torch.bool)), ValueError, "with an entry set"),
         (lambda: masked(torch.ones(3)), ValueError, "mask must be bool"),
         (lambda: frequencies(torch.ones(3, dtype=torch.bool)), ValueError, r"mask must be \(H, W\)"),

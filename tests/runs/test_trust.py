@@ -149,9 +149,24 @@ def test_a_run_from_python_goes_on_with_both_given(tmp_path: Path, capsys: pytes
 
 
 def test_what_reaches_outside_is_registered() -> None:
-    assert set(specs.KERNELS | specs.REWARDS) >= trust.REACHING
-    read = {"checkpoint", "path", "weights", "url", "policy", "model", "file", "data", "endpoint", "pretrained_model"}
-    for name, path in (specs.KERNELS | specs.REWARDS).items():
+    known = specs.KERNELS | specs.REWARDS | specs.OPERATORS
+    assert set(known) >= trust.REACHING
+    read = {
+        "observed",
+        "mask",
+        "rows",
+        "checkpoint",
+        "path",
+        "weights",
+        "url",
+        "policy",
+        "model",
+        "file",
+        "data",
+        "endpoint",
+        "pretrained_model",
+    }
+    for name, path in known.items():
         settings = set(inspect.signature(expressions.load(path)).parameters)
         assert name in trust.REACHING or not settings & read, f"{name} takes {settings & read}"
 

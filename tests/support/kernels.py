@@ -18,9 +18,13 @@ import torch
 from torch import nn
 
 from tests.support.beds import BEDS
-from treesearch.backends.base import Gaussian
+from treesearch.backends.base import Gaussian, Wrapper
 from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.guidance import Steered
 from treesearch.rewards.base import Reward
+from treesearch.rewards.channels import Channels
+from treesearch.rewards.observation import measurement
 
 
 def claim(path: str | os.PathLike[str]) -> bool:
@@ -55,6 +59,42 @@ def first(x):
 def worth(x, t, law, cond):
     """A value of every bed's states."""
     return law.endpoint.double().flatten(1).sum(1) * 0.3 - 0.1 * t
+
+
+class Watched(Wrapper):
+    """Notes in a file where it is evaluated without conditioning, at its highest level: by a pilot, not by a search."""
+
+    def __init__(self, kernel: Any, file: str) -> None:
+        object.__setattr__(self, "kernel", kernel)
+        object.__setattr__(self, "file", file)
+
+    def transition(self, x, t, cond=None):
+        if cond is None and (t == self.num_steps).all():
+            note(self.file, os.getpid())
+        return self.kernel.transition(x, t, cond)
+
+    def _settings(self):
+        return "watched"
+
+
+CHAIN = GaussianTrajectories(
+    torch.zeros(3, 2, dtype=torch.float64), torch.eye(6, dtype=torch.float64), channels=Channels(1, 1), num_steps=4
+)
+
+
+def steered(file: str) -> Steered:
+    """A kernel with a pilot."""
+    y = measurement(two_of_them, torch.zeros(2), tolerance=0.5)
+    return Steered(Watched(CHAIN, file), y, pilot=8)
+
+
+def seen(file: str) -> Reward:
+    """Its reward."""
+    return steered(file).reward
+
+
+def two_of_them(x):
+    return x[:, :2, 0]
 
 
 class Wrapped:

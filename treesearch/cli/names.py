@@ -23,6 +23,7 @@ from treesearch.rewards.potentials import POTENTIALS
 NAMES: dict[str, Iterable[str]] = {
     "kernels": specs.KERNELS,
     "rewards": specs.REWARDS,
+    "operators": specs.OPERATORS,
     "methods": specs.METHOD_NAMES,
     "potentials": POTENTIALS,
     "resampling": resampling.SCHEMES,
@@ -36,11 +37,11 @@ _AS_IN = re.compile(r"(?:as in|see) `(?:\w+\.)*(\w+)`")
 
 @dataclass(frozen=True, kw_only=True)
 class Names(Command):
-    """Kernels, rewards, methods and their choices; `list NAME` tells what one of them takes, with an example."""
+    """Kernels, rewards, operators, methods, their choices; `list NAME` tells what one takes, with an example."""
 
     what: Positional[str | None] = None
-    """kernels, rewards, methods, potentials, resampling, selection, backups, or the name of a kernel, a guide, a reward
-    or a method; by default all names"""
+    """kernels, rewards, operators, methods, potentials, resampling, selection, backups, or the name of a kernel, a
+    guide, a reward, an operator or a method; by default all names"""
 
     def run(self) -> int:
         if self.what is None:
@@ -69,13 +70,15 @@ def named(text: str) -> Named:
     Raises:
         UsageError: nothing; the message names the nearest.
     """
-    tables = (specs.KERNELS, specs.REWARDS, specs.METHOD_NAMES)
+    tables = (specs.KERNELS, specs.REWARDS, specs.OPERATORS, specs.METHOD_NAMES)
     spelt = {path.rpartition(":")[2].rpartition(".")[2]: name for table in tables for name, path in table.items()}
     known = [name for table in tables for name in table]
     name = text if text in known else spelt.get(text, text.replace("-", "_"))
     pick("name", name, [*NAMES, *known])
     if name in specs.METHOD_NAMES:
         return _method(name)
+    if name in specs.OPERATORS:
+        return _operator(name)
     return _kernel(name) if name in specs.KERNELS else _reward(name)
 
 
@@ -95,6 +98,12 @@ def _kernel(name: str) -> Named:
 def _reward(name: str) -> Named:
     factory, example = expressions.load(specs.REWARDS[name]), rewards.REWARDS[name][1]
     return Named("reward", name, factory, _typed("reward", example) | _imported("rewards", name))
+
+
+def _operator(name: str) -> Named:
+    factory, example = expressions.load(specs.OPERATORS[name]), rewards.OPERATORS[name][1]
+    seen = f"measurement({example}, 'observed.npy', tolerance=0.2)"
+    return Named("operator", name, factory, _typed("reward", seen) | _imported("rewards", name))
 
 
 def _typed(option: str, example: str) -> dict[str, str]:

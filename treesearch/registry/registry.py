@@ -17,12 +17,13 @@ from treesearch.registry.references import written
 
 KERNELS = {name: f"treesearch.backends.{place}" for name, (place, _) in backends.KERNELS.items()}
 REWARDS = {name: f"treesearch.rewards.{place}" for name, (place, _) in rewards.REWARDS.items()}
+OPERATORS = {name: f"treesearch.rewards.{place}" for name, (place, _) in rewards.OPERATORS.items()}
 METHOD_NAMES = {method.name: name for name, method in METHODS.items()}
 
 
 def kernel(spec: str) -> Any:
     """The kernel that an expression names."""
-    names = {name: Registered(path) for name, path in (REWARDS | KERNELS).items()}  # guides take both
+    names = {name: Registered(path) for name, path in (REWARDS | OPERATORS | KERNELS).items()}  # guides take all
     try:
         made = build(spec, "kernel", names)
     except UnknownName as error:
@@ -36,7 +37,7 @@ def kernel(spec: str) -> Any:
 
 def reward(spec: str) -> Any:
     """The reward that an expression names."""
-    made = build(spec, "reward", {name: Registered(path) for name, path in REWARDS.items()})
+    made = build(spec, "reward", {name: Registered(path) for name, path in (REWARDS | OPERATORS).items()})
     if not callable(made):
         raise SpecError(
             f"{public(spec)} makes a {type(made).__name__}, expected a reward: see `treesearch list rewards`"

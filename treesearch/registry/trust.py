@@ -30,7 +30,6 @@ REACHING = frozenset(
         "restoration",
         "spd",
         "multitask",
-        "lacon",
         "image_reward",
         "clip_score",
         "pickscore",
@@ -42,6 +41,10 @@ REACHING = frozenset(
         "critic",
         "policy_likelihood",
         "dynamics_consistency",
+        "measurement",
+        "masked",
+        "frequencies",
+        "matrix",
     )
 )
 
