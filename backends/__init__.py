@@ -39,6 +39,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "elucd": ("guidance:EluCD", "elucd(mnist(), digit(8, tau2=0.5), scale=0.5)"),
     "universal": ("guidance:Universal", "universal(mnist(), digit(8), steps=2)"),
     "steered": ("guidance:Steered", "steered(mnist(), measurement(pooled(4), 'observed.png', tolerance=0.2))"),
+    "lacon": ("guidance.lacon:lacon", "lacon(mnist(), 'edges.safetensors', './seen.png', tolerance=0.2)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), ./mine.py:value)"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),

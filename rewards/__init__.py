@@ -70,8 +70,10 @@ OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "RewardError": "base",
     "Unreachable": "trajectories.maze",
     "as_reward": "base",
+    "edges": "outlines",
     "known": "channels",
     "release": "images.loading",
+    "silhouette": "outlines",
 }
 
 

@@ -341,7 +341,7 @@ def measurement(
     if not is_positive(tolerance):
         raise ValueError(f"tolerance is {tolerance!r}, expected a positive number in units of what is observed")
     named = isinstance(operator, Operator)
-    name = operator.name if named else getattr(operator, "__name__", "operator")
+    name = getattr(operator, "name", getattr(operator, "__name__", "operator"))
     settings = (f"{name}, y {_digest(y)}, tolerance={tolerance}",)
     source = built_from("measurement", name, _digest(y), picture, tolerance) if named else None
     return Reward(

@@ -6,6 +6,7 @@ from treesearch.backends.guidance.diffuser import Diffuser
 from treesearch.backends.guidance.dps import DPS
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
+from treesearch.backends.guidance.lacon import Aligned, LaCon, Likelihood
 from treesearch.backends.guidance.policy import PolicyGuided
 from treesearch.backends.guidance.spreads import Spread, spread
 from treesearch.backends.guidance.steered import Steered
@@ -19,10 +20,13 @@ __all__ = [
     "DAS",
     "DPS",
     "TDS",
+    "Aligned",
     "Diffuser",
     "EluCD",
     "FlowChef",
     "GuidanceScales",
+    "LaCon",
+    "Likelihood",
     "PolicyGuided",
     "Spread",
     "Steered",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -126,8 +126,8 @@ class GradientGuided(RewardGuided):
             of = self._of_endpoint if self.value is None else self._of_value
             known, gradient = of(law, leaf, t, cond, rows, prompts)
         gradient = self._checked(gradient, known[rows], t[rows])
-        law = replace(law, mean=law.mean.detach(), std=law.std.detach(), endpoint=law.endpoint.detach())
-        return law, known, gradient
+        held = {f.name: v.detach() for f in fields(law) if isinstance(v := getattr(law, f.name), Tensor)}
+        return replace(law, **held), known, gradient
 
     def _of_endpoint(
         self, law: Gaussian, leaf: Tensor, t: Tensor, cond: Cond, rows: Tensor, prompts: Sequence[Any] | None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -38,16 +38,24 @@ class Spread:
         seen: s_t, t = 0..T, of each non-linear measurement of a reward in its order.
         source: what tells it from others: how it was measured, or the numbers themselves.
         nfe: evaluations it took.
+        misses: x_0 - x̂_0(x_t) of the rollouts (T + 1, n, *state), where they are kept (`backends.guidance.correlated`).
     """
 
     state: tuple[float, ...]
     seen: tuple[tuple[float, ...], ...] = ()
     source: str = ""
     nfe: int = 0
+    misses: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def spread(
-    kernel: Any, reward: Reward | None = None, *, n: int = N, seed: int = 0, prompts: Sequence[Any] = ()
+    kernel: Any,
+    reward: Reward | None = None,
+    *,
+    n: int = N,
+    seed: int = 0,
+    prompts: Sequence[Any] = (),
+    correlated: bool = False,
 ) -> Spread:
     """r_t of x_0 about x̂_0(x_t), and s_t of what a reward's non-linear measurements see; n · T evaluations.
 
@@ -57,6 +65,7 @@ def spread(
         n: rollouts.
         seed: of their noise.
         prompts: that rollouts take in turn, for kernels that need any.
+        correlated: keep what each rollout's endpoints missed, so that linear measurements see how misses go together.
 
     Raises:
         ValueError: n is no whole number of two or more, or the kernel cannot be run without prompts.
@@ -64,15 +73,18 @@ def spread(
     if not is_whole(n, 2):
         raise ValueError(f"n is {n!r}, expected two rollouts or more")
     inner = optional(kernel, "fingerprint")
-    found = measured(kernel, () if reward is None else terms(reward).bent, n, seed, tuple(prompts))
+    found = measured(kernel, () if reward is None else terms(reward).bent, n, seed, tuple(prompts), correlated)
     of = rounded(found) if inner is None else f"of {hashlib.sha256(inner.encode()).hexdigest()[:10]}"
-    return Spread(found.state, found.seen, f"{pilot_of(n, seed, prompts)} {of}", found.nfe)
+    return replace(found, source=f"{pilot_of(n, seed, prompts, correlated)} {of}")
 
 
-def measured(kernel: Any, parts: Sequence[Reward], n: int, seed: int, prompts: tuple[Any, ...]) -> Spread:
+def measured(
+    kernel: Any, parts: Sequence[Reward], n: int, seed: int, prompts: tuple[Any, ...], correlated: bool = False
+) -> Spread:
     """A pilot's figures, `parts` the measurements that s_t is of."""
     spec, draw = describe(kernel, identify=False), torch.Generator("cpu").manual_seed(seed)
     totals = torch.zeros(1 + len(parts), spec.num_steps + 1, dtype=torch.float64, device="cpu")
+    misses: list[Tensor] = []
     counts, encoded = [0] * len(totals), (kernel.encode(prompts) or {}) if prompts else {}
 
     def noise(rows: int) -> Tensor:
@@ -84,13 +96,15 @@ def measured(kernel: Any, parts: Sequence[Reward], n: int, seed: int, prompts: t
             rows = torch.arange(first, min(first + CHUNK, n), device=spec.device)
             cond = _conditioning(encoded, rows % max(1, len(prompts)))
             ends, x = _rollouts(kernel, noise, len(rows), spec.num_steps, spec.device, cond)
+            if correlated:
+                misses.append(torch.stack([torch.zeros_like(x), *(x - end for end in ends)]).float().cpu())
             for i, see in enumerate((None, *parts)):
                 final = _seen(kernel, see, x)
                 counts[i] += final.numel()
                 for t, end in enumerate(ends, 1):
                     totals[i, t] += float((final - _seen(kernel, see, end)).square().sum())
     state, *seen = (tuple((total / count).sqrt().tolist()) for total, count in zip(totals, counts, strict=True))
-    return Spread(state, tuple(seen), "", n * spec.num_steps)
+    return Spread(state, tuple(seen), "", n * spec.num_steps, torch.cat(misses, 1) if correlated else None)
 
 
 def _rollouts(
@@ -127,12 +141,12 @@ def _seen(kernel: Any, part: Reward | None, states: Tensor) -> Tensor:
     return measurement_of(part).operator(shown(kernel, part, states)).double()
 
 
-def pilot_of(n: int, seed: int, prompts: Sequence[Any]) -> str:
+def pilot_of(n: int, seed: int, prompts: Sequence[Any], correlated: bool = False) -> str:
     """How a spread is measured."""
+    pilot = f"{'correlated ' if correlated else ''}pilot of {n}, seed {seed}"
     if not prompts:
-        return f"pilot of {n}, seed {seed}"
-    told = hashlib.sha256(b"".join(content(list(prompts)))).hexdigest()[:10]
-    return f"pilot of {n}, seed {seed}, prompts {told}"
+        return pilot
+    return f"{pilot}, prompts {hashlib.sha256(b''.join(content(list(prompts)))).hexdigest()[:10]}"
 
 
 def rounded(found: Spread) -> str:
@@ -155,5 +169,5 @@ def as_spread(given: Any, steps: int, seen: int) -> Spread:
         raise ValueError(
             f"spread tells of {len(found.seen)} non-linear measurements, the reward has {seen}: spread(kernel, reward)"
         )
-    exact = Spread(tuple(map(float, found.state)), found.seen, found.source, found.nfe)
+    exact = replace(found, state=tuple(map(float, found.state)))
     return exact if found.source else Spread(exact.state, exact.seen, str(exact.state), 0)

@@ -57,21 +57,25 @@ class Stacked:
         """y - A x̂_0 of endpoints (n, *state) along the eigenvectors of A Aᵀ, (n, M) float64."""
         return self._turned(torch.cat([flat(part.gap(endpoint)) for part in self.parts], 1))
 
+    def seen(self, x: Tensor) -> Tensor:
+        """A x of (n, *state) along the eigenvectors, (n, M)."""
+        return self._turned(self._forward(x))
+
     def pull(self, gap: Tensor, variance: Tensor) -> Tensor:
         """K gap of (n, M) for r² (n,): how far endpoints are pulled, (n, *state) float64."""
-        return self._back(gap * variance[:, None] / (variance[:, None] * self._axes.to(gap.device) + 1))
+        return self.back(gap * variance[:, None] / (variance[:, None] * self.axes.to(gap.device) + 1))
 
     def projection(self, gap: Tensor) -> Tensor:
         """Aᵀ (A Aᵀ)^{-1} gap, (n, *state) float64."""
-        axes = self._axes.to(gap.device)
-        return self._back(torch.where(axes > NOTHING * axes.max(), gap / axes, 0.0))
+        axes = self.axes.to(gap.device)
+        return self.back(torch.where(axes > NOTHING * axes.max(), gap / axes, 0.0))
 
     def value(self, gap: Tensor, variance: Tensor) -> Tensor:
         """v of gaps (n, M) for r² (n,), (n,) float64."""
-        total = variance[:, None] * self._axes.to(gap.device) + 1
-        return -0.5 * (gap**2 / total + total.log()).sum(1) - self._constant
+        total = variance[:, None] * self.axes.to(gap.device) + 1
+        return -0.5 * (gap**2 / total + total.log()).sum(1) - self.constant
 
-    def _back(self, seen: Tensor) -> Tensor:
+    def back(self, seen: Tensor) -> Tensor:
         """Aᵀ of (n, M) along the eigenvectors, (n, *state)."""
         return self._adjoint(seen if self._basis is None else seen @ self._basis.to(seen.device).T)
 
@@ -89,12 +93,13 @@ class Stacked:
         return seen if self._basis is None else seen @ self._basis.to(seen.device)
 
     @cached_property
-    def _constant(self) -> float:
+    def constant(self) -> float:
+        """Σ_i M_i log tolerance_i + M/2 log 2π, what every v is less by."""
         each = (n * math.log(part.tolerance) for n, part in zip(self._sizes, self.parts, strict=True))
         return sum(each) + 0.5 * sum(self._sizes) * math.log(2 * math.pi)
 
     @property
-    def _axes(self) -> Tensor:
+    def axes(self) -> Tensor:
         """Eigenvalues a of A Aᵀ, (M,)."""
         return self._taken_apart[0]
 

@@ -15,6 +15,7 @@ once, which no weight survives.
 r_t and s_t are measured on a pilot of the kernel's own rollouts (`spread`) unless they are given. Exact: as a proposal
 with its weights the target stays p(x_0) exp(r(x_0)), whatever A, r_t and s_t are, and log Z is log p(y). A heuristic:
 how far r_t, one number a level, and the Gaussian tell the law of x_0 given x_t; the effective sample size says it.
+Where neighbours miss together one number is too few: `correlated` takes a covariance in its place.
 
 Several observations are a sum of measurements, y + z: linear ones of states are one, and the pulls of others add. What
 else is in the sum steers nothing and is scored at the endpoint: v is then the sum with it. `rule="paper"` is the
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Measured, Shared, Spec, Wrapper, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.guidance.correlated import Correlated
 from treesearch.backends.guidance.prompts import PROMPTS, encoded, unpack
 from treesearch.backends.guidance.seen import Terms, ask, measurement_of, terms
 from treesearch.backends.guidance.spreads import N, Spread, as_spread, measured, pilot_of
@@ -59,6 +61,8 @@ class Steered(Wrapper):
         spread: `spread(kernel, reward)`, or r_t for t = 0..T where all measurements are linear; None measures it.
         pilot: rollouts that a spread is measured on, T evaluations each when it is first needed; no budget pays for
             them, `measured` and `diagnostics["measured"]` tell them.
+        correlated: have that pilot measure how misses go together, too, for linear measurements of states
+            (`backends.guidance.correlated`); a spread that is given says so itself.
         prompts: that the pilot's rollouts take in turn; kernels that run without any need none.
         rule: "calibrated" proposes with weights; "paper" projects, without.
 
@@ -72,6 +76,7 @@ class Steered(Wrapper):
     _: KW_ONLY
     spread: Spread | Sequence[float] | None = None
     pilot: int = N
+    correlated: bool = False
     prompts: Sequence[Any] = ()
     rule: Rule = "calibrated"
 
@@ -96,6 +101,8 @@ class Steered(Wrapper):
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.spread is not None:
             object.__setattr__(self, "spread", as_spread(self.spread, spec.num_steps, len(self._terms.bent)))
+            if self.correlated and self._own.misses is None:
+                raise ValueError("correlated with a spread that keeps no misses: give spread(kernel, correlated=True)")
 
     def _refuse_seen(self) -> None:
         """Look at every y once."""
@@ -136,7 +143,10 @@ class Steered(Wrapper):
         pull, value = torch.zeros_like(endpoint), torch.zeros_like(state)
         if self._stacked is not None:
             gap = self._stacked.gap(endpoint)
-            pull, value = self._stacked.pull(gap, state), self._stacked.value(gap, state)
+            if spread.misses is None:
+                pull, value = self._stacked.pull(gap, state), self._stacked.value(gap, state)
+            else:
+                value, pull = self._together(spread.misses)(gap, t)
         if self._terms.bent or self._terms.rest:
             more, gradient = ask(self.kernel, self._terms, endpoint, torch.stack(seen) if seen else state, prompts)
             pull, value = pull + expand(state, gradient) * gradient, value + more
@@ -211,9 +221,18 @@ class Steered(Wrapper):
         """The spread that was given, or that is measured now."""
         if isinstance(self.spread, Spread):
             return self.spread
-        return measured(self.kernel, self._terms.bent, self.pilot, 0, tuple(self.prompts))
+        return measured(self.kernel, self._terms.bent, self.pilot, 0, tuple(self.prompts), self.correlated)
+
+    def _together(self, misses: Tensor) -> Correlated:
+        """What correlated misses say of its linear measurements, kept for those of the last call."""
+        assert self._stacked is not None
+        held, known = self.__dict__.get("_held", (None, None))
+        if held is not misses or known is None:
+            known = Correlated(self._stacked, misses)
+            self.__dict__["_held"] = misses, known
+        return known
 
     def _settings(self) -> str:
-        pilot = pilot_of(self.pilot, 0, self.prompts)
+        pilot = pilot_of(self.pilot, 0, self.prompts, self.correlated)
         of = self.spread.source if isinstance(self.spread, Spread) else pilot
         return f"{self.reward.name!r} {self.reward.settings}, {self.rule}" + f", {of}" * (self.rule == "calibrated")

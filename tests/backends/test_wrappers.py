@@ -23,19 +23,24 @@ from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion, Valued
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
+from treesearch.backends.guidance.lacon import Aligned, LaCon
 from treesearch.backends.guidance.steered import Steered
 from treesearch.backends.guidance.universal import Universal
+from treesearch.backends.models.aligner import Aligner, Plan
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
 from treesearch.rewards.observation import masked, measurement
+from treesearch.rewards.outlines import edges
 from treesearch.testing import Counting
 
 F64 = torch.float64
 ROOT = Path(__file__).parents[2]
 MOMENTS = Moments(torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64)[:2].reshape(2, 3, 2), torch.ones(2, dtype=F64))
+ALIGNER = Aligner(Plan(condition="edges(2)", shape=(1, 2, 2), parts=("",), channels=(1,)))
+EDGES = measurement(edges(2), torch.zeros(1, 2, 2), tolerance=0.1)
 MASK = torch.tensor([[True, False], [False, False], [True, False]])
 
 
@@ -93,9 +98,15 @@ class Flow(Bed):
     eta = 0.0
 
 
+class Known(Bed):
+    """With a network whose parts have names."""
+
+    network = torch.nn.Identity()
+
+
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
-    return (Flow if kind is Heun else Bed)(*name)
+    return {Heun: Flow, Aligned: Known, LaCon: Known}.get(kind, Bed)(*name)
 
 
 def make(kind, kernel):
@@ -111,6 +122,8 @@ def make(kind, kernel):
         FlowChef: lambda k: FlowChef(k, REWARD),
         EluCD: lambda k: EluCD(k, REWARD),
         Universal: lambda k: Universal(k, REWARD, steps=1),
+        Aligned: lambda k: Aligned(k, ALIGNER),
+        LaCon: lambda k: LaCon(Aligned(k, ALIGNER), EDGES),
         Steered: lambda k: Steered(k, measurement(masked(MASK), torch.zeros(2), tolerance=0.1)),
         Cycle: lambda k: Cycle(k, low=2, high=4),
         Diffuser: lambda k: Diffuser(k, REWARD),

@@ -186,6 +186,7 @@ def test_names_load(capsys):
         "universal",
         "elucd",
         "steered",
+        "lacon",
         "cycle",
     }
     for name in set(specs.KERNELS) - told:  # those need to be told of what

@@ -38,6 +38,7 @@ ROOMS = {
     COSINES: set(),
     f"{REWARDS}.files": set(),
     f"{REWARDS}.observation": REWARD | {COSINES, f"{REWARDS}.files"},
+    f"{REWARDS}.outlines": set(),
     HEADED: set(),
     f"{REWARDS}.images": FACTORY | {HEADED},
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
@@ -52,7 +53,7 @@ ROOMS = {
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
     f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
     | REWARD
-    | {f"{REWARDS}.observation", HEADED},
+    | {f"{REWARDS}.observation", f"{REWARDS}.outlines", HEADED},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 import treesearch as ts
+from tests.support import kernels
 from tests.support.beds import BEDS
-from treesearch.report import best, media, outputs
+from treesearch.report import best, media, outputs, tables
 from treesearch.results.result import TaskResult
 
 EVIL = "a \x1b[2J cat\nwith \ud800 and 日本"
@@ -249,3 +250,14 @@ def test_pictures_keep_their_values():
     assert (np.asarray(media.image_of(whole)) == whole.transpose(1, 2, 0)).all()
     buffer = io.BytesIO()
     media.image_of(torch.full((3, 2, 2), float("nan"))).save(buffer, "PNG")
+
+
+def test_a_greedy_search_shows_no_ess():
+    """It has no weights towards π, as it has no log Z."""
+    cells = {}
+    for method in (ts.BestOfN(), ts.BeamSearch(beam_width=2, branching=2)):
+        found = ts.search(BEDS["gaussian"], kernels.total, method, budget=ts.Budget(nfe=40))
+        (row,) = tables.rows("it", tables.summary(found), found.cost)
+        cells[type(method).__name__] = [row[tables.COLUMNS.index(name)] for name in ("log Z", "ESS")]
+    assert cells["BeamSearch"] == [tables.DASH, tables.DASH]
+    assert float(cells["BestOfN"][1]) > 1

@@ -30,6 +30,7 @@ REACHING = frozenset(
         "restoration",
         "spd",
         "multitask",
+        "lacon",
         "image_reward",
         "clip_score",
         "pickscore",

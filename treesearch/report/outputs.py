@@ -26,7 +26,7 @@ from treesearch.runs.files import subfolder, write_json
 
 PICTURED = 32  # samples on a contact sheet
 SHOWN = 8  # contact sheets on a card
-CAPTION, CURVE = "the best sixteen, then sixteen draws of the read-out", "best reward against NFE"
+CAPTION, CURVE = "the best sixteen, then sixteen draws (of a greedy search: of its samples)", "best reward against NFE"
 
 
 def write_outputs(
@@ -119,7 +119,8 @@ def _sheet(samples: Samples, path: Path) -> Path | None:
     if np.isfinite(task.readout.log_weights.max()):
         rows = task.draw_rows(half).tolist()
         drawn = [Cell(samples.thumbnail(row), (_reward(task, row),)) for row in rows]
-        blocks.append(Block(f"{half} draws of the read-out", drawn))
+        what = "of its samples, chosen at random" if task.log_z is None else "draws of the read-out"
+        blocks.append(Block(f"{half} {what}", drawn))
     return draw_sheet(blocks, path, "" if task.prompt is None else f"{task.prompt}")
 
 

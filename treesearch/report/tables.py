@@ -82,7 +82,8 @@ def rows(name: str, tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[list
         spent = [f"{cost.nfe}", f"{cost.reward_calls}", f"{cost.seconds:.1f}"] if i == 0 else ["", "", ""]
         label = name if task["prompt"] is None else f"{name}: {task['prompt']}"
         numbers = [figure(task[k]) for k in ("best", "mean")]
-        out.append([label, *numbers, z + se, f"{task['ess']:.1f}", str(task["roots"]), *spent])
+        ess = DASH if task["log_z"] is None else f"{task['ess']:.1f}"  # a greedy search has no weights towards π
+        out.append([label, *numbers, z + se, ess, str(task["roots"]), *spent])
     return out
 
 
