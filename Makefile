@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence pages clean
+.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -113,6 +113,12 @@ train-restoration: $(STAMP)  ## train the shipped restoration model again, minut
 
 restoration-evidence: $(STAMP)  ## restoration by steps and order, and by search, minutes: make restoration-evidence DATA=path/to/mnist.npz
 	@$(PY) -m experiments.processes.restoration --data $(DATA) --out $(RESULTS)/processes/restoration.json
+
+observations: $(STAMP)  ## log p(y), posteriors and a scale chosen by ESS where the truth is known, then the page: half an hour; run again to go on
+	@$(PY) -m experiments.observations.evidence run --out $(RESULTS)/observations/evidence.jsonl
+	@$(PY) -m experiments.observations.posteriors run --out $(RESULTS)/observations/posteriors.jsonl
+	@$(PY) -m experiments.observations.elucd run --out $(RESULTS)/observations/elucd.jsonl
+	@$(PY) -m experiments.observations.beds_report --rows $(RESULTS)/observations --out $(RESULTS)/observations/beds.md
 
 pages: $(STAMP)  ## docs/figures.md, evidence.md and verified.md from the result files
 	@$(PY) -m experiments.shared.pages --out docs

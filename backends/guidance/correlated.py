@@ -30,7 +30,7 @@ from treesearch.rewards.values import flat
 class Level(NamedTuple):
     """S_t = EᵀE + c I, and A S_t Aᵀ + I = D^½ (I + GᵀG) D^½ along the eigenvectors of A Aᵀ."""
 
-    rows: Tensor  # E (n, D)
+    rows: Tensor  # E (n, D), n <= D
     rest: float  # c = ρ r_t²
     root: Tensor  # D^½ (M,)
     seen: Tensor  # G (n, M)
@@ -75,11 +75,13 @@ class Correlated:
 
     def _made(self, misses: Tensor) -> Level:
         rho, square = shrunk(flat(misses))
-        scaled = misses * ((1 - rho) / len(misses)) ** 0.5
+        rows = flat(misses) * ((1 - rho) / len(misses)) ** 0.5
+        if len(rows) > rows.shape[1]:  # D rows of the same EᵀE do
+            rows = torch.linalg.qr(rows, mode="r").R
         root = (rho * square * self._stacked.axes.to(misses.device) + 1).sqrt()
-        seen = self._stacked.seen(scaled) / root
-        eye = torch.eye(len(misses), dtype=torch.float64, device=misses.device)
-        return Level(flat(scaled), rho * square, root, seen, torch.linalg.cholesky(eye + seen @ seen.T))
+        seen = self._stacked.seen(rows.reshape(-1, *misses.shape[1:])) / root
+        eye = torch.eye(len(rows), dtype=torch.float64, device=misses.device)
+        return Level(rows, rho * square, root, seen, torch.linalg.cholesky(eye + seen @ seen.T))
 
 
 def shrunk(misses: Tensor) -> tuple[float, float]:

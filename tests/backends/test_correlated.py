@@ -49,15 +49,15 @@ def test_the_share_of_what_is_not_correlated():
     assert shrunk(torch.zeros(5, 6, dtype=F64)) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("name", ["mask", "matrix", "two"])
-def test_the_pull_and_the_value_are_those_of_dense_algebra(name):
+@pytest.mark.parametrize(("name", "n"), [("mask", 5), ("matrix", 5), ("two", 5), ("mask", 20), ("two", 20)])
+def test_the_pull_and_the_value_are_those_of_dense_algebra(name, n):
     rows = draws(3, 8, seed=2)
     of = {
         "mask": [Measurement(masked(MASK), draws(4, seed=3), 0.3)],
         "matrix": [Measurement(matrix(rows), draws(3, seed=4), 0.3)],
     }
     of["two"] = [*of["mask"], Measurement(matrix(rows), draws(3, seed=4), 0.7)]
-    stacked, misses = Stacked(of[name], (8,)), 0.7 * draws(3, 5, 8, seed=5) @ (torch.eye(8, dtype=F64) + 0.3)
+    stacked, misses = Stacked(of[name], (8,)), 0.7 * draws(3, n, 8, seed=5) @ (torch.eye(8, dtype=F64) + 0.3)
     endpoint, t = draws(4, 8, seed=6), torch.tensor([2, 1, 2, 2])
     value, pull = Correlated(stacked, misses)(stacked.gap(endpoint), t)
     a = torch.cat([part.operator(torch.eye(8, dtype=F64)).T for part in of[name]])
@@ -65,7 +65,7 @@ def test_the_pull_and_the_value_are_those_of_dense_algebra(name):
     noise = torch.cat([torch.full((part.observed.numel(),), part.tolerance**2, dtype=F64) for part in of[name]]).diag()
     for row, level in enumerate(t.tolist()):
         rho, square = shrunk(misses[level])
-        s = (1 - rho) * misses[level].T @ misses[level] / 5 + rho * square * torch.eye(8, dtype=F64)
+        s = (1 - rho) * misses[level].T @ misses[level] / n + rho * square * torch.eye(8, dtype=F64)
         law = torch.distributions.MultivariateNormal(a @ endpoint[row], a @ s @ a.T + noise)
         assert math.isclose(float(value[row]), float(law.log_prob(y)), rel_tol=1e-11)
         want = s @ a.T @ torch.linalg.solve(a @ s @ a.T + noise, y - a @ endpoint[row])

@@ -19,7 +19,7 @@ from treesearch.rewards import digit
 from treesearch.rewards.analytic import linear, quadratic, table
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
-from treesearch.rewards.images.classifier import load_classifier
+from treesearch.rewards.images.classifier import Tempered, load_classifier
 from treesearch.testing import check_kernel
 
 F64 = torch.float64
@@ -125,6 +125,13 @@ def test_the_gradient_stays_where_the_classifier_is_sure():
     (bare,) = torch.autograd.grad(digit(8, tau2=0.0).attached(x).sum(), x)
     (logit,) = torch.autograd.grad(load_classifier()(x)[:, 8].sum(), x)
     assert (bare - logit).abs().max() < 1e-6
+
+
+def test_equal_temperatures_are_the_log_softmax():
+    f = draws(4, 10, seed=2).requires_grad_()
+    (found,) = torch.autograd.grad(Tempered(8, 1.5, 1.5)(f).sum(), f)
+    (want,) = torch.autograd.grad((1.5 * f).log_softmax(1)[:, 8].sum(), f)
+    assert (found - want).abs().max() <= 1.5 * 4 * 2.0**-53  # probabilities, a few roundings each
 
 
 @pytest.mark.parametrize("make", [lambda: FlowChef(BED, PULL, steps=2), lambda: EluCD(BED, PULL, scale=0.5)])
