@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations pages clean
+.PHONY: help setup demo demo-restore demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ demo: $(STAMP)  ## search for heavy eights with five methods at equal NFE, into 
 	@$(PY) -m treesearch compare --store runs/demo --kernel "mnist(num_steps=10)" --nfe 5k \
 	    --reward "digit(8) + 200*brightness(target=0.2)" \
 	    --methods best_of_n tree_search tree_sampling fk "dts_star(widening_c=1, widening_alpha=0.5)"
+
+demo-restore: $(STAMP)  ## restore test digits by published rules and by search, with log p(y) and a picture, into runs/demo-restore
+	@$(PY) -m experiments.observations.demo_restore
 
 demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree of plans, an animation, into runs/demo-plan
 	@$(PY) -m experiments.planning.demo_plan
@@ -68,6 +71,10 @@ mnist-evidence: $(STAMP)  ## sampling and search on MNIST, then the report: make
 	@$(PY) -m experiments.mnist.evidence run --part search --out $(RESULTS)/mnist/mnist_search.jsonl --work runs/mnist_search
 	@$(PY) -m experiments.mnist.evidence report --rows $(RESULTS)/mnist/mnist_evidence.jsonl $(RESULTS)/mnist/mnist_search.jsonl \
 	    --out $(RESULTS)/mnist/mnist_evidence.md
+
+restore-evidence: $(STAMP)  ## posteriors of digits by published rules and by search, and whether they are calibrated: hours; run again to go on
+	@$(PY) -m experiments.observations.restore run --out $(RESULTS)/observations/restore.jsonl
+	@$(MAKE) --no-print-directory pages
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
 	@$(PY) -m experiments.bench.overhead --out $(RESULTS)/bench/bench.json
@@ -120,8 +127,9 @@ observations: $(STAMP)  ## log p(y), posteriors and a scale chosen by ESS where 
 	@$(PY) -m experiments.observations.elucd run --out $(RESULTS)/observations/elucd.jsonl
 	@$(PY) -m experiments.observations.beds_report --rows $(RESULTS)/observations --out $(RESULTS)/observations/beds.md
 
-pages: $(STAMP)  ## docs/figures.md, evidence.md and verified.md from the result files
+pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the page of restorations from the result files
 	@$(PY) -m experiments.shared.pages --out docs
+	@$(PY) -m experiments.observations.restore report --rows $(RESULTS)/observations/restore.jsonl --out $(RESULTS)/observations/restore.md
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist
