@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence pages clean
+.PHONY: help setup demo demo-restore demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence train-experts experts-evidence pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -126,6 +126,17 @@ observations: $(STAMP)  ## log p(y), posteriors and a scale chosen by ESS where 
 	@$(PY) -m experiments.observations.posteriors run --out $(RESULTS)/observations/posteriors.jsonl
 	@$(PY) -m experiments.observations.elucd run --out $(RESULTS)/observations/elucd.jsonl
 	@$(PY) -m experiments.observations.beds_report --rows $(RESULTS)/observations --out $(RESULTS)/observations/beds.md
+
+train-experts: $(STAMP)  ## teach the digit classifier and the JPEG size noise, from draws of the MNIST model: a quarter of an hour
+	@$(PY) -m experiments.observations.train_experts
+	@cp checkpoints/experts/ppap.safetensors backends/weights/ppap.safetensors
+	@cp checkpoints/experts/endpoint.safetensors backends/weights/ppap_endpoint.safetensors
+
+experts-evidence: $(STAMP)  ## experts beside endpoints, ESS and spread of log Z: after train-experts, make experts-evidence DATA=path/to/mnist.npz
+	@$(PY) -m experiments.observations.experts run --out $(RESULTS)/observations/experts.jsonl
+	@$(PY) -m experiments.observations.experts accuracy --data $(DATA) --out $(RESULTS)/observations/experts.json
+	@$(PY) -m experiments.observations.experts report --rows $(RESULTS)/observations/experts.jsonl \
+	    --accuracy $(RESULTS)/observations/experts.json --out $(RESULTS)/observations/experts.md
 
 pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the page of restorations from the result files
 	@$(PY) -m experiments.shared.pages --out docs

@@ -41,7 +41,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "steered": ("guidance:Steered", "steered(mnist(), measurement(pooled(4), 'observed.png', tolerance=0.2))"),
     "lacon": ("guidance.lacon:lacon", "lacon(mnist(), 'edges.safetensors', './seen.png', tolerance=0.2)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
-    "valued": ("guidance:Valued", "valued(mnist(), digit(8), ./mine.py:value)"),
+    "valued": ("guidance:Valued", "valued(mnist(), digit(8), 'ppap.safetensors')"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
     "trajectories": ("models.trajectory:trajectory_kernel", "trajectories('./model.safetensors')"),
     "diffuser": ("guidance:Diffuser", "diffuser(maze(), maze_plan('medium'))"),

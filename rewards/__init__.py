@@ -63,6 +63,8 @@ OPERATORS = {  # of measurements: where it lies, and an example
 OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "MAZES": "trajectories.maze",
     "Channels": "channels",
+    "Headed": "headed",
+    "LogProbability": "headed",
     "Maze": "trajectories.maze",
     "Operator": "observation",
     "PointMass": "trajectories.dynamics",

@@ -13,7 +13,7 @@ from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS, Valued, banded
-from treesearch.backends.guidance.experts import Card, Experts, ExpertValue
+from treesearch.backends.guidance.experts import Card, Experts, ExpertValue, Sight
 from treesearch.backends.guidance.transfer import Plan, linex, rollouts, transfer
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
 from treesearch.rewards.base import Reward
@@ -262,6 +262,14 @@ def test_levels_follow_the_noise_and_not_the_step():
     one, other = (Valued(bed(steps), REWARD, made) for steps in (10, 20))
     t = torch.tensor([2, 5, 10])
     assert torch.equal(one.transition(x, t).rewards, other.transition(x, 2 * t).rewards)
+
+
+def test_a_noisy_state_is_seen_in_the_size_of_a_variance_preserving_chain():
+    sight, x, angle = Sight(None, "state", False, 0.5, 0.5), normal(4, 3), torch.linspace(0, 1, 4)
+    alpha, sigma = angle.cos(), angle.sin()
+    flow = 1 / (alpha + sigma)  # the same noise at α + σ = 1
+    seen = sight.of_noisy(flow[:, None] * x, flow * alpha, flow * sigma)
+    torch.testing.assert_close(seen, 0.5 + 0.5 * x, rtol=8 * EPS32, atol=8 * EPS32)
 
 
 def test_experts_go_to_other_processes_and_are_told_apart(tmp_path):

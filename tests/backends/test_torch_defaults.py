@@ -17,6 +17,7 @@ KNOWN = {"start": [0.5, 1.5, 0.0, 0.0], "goal": [0.5, 0.5]}
 CASES = {
     "mnist": ("mnist(num_steps=2)", "digit(8)", None),
     "guided": ("tds(mnist(num_steps=2), digit(8))", "digit(8)", None),
+    "experts": ("valued(mnist(num_steps=2), digit(8), 'ppap.safetensors')", "digit(8)", None),
     "annealed": ("das(mnist(num_steps=2), digit(8))", "digit(8) - 0.5", None),
     "multistep": ("mnist(num_steps=3, solver='2m')", "brightness", None),
     "third": ("second_order(mnist(num_steps=4, eta=0.0), order=3)", "brightness", None),
