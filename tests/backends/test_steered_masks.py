@@ -104,7 +104,7 @@ def planner() -> TrajectoryKernel:
         channels=Channels(2, 1),
         normalisation=Normalisation((1.0, 0.0, 0.0), (2.0, 1.0, 1.0)),
         horizon=8,
-        schedule=Schedule.variance_preserving(torch.linspace(0.99, 0.01, 100), 6, prediction="sample"),
+        schedule=Schedule.variance_preserving(torch.linspace(0.99, 0.01, 100), 3, prediction="sample"),
     )
 
 
@@ -114,7 +114,7 @@ def test_a_way_point_beside_the_start_that_the_model_knows(planner):
     reward = measurement(masked(mask), torch.full((2,), 0.5), tolerance=0.2)
     kernel = Steered(planner, reward, pilot=8)
     prompts = [known([3.0, 1.0]), known([-3.0, 0.0], [2.0, 2.0])]
-    check_kernel(kernel, prompts=prompts, proposal=True, atol=1e-4)
+    check_kernel(kernel, prompts=prompts, proposal=True, rows=6, atol=1e-4)
     result = ts.search(kernel, reward, ts.BestOfN(n=8), prompts=prompts)
     for task, prompt in zip(result.tasks, prompts, strict=True):
         torch.testing.assert_close(task.samples[:, 0, :2], torch.tensor(prompt["start"]).expand(8, 2))
@@ -125,9 +125,9 @@ def test_entries_that_the_model_knows_are_not_moved(planner):
     mask = torch.zeros(8, 3, dtype=torch.bool)
     mask[0, :2] = True
     cond = planner.encode([known([3.0, 1.0])] * 4)
-    kernel = Steered(planner, measurement(masked(mask), torch.full((2,), 9.0), tolerance=0.1), spread=(0.5,) * 7)
+    kernel = Steered(planner, measurement(masked(mask), torch.full((2,), 9.0), tolerance=0.1), spread=(0.5,) * 4)
     x = kernel.prior(torch.randn(4, 8, 3), cond)
-    for t in (6, 1):
+    for t in (3, 1):
         law = kernel.transition(x, torch.full((4,), t), cond)
         assert not law.log_weight(law.sample(torch.randn(4, 8, 3))).any()
 

@@ -15,10 +15,11 @@ from treesearch import rewards
 from treesearch.backends.guidance import Steered
 from treesearch.cli.main import main
 from treesearch.errors import UsageError
+from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.rewards import masked, pooled
 
-MNIST = "mnist(num_steps=3)"
+MNIST = "mnist(num_steps=2)"
 SEEN = "measurement(pooled(7), 'observed.png', tolerance=0.2)"
 
 
@@ -50,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_kernel_is_steered_by_every_operator(reward):
     kernel = specs.kernel(f"steered({MNIST}, {reward}, pilot=2)")
     x = kernel.prior(torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
-    law = kernel.transition(x, torch.tensor([3, 2]))
+    law = kernel.transition(x, torch.tensor([2, 1]))
     assert torch.isfinite(law.rewards).all()
     assert not torch.equal(law.mean, law.base_mean)
 
@@ -65,7 +66,7 @@ def test_a_matrix_is_a_reward_of_vectors():
                                    "flowchef({0}, {1}, scale=0.01)", "elucd({0}, {1}, scale=0.1)"])  # fmt: skip
 def test_guides_by_what_is_seen_run_for_their_own_reward(capsys, guide):
     kernel = guide.format(MNIST, SEEN)
-    words = ["run", "best-of-n", "--kernel", kernel, "--reward", "kernel", "--nfe", "12", "--store", "run", "--json"]
+    words = ["run", "best-of-n", "--kernel", kernel, "--reward", "kernel", "--nfe", "6", "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["tasks"][0]["log_z"] < 0
@@ -73,17 +74,20 @@ def test_guides_by_what_is_seen_run_for_their_own_reward(capsys, guide):
     assert same[0].scores == same[1]  # written once more it is the same reward
 
 
-def test_what_was_seen_decides_a_run(capsys, folder):
+def test_what_was_seen_decides_a_run(capsys, folder, monkeypatch):
     words = ["--kernel", f"steered({MNIST}, {SEEN}, pilot=4)", "--reward", "kernel"]
-    assert main(["run", "fk", *words, "--nfe", "12", "--store", "run"]) == 0
-    assert main(["resume", "run", "--nfe", "24"]) == 0
+    assert main(["run", "best-of-n", *words, "--nfe", "8", "--store", "run"]) == 0
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    assert main(["resume", "../run", "--nfe", "16"]) == 0
+    monkeypatch.chdir(folder)
     said = json.loads((folder / "run" / "run.json").read_text())
-    assert said["measured"] == {"nfe": 12}
+    assert said["measured"] == {"nfe": 8}
     pixels = np.asarray(Image.open("observed.png")).copy()
     pixels[0, 0] ^= 1
     Image.fromarray(pixels).save("observed.png")
     capsys.readouterr()
-    assert main(["resume", "run", "--nfe", "36"]) == 1
+    assert main(["resume", "run", "--nfe", "24"]) == 1
     assert "differs" in capsys.readouterr().err
 
 
@@ -109,10 +113,20 @@ def test_words_that_steer_nothing_are_refused(spec, message):
 
 def test_the_names_are_those_of_python():
     y = rewards.measurement(pooled(4), torch.zeros(1, 7, 7), tolerance=0.2)
-    kernel = Steered(specs.kernel(MNIST), y, pilot=2)
-    found = ts.search(kernel, y, ts.TreeSampling(), budget=ts.Budget(nfe=60))
+    kernel = Steered(specs.kernel("mnist(num_steps=3)"), y, pilot=2)
+    found = ts.search(kernel, y, ts.TreeSampling(), budget=ts.Budget(nfe=40))
     assert torch.isfinite(torch.as_tensor(found.log_z))
     assert rewards.masked is masked
+
+
+def test_data_files_have_absolute_paths_and_other_words_stay(folder):
+    here = str(folder / "mask.png")
+    assert expressions.absolute("masked('mask.png')") == f"masked({here!r})"
+    for spec in ("masked('gone.png')", "f('observed')", "f('a.b', \"it's\")", "f('\\x.png')"):
+        assert expressions.absolute(spec) == spec
+    quoted = expressions.absolute('f("./my files/r.py":score, "a.npy")')
+    assert str(folder / "a.npy") in quoted
+    assert quoted.count("r.py") == 1
 
 
 def test_operators_are_listed(capsys):

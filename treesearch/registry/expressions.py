@@ -25,7 +25,7 @@ from typing import Any
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.registry import plugins
 from treesearch.registry.blame import where
-from treesearch.registry.references import OPERATIONS, is_mark, marked, written
+from treesearch.registry.references import OPERATIONS, is_mark, marked, placed, written
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.redact import redacted
 from treesearch.text import brief
@@ -69,7 +69,7 @@ def names_in(spec: str) -> list[str]:
 
 def absolute(spec: str) -> str:
     """The expression with absolute paths, so that it means the same from another folder."""
-    return written(*marked(spec))
+    return written(*marked(placed(spec)))
 
 
 def public(spec: str) -> str:

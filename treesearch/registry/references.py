@@ -8,11 +8,14 @@ An expression is Python but for them, so each is replaced by a name before the e
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 OPERATIONS = ("min", "clip", "gate")  # of rewards; behind a plug-in they are not part of its attribute
+DATA = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy", ".npz", ".safetensors", ".pt", ".pth")
+"""Endings of files that a string of an expression may name."""
 _NAME = r"[A-Za-z_]\w*"
 _STRING = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _PATH = r"(?:[A-Za-z]:[\\/])?[^\s()\"',+*=\[\]{}:-][^\s()\"',+*=\[\]{}:]*\.py"
@@ -47,6 +50,19 @@ def _new(found: dict[str, str], place: str, attribute: str) -> str:
     where = str(Path(place).expanduser().resolve()) if place.endswith(".py") else place
     found[name] = f"{where}:{attribute}"
     return name
+
+
+def placed(spec: str) -> str:
+    """The expression with absolute paths for the data files that its strings name, where these exist."""
+    return re.sub(_STRING, _placed, spec)
+
+
+def _placed(token: re.Match[str]) -> str:
+    try:
+        file = Path(ast.literal_eval(token[0]))
+    except (SyntaxError, ValueError):  # it is no string after all: whoever evaluates it says so
+        return token[0]
+    return repr(str(file.resolve())) if file.suffix.lower() in DATA and os.path.isfile(file) else token[0]
 
 
 def is_mark(name: str) -> bool:
