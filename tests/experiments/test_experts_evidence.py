@@ -25,8 +25,8 @@ def test_shipped_experts_read_noisy_digits_better_than_the_classifier_itself():
     files = {"x_t": "ppap.safetensors", "x̂_0": "ppap_endpoint.safetensors"}
     families = {name: Valued(kernel, reward, file).value for name, file in files.items()}
     with shipped_file("blur.safetensors") as path:
-        x0 = 2 * load_model(path).clean.repeat(4, 1, 1, 1) - 1
-    found = experts.accuracies(kernel, families, x0, torch.tensor(SHOWN * 4), 0)
+        x0 = 2 * load_model(path).clean.repeat(2, 1, 1, 1) - 1
+    found = experts.accuracies(kernel, families, x0, torch.tensor(SHOWN * 2), 0)
     naive, taught, of_end = found["as it is, of x_t"], found["x_t"], found["x̂_0"]
     assert sum(taught[3:]) > sum(naive[3:]) + 0.15
     assert sum(of_end[3:]) > sum(naive[3:]) + 0.15
