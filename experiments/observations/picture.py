@@ -15,6 +15,10 @@ from experiments.observations.samplers import Sampler
 UNSEEN = (0.80, 0.88, 0.97)  # of pixels that an observation says nothing of
 PUBLISHED, SEARCHED = 2, 4  # draws that are shown
 GAP = 2  # pixels between tiles
+CAPTION = (
+    "Published rules pull and do not weigh: their draws are a law of their own. Searches weigh theirs for p(x | y) and "
+    "know log p(y). PSNR, in dB, is of the mean of all draws; red is the standard deviation of a pixel."
+)
 
 
 def tile(image: Tensor, low: float = 0.0) -> NDArray[np.float64]:
@@ -56,9 +60,9 @@ def draw(
     counts = [1, 1] + [SEARCHED + 2 if each.exact else PUBLISHED for each in samplers.values()]
     figure, axes = plt.subplots(
         len(rows), len(counts), figsize=(0.56 * sum(counts) + 0.4, 1.02 * len(rows) + 0.75), squeeze=False,
-        gridspec_kw={"width_ratios": counts, "wspace": 0.06, "hspace": 0.5},
+        gridspec_kw={"width_ratios": counts, "wspace": 0.06, "hspace": 0.42},
     )  # fmt: skip
-    figure.subplots_adjust(0.01, 0.04, 0.99, 1 - 0.72 / (1.02 * len(rows) + 0.75))
+    figure.subplots_adjust(0.01, 0.085, 0.99, 1 - 0.62 / (1.02 * len(rows) + 0.75))
     for line, (title, truth, seen, found) in zip(axes, rows, strict=True):
         strips = [tile(truth, -1), tile(seen, -1)]
         notes = ["", ""]
@@ -76,7 +80,8 @@ def draw(
         line[0].text(0, -2.5, title, fontsize=8.5, fontweight="bold")
     heads = ["truth", "observed", *(_head(each) for each in samplers.values())]
     for ax, head in zip(axes[0], heads, strict=True):
-        ax.annotate(head, (0.5, 1.36), xycoords="axes fraction", ha="center", va="bottom", fontsize=8)
+        ax.annotate(head, (0.5, 1.32), xycoords="axes fraction", ha="center", va="bottom", fontsize=8)
+    figure.text(0.5, 0.012, CAPTION, ha="center", fontsize=7.5, color="0.35")
     figure.savefig(path, dpi=130)
     plt.close(figure)
     with Image.open(path) as image:
@@ -98,5 +103,6 @@ def _head(sampler: Sampler) -> str:
 
 def _note(row: Mapping[str, Any]) -> str:
     if "ess" not in row:
-        return f"{row['psnr']:.1f} dB"
-    return f"{row['psnr']:.1f} dB, log p(y) = {row['log_evidence']:.0f}, ESS {row['ess']:.0f}"
+        return f"PSNR {row['psnr']:.1f}"
+    roots = f"{row['roots']} root{'s' * (row['roots'] > 1)}"
+    return f"PSNR {row['psnr']:.1f}, log p(y) = {row['log_evidence']:.0f}, ESS {row['ess']:.0f} of {roots}"
