@@ -398,6 +398,7 @@ Y, STILL = torch.zeros(2), gaussian(torch.zeros(6, dtype=F64), torch.eye(6, dtyp
         (lambda: Steered(KERNEL, linear()), TypeError, "than a measurement, or a sum with one"),
         (lambda: Steered(KERNEL, 2 * seen(0.1)[0]), TypeError, "than a measurement"),  # no likelihood
         (lambda: Steered(KERNEL, seen(0.1)[0].fn), TypeError, "than a measurement"),
+        (lambda: Steered(KERNEL, seen(0.1)[0].min(seen(0.3)[0])), TypeError, "than a measurement"),  # no sum
         (lambda: Steered(KERNEL, measurement(bowl, Y, tolerance=1), rule="paper"), TypeError, "published projection"),
         (lambda: Steered(KERNEL, measurement(bowl, Y[:1], tolerance=1)), ValueError, r"expected \(2,\)"),
         (lambda: Steered(KERNEL, measurement(bowl, Y, tolerance=1), spread=(0.1,) * 21), ValueError, "tells of 0 non-"),

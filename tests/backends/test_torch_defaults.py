@@ -33,7 +33,7 @@ CASES = {
     "constant": ("trust_region(gaussian, quadratic(1.0, 0.5))", "constant(2.0)", None),
     "mixture": ("ring", "quadratic(1.0, 0.5)", None),
     "discrete": ("discrete", "linear(1.0)", None),
-    "masked": ("masked", "linear(1.0)", None),
+    "masked": ("masked_chain", "linear(1.0)", None),
 }
 PIPELINES = {"sd": {}, "lcm": {}, "flux": {"height": 16, "width": 16}}
 
