@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from experiments.observations import lacon, train_aligner
+from experiments.shared.cells import Cells
 from treesearch.backends.models.aligner import Aligner
 
 
@@ -35,6 +38,11 @@ def test_the_page_says_what_the_rows_hold():
     assert "| unguided | 4 | 20 (-4.84 to 44.8) | 1 (1 to 1) | 0.5 (0.5 to 0.5) | - | - | - | - | 3 |" in page
     with pytest.raises(ValueError, match="run the experiment first"):
         lacon.report([])
+
+
+def test_the_committed_page_is_that_of_the_committed_rows():
+    folder = Path(lacon.__file__).parents[1] / "results" / "observations"
+    assert lacon.report(Cells(folder / "lacon.jsonl", lacon.KEY).rows) == (folder / "lacon.md").read_text("utf-8")
 
 
 def test_a_cell_of_an_arm_is_paid_for_by_its_work():
