@@ -145,7 +145,7 @@ def posteriors_part(rows: Sequence[Row]) -> str:
         ),
     ]
     gaps = [[f"{one} - {other}", paired(rows, one, other, "exact").signed] for one, other in pairs]
-    gaps += [[f"{arm} - floor", paired(rows, arm, "floor").signed] for arm in posteriors.SEARCHED]
+    gaps += [[f"{a} - {b}", paired(rows, a, b).signed] for a in posteriors.SEARCHED for b in posteriors.FLOORS]
     table = markdown_table(lines, ("arm", "W2 of the draws", "W2 of the law", "seed missed, mean square", "seeds"))
     return (
         f"## The background given a seed\n\nThe Gaussian process; {posteriors.DRAWS:,} draws an arm and seed, "
@@ -153,16 +153,6 @@ def posteriors_part(rows: Sequence[Row]) -> str:
         f"over seeds with Student's 95 % interval.\n\n{table}\n\nPaired by seed, of the law where it is known and of "
         f"the draws for the searches:\n\n{markdown_table(gaps, ('difference', 'W2'))}"
     )
-
-
-def chosen(rows: Sequence[Row]) -> tuple[float, dict[float, float]]:
-    """The scale of the largest geometric mean of ESS/n, and that mean by scale."""
-    found: dict[float, float] = {}
-    for scale in elucd.SCALES:
-        ess = [row["ess"] for row in rows if row["kind"] == "choose" and row["scale"] == scale]
-        if ess:
-            found[scale] = float(np.exp(np.mean(np.log(np.array(ess) / elucd.SAMPLES))))
-    return max(found, key=lambda s: found[s]), found
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> Mean:
@@ -176,7 +166,7 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> Mean:
 
 def elucd_part(rows: Sequence[Row]) -> str:
     """The table of scales."""
-    best, share = chosen(rows)
+    best, share = elucd.chosen(rows)
     judged = {s: [r["log_z"] for r in rows if r["kind"] == "judge" and r["scale"] == s] for s in elucd.SCALES}
     lines = []
     for scale in (s for s in elucd.SCALES if len(judged[s]) > 1):

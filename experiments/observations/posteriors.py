@@ -2,7 +2,8 @@
 
 The bed is the Gaussian process: eight pixels in its middle are the seed, the background is the rest. W2 is between
 Gaussians, √(|m - m'|² + tr(C + C' - 2 (C C')^1/2)), of the background's moments over 1,000 draws to the true ones given
-the seed exactly, under the chain's own law. Floor: as many draws of the true law itself.
+the seed exactly, under the chain's own law. Floors: as many draws of the true law itself, and of the posterior with
+the tolerance that searches have.
 
     COW          from the inverted seed on grey, `Cycle` around `Clamp`: the seed held on its inverted path, or noised
                  afresh at each level; unlike the published runs it is held to the end, with η = 1 throughout
@@ -65,21 +66,23 @@ class Truth:
     Args:
         seen: the seed, with some tolerance.
         mean, cov: of the background (B,), (B, B), given the seed exactly.
+        loose: the same given the seed up to the tolerance.
     """
 
     seen: Seen
     mean: Tensor
     cov: Tensor
+    loose: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, of: Bed, seed: int) -> Truth:
         """The seed of a draw of the chain's law."""
         seen = of.seen(TOLERANCE, seed)
-        y = seen.x0[KNOWN]
-        exact = of.kernel.given(of.rows, y, 0.0)
+        y, back = seen.x0[KNOWN], ~KNOWN
+        exact, loose = (of.kernel.given(of.rows, y, v) for v in (0.0, TOLERANCE))
         reward = measurement(masked(KNOWN), y, tolerance=TOLERANCE)
-        back = ~KNOWN
-        return cls(Seen(reward, seen.x0, seen.posterior), exact.mean[back], exact.cov[back][:, back])
+        known = ((given.mean[back], given.cov[back][:, back]) for given in (exact, loose))
+        return cls(Seen(reward, seen.x0, loose), *next(known), next(known))
 
     def apart(self, mean: Tensor, cov: Tensor) -> float:
         """W2 of the background of N(mean, cov) over all pixels."""
@@ -164,11 +167,16 @@ AFFINE: dict[str, Callable[[Truth], Any]] = {
     "FlowChef, s = .1": flowchef(0.1),
     "FlowChef, s = .5": flowchef(0.5),
 }
-SEARCHED = {
-    "Steered, FK": ts.FeynmanKac(schedule=EVERY, num_particles=PARTICLES),
-    "Steered, TreeSampling": ts.TreeSampling(),
+SEARCHED: dict[str, tuple[ts.methods.base.Method, int]] = {  # and how many rollouts
+    "Steered, FK": (ts.FeynmanKac(schedule=EVERY, num_particles=PARTICLES), PARTICLES),
+    "Steered, TreeSampling": (ts.TreeSampling(), PARTICLES),
+    "Steered, FK, four times the particles": (
+        ts.FeynmanKac(schedule=EVERY, num_particles=4 * PARTICLES),
+        4 * PARTICLES,
+    ),
 }
-ARMS = (*AFFINE, *SEARCHED, "floor")
+FLOORS = ("floor", "floor, with tolerance")
+ARMS = (*AFFINE, *SEARCHED, *FLOORS)
 
 
 def chance(arm: str, seed: int) -> torch.Generator:
@@ -188,13 +196,12 @@ def draws(kernel: Any, n: int, draw: torch.Generator) -> Tensor:
     return x.flatten(1)
 
 
-def searched(arm: str, truth: Truth, seed: int, particles: int = PARTICLES) -> tuple[Tensor, Row]:
+def searched(arm: str, truth: Truth, seed: int) -> tuple[Tensor, Row]:
     """Draws of a weighted population, and what it was like."""
-    how = {"budget": ts.Budget(nfe=particles * STEPS), "batch_size": 8192, "progress": False}
+    method, rollouts = SEARCHED[arm]
+    budget = ts.Budget(nfe=rollouts * STEPS)
+    how = {"budget": budget, "batch_size": 8192, "keep_states": "frontier", "progress": False}
     kernel: Any = steered(bed("process", "mask"), truth.seen)
-    method = SEARCHED[arm]
-    if isinstance(method, ts.FeynmanKac):
-        method = ts.FeynmanKac(schedule=EVERY, num_particles=particles)
     result = ts.search(kernel, truth.seen.reward, method, seed=seed, **how)
     weights = torch.softmax(torch.as_tensor(result.log_weights, dtype=F64), 0)
     picked = torch.multinomial(weights, DRAWS, replacement=True, generator=chance(arm, seed))
@@ -233,9 +240,9 @@ def cell(job: Job) -> Row:
     """Distances of an arm's draws."""
     began, truth = time.process_time(), Truth.of(bed("process", "mask"), job.seed)
     draw, more = chance(job.arm, job.seed), {}
-    if job.arm == "floor":
-        mean, root = truth.mean, torch.linalg.cholesky(truth.cov)
-        x = truth.seen.x0.repeat(DRAWS, 1)
+    if job.arm in FLOORS:
+        mean, cov = truth.loose if "tolerance" in job.arm else (truth.mean, truth.cov)
+        root, x = torch.linalg.cholesky(cov), truth.seen.x0.repeat(DRAWS, 1)
         x[:, ~KNOWN] = mean + torch.randn(DRAWS, len(mean), dtype=F64, generator=draw) @ root.T
     elif job.arm in SEARCHED:
         x, more = searched(job.arm, truth, job.seed)

@@ -87,19 +87,19 @@ def test_what_was_asked_and_missed_says_so():
 def test_the_scale_is_chosen_by_ess_alone():
     made = [
         {"kind": "choose", "scale": s, "seed": n, "ess": e, "log_z": 0.0}
-        for s, e in ((0.0, 8.0), (0.5, 32.0), (1.0, 16.0))
+        for s, e in ((0.0, 8.0), (0.03, 32.0), (1.0, 16.0))
         for n in (100, 101)
     ]
     draw = np.random.default_rng(0)
     made += [
         {"kind": "judge", "scale": s, "seed": n, "ess": 1.0, "log_z": float(sd * draw.normal())}
-        for s, sd in ((0.0, 1.0), (0.5, 0.1), (1.0, 1.0))
+        for s, sd in ((0.0, 1.0), (0.03, 0.1), (1.0, 1.0))
         for n in range(10)
     ]
-    assert beds_report.chosen(made)[0] == 0.5
+    assert elucd.chosen(made)[0] == 0.03
     page = beds_report.elucd_part(made)
     line = next(text for text in page.splitlines() if "chosen" in text and text.startswith("|"))
-    assert line.startswith("| 0.5 | chosen | 0.500 |")
+    assert line.startswith("| 0.03 | chosen | 0.500 |")
     assert set(elucd.SCALES) >= {0.0, elucd.DEFAULT}
 
 
