@@ -26,6 +26,7 @@ MOST = 0.1  # of |bias| that is asked
 SHARE = (0.9, 0.99)  # of intervals that hold log Z
 FEWEST = 3  # values of an interval
 RESAMPLES = 4_000
+DIVERGED = 1_000.0  # nats: guides that overshoot run away
 
 
 class Mean(NamedTuple):
@@ -44,12 +45,14 @@ class Mean(NamedTuple):
         return cls(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+        bounds = f" ({self.low:.3f} to {self.high:.3f})" if np.isfinite(self.low) else ""
+        return f"{self.mean:.3f}{bounds}"
 
     @property
     def signed(self) -> str:
         """With its sign."""
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        bounds = f" ({self.low:+.3f} to {self.high:+.3f})" if np.isfinite(self.low) else ""
+        return f"{self.mean:+.3f}{bounds}"
 
 
 def errors(rows: Sequence[Row]) -> list[float]:
@@ -62,16 +65,19 @@ def line(rows: Sequence[Row], asked: bool) -> list[str]:
     found = np.array(errors(rows))
     bias = Mean.of(float(np.mean(errors([row]))) for row in rows)
     told = bias.signed if np.isfinite(bias.mean) else f"-∞ ({int(np.isinf(found).sum())} searches without a sample)"
+    if np.isfinite(bias.mean) and abs(bias.mean) > DIVERGED:
+        told = f"diverges: median {float(np.median(found)):+.3g}"
     if asked and not abs(bias.mean) < MOST:
         told = f"**{told}, missed**"
-    spread = f"{found.std(ddof=1):.2f}" if np.isfinite(found).all() and len(found) > 1 else DASH
+    plain = np.isfinite(found).all() and len(found) > 1 and abs(bias.mean) < DIVERGED
+    spread = f"{found.std(ddof=1):.2f}" if plain else DASH
     held = [inside for row in rows for inside, _ in outcomes(row)]
     ok = [inside for row in rows for inside, good in outcomes(row) if good]
     cover = DASH
     if held:
         low, high = wilson(sum(held), len(held))
         cover = f"{sum(held) / len(held):.3f} ({low:.3f} to {high:.3f}) of {len(held)}"
-        if asked and not SHARE[0] <= sum(held) / len(held) <= SHARE[1]:
+        if asked and (high < SHARE[0] or low > SHARE[1]):
             cover = f"**{cover}, missed**"
     return [told, spread, cover, f"{sum(ok)} of {len(ok)}", str(len(found))]
 
@@ -105,9 +111,9 @@ def evidence_part(rows: Sequence[Row]) -> str:
         f"## log p(y) where it is known\n\n{evidence.NFE:,} NFE a search. Bias: mean over observations of the mean of "
         f"log Ẑ - log p(y), with Student's interval over observations; |bias| < {MOST:g} and {SHARE[0]:.0%} to "
         f"{SHARE[1]:.0%} of the intervals are asked of `Steered`. Intervals: those that the searches report, with "
-        "Wilson's interval; relied on: those whose standing is ok, which the certificate seldom grants here, since it "
-        "asks rewards of single samples to follow the values, and those of a narrow likelihood scatter by √(M/2) nats "
-        f"about any value.\n\n{first}\n\n### By operator\n\n{second}"
+        "Wilson's interval, missed where that lies outside. Relied on: those whose standing is ok, which the "
+        "certificate seldom grants here, since it asks rewards of single samples to follow the values, and those of a "
+        f"narrow likelihood scatter by √(M/2) nats about any value.\n\n{first}\n\n### By operator\n\n{second}"
     )
 
 
@@ -145,7 +151,12 @@ def posteriors_part(rows: Sequence[Row]) -> str:
         ),
     ]
     gaps = [[f"{one} - {other}", paired(rows, one, other, "exact").signed] for one, other in pairs]
-    gaps += [[f"{a} - {b}", paired(rows, a, b).signed] for a in posteriors.SEARCHED for b in posteriors.FLOORS]
+    gaps += [
+        [f"{a} - {b}", paired(rows, a, b).signed]
+        for a in posteriors.SEARCHED
+        if of_arm(rows, a)
+        for b in posteriors.FLOORS
+    ]
     table = markdown_table(lines, ("arm", "W2 of the draws", "W2 of the law", "seed missed, mean square", "seeds"))
     return (
         f"## The background given a seed\n\nThe Gaussian process; {posteriors.DRAWS:,} draws an arm and seed, "

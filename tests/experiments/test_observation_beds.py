@@ -10,6 +10,7 @@ import torch
 from experiments.observations import beds_report, elucd, evidence, posteriors
 from experiments.observations.beds import BEDS, KNOWN, bed
 from experiments.observations.posteriors import w2
+from treesearch.backends.guidance import FlowChef
 from treesearch.rewards.observation import check_adjoint
 from treesearch.testing import check_kernel
 
@@ -80,6 +81,9 @@ def test_what_was_asked_and_missed_says_so():
     found = beds_report.line(3 * rows([0.2, 0.2], [0.1, -1.0], [0.3, 1.0]), asked=True)
     assert found[0] == "**+0.200 (+0.200 to +0.200), missed**"
     assert found[2].startswith("**0.500")
+    every = beds_report.line(3 * rows([0.0, 0.0], [-1.0, -1.0], [1.0, 1.0]), asked=True)
+    assert every[2] == "1.000 (0.610 to 1.000) of 6"  # six intervals do not say that it is more than .99
+    assert beds_report.line(3 * rows([-1e6], [None], [None]), asked=False)[0] == "diverges: median -1e+06"
     assert found[3] == "3 of 6"
     assert beds_report.line(rows([None, 0.1], [None, 0.0], [None, 0.2]), asked=False)[0].startswith("-∞ (1 searches")
 
@@ -110,3 +114,14 @@ def test_the_committed_page_is_what_the_rows_make():
 def test_no_rows_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="run the experiments first"):
         beds_report.page(tmp_path)
+
+
+def test_flowchef_with_noise_is_a_proposal_that_holds_log_z(monkeypatch):
+    """A cautious one: its moves do not shrink with the noise of a step, and a tenth of the gap is too far."""
+    arm = (lambda of, seen, tolerance: FlowChef(of.kernel, seen.reward, scale=0.02 * tolerance**2), evidence.FK)
+    monkeypatch.setitem(evidence.ARMS, "cautious", arm)
+    row = evidence.cell(evidence.Job("linear", "matrix", 1.0, 0, "cautious"), 5, nfe=10_000)
+    assert row["backward_nfe"] == 0
+    held = [low <= row["truth"] <= high for low, high in zip(row["low"], row["high"], strict=True)]
+    assert sum(held) >= 4
+    assert max(abs(z - row["truth"]) for z in row["log_z"]) < 1
