@@ -18,7 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Shared, describe, optional
+from treesearch.backends.base import Shared, Spec, describe, optional
 from treesearch.backends.guidance.seen import measurement_of, shown, terms
 from treesearch.rewards.base import Reward
 from treesearch.rewards.numeric import is_number, is_whole
@@ -26,6 +26,7 @@ from treesearch.rewards.values import content
 
 CHUNK = 16  # rollouts at once: always the same, so that a spread is the same whatever the size of a batch
 N = 64
+KEPT = 2**26  # numbers: 256 MB
 
 
 @final
@@ -55,7 +56,7 @@ def spread(
     n: int = N,
     seed: int = 0,
     prompts: Sequence[Any] = (),
-    correlated: bool = False,
+    correlated: bool | None = None,
 ) -> Spread:
     """r_t of x_0 about x̂_0(x_t), and s_t of what a reward's non-linear measurements see; n · T evaluations.
 
@@ -65,17 +66,24 @@ def spread(
         n: rollouts.
         seed: of their noise.
         prompts: that rollouts take in turn, for kernels that need any.
-        correlated: keep what each rollout's endpoints missed, so that linear measurements see how misses go together.
+        correlated: keep what each rollout's endpoints missed, so that linear measurements see how misses go together;
+            None does where they take no more than 256 MB.
 
     Raises:
         ValueError: n is no whole number of two or more, or the kernel cannot be run without prompts.
     """
     if not is_whole(n, 2):
         raise ValueError(f"n is {n!r}, expected two rollouts or more")
-    inner = optional(kernel, "fingerprint")
+    inner, correlated = optional(kernel, "fingerprint"), kept(correlated, n, describe(kernel, identify=False))
     found = measured(kernel, () if reward is None else terms(reward).bent, n, seed, tuple(prompts), correlated)
     of = rounded(found) if inner is None else f"of {hashlib.sha256(inner.encode()).hexdigest()[:10]}"
     return replace(found, source=f"{pilot_of(n, seed, prompts, correlated)} {of}")
+
+
+def kept(asked: bool | None, n: int, spec: Spec) -> bool:
+    """Whether a pilot of n rollouts keeps what its endpoints missed: as asked, or where that is little."""
+    little = n * (spec.num_steps + 1) * math.prod(spec.state_shape) <= KEPT
+    return little if asked is None else asked
 
 
 def measured(

@@ -1,21 +1,21 @@
 """Steering by observations y = A x_0 + noise: endpoints are pulled towards y, and noisy states are scored by y.
 
-    x̂_0' = x̂_0 + K_t (y - A x̂_0),   K_t = r_t² Aᵀ (r_t² A Aᵀ + tolerance² I)^{-1}                           A linear
+    x̂_0' = x̂_0 + K_t (y - A x̂_0),   K_t = S_t Aᵀ (A S_t Aᵀ + tolerance² I)^{-1}                             A linear
     x̂_0' = x̂_0 + r_t² ∇_{x̂_0} v                                                                             any other A
     q(x_s | x_t) = N(α_s x̂_0' + √(σ_s² - s̃²) (x_t - α_t x̂_0')/σ_t, s̃²),   log p/q in the weights
-    v(x_t, t) = log N(y; A x̂_0, r_t² A Aᵀ + tolerance² I),   or log N(y; A(x̂_0), (s_t² + tolerance²) I)
+    v(x_t, t) = log N(y; A x̂_0, A S_t Aᵀ + tolerance² I),   or log N(y; A(x̂_0), (s_t² + tolerance²) I)
 
-r_t is how far x_0 is from x̂_0(x_t), s_t how far A(x_0) is from A(x̂_0(x_t)), root mean square of an entry. The law of
-x_0 given x_t is taken for N(x̂_0, r_t² I), of which K_t and v are the exact update and evidence; for A Aᵀ = g I the
-first rule is the second, with s_t² = r_t² g. Gradients go through A and the decoder, never through the network. Both
-matter. The likelihood of the endpoint itself, r_t = 0, is over-confident wherever x̂_0 is a mean over what may come, and
-its populations die at the first levels; published projections, r_t → ∞, pull many standard deviations of a step at
-once, which no weight survives.
+S_t is the covariance of x_0 about x̂_0(x_t) (`correlated`), or r_t² I, r_t the root mean square of an entry, s_t that of
+A(x_0) about A(x̂_0(x_t)). The law of x_0 given x_t is taken for N(x̂_0, S_t), of which K_t and v are the exact update and
+evidence; for S_t = r_t² I and A Aᵀ = g I the first rule is the second, with s_t² = r_t² g. Gradients go through A and
+the decoder, never through the network. Both matter. The likelihood of the endpoint itself, S_t = 0, is over-confident
+wherever x̂_0 is a mean over what may come, and its populations die at the first levels; published projections,
+S_t → ∞, pull many standard deviations of a step at once, which no weight survives. One number a level takes what
+neighbours miss together for as many opinions: of smooth states log Z comes out low.
 
-r_t and s_t are measured on a pilot of the kernel's own rollouts (`spread`) unless they are given. Exact: as a proposal
-with its weights the target stays p(x_0) exp(r(x_0)), whatever A, r_t and s_t are, and log Z is log p(y). A heuristic:
-how far r_t, one number a level, and the Gaussian tell the law of x_0 given x_t; the effective sample size says it.
-Where neighbours miss together one number is too few: `correlated` takes a covariance in its place.
+S_t and s_t are measured on a pilot of the kernel's own rollouts (`spread`) unless they are given. Exact: as a proposal
+with its weights the target stays p(x_0) exp(r(x_0)), whatever A, S_t and s_t are, and log Z is log p(y). A heuristic:
+how far S_t, one matrix a level, and the Gaussian tell the law of x_0 given x_t; the effective sample size says it.
 
 Several observations are a sum of measurements, y + z: linear ones of states are one, and the pulls of others add. What
 else is in the sum steers nothing and is scored at the endpoint: v is then the sum with it. `rule="paper"` is the
@@ -41,7 +41,7 @@ from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.guidance.correlated import Correlated
 from treesearch.backends.guidance.prompts import PROMPTS, encoded, unpack
 from treesearch.backends.guidance.seen import Terms, ask, measurement_of, terms
-from treesearch.backends.guidance.spreads import N, Spread, as_spread, measured, pilot_of
+from treesearch.backends.guidance.spreads import N, Spread, as_spread, kept, measured, pilot_of
 from treesearch.backends.guidance.stacked import Stacked
 from treesearch.rewards.base import Reward
 from treesearch.rewards.numeric import is_whole
@@ -61,8 +61,9 @@ class Steered(Wrapper):
         spread: `spread(kernel, reward)`, or r_t for t = 0..T where all measurements are linear; None measures it.
         pilot: rollouts that a spread is measured on, T evaluations each when it is first needed; no budget pays for
             them, `measured` and `diagnostics["measured"]` tell them.
-        correlated: have that pilot measure how misses go together, too, for linear measurements of states
-            (`backends.guidance.correlated`); a spread that is given says so itself.
+        correlated: whether that pilot measures how misses go together, for linear measurements of states
+            (`backends.guidance.correlated`), or one number a level; None does where they take no more than 256 MB. A
+            spread that is given says so itself.
         prompts: that the pilot's rollouts take in turn; kernels that run without any need none.
         rule: "calibrated" proposes with weights; "paper" projects, without.
 
@@ -76,7 +77,7 @@ class Steered(Wrapper):
     _: KW_ONLY
     spread: Spread | Sequence[float] | None = None
     pilot: int = N
-    correlated: bool = False
+    correlated: bool | None = None
     prompts: Sequence[Any] = ()
     rule: Rule = "calibrated"
 
@@ -146,7 +147,7 @@ class Steered(Wrapper):
             if spread.misses is None:
                 pull, value = self._stacked.pull(gap, state), self._stacked.value(gap, state)
             else:
-                value, pull = self._together(spread.misses)(gap, t)
+                value, pull = self._correlated(spread.misses)(gap, t)
         if self._terms.bent or self._terms.rest:
             more, gradient = ask(self.kernel, self._terms, endpoint, torch.stack(seen) if seen else state, prompts)
             pull, value = pull + expand(state, gradient) * gradient, value + more
@@ -221,9 +222,14 @@ class Steered(Wrapper):
         """The spread that was given, or that is measured now."""
         if isinstance(self.spread, Spread):
             return self.spread
-        return measured(self.kernel, self._terms.bent, self.pilot, 0, tuple(self.prompts), self.correlated)
+        return measured(self.kernel, self._terms.bent, self.pilot, 0, tuple(self.prompts), self._together)
 
-    def _together(self, misses: Tensor) -> Correlated:
+    @property
+    def _together(self) -> bool:
+        """Whether its pilot keeps what it missed."""
+        return self._stacked is not None and kept(self.correlated, self.pilot, self._spec)
+
+    def _correlated(self, misses: Tensor) -> Correlated:
         """What correlated misses say of its linear measurements, kept for those of the last call."""
         assert self._stacked is not None
         held, known = self.__dict__.get("_held", (None, None))
@@ -233,6 +239,6 @@ class Steered(Wrapper):
         return known
 
     def _settings(self) -> str:
-        pilot = pilot_of(self.pilot, 0, self.prompts, self.correlated)
+        pilot = pilot_of(self.pilot, 0, self.prompts, self._together)
         of = self.spread.source if isinstance(self.spread, Spread) else pilot
         return f"{self.reward.name!r} {self.reward.settings}, {self.rule}" + f", {of}" * (self.rule == "calibrated")

@@ -47,7 +47,7 @@ class Bed:
     @cached_property
     def spread(self) -> Spread:
         """r_t from 64 rollouts."""
-        return spread(self.kernel)
+        return spread(self.kernel, correlated=False)
 
     @cached_property
     def correlated(self) -> Spread:

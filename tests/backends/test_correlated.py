@@ -91,7 +91,7 @@ def test_log_z_where_neighbours_miss_together():
 
 
 def test_a_pilot_s_misses_are_those_of_its_rollouts():
-    plain, kept = spread(KERNEL, n=20), spread(KERNEL, n=20, correlated=True)
+    plain, kept = spread(KERNEL, n=20, correlated=False), spread(KERNEL, n=20)
     assert plain.misses is None
     assert kept.misses is not None
     assert kept.misses.shape == (11, 20, 8)
@@ -105,8 +105,13 @@ def test_a_pilot_s_misses_are_those_of_its_rollouts():
     )
     x, t = draws(3, 8), torch.tensor([2, 5, 9])
     assert torch.equal(own.transition(x, t).mean, given.transition(x, t).mean)
-    assert not torch.equal(own.transition(x, t).mean, Steered(KERNEL, reward).transition(x, t).mean)
-    assert len({k.fingerprint for k in (own, given, Steered(KERNEL, reward))}) == 3
+    assert not torch.equal(own.transition(x, t).mean, Steered(KERNEL, reward, correlated=False).transition(x, t).mean)
+    assert len({k.fingerprint for k in (own, given, Steered(KERNEL, reward, correlated=False))}) == 3
+    assert Steered(KERNEL, reward).fingerprint == own.fingerprint  # so few are kept unasked
+    assert (
+        Steered(KERNEL, reward, pilot=2**20).fingerprint
+        == Steered(KERNEL, reward, pilot=2**20, correlated=False).fingerprint
+    )
 
 
 def test_its_steps_obey_the_laws():
@@ -115,4 +120,4 @@ def test_its_steps_obey_the_laws():
 
 def test_a_spread_without_misses_is_refused_where_they_are_asked_for():
     with pytest.raises(ValueError, match="keeps no misses"):
-        Steered(KERNEL, seen(0.3)[0], spread=spread(KERNEL), correlated=True)
+        Steered(KERNEL, seen(0.3)[0], spread=spread(KERNEL, correlated=False), correlated=True)
