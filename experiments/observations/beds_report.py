@@ -61,9 +61,10 @@ def errors(rows: Sequence[Row]) -> list[float]:
 
 
 def line(rows: Sequence[Row], asked: bool) -> list[str]:
-    """A line of the table of log p(y): bias over cells, spread and coverage over searches."""
+    """A line of the table of log p(y): bias over draws of x_0, spread and coverage over searches."""
     found = np.array(errors(rows))
-    bias = Mean.of(float(np.mean(errors([row]))) for row in rows)
+    draws = sorted({row["observation"] for row in rows})  # what is seen of one x_0 is not independent
+    bias = Mean.of(float(np.mean(errors([row for row in rows if row["observation"] == n]))) for n in draws)
     told = bias.signed if np.isfinite(bias.mean) else f"-∞ ({int(np.isinf(found).sum())} searches without a sample)"
     if np.isfinite(bias.mean) and abs(bias.mean) > DIVERGED:
         told = f"diverges: median {float(np.median(found)):+.3g}"
@@ -108,9 +109,10 @@ def evidence_part(rows: Sequence[Row]) -> str:
     first = markdown_table(lines, ("bed", "tolerance", "arm", *COLUMNS))
     second = markdown_table(by_operator, ("operator", "tolerance", "arm", *COLUMNS))
     return (
-        f"## log p(y) where it is known\n\n{evidence.NFE:,} NFE a search. Bias: mean over observations of the mean of "
-        f"log Ẑ - log p(y), with Student's interval over observations; |bias| < {MOST:g} and {SHARE[0]:.0%} to "
-        f"{SHARE[1]:.0%} of the intervals are asked of `Steered`. Intervals: those that the searches report, with "
+        f"## log p(y) where it is known\n\n{evidence.NFE:,} NFE a search. Bias: mean of log Ẑ - log p(y), with "
+        f"Student's interval over the x_0 that were seen, where there are {FEWEST} or more; |bias| < {MOST:g} and "
+        f"{SHARE[0]:.0%} to {SHARE[1]:.0%} of the intervals are asked of `Steered`. Intervals: those that the searches "
+        "report, with "
         "Wilson's interval, missed where that lies outside. Relied on: those whose standing is ok, which the "
         "certificate seldom grants here, since it asks rewards of single samples to follow the values, and those of a "
         f"narrow likelihood scatter by √(M/2) nats about any value.\n\n{first}\n\n### By operator\n\n{second}"
@@ -161,9 +163,16 @@ def posteriors_part(rows: Sequence[Row]) -> str:
     return (
         f"## The background given a seed\n\nThe Gaussian process; {posteriors.DRAWS:,} draws an arm and seed, "
         f"{posteriors.PARTICLES:,} particles where it is searched, with a tolerance of {posteriors.TOLERANCE:g}. Means "
-        f"over seeds with Student's 95 % interval.\n\n{table}\n\nPaired by seed, of the law where it is known and of "
+        f"over seeds with Student's 95 % interval. ESS of the searches {posteriors_ess(rows)}.\n\n{table}\n\n"
+        "Paired by seed, of the law where it is known and of "
         f"the draws for the searches:\n\n{markdown_table(gaps, ('difference', 'W2'))}"
     )
+
+
+def posteriors_ess(rows: Sequence[Row]) -> str:
+    """What the searches had, least to most."""
+    found = [row["ess"] for row in rows if row.get("ess") is not None]
+    return f"{min(found):,.0f} to {max(found):,.0f}" if found else DASH
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> Mean:

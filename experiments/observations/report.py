@@ -18,10 +18,12 @@ FIFTHS = 5
 FEW = 2.0  # ESS below which weights are those of one draw
 WORDS = (
     "Samples are those that {work:,} NFE + 2 · backward passes pay for, T = {steps}; of published rules, whose "
-    "draws are independent, at most {enough}. Pilots, once for all y, are not counted. ESS and roots (draws of "
+    "draws are independent, at most {enough}. Pilots (64 rollouts, 256 where correlated), once for all y, are not "
+    "counted. ESS and roots (draws of "
     "x_T that carry weight at the end): medians, and the least, over truths. log Ẑ: mean difference to {first} on "
     "the same observation; Ẑ is unbiased, so that a low one has missed what it should have found. PSNR: of the "
-    "mean of the draws, ± standard error over truths. Misfit: root mean square of (y - A x)/tolerance over draws, "
+    "mean of the draws, ± standard error over truths, 3 to 5 of them: samplers saw other truths where their numbers "
+    "differ, so that only log Ẑ is paired. Misfit: root mean square of (y - A x)/tolerance over draws, "
     "1 of the truth. Levels: medians of the ESS before each resampling decision, from x_(T-1) to x_0."
 )
 JUDGED = (

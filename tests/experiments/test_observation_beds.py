@@ -77,15 +77,28 @@ def rows(log_z, low, high):
     return [{"truth": 0.0, "log_z": log_z, "low": low, "high": high, "standing": ["ok"] * len(log_z)}]
 
 
+def seen(n, *figures):
+    """Rows of n draws of x_0."""
+    return [row | {"observation": i} for i in range(n) for row in rows(*figures)]
+
+
+def test_operators_on_one_draw_are_one_observation():
+    several = [row | {"observation": i} for i in range(3) for z in (0.0, 0.2 * i) for row in rows([z], [None], [None])]
+    alone = seen(1, [0.0], [None], [None]) + [
+        r | {"observation": i} for i in (1, 2) for r in rows([0.1 * i], [None], [None])
+    ]
+    assert beds_report.line(several, asked=False)[0] == beds_report.line(alone, asked=False)[0]
+
+
 def test_what_was_asked_and_missed_says_so():
-    found = beds_report.line(3 * rows([0.2, 0.2], [0.1, -1.0], [0.3, 1.0]), asked=True)
+    found = beds_report.line(seen(3, [0.2, 0.2], [0.1, -1.0], [0.3, 1.0]), asked=True)
     assert found[0] == "**+0.200 (+0.200 to +0.200), missed**"
     assert found[2].startswith("**0.500")
-    every = beds_report.line(3 * rows([0.0, 0.0], [-1.0, -1.0], [1.0, 1.0]), asked=True)
+    every = beds_report.line(seen(3, [0.0, 0.0], [-1.0, -1.0], [1.0, 1.0]), asked=True)
     assert every[2] == "1.000 (0.610 to 1.000) of 6"  # six intervals do not say that it is more than .99
-    assert beds_report.line(3 * rows([-1e6], [None], [None]), asked=False)[0] == "diverges: median -1e+06"
+    assert beds_report.line(seen(3, [-1e6], [None], [None]), asked=False)[0] == "diverges: median -1e+06"
     assert found[3] == "3 of 6"
-    assert beds_report.line(rows([None, 0.1], [None, 0.0], [None, 0.2]), asked=False)[0].startswith("-∞ (1 searches")
+    assert beds_report.line(seen(1, [None, 0.1], [None, 0.0], [None, 0.2]), asked=False)[0].startswith("-∞ (1 searches")
 
 
 def test_the_scale_is_chosen_by_ess_alone():
