@@ -40,6 +40,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "universal": ("guidance:Universal", "universal(mnist(), digit(8), steps=2)"),
     "steered": ("guidance:Steered", "steered(mnist(), measurement(pooled(4), 'observed.png', tolerance=0.2))"),
     "lacon": ("guidance.lacon:lacon", "lacon(mnist(), 'edges.safetensors', './seen.png', tolerance=0.2)"),
+    "clamp": ("wrappers.clamped:clamp", "clamp(mnist(), './mask.png', './seed.png', inverted=True)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), 'ppap.safetensors')"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),

@@ -50,7 +50,7 @@ ROOMS = {
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS, COSINES},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
-    f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains"} | REWARD,
+    f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains", f"{REWARDS}.files"} | REWARD,
     f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
     | REWARD
     | {f"{REWARDS}.observation", f"{REWARDS}.outlines", HEADED},
