@@ -1,6 +1,7 @@
 """What was observed, from files: pictures, arrays, masks.
 
-    png, jpg, webp, ...     a picture, 8 bits: (C, H, W) in [0, 1], C = 1 or 3 as the file has it
+    png, jpg, webp, ...     a picture, 8 bits: (C, H, W) in [0, 1], C = 1 or 3 as the file has it; one of a palette has
+                            its colours, and one that says how it was held is upright
     npy, npz                an array; of an archive its only one
     safetensors, pt, pth    a tensor, the only one; no code is executed
 
@@ -76,12 +77,13 @@ def _read(path: File, read: Callable[[File], Tensor]) -> Tensor:
 
 def _picture(path: File) -> Tensor:
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with Image.open(path) as image:
         if image.mode not in ("1", "L", "RGB", "P") or "transparency" in image.info:
             raise ValueError(f"a picture of mode {image.mode}, expected 8-bit grey or RGB without transparency")
-        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+        upright = ImageOps.exif_transpose(image)
+        pixels = np.asarray(upright.convert("L" if image.mode in ("1", "L") else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1).double() / 255
 
 

@@ -37,9 +37,9 @@ Map = Callable[[Tensor], Tensor]
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Operator:
-    """A linear map A of x (n, *shape) to observations (n, ...).
+    """A linear map A of x (n, *shape) to observations (n, ...); of the same functions it is the same.
 
     Args:
         forward: x -> A x.
@@ -156,6 +156,8 @@ def grey(luma: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
 
 
 def _greyed(rows: Tensor, x: Tensor) -> Tensor:
+    if x.ndim != 4 or x.shape[1] != len(rows):
+        raise ValueError(f"grey got {tuple(x.shape)}, expected images of {len(rows)} channels, one a weight of luma")
     return (rows.to(x) * x).sum(1, keepdim=True)
 
 
@@ -177,7 +179,8 @@ def frequencies(mask: Tensor | files.File) -> Operator:
         raise ValueError(f"mask must be (H, W) bool with an entry set, got {tuple(mask.shape)} of {mask.dtype}")
     down, across = (cosine_transform(n) for n in mask.shape)
     forward, adjoint = partial(_frequencies, mask, down, across), partial(_waves, mask, down, across)
-    return Operator(forward, adjoint, f"frequencies {_digest(mask)}", 1.0)
+    largest = float(torch.outer(*(waves.abs().sum(1) for waves in (down, across)))[mask].max())
+    return Operator(forward, adjoint, f"frequencies {_digest(mask)}", 1.0, largest)
 
 
 def _frequencies(mask: Tensor, down: Tensor, across: Tensor, x: Tensor) -> Tensor:
@@ -265,6 +268,15 @@ class Measurement:
         constant = gap.shape[1] * (math.log(self.tolerance) + 0.5 * math.log(2 * math.pi))
         return -0.5 * (gap**2).sum(1) - constant
 
+    def __eq__(self, other: object) -> bool:
+        return self._identity() == other._identity() if isinstance(other, Measurement) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        return self.operator, _digest(self.observed), self.tolerance, self.picture
+
     def gap(self, x: Tensor) -> Tensor:
         """(y - A x) / tolerance, (n, ...) float64."""
         seen = self.operator(x).double()
@@ -300,13 +312,13 @@ class Measurement:
     def _pictured(self, shape: Sequence[int]) -> Tensor:
         """The picture as an A x of this shape would be, as far as that goes."""
         if not isinstance(self.operator, Operator) or not self.operator.picks:
-            return _in_channels(self.observed, shape)
+            return in_channels(self.observed, shape)
         whole = self.operator.adjoint(torch.zeros(1, *shape, dtype=torch.float64, device="cpu"))
-        seen = _in_channels(self.observed, whole.shape[1:])
+        seen = in_channels(self.observed, whole.shape[1:])
         return self.operator(seen[None])[0] if seen.shape == whole.shape[1:] else seen
 
 
-def _in_channels(picture: Tensor, shape: Sequence[int]) -> Tensor:
+def in_channels(picture: Tensor, shape: Sequence[int]) -> Tensor:
     """A picture (1 or 3, H, W) with one channel or three, where that makes it of a shape."""
     if len(shape) != 3 or picture.shape[1:] != tuple(shape[1:]) or len(picture) == shape[0]:
         return picture
@@ -328,7 +340,8 @@ def measurement(
         of: "state" for an A of states x_0, "sample" for one of decoded samples.
 
     Raises:
-        ValueError: y is not finite or no file of one, or tolerance no positive number.
+        ValueError: y is not finite, holds whole numbers or complex ones, or is no file of one, or tolerance is no
+            positive number.
         TypeError: operator cannot be called.
     """
     if not callable(operator):
@@ -340,10 +353,9 @@ def measurement(
         raise ValueError("observed has entries that are not finite")
     if not is_positive(tolerance):
         raise ValueError(f"tolerance is {tolerance!r}, expected a positive number in units of what is observed")
-    named = isinstance(operator, Operator)
     name = getattr(operator, "name", getattr(operator, "__name__", "operator"))
     settings = (f"{name}, y {_digest(y)}, tolerance={tolerance}",)
-    source = built_from("measurement", name, _digest(y), picture, tolerance) if named else None
+    source = built_from("measurement", name, _digest(y), picture, tolerance) if _is_ours(operator) else None
     return Reward(
         Measurement(operator, y, tolerance, picture),
         f"measurement({name})",
@@ -354,9 +366,18 @@ def measurement(
     )
 
 
+def _is_ours(operator: Operator | Map) -> bool:
+    """Whether its name tells all of it: one of this file."""
+    forward = operator.forward if isinstance(operator, Operator) else None
+    return isinstance(forward, partial) and forward.func.__module__ == __name__
+
+
 def _observed(given: Tensor | files.File, of: Input) -> tuple[Tensor, bool]:
     """y as float64, and whether it is a picture."""
     if not isinstance(given, (str, os.PathLike)):
+        if hasattr(given, "dtype") and not torch.as_tensor(given, device="cpu").is_floating_point():
+            raise ValueError(f"observed holds {given.dtype}, expected real numbers in units of what is seen: images of "
+                             "states are (2/255) x - 1, and a complex y is its real and imaginary parts")  # fmt: skip
         return torch.as_tensor(given, dtype=torch.float64, device="cpu").clone(), False
     if not files.is_picture(given):
         return files.numbers(given), False

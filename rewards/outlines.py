@@ -4,7 +4,7 @@
     silhouette(k)     means over k × k squares of 1/(1 + exp(-(x - threshold)/softness))  about 1 where there is ink
 
 Functions of images (n, C, H, W) in [0, 1] to maps (n, C, H/k, W/k), smooth enough for gradients; neither is linear, so
-that a calibrated pull (`Steered`) does not apply. A palette, the mean colour of squares, is linear: it is `pooled`.
+that guides, `Steered` too, go by their gradient. A palette, the mean colour of squares, is linear: it is `pooled`.
 
 Source: LaCon: Late-Constraint Diffusion for Steerable Guided Image Synthesis (Liu et al., 2023), section 4, for the
 conditions; the maps themselves stand where the paper has latents of an autoencoder.

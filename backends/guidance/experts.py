@@ -28,10 +28,11 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from treesearch.backends.base import Cond, Kernel, bare, describe, expand, optional
+from treesearch.backends.base import Cond, Kernel, bare, describe, expand, fingerprint, optional
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.guidance import banded
 from treesearch.backends.models.shipped import shipped_file
+from treesearch.rewards.algebra import Joined
 from treesearch.rewards.base import Reward
 from treesearch.rewards.headed import Headed
 from treesearch.rewards.numeric import is_whole
@@ -126,7 +127,8 @@ class Experts:
 
         Raises:
             TypeError: the kernel's levels of noise are not known.
-            ValueError: experts of another kernel, of another reward or of another network.
+            ValueError: experts of another kernel, of another reward, of another network or of a head that their loss
+                does not fix.
         """
         chain, card = chain_of(kernel), self.card
         if card.kernel != (found := kernel_name(kernel)):
@@ -138,6 +140,8 @@ class Experts:
         expected = banded.shapes(network, card.bands, card.rank)
         if expected != {name: tuple(c.shape) for name, c in self.changes.items()}:
             raise ValueError(f"the experts change other weights than those of a {type(network).__name__}")
+        if self.base is None:
+            refuse_loose_head(reward, network, card.shape)
         band = banded.band_of(banded.angles(chain.schedule), card.bands)
         changes = {name: c.to(device) for name, c in self.changes.items()}
         return ExpertValue(self, Sight.of(kernel, reward, card.reads), reward, network, changes, band)
@@ -317,12 +321,46 @@ def kernel_name(kernel: Kernel) -> str:
     return digest(*(n.state_dict() for n in networks))
 
 
+def refuse_loose_head(reward: Reward, network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a head that sees what the softmax of its logits does not tell: a constant on all of them.
+
+    Raises:
+        ValueError: it does.
+    """
+    with torch.no_grad():
+        logits = network(torch.zeros(1, *shape).to(next(network.parameters())))
+        low, high = (network_head(reward)(logits.double() + c).double() for c in (0.0, 1.0))
+    if not torch.allclose(low, high, rtol=1e-6, atol=1e-6):
+        raise ValueError(f"{reward.name!r} changes where all logits rise by one number, which experts of log p leave "
+                         "open: take a head of log p, such as digit(8)")  # fmt: skip
+
+
 def teacher_name(reward: Reward) -> str:
-    """What tells a teacher from others: its network, or the reward by its name and settings."""
+    """What tells a teacher from others: its network, or the reward by its name, its settings and its content.
+
+    Raises:
+        ValueError: nothing tells it from others of its name.
+    """
     if isinstance(reward.fn, Headed):
         network = network_of(reward, "cpu")
         return f"{type(network).__name__} {digest(network.state_dict())}"
-    return " ".join((reward.name, *reward.settings))
+    if (content := _content(reward)) is None:
+        raise ValueError(f"nothing tells {reward.name!r} from other rewards of its name: make it of functions and of "
+                         "objects whose content can be read, or by a registered factory")  # fmt: skip
+    return " ".join((reward.name, *reward.settings, content[:24]))
+
+
+def _content(reward: Any) -> str | None:
+    """Digest of the expression that a reward was built from, or else of its function."""
+    if reward.source is not None:
+        return reward.source
+    cached = getattr(getattr(reward.fn, "__self__", None), "reward", None)
+    if isinstance(cached, Reward):  # what is remembered of it changes with use
+        return _content(cached)
+    if not isinstance(reward.fn, Joined):
+        return fingerprint.of(reward.fn)
+    parts = [_content(part) for part in reward.fn.parts]
+    return None if None in parts else fingerprint.of([reward.fn.apply, parts])
 
 
 def digest(*weights: Mapping[str, Tensor]) -> str:

@@ -38,9 +38,10 @@ from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.guidance.gradient import GradientGuided, Step
 from treesearch.backends.guidance.valued import Valued
 from treesearch.backends.models.aligner import Aligner, load_aligner, time_of
+from treesearch.rewards import files
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.numeric import is_number
-from treesearch.rewards.observation import Measurement, measurement
+from treesearch.rewards.observation import Measurement, in_channels, measurement
 from treesearch.rewards.outlines import outline
 from treesearch.rewards.values import flat
 
@@ -242,18 +243,18 @@ def lacon(
     Args:
         kernel: the kernel, of images.
         weights: an aligner's file, shipped by that name or a path.
-        picture: an image file of the samples' size, or a tensor (C, h, w) in [0, 1]; y is its condition.
+        picture: an image file of the samples' size, 8-bit, or a tensor (C, h, w) in [0, 1]; y is its condition.
         tolerance: of y, in units of the condition.
         scale: s of the guide; 0 for the value alone, which needs no backward pass.
         window, max_shift: of the guide.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a setting out of range, or a picture of another size.
+        FileNotFoundError: no such weights.
+        ValueError: a setting out of range, or a picture that cannot be read, of another size or not in [0, 1].
     """
     aligner = load_aligner(weights)
     condition = outline(aligner.plan.condition)
-    image = picture if isinstance(picture, Tensor) else _read(Path(picture), aligner.plan.shape[0])
+    image = _checked(picture) if isinstance(picture, Tensor) else _read(picture, aligner.plan.shape[0])
     reward = measurement(condition, condition(image[None])[0], tolerance=tolerance, of="sample")
     aligned = Aligned(kernel, aligner)
     if scale == 0:
@@ -261,14 +262,17 @@ def lacon(
     return LaCon(aligned, reward, scale=scale, window=window, max_shift=max_shift)
 
 
-def _read(path: Path, channels: int) -> Tensor:
+def _read(path: files.File, channels: int) -> Tensor:
     """An image file as (C, h, w) in [0, 1]."""
-    import numpy as np
-    from PIL import Image
+    image = files.picture(path).float()
+    return in_channels(image, (channels, *image.shape[1:]))
 
-    with Image.open(path) as image:
-        pixels = np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32))
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1)
+
+def _checked(image: Tensor) -> Tensor:
+    if image.ndim != 3 or not image.is_floating_point() or not ((image >= 0) & (image <= 1)).all():
+        got = f"{tuple(image.shape)} of {image.dtype}, {float(image.min()):g} to {float(image.max()):g}"
+        raise ValueError(f"picture is {got}, expected (C, h, w) of real numbers in [0, 1]: bytes are 255 times that")
+    return image
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from treesearch.backends.guidance.experts import (
     chain_of,
     kernel_name,
     network_of,
+    refuse_loose_head,
     teacher_name,
 )  # fmt: skip
 from treesearch.rewards.base import Reward, as_reward
@@ -126,7 +127,8 @@ def transfer(
 
     Raises:
         TypeError: the kernel's levels of noise are not known.
-        ValueError: a setting out of range, or states that are not seen as samples.
+        ValueError: a setting out of range, states that are not seen as samples, a head that reads more of its logits
+            than their softmax, or a reward that nothing tells from others.
     """
     reward, plan = as_reward(reward), plan or Plan()
     spec, chain, sight = describe(kernel, identify=False), chain_of(kernel), Sight.of(kernel, reward, reads)
@@ -134,8 +136,10 @@ def transfer(
         if not is_whole(samples, 2):
             raise ValueError(f"samples is {samples!r}, expected two rollouts or more")
         samples = rollouts(kernel, samples, seed=plan.seed, endpoints=reads == "endpoint")
-    goal = _goal(reward, kernel, samples.x0, lam, plan)
     seen = sight.of_endpoint(samples.x0[:1])
+    if isinstance(reward.fn, Headed):
+        refuse_loose_head(reward, network_of(reward, spec.device), tuple(seen.shape[1:]))
+    goal = _goal(reward, kernel, samples.x0, lam, plan)
     card = Card(bands=bands, rank=rank, reads=reads, kernel=kernel_name(kernel), teacher=teacher_name(reward),
                 shape=tuple(seen.shape[1:]), lam=lam, centre=goal.centre, spread=goal.spread)  # fmt: skip
     rng = torch.Generator("cpu").manual_seed(plan.seed)

@@ -1,7 +1,9 @@
 """Experts: a reward's network that is taught noise, band by band, from draws of the kernel alone."""
 
+import itertools
 import math
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,11 +15,13 @@ from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS, Valued, banded
-from treesearch.backends.guidance.experts import Card, Experts, ExpertValue, Sight
-from treesearch.backends.guidance.transfer import Plan, linex, rollouts, transfer
+from treesearch.backends.guidance.experts import Card, Experts, ExpertValue, Sight, refuse_loose_head, teacher_name
+from treesearch.backends.guidance.transfer import Plan, _goal, linex, rollouts, transfer
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
-from treesearch.rewards.base import Reward
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.compose import cached
 from treesearch.rewards.headed import Headed, LogProbability
+from treesearch.rewards.images import classifier
 from treesearch.testing import check_kernel
 
 F64 = torch.float64
@@ -77,6 +81,25 @@ class Curved(Wrapper):
 
     def decode(self, x0):
         return x0**3
+
+
+@dataclass(frozen=True)
+class Loose:
+    """A head that sees a constant on all logits."""
+
+    def __call__(self, logits):
+        return (logits.double() - (0.5 * logits.double()).logsumexp(1, keepdim=True))[:, 1]
+
+
+LOOSE = Reward(Headed(steep, Loose()), "loose")
+
+
+def times(factor):
+    return as_reward(lambda x: factor * x[:, 0].double())
+
+
+def opaque(held=itertools.count()):  # noqa: B008  # of no content that can be read
+    return as_reward(lambda x: x[:, 0] + 0 * (held is None), "opaque")
 
 
 BLIND = Reward(lambda x, _: x.detach()[:, 0].double().requires_grad_(), "blind")
@@ -223,6 +246,42 @@ def test_the_second_loss_is_least_at_the_soft_value():
     assert float(linex(far[2:]) - linex(far[1:2])) == pytest.approx(math.exp(4) - 1)
 
 
+def test_the_goal_of_a_lambda_is_its_soft_value():
+    """dL/dv = 0 at log E exp(λ r)/λ, with no δ beyond 4."""
+    x0, lam = normal(500, 2), 0.5
+    goal, r = _goal(BLACK, bed(), x0, lam, Plan()), x0[:, 0].double()
+    soft = float((lam * r).logsumexp(0) - math.log(len(r))) / lam
+    out = torch.full((500, 1), (soft - goal.centre) / goal.spread, requires_grad=True)
+    goal.loss(out, goal.targets).backward()
+    assert abs(float(out.grad.sum())) < 500 * EPS32
+
+
+def test_a_temperature_makes_the_targets_sharper():
+    x0 = normal(5, 2)
+    targets = _goal(REWARD, bed(), x0, 1.0, Plan(temperature=0.25)).targets
+    torch.testing.assert_close(targets, (STEEP(x0) / 0.25).softmax(1), rtol=8 * EPS32, atol=8 * EPS32)
+
+
+def test_a_family_serves_the_same_reward_made_again():
+    for make in (lambda: times(2.0), lambda: cached(times(2.0)), lambda: 1 + cached(times(2.0))):
+        reward = make()
+        made = family(reward, "endpoint")
+        reward(normal(3, 2))  # what it counts is no part of what it is
+        assert made.of(bed(), reward).reward is reward
+        made.of(bed(), make())
+
+
+@pytest.mark.parametrize("file", ["ppap.safetensors", "ppap_endpoint.safetensors"])
+def test_shipped_experts_are_of_every_head_of_log_p_and_of_no_tempered_one(file):
+    card, network = Experts.load(file).card, digits()
+    fixed = (classifier.digit(8), classifier.digits([1, 2]), classifier.even(), classifier.odd())
+    for reward in (*fixed, classifier.digit(8, tau1=2, tau2=2)):
+        assert teacher_name(reward) == card.teacher
+        refuse_loose_head(reward, network, card.shape)
+    with pytest.raises(ValueError, match="changes where all logits rise by one number"):
+        refuse_loose_head(classifier.digit(8, tau1=1, tau2=0.5), network, card.shape)
+
+
 def test_transfer_repeats_for_a_seed():
     one, again, other = (
         family(),
@@ -308,7 +367,12 @@ def saved(path, card=None, **tensors):
             lambda p: Valued(bed(), Reward(Headed(lambda d: Steep(3.0), LogProbability((1,))), "steep"), family()),
             "the experts are of 'Steep [0-9a-f]+', not of 'Steep",
         ),
-        (lambda p: Valued(bed(), BLACK, family()), "not of 'first entry': transfer a family from it"),
+        (lambda p: Valued(bed(), BLACK, family()), "not of 'first entry [0-9a-f]{24}': transfer a family from it"),
+        (lambda p: Valued(bed(), times(3.0), family(times(2.0))), "of '<lambda> [0-9a-f]+', not of '<lambda> "),
+        (lambda p: Valued(bed(), 1 + times(3.0), family(1 + times(2.0))), "not of '"),
+        (lambda p: family(opaque()), "nothing tells 'opaque' from other rewards of its name"),
+        (lambda p: Valued(bed(), LOOSE, family()), "'loose' changes where all logits rise by one number"),
+        (lambda p: family(LOOSE), "'loose' changes where all logits rise by one number"),
         (lambda p: Valued(LinearGaussian(), REWARD, family()), "LinearGaussian is no kernel on a backends.chains"),
         (lambda p: Experts(Card(bands=4, rank=1), family().changes), r"of \[5\] bands, their card says 4"),
         (lambda p: Valued(bed(), REWARD, "no.safetensors"), "no weights 'no.safetensors'"),

@@ -20,6 +20,7 @@ from treesearch.backends.models.aligner import Aligner, Plan, load_aligner, save
 from treesearch.backends.models.mnist import mnist_kernel
 from treesearch.rewards import edges, measurement
 from treesearch.rewards.analytic import linear
+from treesearch.rewards.observation import grey
 from treesearch.testing import check_kernel
 
 F64, T = torch.float64, 6
@@ -222,7 +223,49 @@ def test_by_name(tmp_path):
     law = free.transition(draws(2, torch.float32), LEVELS[:2])
     assert torch.equal(law.rewards, guided.transition(draws(2, torch.float32), LEVELS[:2]).rewards)
     with pytest.raises(FileNotFoundError):
-        lacon(bed(), tmp_path / "a.safetensors", tmp_path / "none.png")
+        lacon(bed(), tmp_path / "none.safetensors", tmp_path / "seen.png")
+
+
+def no_picture(tmp_path, kind):
+    from PIL import Image
+
+    path = tmp_path / "no.png"
+    if kind == "none":
+        return path
+    Image.new(kind, (8, 8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: no_picture(p, "I;16"), "mode I;16, expected 8-bit"),
+        (lambda p: no_picture(p, "RGBA"), "mode RGBA, expected 8-bit"),
+        (lambda p: no_picture(p, "none"), "no such file"),
+        (lambda p: torch.full((1, 8, 8), 90, dtype=torch.uint8), "of torch.uint8, 90 to 90"),
+        (lambda p: torch.full((1, 8, 8), 90.0), r"expected \(C, h, w\) of real numbers in \[0, 1\]"),
+        (lambda p: torch.full((1, 8, 8), math.nan), "nan to nan"),
+        (lambda p: torch.zeros(8, 8), r"picture is \(8, 8\)"),
+    ],
+)
+def test_pictures_that_are_none_are_refused(tmp_path, make, message):
+    save_aligner(tmp_path / "a.safetensors", ALIGNER)
+    with pytest.raises(ValueError, match=message):
+        lacon(bed(), tmp_path / "a.safetensors", make(tmp_path))
+
+
+def test_a_colour_picture_is_grey_for_an_aligner_of_one_channel(tmp_path):
+    from PIL import Image
+
+    save_aligner(tmp_path / "a.safetensors", ALIGNER)
+    pixels = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(tmp_path / "colour.png")
+    y, shown = (
+        lacon(bed(), tmp_path / "a.safetensors", of).reward.fn.observed
+        for of in (tmp_path / "colour.png", grey()(pixels.permute(2, 0, 1)[None] / 255)[0])
+    )
+    assert y.shape == ALIGNER.plan.shape
+    assert (y - shown).abs().max() < 2.0**-20
 
 
 WIDER = Plan(condition="edges(2)", shape=(1, 4, 4), parts=("inner", "mid"), channels=(4, 4))

@@ -53,7 +53,8 @@ ROOMS = {
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains", f"{REWARDS}.files"} | REWARD,
     f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
     | REWARD
-    | {f"{REWARDS}.observation", f"{REWARDS}.outlines", HEADED},
+    | {f"{REWARDS}.{name}" for name in ("algebra", "files", "observation", "outlines")}
+    | {HEADED},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},

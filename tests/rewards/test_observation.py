@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from safetensors.torch import save_file
 
 import treesearch as ts
 from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.rewards import files
 from treesearch.rewards.base import Reward, RewardError
 from treesearch.rewards.observation import (
+    Operator,
     _picked,
     blurred,
     check_adjoint,
@@ -117,13 +120,22 @@ def test_what_was_seen_and_how_tells_rewards_apart():
     assert settings() == settings()
 
 
+def doubled(x):
+    return 2 * x
+
+
 def test_equal_observations_are_equal_rewards():
     def made(**change):
         given = {"operator": masked(half(*SHAPE)), "observed": torch.zeros(3), "tolerance": 0.1} | change
         return measurement(given["operator"], given["observed"], tolerance=given["tolerance"])
 
     assert made() == made() != made(tolerance=0.2)
-    assert made(operator=torch.sin) != made(operator=torch.sin)  # what a function does is not known
+    assert made(operator=torch.sin) == made(operator=torch.sin) != made(operator=torch.cos)
+    assert made(operator=torch.sin) != made(operator=torch.sin, tolerance=0.2)
+    assert made(operator=torch.sin).fn != made(operator=torch.sin, observed=torch.ones(3)).fn
+    own = [Operator(doubled, doubled, "own"), Operator(doubled, doubled, "own"), Operator(torch.sin, doubled, "own")]
+    assert made(operator=own[0]) == made(operator=own[1]) != made(operator=own[2])
+    assert pickle.loads(pickle.dumps(made(operator=own[0]))) == made(operator=own[1])
 
 
 # Files.
@@ -145,19 +157,38 @@ def y_of(reward: Reward, shape: tuple[int, ...]) -> torch.Tensor:
 
 def test_a_picture_is_in_the_range_and_has_the_channels_of_what_is_seen(tmp_path):
     grey_one, colour = bytes_of(2, 3), bytes_of(2, 3, 3)
-    files = [picture(tmp_path / "grey.png", grey_one), picture(tmp_path / "colour.png", colour)]
-    one, three = (measurement(pooled(4), file, tolerance=0.1) for file in files)
+    paths = [picture(tmp_path / "grey.png", grey_one), picture(tmp_path / "colour.png", colour)]
+    one, three = (measurement(pooled(4), file, tolerance=0.1) for file in paths)
     want, wide = grey_one.double() / 127.5 - 1, colour.permute(2, 0, 1).double() / 127.5 - 1
     assert (y_of(one, (1, 2, 3)) - want).abs().max() < 1e-12
     assert (y_of(one, (3, 2, 3)) - want).abs().max() < 1e-12
     assert (y_of(three, (3, 2, 3)) - wide).abs().max() < 1e-12
     assert (y_of(three, (1, 2, 3)) - grey()(wide[None])[0]).abs().max() < 1e-12
-    shown = measurement(pooled(4), files[0], tolerance=0.1, of="sample")
+    shown = measurement(pooled(4), paths[0], tolerance=0.1, of="sample")
     assert (y_of(shown, (1, 2, 3)) - grey_one.double() / 255).abs().max() < 1e-12
     x = draws(2, 1, 8, 12)
     assert torch.equal(one(x), measurement(pooled(4), want[None], tolerance=0.1)(x))
     with pytest.raises(RewardError, match=r"observed has shape \(1, 2, 3\), expected \(1, 1, 1\)"):
         one(draws(1, 1, 4, 4))
+
+
+def test_a_picture_of_a_palette_has_its_colours(tmp_path):
+    shades = Image.new("P", (3, 2))
+    shades.putpalette([9, 60, 200, 255, 0, 30])
+    shades.putdata([0, 1, 1, 0, 0, 1])
+    shades.save(tmp_path / "y.png")
+    with Image.open(tmp_path / "y.png") as kept:
+        assert kept.mode == "P"
+    seen = files.picture(tmp_path / "y.png")
+    want = torch.tensor([[9, 60, 200], [255, 0, 30]], dtype=torch.float64)[[0, 1, 1, 0, 0, 1]] / 255
+    assert torch.equal(seen, want.T.reshape(3, 2, 3))
+
+
+def test_a_picture_of_a_camera_that_was_turned_is_upright(tmp_path):
+    pixels, turned = bytes_of(2, 3), Image.Exif()
+    turned[0x0112] = 6  # to be seen turned by 90 degrees clockwise
+    Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / "y.png", exif=turned)
+    assert torch.equal(files.picture(tmp_path / "y.png")[0], pixels.rot90(-1).double() / 255)
 
 
 def test_a_picture_under_a_mask_is_the_whole_one(tmp_path):
@@ -232,6 +263,21 @@ def test_files_that_hold_no_observation_are_refused(tmp_path, make, name, messag
         make(saved(tmp_path, name))
 
 
+@pytest.mark.parametrize("name", ["frequencies", "blurred", "grey", "pooled", "mask"])
+def test_the_largest_entry_is_a_bound(name):
+    operator, shape = OPERATORS[name]
+    x = draws(300, *shape).sign()
+    if name == "frequencies":
+        waves = (torch.arange(8)[:, None] > 0) & (torch.arange(12) > 0)  # a mean has no negative weights
+        operator = frequencies(waves)
+        seen = operator(draws(1, *shape))[0]
+        x = operator.adjoint(
+            torch.eye(seen.numel(), dtype=torch.float64).view(-1, *seen.shape)
+        ).sign()  # which reach it
+        assert float(operator(x).abs().max()) == pytest.approx(operator.largest, rel=1e-12)
+    assert float(operator(x).abs().max()) <= operator.largest * (1 + 1e-12)
+
+
 def test_values_that_no_state_gives_are_refused():
     for y, limit, fits in ((2.5, 1.0, True), (2.7, 1.0, False), (2.7, None, True), (3.5, 2.0, True)):
         reward = measurement(pooled(2), torch.tensor([y]), tolerance=0.27)
@@ -251,6 +297,8 @@ def test_values_that_no_state_gives_are_refused():
         (lambda: blurred(0.0), ValueError, "std is 0.0"),
         (lambda: blurred("1"), ValueError, "std is '1'"),
         (lambda: grey((0.0, 0.0)), ValueError, "not all zero"),
+        (lambda: grey()(draws(2, 1, 4, 4)), ValueError, r"grey got \(2, 1, 4, 4\), expected images of 3 channels"),
+        (lambda: grey((1.0,))(draws(1, *SHAPE)), ValueError, "expected images of 1 channels"),
         (lambda: masked(half(3, 4))(draws(1, 3, 5)), ValueError, r"mask has shape \(3, 4\), and states \(3, 5\)"),
         (lambda: masked(torch.zeros(3, dtype=torch.bool)), ValueError, "with an entry set"),
         (lambda: masked(torch.ones(3)), ValueError, "mask must be bool"),
@@ -258,6 +306,21 @@ def test_values_that_no_state_gives_are_refused():
         (lambda: matrix([1.0]), ValueError, "expected a finite matrix"),
         (lambda: matrix([[float("nan")]]), ValueError, "expected a finite matrix"),
         (lambda: measurement(pooled(2), torch.tensor([float("nan")]), tolerance=1), ValueError, "not finite"),
+        (
+            lambda: measurement(pooled(2), torch.zeros(1) + 1j, tolerance=1),
+            ValueError,
+            "observed holds torch.complex64",
+        ),
+        (
+            lambda: measurement(pooled(2), bytes_of(1, 2, 2).byte(), tolerance=1),
+            ValueError,
+            "observed holds torch.uint8",
+        ),
+        (
+            lambda: measurement(pooled(2), np.ones(3, bool), tolerance=1),
+            ValueError,
+            "observed holds bool, expected real",
+        ),
         (lambda: measurement(pooled(2), torch.zeros(1), tolerance=0), ValueError, "tolerance is 0"),
         (lambda: measurement(pooled(2), torch.zeros(1), tolerance=float("nan")), ValueError, "tolerance is nan"),
         (lambda: measurement(3, torch.zeros(1), tolerance=1), TypeError, "operator is int"),
