@@ -35,6 +35,11 @@ from treesearch.rewards import Reward
 
 SHOWN = ("steered", "flowchef", "dps", "fk correlated", "trees correlated")
 DIGITS = {"inpainting": 3, "super-resolution": 5, "de-blurring": 8, "projection": 2}
+LEGEND = (
+    "PSNR: of the mean of the draws, which it prefers to any draw. Misfit: root mean square of (y - A x)/tolerance, 1 "
+    "for the truth. Roots: draws of x_T that carry weight; log p(y) has an interval from ten on. Published rules draw "
+    "from a law of their own, searches from p(x | y) as far as their ESS goes."
+)
 COLUMNS = ("task", "sampler", "draws", "NFE", "PSNR of the mean", "misfit", "ESS", "roots", "log p(y)", "seconds")
 
 
@@ -148,14 +153,17 @@ def main(args: Args) -> None:
             rows.append(row)
             body.append(line(name, row))
             told = "" if "ess" not in row else f", ESS {row['ess']:.1f}, log p(y) {said(row)}"
-            print(f"{i + 1}/{len(args.tasks)} {name:17}{row['sampler']:37}PSNR {row['psnr']:5.1f} dB{told}", flush=True)
+            print(
+                f"{i + 1}/{len(args.tasks)} {name:17}{row['sampler']:37} PSNR {row['psnr']:5.1f} dB{told}", flush=True
+            )
         pictures.append((task.title, truth[0], seen_picture(y)[0], found))
         for each, shown in found.items():
             kept |= {f"{name}/{each}/{what}": getattr(shown, what).numpy() for what in ("draws", "mean", "spread")}
         kept |= {f"{name}/truth": truth[0].numpy(), f"{name}/observed": seen_picture(y)[0].numpy()}
     write(args, body, rows, kept)
     draw(pictures, {each: SAMPLERS[each] for each in SHOWN}, args.out / "restore.png")
-    print(f"\n{markdown_table(body, COLUMNS)}\n\nwrote {args.out / 'restore.png'}; {time.perf_counter() - began:.0f} s")
+    print(f"\n{markdown_table(body, COLUMNS)}\n\n{LEGEND}\n")
+    print(f"wrote {args.out / 'restore.png'}; {time.perf_counter() - began:.0f} s")
 
 
 def write(args: Args, body: Sequence[Sequence[str]], rows: Sequence[dict[str, Any]], kept: dict[str, Any]) -> None:

@@ -121,3 +121,26 @@ def test_a_tree_that_hardly_branched_says_so():
     assert not any(
         "hardly" in text for text in ts.search(kernel, linear(1.0), wide, budget=few).diagnostics["warnings"]
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("mnst()", "unknown kernel 'mnst'; did you mean 'mnist'"),
+        ("tds(mnist(), digt(8))", "unknown name 'digt'; did you mean 'digit'"),
+        (
+            "steered(mnist(), measurement(poold(4), 'a.png', tolerance=1))",
+            "unknown name 'poold'; did you mean 'pooled'",
+        ),
+    ],
+)
+def test_a_typo_is_looked_up_where_it_stands(spec, told):
+    with pytest.raises(UsageError, match=told):
+        specs.kernel(spec)
+
+
+def test_examples_of_guides_search_for_the_reward_that_they_are_of(capsys):
+    main(["list", "steered"])
+    assert capsys.readouterr().out.count("--reward kernel") == 1
+    main(["list", "mnist"])
+    assert "--reward kernel" not in capsys.readouterr().out

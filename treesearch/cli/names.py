@@ -91,8 +91,12 @@ def _method(name: str) -> Named:
 
 def _kernel(name: str) -> Named:
     factory, example = expressions.load(specs.KERNELS[name]), backends.KERNELS[name][1]
-    kind = "guide" if "kernel" in inspect.signature(factory).parameters else "kernel"
-    return Named(kind, name, factory, _typed("kernel", example) | _imported("backends", name))
+    taken = inspect.signature(factory).parameters
+    kind, own = (
+        "guide" if "kernel" in taken else "kernel",
+        " --reward kernel" * (name in ("lacon",) or "reward" in taken),
+    )
+    return Named(kind, name, factory, _typed("kernel", example, own) | _imported("backends", name))
 
 
 def _reward(name: str) -> Named:
@@ -106,8 +110,8 @@ def _operator(name: str) -> Named:
     return Named("operator", name, factory, _typed("reward", seen) | _imported("rewards", name))
 
 
-def _typed(option: str, example: str) -> dict[str, str]:
-    return {"example": f'treesearch run --{option} "{example}"'}
+def _typed(option: str, example: str, more: str = "") -> dict[str, str]:
+    return {"example": f'treesearch run --{option} "{example}"{more}'}
 
 
 def _imported(package: str, name: str) -> dict[str, str]:

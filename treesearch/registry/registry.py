@@ -12,7 +12,17 @@ from typing import Any
 from treesearch import backends, rewards
 from treesearch.errors import unknown
 from treesearch.methods import METHODS
-from treesearch.registry.expressions import Registered, SpecError, UnknownName, bound, build, load, parse, public
+from treesearch.registry.expressions import (
+    Registered,
+    SpecError,
+    UnknownName,
+    bound,
+    build,
+    load,
+    names_in,
+    parse,
+    public,
+)
 from treesearch.registry.references import written
 
 KERNELS = {name: f"treesearch.backends.{place}" for name, (place, _) in backends.KERNELS.items()}
@@ -27,7 +37,10 @@ def kernel(spec: str) -> Any:
     try:
         made = build(spec, "kernel", names)
     except UnknownName as error:
-        raise SpecError(unknown("kernel", error.name, KERNELS)) from None
+        what, known = (
+            ("kernel", KERNELS) if error.name == names_in(spec)[0] else ("name", KERNELS | REWARDS | OPERATORS)
+        )
+        raise SpecError(unknown(what, error.name, known)) from None
     if not hasattr(made, "num_steps"):
         raise SpecError(
             f"{public(spec)} makes a {type(made).__name__}, expected a kernel: see `treesearch list kernels`"
