@@ -279,8 +279,12 @@ class Measurement:
 
     def gap(self, x: Tensor) -> Tensor:
         """(y - A x) / tolerance, (n, ...) float64."""
-        seen = self.operator(x).double()
+        seen = self.seen(x)
         return (self.fitted(seen.shape[1:]).observed.to(seen.device) - seen) / self.tolerance
+
+    def seen(self, x: Tensor) -> Tensor:
+        """A x of (n, *shape) in float64; in that of x where A is a function, which may hold a network."""
+        return self.operator(x.double() if isinstance(self.operator, Operator) else x).double()
 
     def refuse_range(self, limit: float | None) -> None:
         """Refuse a y that no state within ±limit gives, noise of six standard deviations allowed.

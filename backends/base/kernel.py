@@ -64,6 +64,7 @@ class Kernel(Protocol):
         offset: (x, cond) -> m (n, *state) of rows x, where the chain is that of y = x - m [0]; inpainting refuses it
         renoise: (x, t_from, t_to, noise) -> x_{t_to} for moves up the chain [it has none]; planning
         clamp: (x, cond) -> states with the known entries put in [nothing is known]; guides and planning
+        held: (x, cond) -> where those are, bool against x [nowhere]; guides without weights leave them
     Trajectories
         channels: `rewards.channels.Channels`, which are observation and action [no trajectory]; planning and export
         horizon, normalisation, card: rows, units and origin of the training data [unknown]; planning and export

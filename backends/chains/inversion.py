@@ -1,10 +1,15 @@
 """Inversion: the noisy states from which a chain's deterministic steps lead to a given sample.
 
-    x_t = α_t/α_s (x_s - σ_s ε̂) + σ_t ε̂,   ε̂ = (x - α_t x̂_0(x, t))/σ_t,   s = t - 1, from x_0 up to x_T
-    x = x_s once: DDIM inversion; x = the x_t so found, again: a fixed point, whose DDIM step leads back to x_s
+    f(x) = α_s x̂_0(x, t) + σ_s ε̂(x, t)                                  the step at η = 0; s = t - 1, from x_0 up to x_T
+    x <- x + α_t/α_s (x_s - f(x))                                       from x = x_s: DDIM inversion
+    x <- x + (α_t² + σ_t²)/(α_s α_t + σ_s σ_t) (x_s - f(x))             again: a fixed point, whose step leads to x_s
 
-Whatever η the kernel has, its path is that of η = 0. One evaluation a level takes ε̂ from the state below it, and what
-the round trip misses falls as steps shrink; each further one multiplies it by a factor, below 1 on Gaussian data.
+The first is α_t/α_s (x_s - σ_s ε̂) + σ_t ε̂ with the ε̂ of the state below, and what the round trip misses falls as steps
+shrink. At α_t = 0 it would leave x where it is, and the second takes its place: exact there, and for data of unit
+variance. Each further evaluation multiplies the miss by a factor, below 1 on Gaussian data of unit variance or less.
+
+Whatever η the kernel has, its path is that of η = 0. Where x̂_0 is clipped, ε̂ is the network's own, as far as a step
+holds it: a step with all of its noise new holds none of it, and ε̂ is then (x - α_t x̂_0)/σ_t of the clipped x̂_0.
 
 Sources: Denoising Diffusion Implicit Models (Song et al., 2021), section 4.3, encoding. AIDI: Effective Real Image
 Editing with Accelerated Iterative Diffusion Inversion (Pan et al., 2023), the fixed point.
@@ -17,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Kernel, describe, optional
+from treesearch.backends.base import Cond, Kernel, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.rewards.numeric import is_whole
 
@@ -33,7 +38,7 @@ def invert(kernel: Kernel, x0: Tensor, *, cond: Cond = None, iterations: int = 1
 
     Raises:
         TypeError: a kernel without such a chain, around an offset, or whose states hold more than x_t.
-        ValueError: states of another shape, or no whole number of iterations.
+        ValueError: states of another shape, no whole number of iterations, or a step from pure noise to clean states.
     """
     spec, name = describe(kernel, identify=False), type(kernel).__name__
     chain: Any = optional(kernel, "chain")
@@ -45,16 +50,33 @@ def invert(kernel: Kernel, x0: Tensor, *, cond: Cond = None, iterations: int = 1
         raise ValueError(f"x0 has shape {tuple(x0.shape)}, expected rows of states, (n, *{spec.state_shape})")
     if not is_whole(iterations):
         raise ValueError(f"iterations is {iterations!r}, expected 1 or more")
-    schedule = chain.schedule
     path = [x0.to(spec.device, spec.dtype)]
     with torch.no_grad():
         for t in range(1, spec.num_steps + 1):
-            (alpha_s, alpha), (sigma_s, sigma) = schedule.alpha[t - 1 : t + 1], schedule.sigma[t - 1 : t + 1]
-            alpha_s, alpha, sigma_s, sigma = (v.to(path[0]) for v in (alpha_s, alpha, sigma_s, sigma))
-            below, x = path[-1], path[-1]
-            for _ in range(iterations):
-                end = kernel.transition(x, torch.full((len(x),), t, device=spec.device), cond).endpoint
-                eps = (x - alpha * end) / sigma
-                x = alpha / alpha_s * (below - sigma_s * eps) + sigma * eps
+            rows, x = torch.full((len(x0),), t, device=spec.device), path[-1]
+            for gain in _gains(chain, t, iterations):
+                x = (x + gain.to(x) * (path[-1] - _still(kernel, x, rows, cond))).to(x.dtype)
             path.append(x)
     return torch.stack(path)
+
+
+def _gains(chain: Chain, t: int, iterations: int) -> list[Tensor]:
+    """What each miss of the step from t is multiplied by."""
+    (alpha_s, alpha), (sigma_s, sigma) = (v[t - 1 : t + 1] for v in (chain.schedule.alpha, chain.schedule.sigma))
+    if ((alpha == 0) & (sigma_s == 0)).any():
+        raise ValueError(f"the step from x_{t} leads from pure noise to clean states: no path tells what was there")
+    again = (alpha**2 + sigma**2) / (alpha_s * alpha + sigma_s * sigma)
+    return [torch.where(alpha > 0, alpha / alpha_s, again), *[again] * (iterations - 1)]
+
+
+def _still(kernel: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """f(x) of states x (n, *state) at level t (n,)."""
+    chain, law = kernel.chain, kernel.transition(x, t, cond)
+    at = {name: chain.at(name, t, x) for name in ("alpha", "sigma", "alpha_s", "direction")}
+    end, sigma_s = law.endpoint, expand(chain.schedule.sigma.to(at["alpha"])[t - 1], x)
+    eps = (x - at["alpha"] * end) / at["sigma"]
+    if chain.clip_sample is not None and chain.step == "ddim":
+        mean = law.mean if law.base_mean is None else law.base_mean
+        told = (end.abs() >= end.new_tensor(chain.clip_sample)) & (at["direction"] > 0)
+        eps = torch.where(told, (mean - at["alpha_s"] * end) / at["direction"], eps)
+    return at["alpha_s"] * end + sigma_s * eps

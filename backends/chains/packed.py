@@ -102,14 +102,17 @@ class Packed(Wrapper, ABC):
         def clamp(x: Tensor, cond: Cond) -> Tensor:
             return torch.cat([method(x[:, 0], cond)[:, None], x[:, 1:]], 1)
 
+        def held(x: Tensor, cond: Cond) -> Tensor:
+            return method(x[:, 0], cond)[:, None]
+
         def stripped(x: Tensor, *rest: Any) -> Any:
             return method(x[:, 0], *rest)
 
-        return {"renoise": renoise, "encode_samples": encode_samples, "clamp": clamp}.get(name, stripped)
+        return {"renoise": renoise, "encode_samples": encode_samples, "clamp": clamp, "held": held}.get(name, stripped)
 
     @cached_property
     def _spec(self) -> Spec:
         return describe(self.kernel, identify=False)
 
 
-LIFTED = ("renoise", "encode_samples", "clamp", "preview", "prior_log_weight")
+LIFTED = ("renoise", "encode_samples", "clamp", "held", "preview", "prior_log_weight")

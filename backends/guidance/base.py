@@ -124,6 +124,12 @@ def clamped(kernel: Any, x: Tensor, cond: Cond) -> Tensor:
     return x if clamp is None or cond is None else clamp(x, cond)
 
 
+def loose(kernel: Any, move: Tensor, cond: Cond) -> Tensor:
+    """A move of states (n, *state), 0 for entries that the kernel holds, where it holds any."""
+    held = optional(kernel, "held")
+    return move if held is None else torch.where(held(move, cond), 0.0, move)
+
+
 def attached(value: Any, otherwise: str) -> None:
     if not (isinstance(value, Tensor) and value.requires_grad):
         raise TypeError(f"no gradient reaches x_t: {otherwise}")

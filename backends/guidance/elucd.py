@@ -40,7 +40,7 @@ class EluCD(GradientGuided):
 
     Raises:
         TypeError: γ > 0 over a kernel without a chain.
-        ValueError: a setting out of range.
+        ValueError: a setting out of range, or a chain without noise.
     """
 
     _: KW_ONLY
@@ -50,6 +50,7 @@ class EluCD(GradientGuided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._refuse_still()
         for name in ("scale", "gamma"):
             if not (is_number(value := getattr(self, name), 0) and value < math.inf):
                 raise ValueError(f"{name} is {value!r}, expected a finite number >= 0")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Transition, optional
-from treesearch.backends.guidance.base import RewardGuided
+from treesearch.backends.guidance.base import RewardGuided, loose
 from treesearch.backends.guidance.prompts import unpack
 from treesearch.rewards.numeric import is_number, is_whole
 
@@ -71,15 +71,14 @@ class FlowChef(RewardGuided):
         if not len(rows):
             return law
         prompts = None if prompts is None else [prompts[i] for i in rows.tolist()]
-        move, rewards = self._climbed(law.endpoint[rows], t[rows], prompts, self.steps, self.scale)
-        mean, known = law.mean.clone(), torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
-        noisy = law.std.expand(law.mean.shape)[rows] > 0
-        mean[rows] += (move if self._drifts else torch.where(noisy, move, 0.0)).to(mean.dtype)
-        known[rows] = rewards
+        move, known = torch.zeros_like(law.mean), torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+        climb, known[rows] = self._climbed(law.endpoint[rows], t[rows], prompts, self.steps, self.scale)
+        move[rows] = climb.to(move.dtype)
         if self._drifts:
-            return replace(law, mean=mean, rewards=known)
+            mean = law.mean + loose(self.kernel, move, inner)
+            return replace(law, mean=mean, base_mean=None, rewards=known)
         base = law.mean if law.base_mean is None else law.base_mean
-        return replace(law, mean=mean, base_mean=base, rewards=known)
+        return replace(law, mean=law.mean + torch.where(law.std > 0, move, 0.0), base_mean=base, rewards=known)
 
     @property
     def departs(self) -> str | None:

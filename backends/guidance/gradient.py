@@ -167,6 +167,15 @@ class GradientGuided(RewardGuided):
         size = flat(torch.where(std > 0, move.double() / std.double(), 0.0)).norm(dim=1)
         return move * expand((self.limit / size).clamp(max=1.0), move)
 
+    def _refuse_still(self) -> None:
+        """Refuse a chain without noise below its prior: there is no step that could move and be weighed.
+
+        Raises:
+            ValueError: such a chain.
+        """
+        if not any(self._spec.stochastic[1:]):
+            raise ValueError("a chain without noise has no weights to guide with, and no step moves: use eta > 0")
+
     @property
     def limit(self) -> float | None:
         """Limit of |shift / std| over a state."""

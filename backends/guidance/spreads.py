@@ -76,8 +76,9 @@ def spread(
         raise ValueError(f"n is {n!r}, expected two rollouts or more")
     inner, correlated = optional(kernel, "fingerprint"), kept(correlated, n, describe(kernel, identify=False))
     found = measured(kernel, () if reward is None else terms(reward).bent, n, seed, tuple(prompts), correlated)
-    of = rounded(found) if inner is None else f"of {hashlib.sha256(inner.encode()).hexdigest()[:10]}"
-    return replace(found, source=f"{pilot_of(n, seed, prompts, correlated)} {of}")
+    of = "" if inner is None else f"of {hashlib.sha256(inner.encode()).hexdigest()[:10]} "
+    of += rounded(found) if inner is None or found.seen else ""
+    return replace(found, source=f"{pilot_of(n, seed, prompts, correlated)} {of}".rstrip())
 
 
 def kept(asked: bool | None, n: int, spec: Spec) -> bool:
@@ -89,7 +90,11 @@ def kept(asked: bool | None, n: int, spec: Spec) -> bool:
 def measured(
     kernel: Any, parts: Sequence[Reward], n: int, seed: int, prompts: tuple[Any, ...], correlated: bool = False
 ) -> Spread:
-    """A pilot's figures, `parts` the measurements that s_t is of."""
+    """A pilot's figures, `parts` the measurements that s_t is of.
+
+    Raises:
+        ValueError: one that is not finite.
+    """
     spec, draw = describe(kernel, identify=False), torch.Generator("cpu").manual_seed(seed)
     totals = torch.zeros(1 + len(parts), spec.num_steps + 1, dtype=torch.float64, device="cpu")
     misses: list[Tensor] = []
@@ -111,6 +116,10 @@ def measured(
                 counts[i] += final.numel()
                 for t, end in enumerate(ends, 1):
                     totals[i, t] += float((final - _seen(kernel, see, end)).square().sum())
+    if not totals.isfinite().all():
+        at = (~totals.isfinite()).any(0).nonzero().flatten().tolist()
+        raise ValueError(f"a pilot of {type(kernel).__name__} missed by what is not finite at t = {at}: look at what "
+                         "its network and the measurements return")  # fmt: skip
     state, *seen = (tuple((total / count).sqrt().tolist()) for total, count in zip(totals, counts, strict=True))
     return Spread(state, tuple(seen), "", n * spec.num_steps, torch.cat(misses, 1) if correlated else None)
 
@@ -146,7 +155,7 @@ def _seen(kernel: Any, part: Reward | None, states: Tensor) -> Tensor:
     """What is seen of states (n, *state), (n, ...) float64: a measurement's A x, or they themselves."""
     if part is None:
         return states.double()
-    return measurement_of(part).operator(shown(kernel, part, states)).double()
+    return measurement_of(part).seen(shown(kernel, part, states))
 
 
 def pilot_of(n: int, seed: int, prompts: Sequence[Any], correlated: bool = False) -> str:
@@ -162,12 +171,14 @@ def rounded(found: Spread) -> str:
     return str([[float(f"{r:.3g}") for r in table] for table in (found.state, *found.seen)])
 
 
-def as_spread(given: Any, steps: int, seen: int) -> Spread:
-    """A spread that was given, checked.
+def as_spread(given: Any, spec: Spec, seen: int) -> Spread:
+    """A spread that was given, checked; where nothing tells it from others, its numbers do.
 
     Raises:
-        ValueError: none of T + 1 finite numbers >= 0, or without s_t where those are needed.
+        ValueError: none of T + 1 finite numbers >= 0, without s_t where those are needed, or with misses of other
+            levels or states.
     """
+    steps = spec.num_steps
     found = given if isinstance(given, Spread) else Spread(tuple(given) if isinstance(given, (tuple, list)) else ())
     for table in (found.state, *found.seen):
         if len(table) != steps + 1 or not all(is_number(r, 0) and r < math.inf for r in table):
@@ -177,5 +188,23 @@ def as_spread(given: Any, steps: int, seen: int) -> Spread:
         raise ValueError(
             f"spread tells of {len(found.seen)} non-linear measurements, the reward has {seen}: spread(kernel, reward)"
         )
-    exact = replace(found, state=tuple(map(float, found.state)))
-    return exact if found.source else Spread(exact.state, exact.seen, str(exact.state), 0)
+    if found.misses is not None:
+        _check_misses(found.misses, spec)
+    state, others = tuple(map(float, found.state)), tuple(tuple(map(float, table)) for table in found.seen)
+    exact = replace(found, state=state, seen=others)
+    return exact if found.source else replace(exact, source=_numbers(exact))
+
+
+def _check_misses(misses: Tensor, spec: Spec) -> None:
+    want, got = (spec.num_steps + 1, *spec.state_shape), tuple(misses.shape)
+    if misses.ndim < 2 or (got[0], *got[2:]) != want or not got[1] or not misses.isfinite().all():
+        shape = f"({want[0]}, n, {', '.join(map(str, want[1:]))})"
+        raise ValueError(f"misses have shape {got}, expected finite numbers of shape {shape}")
+
+
+def _numbers(found: Spread) -> str:
+    """What it is made of."""
+    told: list[object] = [found.state, *found.seen]
+    if found.misses is not None:
+        told.append(hashlib.sha256(b"".join(content(found.misses))).hexdigest()[:10])
+    return ", ".join(map(str, told))

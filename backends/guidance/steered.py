@@ -19,7 +19,9 @@ how far S_t, one matrix a level, and the Gaussian tell the law of x_0 given x_t;
 
 Several observations are a sum of measurements, y + z: linear ones of states are one, and the pulls of others add. What
 else is in the sum steers nothing and is scored at the endpoint: v is then the sum with it. `rule="paper"` is the
-published projection, x̂_0' with A x̂_0' = y at every step and no weights: a law of its own; its loops are `Cycle`.
+published projection, x̂_0' with A x̂_0' = y at every step and no weights: a law of its own; its loops are `Cycle`. What
+the kernel holds is not projected. Where x̂_0 is clipped, the mean is that of the kernel's own step, whose ε̂ is the
+network's, plus what the pull moves in the one above.
 
 Sources: Steered Diffusion (Nair et al., 2023), algorithm 1, the projection of the endpoint. Pseudoinverse-Guided
 Diffusion Models for Inverse Problems (Song et al., 2023), section 3, r_t and the Gaussian likelihood. Practical and
@@ -38,6 +40,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Measured, Shared, Spec, Wrapper, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.guidance.base import loose
 from treesearch.backends.guidance.correlated import Correlated
 from treesearch.backends.guidance.prompts import PROMPTS, encoded, unpack
 from treesearch.backends.guidance.seen import Terms, ask, measurement_of, terms
@@ -101,7 +104,7 @@ class Steered(Wrapper):
             raise ValueError(f"pilot is {self.pilot!r}, expected two rollouts or more")
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.spread is not None:
-            object.__setattr__(self, "spread", as_spread(self.spread, spec.num_steps, len(self._terms.bent)))
+            object.__setattr__(self, "spread", as_spread(self.spread, spec, len(self._terms.bent)))
             if self.correlated and self._own.misses is None:
                 raise ValueError("correlated with a spread that keeps no misses: give spread(kernel, correlated=True)")
 
@@ -128,12 +131,13 @@ class Steered(Wrapper):
             raise TypeError(f"steering moves Gaussian steps, got {type(law).__name__} from the kernel")
         if self.rule == "paper":
             assert self._stacked is not None
-            pull = self._stacked.projection(self._stacked.gap(law.endpoint)).to(law.mean)
-            return replace(law, mean=law.mean + self._lever(x, t) * pull, endpoint=law.endpoint + pull)
+            pull = loose(self.kernel, self._stacked.projection(self._stacked.gap(law.endpoint)).to(law.mean), inner)
+            mean = (law.mean + self._lever(x, t) * pull).to(law.mean)
+            return replace(law, mean=mean, endpoint=law.endpoint + pull, base_mean=None)
         value, pull = self._evaluate(law.endpoint, t, spread or self._own, prompts)
         move = torch.where(law.std > 0, self._lever(x, t) * pull.to(law.mean), 0.0)
         base = law.mean if law.base_mean is None else law.base_mean
-        return replace(law, mean=law.mean + move, base_mean=base, rewards=value)
+        return replace(law, mean=(law.mean + move).to(law.mean), base_mean=base, rewards=value)
 
     def _evaluate(
         self, endpoint: Tensor, t: Tensor, spread: Spread, prompts: Sequence[Any] | None

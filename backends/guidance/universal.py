@@ -51,7 +51,8 @@ class Universal(GradientGuided):
 
     Raises:
         TypeError: the kernel has no such chain.
-        ValueError: a setting out of range, neither rule, or a forward rule where α_T = 0.
+        ValueError: a setting out of range, a chain without noise, a forward rule where α_T = 0 or that is not to go
+            through the network.
     """
 
     _: KW_ONLY
@@ -60,7 +61,6 @@ class Universal(GradientGuided):
     length: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "through_network", is_number(self.scale, 0) and self.scale > 0)
         super().__post_init__()
         if self.value is not None:
             raise ValueError("value is given: this guide asks the reward of clean endpoints, TDS takes values")
@@ -74,6 +74,10 @@ class Universal(GradientGuided):
             raise ValueError(f"length is {self.length!r}, expected a positive number")
         if self.scale > 0 and not (self.kernel.chain.alpha[1:] > 0).all():
             raise ValueError("the forward rule divides by α_t, which is 0 at x_T: use scale=0 and steps, or TDS")
+        if self.scale > 0 and not self.through_network:
+            raise ValueError("through_network is False: the forward rule goes through it; scale=0 leaves that rule out")
+        object.__setattr__(self, "through_network", self.scale > 0)
+        self._refuse_still()
 
     def shift(self, step: Step) -> Tensor:
         at, x = self.kernel.chain.at, step.x

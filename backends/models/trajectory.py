@@ -127,6 +127,10 @@ class TrajectoryKernel:
         known, mask = self._known(x, cond)
         return torch.where(mask, known, x)
 
+    def held(self, x: Tensor, cond: Cond) -> Tensor:
+        """Where the known entries of states (n, H, C) are."""
+        return self._known(x, cond)[1]
+
     def encode(self, prompts: Sequence[Any]) -> dict[str, Tensor]:
         """Known entries, normalised, and where they are: both (n, H, C).
 

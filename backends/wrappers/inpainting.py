@@ -114,6 +114,11 @@ class Clamp(Wrapper):
         endpoint = torch.where(held, end, law.endpoint)
         return replace(law, mean=mean, std=torch.where(held, noise, law.std), endpoint=endpoint, base_mean=base)
 
+    def held(self, x: Tensor, cond: Cond) -> Tensor:
+        """Entries that are known here or by the kernel inside, bool against states x (n, *state)."""
+        inside = optional(self.kernel, "held")
+        return self.mask[None] if inside is None else self.mask | inside(x, cond)
+
     def _known(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of known entries at levels s (n,), and what they are at x_0."""
         if self._on_path:

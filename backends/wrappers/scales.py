@@ -157,13 +157,17 @@ class GuidanceScales(Wrapper):
             x = method(samples)
             return pack(x, self._table(x)[:1].expand(len(x)))
 
+        def held(x: Tensor, cond: Cond) -> Tensor:
+            at = method(x[:, :-1], cond).expand(x[:, :-1].shape)
+            return torch.cat([at, torch.zeros_like(x[:, -1:], dtype=torch.bool)], 1)
+
         def stripped(x: Tensor, *rest: Any) -> Any:
             return method(x[:, :-1], *rest)
 
         def clamp(x: Tensor, cond: Cond) -> Tensor:
             return torch.cat([method(x[:, :-1], cond), x[:, -1:]], 1)
 
-        return {"renoise": renoise, "encode_samples": encode_samples, "clamp": clamp}.get(name, stripped)
+        return {"renoise": renoise, "encode_samples": encode_samples, "clamp": clamp, "held": held}.get(name, stripped)
 
     @cached_property
     def _spec(self) -> Spec:
@@ -178,7 +182,7 @@ class GuidanceScales(Wrapper):
         return torch.tensor(self.scales, dtype=like.dtype, device=like.device)
 
 
-LIFTED = ("renoise", "encode_samples", "clamp", "preview", "prior_log_weight")
+LIFTED = ("renoise", "encode_samples", "clamp", "held", "preview", "prior_log_weight")
 
 
 def pack(x: Tensor, w: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import treesearch as ts
-from treesearch.backends.base import describe
+from treesearch.backends.base import Guided, describe, shift_mean
 from treesearch.backends.exact.enumerable import DiscreteChain
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.backends.guidance.prompts import PROMPTS
+from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.rewards import digit
 from treesearch.rewards.analytic import linear, quadratic, table
 from treesearch.rewards.base import Reward
@@ -90,6 +91,18 @@ def test_without_noise_it_moves_as_published_and_departs():
     assert FlowChef(STILL, PULL, scale=0).departs is None
 
 
+def test_without_noise_no_weights_of_an_inner_guide_are_left_and_what_is_held_stays():
+    """A guide that is asked for a move at a step without noise moves nothing; its base mean is there all the same."""
+    inner = Guided(STILL, shift_mean(lambda x, t, law, cond: torch.ones_like(x)), "shift")
+    assert FlowChef(inner, PULL).transition(draws(2, 3, 2), torch.tensor([3, 1])).base_mean is None
+    mask = torch.tensor([[True, False]] * 3)
+    kernel = FlowChef(Clamp(STILL, mask, draws(9, 3, 2, seed=1)), PULL, scale=0.2)
+    x, t = draws(2, 3, 2), torch.tensor([3, 1])
+    base, law = kernel.kernel.transition(x, t), kernel.transition(x, t)
+    assert torch.equal(law.mean[:, mask], base.mean[:, mask])
+    assert (law.mean != base.mean)[:, ~mask].all()
+
+
 def test_it_reaches_for_what_is_seen():
     """The published rule on a chain without noise: the squared miss falls to a tenth."""
     plain, guided = (ts.search(k, PULL, ts.BestOfN(n=64)).rewards.mean() for k in (STILL, FlowChef(STILL, PULL)))
@@ -149,6 +162,7 @@ def test_their_steps_obey_the_laws(make):
         (lambda: ts.search(FlowChef(CHAIN, TABLE), TABLE, ts.BestOfN(n=2)), TypeError, "Gaussian"),
         (lambda: EluCD(BED, PULL, gamma=-0.1), ValueError, "gamma is -0.1"),
         (lambda: EluCD(BED, PULL, through_network=True), ValueError, "stops at the endpoint"),
+        (lambda: EluCD(STILL, PULL), ValueError, "a chain without noise has no weights"),
         (lambda: EluCD(EXACT, PULL), TypeError, "gamma=0"),
         (lambda: digit(8, tau1=-1.0), ValueError, "tau1 and tau2"),
         (lambda: digit(8, tau2=math.nan), ValueError, "tau1 and tau2"),

@@ -1,17 +1,20 @@
 """Known entries that a model was not trained with: replacement as a law of its own."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import treesearch as ts
+from treesearch.backends.base import Wrapper
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
+from treesearch.backends.guidance import TDS
 from treesearch.backends.wrappers.inpainting import Clamp
-from treesearch.rewards.analytic import constant
+from treesearch.rewards.analytic import constant, linear
 from treesearch.testing import check_kernel
 
 F64 = torch.float64
@@ -56,6 +59,28 @@ def test_replaced_entries_are_the_values_noised_at_every_level():
     torch.testing.assert_close(law.mean[:, ~MASK], free.mean[:, ~MASK], rtol=0, atol=0)
     done = CLAMP.transition(x, torch.ones_like(t)).sample(torch.randn(4000, 3, 2))
     assert (done[:, MASK] == VALUES[MASK]).all()
+
+
+def test_outside_a_guide_what_is_replaced_weighs_nothing():
+    kernel, free = Clamp(TDS(BASE, linear()), MASK, VALUES), TDS(BASE, linear())
+    x, t = torch.randn(4, 3, 2, dtype=F64, generator=torch.Generator().manual_seed(0)), torch.full((4,), 5)
+    law, want = kernel.transition(x, t), free.transition(x, t)
+    assert torch.equal(law.base_mean, torch.where(MASK, law.mean, want.base_mean))
+    z = torch.randn(4, 3, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    alone = torch.where(MASK, want.base_mean, want.mean)
+    assert (
+        law.log_weight(law.sample(z)) - replace(want, mean=alone).log_weight(alone + want.std * z)
+    ).abs().max() < 1e-12
+
+
+def test_what_is_held_is_told_with_what_the_kernel_inside_holds():
+    class Holds(Wrapper):
+        def held(self, x, cond):
+            return torch.tensor([[False, True], [False, False], [False, False]]).expand(x.shape)
+
+    x = torch.zeros(2, 3, 2)
+    assert torch.equal(CLAMP.held(x, None).expand(x.shape), MASK.expand(x.shape))
+    assert Clamp(Holds(BASE), MASK, VALUES).held(x, None).sum().item() == 2 * 3
 
 
 def test_conformance():

@@ -1,9 +1,12 @@
 """Inversion: the deterministic path to a sample, and back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from treesearch.backends.chains.diffusion import DiffusionKernel
+from tests.support.flows import GaussianFlow, diagonal, draws, log_snr, run
+from treesearch.backends.chains.diffusion import Chain, DiffusionKernel
 from treesearch.backends.chains.inversion import invert
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.chains.second_order import SecondOrder
@@ -64,6 +67,36 @@ def test_the_path_is_that_without_noise_whatever_eta():
     assert torch.equal(invert(kernel(6, eta=1.0), X0), invert(kernel(6), X0))
 
 
+DATA = diagonal([1.0, 0.0, -1.0, 0.2], [1.0, 0.3, 0.1, 0.5])
+
+
+def flow(steps=8, eta=0.0):
+    """From pure noise, where α_T = 0."""
+    return GaussianFlow(replace(Schedule.flow(torch.linspace(0, 1, steps + 1)), prediction="sample"), DATA, eta=eta)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_round_trip_is_exact_from_pure_noise(eta):
+    """There x̂_0 is the same for every x_T: one evaluation finds it."""
+    path = invert(flow(eta=eta), X0, iterations=60)
+    assert (run(flow(), path[8]) - X0).abs().max() < 1e-12
+    last = invert(flow(), X0)
+    assert (flow().transition(last[8], torch.full((3,), 8)).mean - last[7]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_the_round_trip_is_exact_where_endpoints_are_clipped(eta):
+    """Of a sample of the chain itself; x̂_0 and the network's own ε̂ do not add up to x_t where it is clipped."""
+    still, noisy = (GaussianFlow(log_snr(10, high=1.0), DATA, eta=e) for e in (0.0, eta))
+    for k in (still, noisy):
+        k.chain = Chain(k.schedule, eta=k.chain.eta, clip_sample=1.0)
+    x0 = run(still, draws(3, 4))
+    path = invert(noisy, x0, iterations=150)
+    ends = [still.transition(path[t], torch.full((3,), t)).endpoint for t in (1, 2, 3)]
+    assert all((end.abs() == 1).any() for end in ends)
+    assert (run(still, path[10]) - x0).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "match"),
     [
@@ -71,6 +104,7 @@ def test_the_path_is_that_without_noise_whatever_eta():
         (lambda: invert(SecondOrder(kernel(4)), X0), TypeError, "hold more than x_t"),
         (lambda: invert(kernel(4), X0[:, :3]), ValueError, r"x0 has shape \(3, 3\)"),
         (lambda: invert(kernel(4), X0, iterations=0), ValueError, "iterations is 0"),
+        (lambda: invert(flow(1), X0), ValueError, "from pure noise to clean"),
     ],
 )
 def test_bad_input(wrong, error, match):

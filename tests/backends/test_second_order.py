@@ -198,6 +198,9 @@ class Everything(GaussianFlow):
     def clamp(self, x, cond):
         return 0 * x
 
+    def held(self, x, cond):
+        return x > 0
+
 
 def test_what_sees_states_sees_those_of_the_kernel():
     bed = Everything(log_snr(4), THREE, eta=1.0)
@@ -210,6 +213,7 @@ def test_what_sees_states_sees_those_of_the_kernel():
     assert torch.equal(kernel.renoise(x, levels, levels, z), torch.stack([x[:, 0] + z[:, 0], fresh], 1))
     assert torch.equal(kernel.encode_samples(x[:, 0]), torch.stack([x[:, 0] - 1, fresh], 1))
     assert torch.equal(kernel.clamp(x, None), torch.stack([fresh, x[:, 1]], 1))
+    assert torch.equal(kernel.held(x, None), x[:, :1] > 0)
     heun = Heun(Everything(log_snr(4), THREE))
     assert optional(heun, "renoise") is None
     assert optional(heun, "chain") is None

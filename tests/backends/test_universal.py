@@ -111,6 +111,8 @@ def with_value(x, t, law, cond):
         (lambda: Universal(LinearGaussian(), PULL), TypeError, "no kernel on a backends.chains"),
         (lambda: Universal(FLOW, PULL), ValueError, "divides by α_t, which is 0 at x_T"),
         (lambda: Universal(BED, PULL, scale=-1.0), ValueError, "scale is -1.0"),
+        (lambda: Universal(BED, PULL, through_network=False), ValueError, "goes through it; scale=0 leaves"),
+        (lambda: Universal(bed(0.0), PULL), ValueError, "a chain without noise has no weights"),
         (lambda: Universal(BED, PULL, scale="1"), ValueError, "scale is '1'"),
         (lambda: Universal(BED, PULL, steps=1.5), ValueError, "steps is 1.5"),
         (lambda: Universal(BED, PULL, length=0.0), ValueError, "length is 0.0"),

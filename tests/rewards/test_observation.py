@@ -100,6 +100,16 @@ def test_the_reward_is_the_log_likelihood_with_its_constant_and_its_gradient():
     assert (gradient - operator.adjoint(y - operator(x.detach())) / 0.3**2).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("name", [n for n in OPERATORS if n not in ("mask", "matrix")])
+def test_states_of_few_digits_are_seen_with_many(name):
+    """A x of the state as it is: rounded to bfloat16, its miss would be many tolerances."""
+    operator, shape = OPERATORS[name]
+    x = draws(3, *shape).bfloat16()
+    y = operator(x.double())[0]
+    reward = measurement(operator, y, tolerance=0.02)
+    assert torch.equal(reward(x), reward(x.double()))
+
+
 def test_log_z_is_the_evidence():
     """log N(y; A m, A Σ Aᵀ + tolerance² I) of x_0 ~ N(m, Σ), within four standard errors of importance sampling."""
     kernel, a, y = LinearGaussian(dim=3), draws(2, 3, seed=3), torch.tensor([0.4, -0.2], dtype=torch.float64)
