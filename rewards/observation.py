@@ -283,8 +283,16 @@ class Measurement:
         return (self.fitted(seen.shape[1:]).observed.to(seen.device) - seen) / self.tolerance
 
     def seen(self, x: Tensor) -> Tensor:
-        """A x of (n, *shape) in float64; in that of x where A is a function, which may hold a network."""
-        return self.operator(x.double() if isinstance(self.operator, Operator) else x).double()
+        """A x of (n, *shape) in float64; in that of x where A is a function, which may hold a network.
+
+        Raises:
+            ValueError: A x is complex, or of whole numbers.
+        """
+        found = self.operator(x.double() if isinstance(self.operator, Operator) else x)
+        if not found.is_floating_point():
+            raise ValueError(f"A x is of {found.dtype}, expected real numbers: stack real and imaginary parts of a "
+                             "complex one")  # fmt: skip
+        return found.double()
 
     def refuse_range(self, limit: float | None) -> None:
         """Refuse a y that no state within ±limit gives, noise of six standard deviations allowed.

@@ -333,6 +333,16 @@ def test_values_that_no_state_gives_are_refused():
         ),
         (lambda: measurement(pooled(2), torch.zeros(1), tolerance=0), ValueError, "tolerance is 0"),
         (lambda: measurement(pooled(2), torch.zeros(1), tolerance=float("nan")), ValueError, "tolerance is nan"),
+        (
+            lambda: measurement(torch.fft.fft, torch.zeros(3), tolerance=1)(draws(2, 3)),
+            RewardError,
+            "A x is of torch.c",
+        ),
+        (
+            lambda: measurement(torch.Tensor.int, torch.zeros(3), tolerance=1)(draws(2, 3)),
+            RewardError,
+            "A x is of torch.i",
+        ),
         (lambda: measurement(3, torch.zeros(1), tolerance=1), TypeError, "operator is int"),
         (lambda: measurement(pooled(2), torch.zeros(1), tolerance=1, of="x"), ValueError, "of is 'x'"),
         (
