@@ -328,7 +328,7 @@ def refuse_loose_head(reward: Reward, network: nn.Module, shape: tuple[int, ...]
         ValueError: it does.
     """
     with torch.no_grad():
-        logits = network(torch.zeros(1, *shape).to(next(network.parameters())))
+        logits = network(next(network.parameters()).new_zeros(1, *shape))
         low, high = (network_head(reward)(logits.double() + c).double() for c in (0.0, 1.0))
     if not torch.allclose(low, high, rtol=1e-6, atol=1e-6):
         raise ValueError(f"{reward.name!r} changes where all logits rise by one number, which experts of log p leave "
