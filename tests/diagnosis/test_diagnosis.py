@@ -10,7 +10,7 @@ import torch
 
 import treesearch as ts
 from tests.support import tiny
-from treesearch.backends import discrete, gaussian, heun, masked, maze, mnist, ring, tds
+from treesearch.backends import discrete, gaussian, heun, masked_chain, maze, mnist, ring, tds
 from treesearch.backends.base import Guided, describe, shift_mean
 from treesearch.cli.main import main
 from treesearch.diagnosis import effects, spread
@@ -121,7 +121,7 @@ def first(samples):
 KERNELS = {
     "ring": ring(num_steps=6),
     "discrete": discrete(),
-    "masked": masked(),
+    "masked_chain": masked_chain(),
     "guided": Guided(KERNEL, shift_mean(half), "half"),
     "tds": tds(KERNEL, linear(1.0)),
 }
