@@ -55,7 +55,7 @@ class Args:
     """standard deviation of the noise; pixels are in -1..1"""
     num_steps: int = 10
     """T"""
-    particles: int = 512
+    particles: int = 384
     """samples of a search"""
     published: int = 48
     """samples of a published sampler"""
