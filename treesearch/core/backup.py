@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.core.compiled import compiled
-from treesearch.core.tree import Columns, Tree
+from treesearch.core.tree import Tree
 
 
 class Rule(IntEnum):
@@ -92,44 +92,32 @@ def _value(node, rule, lam, nodes, score):
 
 
 @compiled
-def _ancestors(leaves, nodes):
-    """Every ancestor of the leaves once, marked with 0."""
-    found, n = np.empty(64, np.int64), 0
+def _backup(leaves, rule, lam, nodes):
+    """Recompute every ancestor of the leaves, deepest first."""
+    stale = np.empty(64, np.int64)
+    n = 0
     for leaf in leaves:
         node = nodes.parent[leaf]
         while node >= 0 and nodes.mark[node] < 0:
             nodes.mark[node] = 0
-            if n == len(found):
+            if n == len(stale):
                 grown = np.empty(2 * n, np.int64)
-                for i in range(n):
-                    grown[i] = found[i]
-                found = grown
-            found[n] = node
+                grown[:n] = stale
+                stale = grown
+            stale[n] = node
             n += 1
             node = nodes.parent[node]
-    return found[:n]
-
-
-@compiled
-def _carry(stale, most, rule, lam, nodes):
-    """Recompute the stale nodes from the last to the first, and take their marks away; `most` children at most."""
-    score = np.empty(most, np.float64)
-    for i in range(len(stale) - 1, -1, -1):
-        node = stale[i]
+    ordered = np.sort(stale[:n])
+    score = np.empty(nodes.children[ordered].max() if n else 0, np.float64)
+    for i in range(n - 1, -1, -1):  # children have larger numbers than their parents
+        node = ordered[i]
         nodes.value[node] = _value(node, rule, lam, nodes, score)
         nodes.mark[node] = -1
 
 
-def _backup(leaves: NDArray[np.int64], rule: Rule, lam: float, nodes: Columns) -> None:
-    """Recompute every ancestor of the leaves, deepest first: children have larger numbers than their parents."""
-    stale = np.sort(_ancestors(leaves, nodes))
-    most = int(nodes.children[stale].max(initial=0))
-    _carry(stale, most, int(rule), float(lam), nodes)
-
-
 @compiled
-def _recompute(size, most, rule, lam, nodes):
-    score = np.empty(most, np.float64)
+def _recompute(size, rule, lam, nodes):
+    score = np.empty(nodes.children[:size].max(), np.float64)
     for node in range(size - 1, -1, -1):
         if nodes.children[node] > 0:
             nodes.value[node] = _value(node, rule, lam, nodes, score)
@@ -166,19 +154,19 @@ def log_shares(tree: Tree) -> NDArray[np.float64]:
 def backup(tree: Tree, leaves: NDArray[np.int64], rule: Rule, lam: float) -> None:
     """Give newly scored leaves their rewards as values and carry them up to the root."""
     tree.value[leaves] = tree.reward[leaves]
-    _backup(leaves, rule, lam, tree.columns())
+    _backup(leaves, int(rule), float(lam), tree.columns())
 
 
 def revisit(tree: Tree, leaves: NDArray[np.int64], rule: Rule, lam: float) -> None:
     """Carry the values above leaves up again, whose visits have changed; for rules that look at visits."""
     if rule == Rule.VISITS:
-        _backup(leaves, rule, lam, tree.columns())
+        _backup(leaves, int(rule), float(lam), tree.columns())
 
 
 def recompute(tree: Tree, rule: Rule, lam: float) -> None:
     """All values from scratch, bottom up, from the rewards of the leaves."""
     tree.value[:] = np.where(tree.t == 0, tree.reward, np.nan)
-    _recompute(len(tree), int(tree.children.max()), int(rule), float(lam), tree.columns())
+    _recompute(len(tree), int(rule), float(lam), tree.columns())
 
 
 def recount(tree: Tree, ends: NDArray[np.int64]) -> None:

@@ -80,10 +80,9 @@ def select_wave(nodes, n, policy, wave, iteration, nfe, calls, out):
     seen = np.empty(wave * depths + 1, np.int64)  # nodes whose children were gathered, and where they were put
     place, count = np.empty_like(seen), np.empty_like(seen)
     path, chosen = np.empty(depths + 1, np.int64), np.empty(depths + 1, np.int64)
-    used = np.int64(0)  # a literal 0 would have what it is given to compiled a second time
-    gathered, done, stopped = 0, 0, False
+    gathered, used, done, stopped = 0, 0, 0, False
     while done < wave:
-        node, depth, expand = np.int64(0), 0, False
+        node, depth, expand = 0, 0, False
         path[0], chosen[0] = 0, -1
         while depth < depths - 1:
             if nodes.children[node] < policy.widening_c * nodes.visits[node] ** policy.widening_alpha:
@@ -135,7 +134,7 @@ def _gather(node, policy, wave, nodes, kids, ids, key, extra, at):
 
     `key` receives the cumulative weights (boltzmann), the values (uct) or the visits (round robin); `extra` 1/√N_c.
     """
-    n = np.int64(0)
+    n = 0
     for child in kids[nodes.start[node] : nodes.start[node] + nodes.children[node]]:
         if not math.isnan(nodes.value[child]):
             ids[at + n] = child
@@ -186,37 +185,13 @@ def _contenders(c_uct, visits_here, wave, ids, key, extra, at, n):
     """
     now = c_uct * math.sqrt(math.log(visits_here))
     end = c_uct * math.sqrt(math.log(visits_here + wave))
-    least = _smallest(key[at : at + n] + now * extra[at : at + n], n - wave)
-    kept = np.int64(0)
+    least = np.partition(key[at : at + n] + now * extra[at : at + n], n - wave)[n - wave]
+    kept = 0
     for i in range(at, at + n):
         if key[i] + end * extra[i] >= least:
             ids[at + kept], key[at + kept], extra[at + kept] = ids[i], key[i], extra[i]
             kept += 1
     return kept
-
-
-@compiled
-def _smallest(scores, k):
-    """The k-th smallest score, k from 0; reorders them (Hoare, 1961, algorithm 65). Soon compiled, unlike numpy's."""
-    low, high = 0, len(scores) - 1
-    while low < high:
-        pivot, i, j = scores[(low + high) // 2], low, high
-        while i <= j:
-            while scores[i] < pivot:
-                i += 1
-            while scores[j] > pivot:
-                j -= 1
-            if i <= j:
-                scores[i], scores[j] = scores[j], scores[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
-        else:
-            break
-    return scores[k]
 
 
 @compiled

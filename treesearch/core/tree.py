@@ -198,13 +198,6 @@ class Tree:
 
 
 @compiled
-def _copy(source, at, count, target, to):
-    # A loop: a slice brings the texts of numpy's errors with it, which take longer to compile than all of this file.
-    for i in range(count):
-        target[to + i] = source[at + i]
-
-
-@compiled
 def add_child(node, child, children, start, kids, slabs):
     """Enter a child behind its siblings; returns `kids`, grown if it was full.
 
@@ -223,11 +216,11 @@ def add_child(node, child, children, start, kids, slabs):
             slabs[-1] += size
             if slabs[-1] > len(kids):
                 grown = np.empty(max(2 * len(kids), slabs[-1]), np.int32)
-                _copy(kids, 0, len(kids), grown, 0)
+                grown[: len(kids)] = kids
                 kids = grown
         if count > 0:
             old = start[node]
-            _copy(kids, old, count, kids, new)
+            kids[new : new + count] = kids[old : old + count]
             kids[old] = slabs[k - 1]
             slabs[k - 1] = old
         start[node] = new
