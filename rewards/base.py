@@ -208,6 +208,18 @@ def summands(reward: Reward) -> list[Reward]:
     return [reward]
 
 
+def refuse_unseen(reward: Reward, sample_range: tuple[float, float] | None) -> None:
+    """Refuse a reward whose terms know, by their function's `refuse_range`, that no sample of this range is theirs.
+
+    Raises:
+        ValueError: there is such a term.
+    """
+    for term in summands(reward):
+        refuse = getattr(term.fn, "refuse_range", None)
+        if sample_range is not None and refuse is not None and term.input == "sample":
+            refuse("samples", *sample_range)
+
+
 def wrap(reward: Reward, apply: Callable[[Tensor], Tensor], name: str, source: str | None = None) -> Reward:
     """The reward apply(r), of values (n,) to values (n,); `source` as in `Reward`."""
     return replace(reward, fn=Joined(name, (reward,), apply), name=name, source=source)

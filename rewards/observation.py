@@ -34,6 +34,7 @@ from treesearch.rewards.numeric import is_positive, is_whole
 from treesearch.rewards.values import flat
 
 Map = Callable[[Tensor], Tensor]
+UNIT = (0.0, 1.0)
 
 
 @final
@@ -46,7 +47,7 @@ class Operator:
         adjoint: v -> Aᵀ v, of the shape of x.
         name: what tells it from others; fingerprints and the settings of rewards hold it.
         gram: g where A Aᵀ = g I; None where it is another matrix.
-        largest: of |A x| where |x| <= 1, entry by entry; None where that is not known.
+        reach: least and most that an entry of A x can be where 0 <= x <= 1; None where that is not known.
         picks: whether an A x is entries of x as they are.
     """
 
@@ -54,7 +55,7 @@ class Operator:
     adjoint: Map
     name: str
     gram: float | None = None
-    largest: float | None = None
+    reach: tuple[float, float] | None = None
     picks: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def masked(mask: Tensor | files.File) -> Operator:
     mask = files.mask(mask) if isinstance(mask, (str, os.PathLike)) else torch.as_tensor(mask, device="cpu")
     if mask.dtype != torch.bool or not mask.any():
         raise ValueError(f"mask must be bool with an entry set, got {mask.dtype} with {int(mask.sum())} set")
-    return Operator(partial(_picked, mask), partial(_put, mask), f"mask {_digest(mask)}", 1.0, 1.0, True)
+    return Operator(partial(_picked, mask), partial(_put, mask), f"mask {_digest(mask)}", 1.0, UNIT, True)
 
 
 def _picked(mask: Tensor, x: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def pooled(size: int) -> Operator:
     """
     if not is_whole(size, 2):
         raise ValueError(f"size is {size!r}, expected a whole number of pixels, 2 or more")
-    return Operator(partial(_pooled, size), partial(_unpooled, size), f"pooled({size})", size**-2, 1.0)
+    return Operator(partial(_pooled, size), partial(_unpooled, size), f"pooled({size})", size**-2, UNIT)
 
 
 def _pooled(size: int, x: Tensor) -> Tensor:
@@ -127,9 +128,7 @@ def blurred(std: float) -> Operator:
     radius = math.ceil(3 * std)
     line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu") / std) ** 2)
     blur = partial(_blurred, line / line.sum())
-    return Operator(
-        blur, blur, f"blurred({std})", largest=1.0
-    )  # a symmetric filter with zeros around is its own adjoint
+    return Operator(blur, blur, f"blurred({std})", reach=UNIT)  # symmetric with zeros around: its own adjoint
 
 
 def _blurred(line: Tensor, x: Tensor) -> Tensor:
@@ -151,8 +150,8 @@ def grey(luma: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
     if w.ndim != 1 or not w.isfinite().all() or not w.abs().sum() > 0:
         raise ValueError(f"luma is {luma!r}, expected a finite number a channel, not all zero")
     rows = w[:, None, None]
-    gram, largest = float((w**2).sum()), float(w.abs().sum())
-    return Operator(partial(_greyed, rows), partial(_coloured, rows), f"grey({w.tolist()})", gram, largest)
+    name, gram = f"grey({w.tolist()})", float((w**2).sum())
+    return Operator(partial(_greyed, rows), partial(_coloured, rows), name, gram, _reach(w[None]))
 
 
 def _greyed(rows: Tensor, x: Tensor) -> Tensor:
@@ -179,8 +178,7 @@ def frequencies(mask: Tensor | files.File) -> Operator:
         raise ValueError(f"mask must be (H, W) bool with an entry set, got {tuple(mask.shape)} of {mask.dtype}")
     down, across = (cosine_transform(n) for n in mask.shape)
     forward, adjoint = partial(_frequencies, mask, down, across), partial(_waves, mask, down, across)
-    largest = float(torch.outer(*(waves.abs().sum(1) for waves in (down, across)))[mask].max())
-    return Operator(forward, adjoint, f"frequencies {_digest(mask)}", 1.0, largest)
+    return Operator(forward, adjoint, f"frequencies {_digest(mask)}", 1.0, _reach_of_product(mask, down, across))
 
 
 def _frequencies(mask: Tensor, down: Tensor, across: Tensor, x: Tensor) -> Tensor:
@@ -206,12 +204,23 @@ def matrix(rows: Tensor | Sequence[Sequence[float]] | files.File) -> Operator:
     a = torch.as_tensor(rows, dtype=torch.float64, device="cpu")
     if a.ndim != 2 or not a.isfinite().all():
         raise ValueError(f"rows have shape {tuple(a.shape)}, expected a finite matrix (M, D)")
-    largest = float(a.abs().sum(1).max())
-    return Operator(partial(_times, a.T), partial(_times, a), f"matrix {_digest(a)}", largest=largest)
+    return Operator(partial(_times, a.T), partial(_times, a), f"matrix {_digest(a)}", reach=_reach(a))
 
 
 def _times(a: Tensor, x: Tensor) -> Tensor:
     return x @ a.to(x)
+
+
+def _reach(rows: Tensor) -> tuple[float, float]:
+    """Least and most of an entry of A x, A (M, D), where 0 <= x <= 1."""
+    return float(rows.clamp_max(0).sum(1).min()), float(rows.clamp_min(0).sum(1).max())
+
+
+def _reach_of_product(mask: Tensor, down: Tensor, across: Tensor) -> tuple[float, float]:
+    """The same of the entries under a mask of down x acrossᵀ."""
+    (up, low), (right, left) = ((w.clamp_min(0).sum(1), -w.clamp_max(0).sum(1)) for w in (down, across))
+    most, least = torch.outer(up, right) + torch.outer(low, left), torch.outer(up, left) + torch.outer(low, right)
+    return -float(least[mask].max()), float(most[mask].max())
 
 
 def _digest(table: Tensor) -> str:
@@ -294,18 +303,23 @@ class Measurement:
                              "complex one")  # fmt: skip
         return found.double()
 
-    def refuse_range(self, limit: float | None) -> None:
-        """Refuse a y that no state within ±limit gives, noise of six standard deviations allowed.
+    def refuse_range(self, what: str, low: float, high: float) -> None:
+        """Refuse a y that nothing within low..high gives: further off than its noise in one of 10^7 observations.
 
         Raises:
-            ValueError: an entry beyond.
+            ValueError: one entry is off by more than six tolerances, or all together by more than their chi-squared.
         """
-        if limit is None or not isinstance(self.operator, Operator) or self.operator.largest is None:
+        if not isinstance(self.operator, Operator) or self.operator.reach is None:
             return
-        room, found = limit * self.operator.largest + 6 * self.tolerance, float(self.observed.abs().max())
-        if found > room:
-            raise ValueError(f"observed has entries up to {found:.4g}, and states within ±{limit:g} give no more than "
-                             f"{room:.4g}, noise included: scale it as states are, images to [-1, 1]")  # fmt: skip
+        least, most, up, down = *self.operator.reach, max(high, 0.0), max(-low, 0.0)
+        least, most = up * least - down * most, up * most - down * least
+        off = (least - self.observed).clamp_min(0) + (self.observed - most).clamp_min(0)
+        entries = off.numel()
+        if float(off.max()) > 6 * self.tolerance or float((off / self.tolerance).square().sum()) > _unlikely(entries):
+            found = f"{float(self.observed.min()):.4g} to {float(self.observed.max()):.4g}"
+            raise ValueError(f"observed has entries from {found}, and {what} within {low:g}..{high:g} give {least:.4g} "
+                             f"to {most:.4g} and noise of {self.tolerance:g}: scale it as {what} are, images to "
+                             f"[{low:g}, {high:g}]")  # fmt: skip
 
     def fitted(self, shape: Sequence[int]) -> Measurement:
         """The same for an A x of this shape.
@@ -328,6 +342,11 @@ class Measurement:
         whole = self.operator.adjoint(torch.zeros(1, *shape, dtype=torch.float64, device="cpu"))
         seen = in_channels(self.observed, whole.shape[1:])
         return self.operator(seen[None])[0] if seen.shape == whole.shape[1:] else seen
+
+
+def _unlikely(n: int, nats: float = 16.0) -> float:
+    """What a chi-squared of n degrees exceeds with a probability of exp(-16) at most (Laurent and Massart, 2000)."""
+    return n + 2 * math.sqrt(nats * n) + 2 * nats
 
 
 def in_channels(picture: Tensor, shape: Sequence[int]) -> Tensor:

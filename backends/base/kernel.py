@@ -56,6 +56,7 @@ class Kernel(Protocol):
         preview: (endpoint) -> n samples, an approximate `decode` of endpoints scored above t = 0 [decode]
         bare: (x) -> what rewards of states see of states and endpoints (n, *state) that hold more than x_t [all of it];
             engine, guides and planning
+        sample_range: (low, high) that all entries of its samples lie in [unknown]; session, for what was observed
         encode_samples: (samples) -> states x_0 (n, *state), the inverse of `decode` [there is none]; planning
         diagnose: (t) -> str, a hint when the steps from levels t (k,) end in NaN [""]; engine
     Chain
@@ -64,7 +65,7 @@ class Kernel(Protocol):
         offset: (x, cond) -> m (n, *state) of rows x, where the chain is that of y = x - m [0]; inpainting refuses it
         renoise: (x, t_from, t_to, noise) -> x_{t_to} for moves up the chain [it has none]; planning
         clamp: (x, cond) -> states with the known entries put in [nothing is known]; guides and planning
-        held: (x, cond) -> where those are, bool against x [nowhere]; guides without weights leave them
+        held: (x, cond) -> where those are, bool against x [nowhere]; guides leave them
     Trajectories
         channels: `rewards.channels.Channels`, which are observation and action [no trajectory]; planning and export
         horizon, normalisation, card: rows, units and origin of the training data [unknown]; planning and export
@@ -123,6 +124,7 @@ class Spec(NamedTuple):
     previews: bool = False  # endpoints are drawn by `preview`
     departs: str | None = None  # why its chain is another law than the model's, without weights that would say so
     valued: bool = False  # states are scored by values that it declares
+    sample_range: tuple[float, float] | None = None  # of the entries of samples
 
     @property
     def state_bytes(self) -> int:
@@ -171,6 +173,7 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         previews=optional(kernel, "preview") is not None,
         departs=optional(kernel, "departs"),
         valued=_declares(kernel),
+        sample_range=_range(kernel),
     )
 
 
@@ -205,6 +208,14 @@ def _declares(kernel: Kernel) -> bool:
     if valued and optional(kernel, "scores") is None:
         raise ValueError(f"{type(kernel).__name__} is valued and has no `scores`: say which reward its values are of")
     return valued
+
+
+def _range(kernel: Kernel) -> tuple[float, float] | None:
+    """What entries of samples lie in."""
+    found = optional(kernel, "sample_range")
+    if found is not None and not (len(found) == 2 and found[0] < found[1]):
+        raise ValueError(f"kernel.sample_range is {found!r}, expected (low, high), low below high")
+    return found
 
 
 def _by_level(kernel: Kernel, name: str, steps: int, otherwise: int = 0) -> tuple[int, ...]:

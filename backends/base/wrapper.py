@@ -31,6 +31,7 @@ PASSED_ON = frozenset(
             "encode",
             "decode",
             "preview",
+            "sample_range",
         ),
         *("prior", "prior_log_weight", "transition", "renoise", "diagnose"),
         # Of kernels on a `treesearch.backends.chains.diffusion.Chain`, and of trajectories.

@@ -227,6 +227,7 @@ class DiffusionKernel:
         schedule: the grid, and what the network returns.
         eta, step, clip_sample: as for `Chain`.
         decode: x_0 (n, *state) -> samples; the identity by default.
+        sample_range: (low, high) of the entries of samples; None where that is unknown.
         name: enters the fingerprint.
 
     Raises:
@@ -243,6 +244,7 @@ class DiffusionKernel:
         step: Step = "ddim",
         clip_sample: float | None = None,
         decode: Callable[[Tensor], Any] | None = None,
+        sample_range: tuple[float, float] | None = None,
         device: str | torch.device = "cpu",
         name: str = "diffusion",
     ) -> None:
@@ -250,7 +252,7 @@ class DiffusionKernel:
         self.device, self.dtype, self.name = torch.device(device), torch.float32, name
         self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
         self.stochastic = self.chain.stochastic
-        self._decode = decode
+        self._decode, self.sample_range = decode, sample_range
         networks = [model.to(self.device)] if isinstance(model, nn.Module) else []
         self._quiet = Quiet(*networks)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Spec, Transition, Wrapper, bare, describe, expand, optional
+from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.guidance.prompts import encoded
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.values import flat
@@ -59,6 +60,12 @@ class RewardGuided(Wrapper, ABC):
     @cached_property
     def _spec(self) -> Spec:
         return describe(self.kernel, identify=False)
+
+    @cached_property
+    def _still(self) -> bool:
+        """Whether steps below the prior have no noise; that of entries which are held does not count."""
+        chain = optional(self.kernel, "chain")
+        return not any(self._spec.stochastic[1:]) or (isinstance(chain, Chain) and not chain.stochastic[1:].any())
 
     def _slope(self, x: Tensor, t: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         """∇_x r(decode(x)) of states x (k, *state) as if they were samples; no network takes part."""
@@ -124,10 +131,16 @@ def clamped(kernel: Any, x: Tensor, cond: Cond) -> Tensor:
     return x if clamp is None or cond is None else clamp(x, cond)
 
 
+def held_by(kernel: Any, x: Tensor, cond: Cond) -> Tensor | None:
+    """Entries of states (n, *state) that the kernel holds, bool of their shape; None where it holds none."""
+    held = optional(kernel, "held")
+    return None if held is None else held(x, cond).expand(x.shape)
+
+
 def loose(kernel: Any, move: Tensor, cond: Cond) -> Tensor:
     """A move of states (n, *state), 0 for entries that the kernel holds, where it holds any."""
-    held = optional(kernel, "held")
-    return move if held is None else torch.where(held(move, cond), 0.0, move)
+    held = held_by(kernel, move, cond)
+    return move if held is None else torch.where(held, 0.0, move)
 
 
 def attached(value: Any, otherwise: str) -> None:

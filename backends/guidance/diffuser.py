@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Transition, optional
-from treesearch.backends.guidance.base import RewardGuided, clamped
+from treesearch.backends.guidance.base import RewardGuided, clamped, loose
 from treesearch.backends.guidance.prompts import unpack
 from treesearch.rewards.numeric import is_number, is_whole
 
@@ -102,9 +102,9 @@ class Diffuser(RewardGuided):
         asked = None if prompts is None else [prompts[i] for i in rows.tolist()]
         variance = std.square()[rows]
         for _ in range(self.n_guide_steps):
-            x = x.clone()
-            x[rows] += (self.scale * variance * self._slope(x[rows], t[rows], asked)).to(x.dtype)
-            x = clamped(self.kernel, x, cond)
+            move = torch.zeros_like(x)
+            move[rows] = (self.scale * variance * self._slope(x[rows], t[rows], asked)).to(x.dtype)
+            x = clamped(self.kernel, x + loose(self.kernel, move, cond), cond)
         return x
 
     @cached_property

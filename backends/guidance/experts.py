@@ -134,7 +134,9 @@ class Experts:
         if card.kernel != (found := kernel_name(kernel)):
             raise ValueError(f"the experts are of kernel {card.kernel!r}, not of {found!r}: transfer a family to it")
         if card.teacher != (found := teacher_name(reward)):
-            raise ValueError(f"the experts are of {card.teacher!r}, not of {found!r}: transfer a family from it")
+            alike = isinstance(reward.fn, Headed) and card.teacher.split(" ")[:2] == found.split(" ")[:2]
+            why = ", which has its weights between other parts, as softplus for ReLU" if alike else ""
+            raise ValueError(f"the experts are of {card.teacher!r}, not of {found!r}{why}: transfer a family from it")
         device = describe(kernel, identify=False).device
         network = network_of(reward, device) if self.base is None else self._own(device)
         expected = banded.shapes(network, card.bands, card.rank)
@@ -336,18 +338,23 @@ def refuse_loose_head(reward: Reward, network: nn.Module, shape: tuple[int, ...]
 
 
 def teacher_name(reward: Reward) -> str:
-    """What tells a teacher from others: its network, or the reward by its name, its settings and its content.
+    """What tells a teacher from others: its network by weights and parts, or the reward by name, settings and content.
 
     Raises:
         ValueError: nothing tells it from others of its name.
     """
     if isinstance(reward.fn, Headed):
         network = network_of(reward, "cpu")
-        return f"{type(network).__name__} {digest(network.state_dict())}"
+        return f"{type(network).__name__} {digest(network.state_dict())} {_parts(network)}"
     if (content := _content(reward)) is None:
         raise ValueError(f"nothing tells {reward.name!r} from other rewards of its name: make it of functions and of "
                          "objects whose content can be read, or by a registered factory")  # fmt: skip
     return " ".join((reward.name, *reward.settings, content[:24]))
+
+
+def _parts(network: nn.Module) -> str:
+    """Digest of what a network is made of beside its weights: its parts in their order, with their settings."""
+    return hashlib.blake2b(repr(network).encode(), digest_size=4).hexdigest()
 
 
 def _content(reward: Any) -> str | None:

@@ -74,9 +74,9 @@ class FlowChef(RewardGuided):
         move, known = torch.zeros_like(law.mean), torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
         climb, known[rows] = self._climbed(law.endpoint[rows], t[rows], prompts, self.steps, self.scale)
         move[rows] = climb.to(move.dtype)
-        if self._drifts:
-            mean = law.mean + loose(self.kernel, move, inner)
-            return replace(law, mean=mean, base_mean=None, rewards=known)
+        move = loose(self.kernel, move, inner)
+        if self._still:
+            return replace(law, mean=law.mean + move, base_mean=None, rewards=known)
         base = law.mean if law.base_mean is None else law.base_mean
         return replace(law, mean=law.mean + torch.where(law.std > 0, move, 0.0), base_mean=base, rewards=known)
 
@@ -84,7 +84,7 @@ class FlowChef(RewardGuided):
     def departs(self) -> str | None:
         """Why its chain is another law than the kernel's."""
         published = "FlowChef on a chain without noise, as published: its moves have no weights"
-        return published if self._drifts and self.scale > 0 else optional(self.kernel, "departs")
+        return published if self._still and self.scale > 0 else optional(self.kernel, "departs")
 
     @property
     def rewards_per_nfe(self) -> tuple[int, ...]:
@@ -92,12 +92,7 @@ class FlowChef(RewardGuided):
         return tuple((self.steps * self._levels.int()).tolist())
 
     @cached_property
-    def _drifts(self) -> bool:
-        """Whether the chain has no noise below its prior."""
-        return not any(self._spec.stochastic[1:])
-
-    @cached_property
     def _levels(self) -> Tensor:
         """Whether x_t is guided, (T + 1,): where a step has noise, or everywhere on a chain that has none."""
-        guided = [t > 0 and self.scale > 0 and (s or self._drifts) for t, s in enumerate(self._spec.stochastic)]
+        guided = [t > 0 and self.scale > 0 and (s or self._still) for t, s in enumerate(self._spec.stochastic)]
         return torch.tensor(guided, device="cpu")

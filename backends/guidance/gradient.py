@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Transition, expand
-from treesearch.backends.guidance.base import RewardGuided, attached, gradient_of
+from treesearch.backends.guidance.base import RewardGuided, attached, gradient_of, held_by
 from treesearch.backends.guidance.experts import as_value
 from treesearch.backends.guidance.prompts import unpack
 from treesearch.backends.guidance.valued import ask, calls, check_value, identity
@@ -42,6 +42,7 @@ class Step(NamedTuple):
     gradient: Tensor  # g (k, *state)
     rewards: Tensor  # r(x̂_0(x_t)) or v(x_t, t), (k,) float64
     prompts: Sequence[Any] | None = None  # of the rows
+    held: Tensor | None = None  # (k, *state) bool, entries that the kernel holds; None where it holds none
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ class GradientGuided(RewardGuided):
         base = law.mean if law.base_mean is None else law.base_mean.detach()
         mean, at = law.mean.clone(), law if len(rows) == len(x) else law.take(rows)
         asked = None if prompts is None else [prompts[i] for i in rows.tolist()]
-        mean[rows] += self._move(Step(x[rows], t[rows], at, gradient, known[rows], asked)).to(mean.dtype)
+        held = held_by(self.kernel, x, inner)
+        held = None if held is None else held[rows]
+        mean[rows] += self._move(Step(x[rows], t[rows], at, gradient, known[rows], asked, held)).to(mean.dtype)
         return replace(law, mean=mean, base_mean=base, rewards=known)
 
     def _evaluate(
@@ -161,11 +164,16 @@ class GradientGuided(RewardGuided):
 
     def _move(self, step: Step) -> Tensor:
         std = step.law.std
-        move = torch.where(std > 0, self.shift(step), 0.0)
+        move = torch.where(std > 0, self._loose(step), 0.0)
         if self.limit is None:
             return move
         size = flat(torch.where(std > 0, move.double() / std.double(), 0.0)).norm(dim=1)
         return move * expand((self.limit / size).clamp(max=1.0), move)
+
+    def _loose(self, step: Step) -> Tensor:
+        """The shift, 0 for what is held."""
+        shift = self.shift(step)
+        return shift if step.held is None else torch.where(step.held, 0.0, shift)
 
     def _refuse_still(self) -> None:
         """Refuse a chain without noise below its prior: there is no step that could move and be weighed.
@@ -173,7 +181,7 @@ class GradientGuided(RewardGuided):
         Raises:
             ValueError: such a chain.
         """
-        if not any(self._spec.stochastic[1:]):
+        if self._still:
             raise ValueError("a chain without noise has no weights to guide with, and no step moves: use eta > 0")
 
     @property

@@ -189,7 +189,7 @@ class LaCon(GradientGuided):
             raise ValueError(f"scale is {self.scale!r}, expected a finite number >= 0")
         if not self.through_network:
             raise ValueError("through_network is False: features are inside of the network; Valued has no gradient")
-        if self._drifts and self.max_shift is not None:
+        if self._still and self.max_shift is not None:
             raise ValueError("max_shift is in units of a step's noise, and this chain has none: leave it out")
 
     def shift(self, step: Step) -> Tensor:
@@ -202,21 +202,16 @@ class LaCon(GradientGuided):
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
         """The guided step, see `GradientGuided`; without noise it has no weights."""
         law = super().transition(x, t, cond)
-        return replace(law, base_mean=None) if self._drifts and isinstance(law, Gaussian) else law
+        return replace(law, base_mean=None) if self._still and isinstance(law, Gaussian) else law
 
     def _move(self, step: Step) -> Tensor:
-        return self.shift(step) if self._drifts else super()._move(step)
+        return self._loose(step) if self._still else super()._move(step)
 
     @property
     def departs(self) -> str | None:
         """Why its chain is another law than the kernel's."""
         published = "LaCon on a chain without noise, as published: its moves have no weights"
-        return published if self._drifts and self.scale > 0 else optional(self.kernel, "departs")
-
-    @cached_property
-    def _drifts(self) -> bool:
-        """Whether the chain has no noise below its prior."""
-        return not any(self._spec.stochastic[1:])
+        return published if self._still and self.scale > 0 else optional(self.kernel, "departs")
 
     @cached_property
     def _levels(self) -> Tensor:
@@ -224,7 +219,7 @@ class LaCon(GradientGuided):
         low, high = self.window or (1, self._spec.num_steps)
         known = [float(a) > 0 for a in flat(self.kernel.chain.alpha)[:, 0]]  # pure noise has no ε̂ to move
         ways = enumerate(zip(self._spec.stochastic, known, strict=True))
-        guided = [low <= t <= high and k and (noisy or self._drifts) and self.scale > 0 for t, (noisy, k) in ways]
+        guided = [low <= t <= high and k and (noisy or self._still) and self.scale > 0 for t, (noisy, k) in ways]
         return torch.tensor(guided, device="cpu")
 
 

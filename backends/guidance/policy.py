@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Transition, expand, optional
-from treesearch.backends.guidance.base import RewardGuided, clamped
+from treesearch.backends.guidance.base import RewardGuided, clamped, loose
 from treesearch.backends.guidance.prompts import unpack
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.values import flat
@@ -95,9 +95,9 @@ class PolicyGuided(RewardGuided):
         else:
             y = self.kernel.transition(x, t, inner).endpoint
         g = self._action_slope(y[rows], t[rows], None if prompts is None else [prompts[i] for i in rows.tolist()])
-        moved = x.clone()
-        moved[rows] += alpha[rows] * expand(lam[rows], x) * g
-        return self.kernel.transition(moved, t, inner)
+        move = torch.zeros_like(x)
+        move[rows] = alpha[rows] * expand(lam[rows], x) * g
+        return self.kernel.transition(x + loose(self.kernel, move, inner), t, inner)
 
     def _action_slope(self, y: Tensor, t: Tensor, prompts: list | None) -> Tensor:
         """g of trajectories (k, H, C), zero outside the action channels."""

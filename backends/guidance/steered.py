@@ -30,6 +30,7 @@ Asymptotically Exact Conditional Sampling in Diffusion Models (Wu et al., 2023),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
@@ -46,7 +47,7 @@ from treesearch.backends.guidance.prompts import PROMPTS, encoded, unpack
 from treesearch.backends.guidance.seen import Terms, ask, measurement_of, terms
 from treesearch.backends.guidance.spreads import N, Spread, as_spread, kept, measured, pilot_of
 from treesearch.backends.guidance.stacked import Stacked
-from treesearch.rewards.base import Reward
+from treesearch.rewards.base import Reward, refuse_unseen
 from treesearch.rewards.numeric import is_whole
 
 Rule = Literal["calibrated", "paper"]
@@ -97,7 +98,8 @@ class Steered(Wrapper):
             raise ValueError(f"unknown rule {self.rule!r}: choose calibrated or paper")
         if self.rule == "paper" and self._terms.bent:
             raise TypeError("the published projection is of linear measurements of states: use rule='calibrated'")
-        if self.rule == "calibrated" and not all(spec.stochastic[2:]):
+        noisy = zip(spec.stochastic, self.kernel.chain.stochastic.tolist(), strict=True)  # held entries may be
+        if self.rule == "calibrated" and not all(a and b for a, b in list(noisy)[2:]):
             raise ValueError("a chain without noise has no weights to steer with: use eta > 0, or rule='paper'")
         self._refuse_seen()
         if not is_whole(self.pilot, 2):
@@ -111,9 +113,10 @@ class Steered(Wrapper):
     def _refuse_seen(self) -> None:
         """Look at every y once."""
         state = torch.zeros(1, *self._spec.state_shape, dtype=self._spec.dtype, device=self._spec.device)
-        limit = self.kernel.chain.clip_sample
-        for part in self._stacked.parts if self._stacked else ():
-            part.refuse_range(limit)
+        refuse_unseen(self.reward, self._spec.sample_range)
+        limit: float = self.kernel.chain.clip_sample or math.inf
+        for part in self._stacked.parts if self._stacked and limit < math.inf else ():
+            part.refuse_range("states", -limit, limit)
         for part in self._terms.bent:
             if part.input == "state":
                 measurement_of(part)(state)
@@ -135,7 +138,8 @@ class Steered(Wrapper):
             mean = (law.mean + self._lever(x, t) * pull).to(law.mean)
             return replace(law, mean=mean, endpoint=law.endpoint + pull, base_mean=None)
         value, pull = self._evaluate(law.endpoint, t, spread or self._own, prompts)
-        move = torch.where(law.std > 0, self._lever(x, t) * pull.to(law.mean), 0.0)
+        pull = loose(self.kernel, pull.to(law.mean), inner)
+        move = torch.where(law.std > 0, self._lever(x, t) * pull, 0.0)
         base = law.mean if law.base_mean is None else law.base_mean
         return replace(law, mean=(law.mean + move).to(law.mean), base_mean=base, rewards=value)
 

@@ -147,6 +147,7 @@ def mnist_kernel(
             eta=(0.0 if solver == "heun" else 1.0) if eta is None else eta,
             clip_sample=1.0,
             decode=to_images,
+            sample_range=(0.0, 1.0),
             device=device,
             name="mnist",
         )

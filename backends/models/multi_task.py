@@ -158,6 +158,7 @@ class MultiTaskKernel:
 
     state_shape = STATE_SHAPE
     dtype = torch.float32
+    sample_range = (0.0, 1.0)
 
     def __init__(
         self, network: nn.Module, *, num_steps: int = 25, eta: float = 1.0, device: str | torch.device = "cpu"

@@ -53,6 +53,8 @@ class RestorationKernel:
         ValueError: a setting out of range, or images that are none.
     """
 
+    sample_range = (0.0, 1.0)
+
     def __init__(
         self,
         network: nn.Module,

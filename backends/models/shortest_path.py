@@ -109,6 +109,7 @@ def shortest_path_kernel(
         schedule=shortest_path.shortest_path(network.spectrum, num_steps),
         eta=eta,
         decode=network.decode,
+        sample_range=(0.0, 1.0),
         device=device,
         name="spd",
     )

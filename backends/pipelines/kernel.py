@@ -63,6 +63,8 @@ class DiffusersKernel:
         CheckpointError: a component is missing.
     """
 
+    sample_range = (0.0, 1.0)
+
     def __init__(
         self,
         pipe: Any,

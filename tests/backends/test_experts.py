@@ -17,7 +17,7 @@ from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS, Valued, banded
 from treesearch.backends.guidance.experts import Card, Experts, ExpertValue, Sight, refuse_loose_head, teacher_name
 from treesearch.backends.guidance.transfer import Plan, _goal, linex, rollouts, transfer
-from treesearch.backends.models.mnist import cosine_alphas_cumprod
+from treesearch.backends.models.mnist import cosine_alphas_cumprod, mnist_kernel
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.compose import cached
 from treesearch.rewards.headed import Headed, LogProbability
@@ -280,6 +280,8 @@ def test_shipped_experts_are_of_every_head_of_log_p_and_of_no_tempered_one(file)
         refuse_loose_head(reward, network, card.shape)
     with pytest.raises(ValueError, match="changes where all logits rise by one number"):
         refuse_loose_head(classifier.digit(8, tau1=1, tau2=0.5), network, card.shape)
+    with pytest.raises(ValueError, match="has its weights between other parts, as softplus for ReLU: transfer"):
+        Valued(mnist_kernel(num_steps=2), classifier.digit(8, softplus=5.0), file)
 
 
 def test_transfer_repeats_for_a_seed():
@@ -365,7 +367,7 @@ def saved(path, card=None, **tensors):
         (lambda p: Valued(bed(seed=0.1), REWARD, family()), "the experts are of kernel '[0-9a-f]+', not of"),
         (
             lambda p: Valued(bed(), Reward(Headed(lambda d: Steep(3.0), LogProbability((1,))), "steep"), family()),
-            "the experts are of 'Steep [0-9a-f]+', not of 'Steep",
+            "the experts are of 'Steep [0-9a-f]{24} [0-9a-f]{8}', not of 'Steep [0-9a-f ]+': transfer",
         ),
         (lambda p: Valued(bed(), BLACK, family()), "not of 'first entry [0-9a-f]{24}': transfer a family from it"),
         (lambda p: Valued(bed(), times(3.0), family(times(2.0))), "of '<lambda> [0-9a-f]+', not of '<lambda> "),

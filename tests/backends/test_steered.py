@@ -406,7 +406,7 @@ Y, STILL = torch.zeros(2), gaussian(torch.zeros(6, dtype=F64), torch.eye(6, dtyp
         (lambda: step(Steered(KERNEL, measurement(root, Y, tolerance=1), pilot=2)), ValueError, "is not finite in 4"),
         (lambda: Steered(KERNEL, wide(4097)), ValueError, "y has 4097 entries, more than 4096"),
         (lambda: Steered(KERNEL, seen(0.1)[0], pilot=1), ValueError, "pilot is 1"),
-        (lambda: Steered(CLIPPED, measurement(masked(MASK), 9 + Y, tolerance=1)), ValueError, "entries up to 9,"),
+        (lambda: Steered(CLIPPED, measurement(masked(MASK), 9 + Y, tolerance=1)), ValueError, "entries from 9 to 9,"),
         (lambda: Steered(KERNEL, measurement(wrong_adjoint(), Y, tolerance=1)), ValueError, "do not belong together"),
         (lambda: Steered(KERNEL, measurement(DENSE, torch.zeros(3), tolerance=1)), ValueError, r"expected \(2,\)"),
         (lambda: Steered(KERNEL, seen(0.1)[0], rule="soft"), ValueError, "unknown rule 'soft'"),

@@ -137,6 +137,7 @@ def test_what_is_not_a_reward_is_refused() -> None:
     [
         (Bent(transition=None), TypeError, "Bent is not a kernel: it has no `transition`; see backends.base.Kernel"),
         (Bent(decode=None), TypeError, "it has no `decode`"),
+        (Bent(sample_range=(1.0, 0.0)), ValueError, r"sample_range is \(1.0, 0.0\), expected \(low, high\)"),
         (Bent(num_steps=0), ValueError, "num_steps is 0, expected at least 1"),
         (Bent(stochastic=[True] * T), ValueError, r"stochastic has 5 entries, expected num_steps \+ 1 = 6"),
         (

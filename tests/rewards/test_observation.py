@@ -13,9 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import treesearch as ts
+from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.guidance import Steered
 from treesearch.rewards import files
 from treesearch.rewards.base import Reward, RewardError
+from treesearch.rewards.images.classifier import digit
 from treesearch.rewards.observation import (
     Operator,
     _picked,
@@ -273,29 +277,56 @@ def test_files_that_hold_no_observation_are_refused(tmp_path, make, name, messag
         make(saved(tmp_path, name))
 
 
-@pytest.mark.parametrize("name", ["frequencies", "blurred", "grey", "pooled", "mask"])
-def test_the_largest_entry_is_a_bound(name):
+@pytest.mark.parametrize("name", ["frequencies", "blurred", "grey", "pooled", "mask", "matrix"])
+def test_the_reach_is_that_of_entries_between_0_and_1(name):
     operator, shape = OPERATORS[name]
-    x = draws(300, *shape).sign()
-    if name == "frequencies":
-        waves = (torch.arange(8)[:, None] > 0) & (torch.arange(12) > 0)  # a mean has no negative weights
-        operator = frequencies(waves)
-        seen = operator(draws(1, *shape))[0]
-        x = operator.adjoint(
-            torch.eye(seen.numel(), dtype=torch.float64).view(-1, *seen.shape)
-        ).sign()  # which reach it
-        assert float(operator(x).abs().max()) == pytest.approx(operator.largest, rel=1e-12)
-    assert float(operator(x).abs().max()) <= operator.largest * (1 + 1e-12)
+    x = (draws(300, *shape) > 0).double()
+    seen = operator(x)
+    assert operator.reach[0] - 1e-12 <= float(seen.min()) < float(seen.max()) <= operator.reach[1] + 1e-12
+    rows = operator(torch.eye(x[0].numel(), dtype=torch.float64).view(-1, *shape)).flatten(1).T  # A
+    if name != "blurred":  # whose filter has its whole weight inside of no image as small as this
+        least, most = float(rows.clamp(max=0).sum(1).min()), float(rows.clamp(min=0).sum(1).max())
+        assert operator.reach == pytest.approx((least, most), rel=1e-12, abs=1e-12)
 
 
-def test_values_that_no_state_gives_are_refused():
-    for y, limit, fits in ((2.5, 1.0, True), (2.7, 1.0, False), (2.7, None, True), (3.5, 2.0, True)):
-        reward = measurement(pooled(2), torch.tensor([y]), tolerance=0.27)
-        if fits:
-            reward.fn.refuse_range(limit)
-        else:
-            with pytest.raises(ValueError, match=r"up to 2.7, and states within ±1 give no more than 2.62"):
-                reward.fn.refuse_range(limit)
+def test_values_that_nothing_within_a_range_gives_are_refused():
+    def seen(*y):
+        return measurement(pooled(2), torch.tensor(y), tolerance=0.27).fn
+
+    seen(2.5).refuse_range("states", -1.0, 1.0)
+    seen(3.5).refuse_range("states", -2.0, 2.0)
+    seen(-0.8, 1.8).refuse_range("samples", 0.0, 1.0)
+    for y, low in (((2.7,), -1.0), ((2.7, 0.0), 0.0), ((-1.7,), 0.0)):  # off by more than six tolerances
+        with pytest.raises(ValueError, match=rf"and states within {low:g}..1 give {low:g} to 1 and noise of 0.27"):
+            seen(*y).refuse_range("states", low, 1.0)
+    few, many = (torch.full((n,), -1.0) for n in (2, 8))  # each by 3.7, which a few may be
+    seen(*few).refuse_range("samples", 0.0, 1.0)
+    with pytest.raises(ValueError, match=r"entries from -1 to -1, and samples within 0\.\.1 give"):
+        seen(*many).refuse_range("samples", 0.0, 1.0)
+
+
+def test_noise_alone_is_hardly_ever_refused():
+    """Observations of the least that samples can be: half of their noise is beyond."""
+    noise = draws(2000, 50)
+    for row in noise:
+        measurement(pooled(2), 0.1 * row, tolerance=0.1).fn.refuse_range("samples", 0.0, 1.0)
+
+
+@pytest.mark.parametrize("size", [255.0, 2.0])
+def test_a_search_refuses_an_observation_of_samples_in_other_units(size, tmp_path):
+    y = size * torch.rand(1, 7, 7, generator=torch.Generator().manual_seed(0)) - float(size == 2)
+    reward = measurement(pooled(4), y, tolerance=0.1, of="sample")
+    schedule = Schedule.flow(torch.linspace(0, 1, 3))
+    kernel = DiffusionKernel(lambda x, t: x, state_shape=(1, 28, 28), schedule=schedule, sample_range=(0, 1),
+                             decode=torch.sigmoid)  # fmt: skip
+    for wrong in (reward, reward + digit(8)):
+        with pytest.raises(ValueError, match=r"samples within 0..1 give 0 to 1 .* images to \[0, 1\]"):
+            ts.search(kernel, wrong, ts.BestOfN(n=1), store=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"samples within 0\.\.1"):
+        Steered(kernel, reward)
+    measurement(pooled(4), y, tolerance=0.1).fn.refuse_range("samples", -size, size)
+    ts.search(kernel, measurement(pooled(4), (y - y.min()) / size, tolerance=0.1, of="sample"), ts.BestOfN(n=1))
 
 
 @pytest.mark.parametrize(

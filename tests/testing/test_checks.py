@@ -123,6 +123,16 @@ def test_a_leak_between_rows_is_told_in_few_words():
     assert len(str(told.value)) < 400
 
 
+def test_samples_lie_where_the_kernel_says():
+    kernel = DiffusionKernel(
+        Mean(0.0), state_shape=(600,), schedule=SCHEDULE, decode=torch.sigmoid, sample_range=(0, 1)
+    )
+    check_kernel(kernel)
+    kernel.sample_range = (0.5, 1.0)
+    with pytest.raises(CheckFailed, match=r"sample_range: expected entries of samples in 0\.5\.\.1"):
+        check_kernel(kernel)
+
+
 def test_long_lists_are_cut_short():
     with pytest.raises(CheckFailed) as told:
         check_reward(

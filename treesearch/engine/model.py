@@ -24,7 +24,7 @@ from treesearch.core.noise import normals
 from treesearch.engine.asking import Asking, as_states, as_weights, decode
 from treesearch.engine.segments import Ids, Ledger
 from treesearch.errors import KernelError, UsageError
-from treesearch.rewards.base import Reward
+from treesearch.rewards.base import Reward, refuse_unseen
 from treesearch.rewards.values import flat
 
 
@@ -40,6 +40,10 @@ class Model:
         batch_invariant: pad every pass to `batch_size` rows, so that a row's result does not depend on the batch.
         angle: θ of sideways edges.
         guide_scores: the rewards that a guide computes are the reward's, even where the two do not compare equal.
+
+    Raises:
+        UsageError: values of another reward.
+        ValueError: a reward that no sample is of, see `refuse_unseen`.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Model:
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
         guide: Reward | None = optional(kernel, "scores")
         self.guide_scores = guide_scores or knows(kernel, spec, reward)
+        refuse_unseen(reward, spec.sample_range)
         self._guide_decodes = guide is not None and guide.input == "sample"
         self._rows, self._backward = np.array(spec.rows_per_nfe), np.array(spec.backward_per_nfe)
         self._guiding = np.array(spec.rewards_per_nfe)

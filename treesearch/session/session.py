@@ -26,7 +26,7 @@ from treesearch.methods.best_of_n import BestOfN
 from treesearch.methods.population import planned_memory
 from treesearch.results.certificate import Context
 from treesearch.results.result import SearchResult, TaskResult
-from treesearch.rewards.base import Reward
+from treesearch.rewards.base import Reward, refuse_unseen
 from treesearch.runs.folder import Run, check_vacant
 from treesearch.runs.log import Block
 from treesearch.session.calibrate import Pilot, choose_lambda
@@ -79,6 +79,7 @@ class Session:
         self.states: StateStore
         self.spec = describe(kernel)
         knows(kernel, self.spec, reward)  # refuses values of another reward before anything is begun
+        refuse_unseen(reward, self.spec.sample_range)
         self.keys = [root_key(seed, task, stream_id) for task in range(self.num_tasks)]
         self.pilot, self.memory = Pilot(), planned_memory()
         self.recorder = Recorder()

@@ -51,8 +51,11 @@ def check_kernel(
         path.append(_check_step(kernel, spec, path[-1], t, cond, keys, room, proposal))
     _check_mixed_levels(kernel, spec, path, cond, keys[0], room)
     for n in (1, rows):
-        got = len(kernel.decode(path[-1][:n]))
-        require(got == n, f"decode: expected {n} samples of {n} states, got {got}")
+        shown = kernel.decode(path[-1][:n])
+        require(len(shown) == n, f"decode: expected {n} samples of {n} states, got {len(shown)}")
+        low, high = spec.sample_range or (-math.inf, math.inf)
+        inside = spec.sample_range is None or all(((x >= low) & (x <= high)).all() for x in shown)
+        require(inside, f"sample_range: expected entries of samples in {low:g}..{high:g}")
     again = describe(kernel).fingerprint
     require(spec.fingerprint == again, f"fingerprint: expected {spec.fingerprint!r} twice, got {again!r}")
     same = torch.equal(state, torch.random.get_rng_state())
