@@ -50,6 +50,9 @@ class Kernel(Protocol):
             they score states above t = 0 as they stand, slope 1, and no method fits anything to them [False]
         proposes_for: the kernel p that its steps' log p/q lead back to [it is p]; session
         departs: str, why its chain is another law than the model's, with no weights that would say so [None]
+        base_law: str, whose law p is where a changed network has one of its own, of which log Z then is [the model's]
+        choices: names of the settings of the interventions around it, innermost first [it has none]; actions
+        untouched: the kernel without them; proposals
     Samples
         measured: `Measured`, conditioning that it finds out about itself once, for workers too [none]; session
         encode: the method below [no prompts are taken]; engine and guides
@@ -123,6 +126,7 @@ class Spec(NamedTuple):
     rewards_per_nfe: tuple[int, ...] = ()  # (T + 1,)
     previews: bool = False  # endpoints are drawn by `preview`
     departs: str | None = None  # why its chain is another law than the model's, without weights that would say so
+    base_law: str | None = None  # whose law p is, where that is not the model's own
     valued: bool = False  # states are scored by values that it declares
     sample_range: tuple[float, float] | None = None  # of the entries of samples
 
@@ -172,6 +176,7 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         rewards_per_nfe=_by_level(kernel, "rewards_per_nfe", steps),
         previews=optional(kernel, "preview") is not None,
         departs=optional(kernel, "departs"),
+        base_law=optional(kernel, "base_law"),
         valued=_declares(kernel),
         sample_range=_range(kernel),
     )

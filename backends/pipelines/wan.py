@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond
+from treesearch.backends.base.taps import on_rows
 from treesearch.backends.pipelines.family import Family, call_default, check_prompts, separate, warn_of_long_prompts
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
 from treesearch.backends.pipelines.settings import Settings
@@ -89,7 +90,8 @@ class Wan(Family):
         output = torch.empty_like(x)
         for expert, rows in ((self.network, early), (self.pipe.transformer_2, ~early)):
             if rows.any():
-                output[rows] = self._evaluate(expert, x[rows], timestep[rows], text[self.twice(rows)])
+                with on_rows(rows):
+                    output[rows] = self._evaluate(expert, x[rows], timestep[rows], text[self.twice(rows)])
         return output
 
     def _evaluate(self, expert: Any, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

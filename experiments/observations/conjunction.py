@@ -17,6 +17,8 @@ in closed form, as if both parts were independent given x_t. Each level is fitte
               das: published. learnt: FK, held states scored by v. learnt tds: and steps along its gradient. learnt
               tree: TreeSampling on v. learnt twice: half of the pilot is a second wave, whose states are resampled
               once, by the v of the first, at t = 35, and then go on without selection: v is fitted again, on both
+              MMD² to π of judge features of 2,000 draws, as in `experiments.mnist.evidence`, whose pool is the
+              reference and is made where it is not there
 
 What a steered wave finished cannot be learnt from as it is: its leaves are survivors, and how often a state fails died
 with the others. Hence the second wave, unselected below its branching as rollouts of a tree are.
@@ -38,9 +40,12 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 import treesearch as ts
-from experiments.mnist.targets import T, conjunction, kernel_on
+from experiments.mnist import judge
+from experiments.mnist.references import model_draws, pool_part
+from experiments.mnist.targets import DRAWS, T, conjunction, kernel_on
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
+from experiments.shared.distances import Reference
 from experiments.shared.stats import mean_se
 from experiments.shared.sweep import FAILURES, Sweep, command_line
 from treesearch.backends.guidance import DAS, TDS, Valued
@@ -187,6 +192,13 @@ class Job(sweep.Job):
 
 
 @cache
+def truth(work: Path, parts: int) -> Reference:
+    """π's own draws, from rollouts."""
+    images = torch.cat([pool_part(work, i, 64, "cpu") for i in range(parts)])
+    return Reference(judge.grade(model_draws(images, conjunction())[0])[1])
+
+
+@cache
 def learnt(n: int, seed: int, twice: bool) -> Learnt:
     """The value of a pilot of n rollouts."""
     if not twice:
@@ -195,7 +207,7 @@ def learnt(n: int, seed: int, twice: bool) -> Learnt:
     return fit(first, pilot(n - n // 2, 8_000_000 + seed, fit(first)))
 
 
-def searched(job: Job) -> Row:
+def searched(job: Job, pi: Reference) -> Row:
     """A cell of the searches."""
     reward, kernel = conjunction(), kernel_on("cpu")
     guide: Any
@@ -218,11 +230,15 @@ def searched(job: Job) -> Row:
     except FAILURES as error:
         return job.row | {"error": f"{type(error).__name__}: {error}"} | where_it_ran()
     task = found.tasks[0]
-    drawn = np.unique(task.leaves[task.draw_rows(2000, 0)])
+    rows = task.draw_rows(DRAWS, job.seed)
+    drawn, again = np.unique(task.leaves[rows], return_inverse=True)
+    features = judge.grade(task.fetch(drawn).float())[1]
     spent = {"nfe": found.cost.nfe + n * T, "backward": found.cost.backward_nfe, "seconds": found.cost.seconds}
     ess = {"ess": task.diagnostics["ess"], "ess_levels": task.diagnostics.get("ess_levels", [[]])[0]}
     roots = {"roots": len(np.unique(task.tree.roots(drawn))), "log_z": task.log_z, "k": k, "pilot": n}
-    return job.row | roots | ess | spent | where_it_ran()
+    reward_of = float(task.rewards[torch.from_numpy(rows)].mean())
+    far = {"mmd2_model": pi.mmd2(features[torch.from_numpy(again)]), "mean_reward": reward_of}
+    return job.row | roots | far | ess | spent | where_it_ran()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +249,14 @@ class Run:
     """of the pilot of the levels"""
     arms: tuple[str, ...] = ARMS
     """of the searches"""
-    work: int = 15_000
+    work: int = 50_000
     """NFE + 2 · backward passes of a search"""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """of the searches"""
+    pool: Path = Path("runs/mnist_evidence")
+    """folder of the pool of `experiments.mnist.evidence`"""
+    parts: int = 20
+    """of 500 rollouts, of the pool"""
     out: Path = Path("runs/results/observations/conjunction.jsonl")
     """one row a cell"""
 
@@ -244,7 +264,11 @@ class Run:
         torch.set_num_threads(1)
 
         def run(job: Job) -> Row:
-            return job.row | levels(self.rollouts, job.seed) if job.part == "levels" else searched(job)
+            return (
+                job.row | levels(self.rollouts, job.seed)
+                if job.part == "levels"
+                else searched(job, truth(self.pool, self.parts))
+            )
 
         every: Sweep[Job] = Sweep(Cells(self.out, KEY), run, said)
         every.fill([Job("levels", "", 0, 1)])

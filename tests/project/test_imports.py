@@ -55,6 +55,9 @@ ROOMS = {
     | REWARD
     | {f"{REWARDS}.{name}" for name in ("algebra", "files", "observation", "outlines")}
     | {HEADED},
+    f"{BACKENDS}.interventions": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
+    | REWARD
+    | {f"{REWARDS}.files"},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},

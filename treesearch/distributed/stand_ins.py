@@ -47,7 +47,8 @@ class RemoteKernel:
         self.stochastic, self.dtype, self.fingerprint = spec.stochastic, spec.dtype, spec.fingerprint
         self.rows_per_nfe, self.backward_per_nfe = spec.rows_per_nfe, spec.backward_per_nfe
         self.rewards_per_nfe, self.preview = spec.rewards_per_nfe, spec.previews or None
-        self.departs, self.valued, self.sample_range = spec.departs, spec.valued, spec.sample_range
+        self.departs, self.base_law, self.valued = spec.departs, spec.base_law, spec.valued
+        self.sample_range = spec.sample_range
         self.scores = None if scores is None else Reward(Elsewhere(recipe), **scores)
         self._here: Any = None
 

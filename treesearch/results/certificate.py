@@ -1,6 +1,7 @@
 """The certificate of a result: what its numbers may claim, with an interval where an honest one exists.
 
     log Z        estimate, 95 % interval log Ẑ ± t·se, and whether to rely on it
+    base law p   whose law log Z is of: the model's own, or that of a changed network
     sample size  ESS, distinct lineages and leaves among the samples that carry weight
     KL(π̂‖p)      E_π̂[λ r] - log Ẑ: how far from the model the weighted samples are
     flags        biases with reasons: those a method declares, those of kernel, budget and end of the search
@@ -69,6 +70,7 @@ class Certificate:
 
     Args:
         log_z: estimate and interval.
+        base_law: whose law p is.
         samples: scored samples.
         ess: effective number among their weights.
         lineages: distinct draws of x_T among the samples that carry weight.
@@ -84,6 +86,7 @@ class Certificate:
     """
 
     log_z: LogZ
+    base_law: str
     samples: int
     ess: float
     lineages: int
@@ -132,6 +135,7 @@ def certify(task: Certified, also: Reward | None = None) -> Certificate:
     flags = _flags(context, task.tree)
     return Certificate(
         log_z=log_z(readout, context.claims),
+        base_law=f"new, {law}: log Z is of it" if (law := context.config.get("base_law")) else "the model's own",
         samples=len(readout.leaves),
         ess=found["ess"],
         lineages=found["surviving_roots"],

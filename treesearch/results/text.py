@@ -14,6 +14,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     kl = "-" if found["kl"] is None else f"{found['kl']:.3f}"
     return [
         f"log Z: {_log_z_line(found['log_z'])}",
+        f"base law p: {found['base_law']}",
         f"sample size: ESS {found['ess']:.1f}; {weight}",
         f"KL(π̂‖p): {kl} ({found['kl_source']})",
         *(f"bias, {flag['name']}: {flag['reason']}" for flag in found["flags"]),

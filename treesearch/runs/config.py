@@ -50,6 +50,7 @@ CONFIG = record(
     },
     {
         "departs": text(),
+        "base_law": text(),
         "valued": flag,
         "measured": record({"nfe": whole()}),
         "closed": text(64),

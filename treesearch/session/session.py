@@ -152,6 +152,7 @@ class Session:
             "unprompted": self.unprompted,
             **({"remarks": self._remarks()} if any(self._remarks()) else {}),
             **({} if self.spec.departs is None else {"departs": self.spec.departs}),
+            **({} if self.spec.base_law is None else {"base_law": self.spec.base_law}),
             **({"valued": True} if self.spec.valued else {}),
             **({"measured": {"nfe": self._measured().nfe}} if self._measured().nfe else {}),
             "reward": self.reward.name,
