@@ -16,7 +16,7 @@ from treesearch.backends.base import describe
 from treesearch.backends.base.capture import captured, changed
 from treesearch.backends.base.taps import on_rows, tapped
 from treesearch.backends.interventions import Actions, Away, Intervened, Intervention, Proposal, Rows
-from treesearch.backends.interventions.weight import weight
+from treesearch.backends.interventions.cfg import cfg
 from treesearch.testing import check_kernel
 
 HEADS = "unet.mid_block.attentions.0"
@@ -259,7 +259,7 @@ def test_their_fingerprint_is_of_all_that_decides_the_law():
         (lambda: Away(KERNEL, mnist(num_steps=4), 1.0), "one chain"),
         (lambda: Away(KERNEL, OWN, float("nan")), "finite number"),
         (lambda: Proposal(KERNEL), "no intervention"),
-        (lambda: weight(KERNEL, 2.0), "classifier-free"),
+        (lambda: cfg(KERNEL, 2.0), "classifier-free"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(make, says):
@@ -281,11 +281,11 @@ def test_a_guidance_weight_is_that_of_the_pipeline(folder):
     }
     x, t = torch.randn(4, *kernel.state_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 3, 2, 1])
     plain = kernel.transition(x, t, cond).mean
-    assert torch.equal(weight(kernel, 3.0).transition(x, t, cond).mean, plain)
+    assert torch.equal(cfg(kernel, 3.0).transition(x, t, cond).mean, plain)
     theirs = other.transition(x, t, cond).mean
-    assert torch.allclose(weight(kernel, 1.5).transition(x, t, cond).mean, theirs, atol=1e-4)
+    assert torch.allclose(cfg(kernel, 1.5).transition(x, t, cond).mean, theirs, atol=1e-4)
     chosen = cond | {"choices": torch.tensor([[0], [1], [0], [2]])}
-    mixed = weight(kernel, (1.5, 3.0)).transition(x, t, chosen).mean
+    mixed = cfg(kernel, (1.5, 3.0)).transition(x, t, chosen).mean
     assert torch.equal(mixed[[0, 2, 3]], plain[[0, 2, 3]])
     assert torch.allclose(mixed[1], theirs[1], atol=1e-4)
 

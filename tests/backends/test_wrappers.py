@@ -1,6 +1,7 @@
 """Every wrapper passes on the kernel contract and nothing else, and stays around what a kernel's methods return."""
 
 import ast
+import contextlib
 import copy
 import importlib
 import inspect
@@ -26,6 +27,7 @@ from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.backends.guidance.lacon import Aligned, LaCon
 from treesearch.backends.guidance.steered import Steered
 from treesearch.backends.guidance.universal import Universal
+from treesearch.backends.interventions import Actions, Away, Intervened, Intervention, Proposal
 from treesearch.backends.models.aligner import Aligner, Plan
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
@@ -92,6 +94,16 @@ class Bed(GaussianTrajectories):
         return type(self)("one_day")
 
 
+class Nothing(Intervention):
+    """Changes nothing."""
+
+    settings = ("nothing",)
+    identity = ()
+
+    def on(self, network, rows):
+        return contextlib.nullcontext()
+
+
 class Flow(Bed):
     """Without noise after the prior."""
 
@@ -106,7 +118,8 @@ class Known(Bed):
 
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
-    return {Heun: Flow, Aligned: Known, LaCon: Known}.get(kind, Bed)(*name)
+    inside = {Aligned, LaCon, Intervened, Away, Proposal, Actions}
+    return (Flow if kind is Heun else Known if kind in inside else Bed)(*name)
 
 
 def make(kind, kernel):
@@ -126,6 +139,10 @@ def make(kind, kernel):
         LaCon: lambda k: LaCon(Aligned(k, ALIGNER), EDGES),
         Steered: lambda k: Steered(k, measurement(masked(MASK), torch.zeros(2), tolerance=0.1)),
         Cycle: lambda k: Cycle(k, low=2, high=4),
+        Intervened: lambda k: Intervened(k, Nothing()),
+        Away: lambda k: Away(k, k, 1.0),
+        Proposal: lambda k: Proposal(Intervened(k, Nothing())),
+        Actions: lambda k: Actions(Intervened(k, Nothing()), (2,)),
         Diffuser: lambda k: Diffuser(k, REWARD),
         PolicyGuided: lambda k: PolicyGuided(k, REWARD),
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),

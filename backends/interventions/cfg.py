@@ -1,4 +1,4 @@
-"""The weight of classifier-free guidance, another for each row: an action of a search.
+"""The scale of classifier-free guidance, another for each row: an action of a search.
 
     ε(∅) + w (ε(c) - ε(∅))  with  ε(c) <- ε(∅) + w'/w (ε(c) - ε(∅))  is the same under w'
 
@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from treesearch.backends.base import expand
+from treesearch.backends.base import Wrapper, expand
 from treesearch.backends.base.capture import changed
 from treesearch.backends.interventions.base import Intervened, Intervention, Rows
 from treesearch.rewards.numeric import is_number
@@ -25,20 +25,20 @@ from treesearch.rewards.numeric import is_number
 
 @final
 @dataclass(frozen=True)
-class Weight(Intervention):
-    """Guidance weights.
+class CFG(Intervention):
+    """Scales of classifier-free guidance.
 
     Args:
-        weights: w', each a setting.
+        scales: w', each a setting.
         of: w of the pipeline.
     """
 
-    weights: tuple[float, ...]
+    scales: tuple[float, ...]
     of: float
 
     @property
     def settings(self) -> tuple[str, ...]:
-        return tuple(f"w = {w:g}" for w in self.weights)
+        return tuple(f"w = {w:g}" for w in self.scales)
 
     def on(self, network: nn.Module | tuple[nn.Module, ...], rows: Rows) -> AbstractContextManager[None]:
         names = [""] if isinstance(network, nn.Module) else [str(i) for i in range(len(network))]
@@ -53,33 +53,32 @@ class Weight(Intervention):
 
     @cached_property
     def _ratios(self) -> Tensor:
-        return torch.tensor([1.0, *(w / self.of for w in self.weights)], device="cpu")
+        return torch.tensor([1.0, *(w / self.of for w in self.scales)], device="cpu")
 
 
-def weight(kernel: Any, weights: tuple[float, ...] | float) -> Intervened:
-    """A pipeline under other guidance weights.
+def cfg(kernel: Any, scales: tuple[float, ...] | float) -> Intervened:
+    """A pipeline under other guidance scales.
 
     Args:
         kernel: a `DiffusersKernel` under classifier-free guidance.
-        weights: w', one or several.
+        scales: w', one or several.
 
     Raises:
         TypeError: a kernel without such guidance.
-        ValueError: a weight that is no number, or guidance that is rescaled by the spread of ε(c).
+        ValueError: a scale that is no number, or guidance that is rescaled by the spread of ε(c).
     """
-    family = getattr(bottom(kernel), "family", None)
+    pipeline = bottom(kernel)
+    family = getattr(pipeline, "family", None)
     if family is None or not family.guided:
         raise TypeError(f"{type(kernel).__name__} has no classifier-free guidance: give it a guidance_scale above 1")
     if family.settings.guidance_rescale:
         raise ValueError("guidance_rescale reads the spread of ε(c), which this changes: leave one of them out")
-    each = weights if isinstance(weights, tuple) else (weights,)
+    each = scales if isinstance(scales, tuple) else (scales,)
     if not each or not all(is_number(w, 0, 1e6) for w in each):
-        raise ValueError(f"weights are {weights!r}, expected finite numbers >= 0")
-    return Intervened(kernel, Weight(each, family.guidance_scale))
+        raise ValueError(f"scales are {scales!r}, expected finite numbers >= 0")
+    return Intervened(kernel, CFG(each, family.guidance_scale))
 
 
 def bottom(kernel: Any) -> Any:
     """The kernel under all wrappers."""
-    while (inner := getattr(kernel, "kernel", None)) is not None:
-        kernel = inner
-    return kernel
+    return bottom(kernel.kernel) if isinstance(kernel, Wrapper) else kernel
