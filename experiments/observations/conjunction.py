@@ -46,6 +46,7 @@ from experiments.mnist.targets import DRAWS, T, conjunction, kernel_on
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.distances import Reference
+from experiments.shared.evidence_duels import gap
 from experiments.shared.stats import mean_se
 from experiments.shared.sweep import FAILURES, Sweep, command_line
 from treesearch.backends.guidance import DAS, TDS, Valued
@@ -281,7 +282,19 @@ def said(row: Row) -> str:
     return f"log Z {row['log_z']:.2f}, ESS {row['ess']:.0f}, roots {row['roots']}" if "log_z" in row else "done"
 
 
-COLUMNS = ("arm", "K", "pilot", "log Ẑ", "ESS / K", "smallest ESS / K", "roots", "seeds")
+COLUMNS = (
+    "arm",
+    "K",
+    "pilot",
+    "NFE",
+    "MMD² × 10³",
+    "less that of das",
+    "log Ẑ",
+    "ESS / K",
+    "smallest ESS / K",
+    "roots",
+    "seeds",
+)
 SHOWN = (50, 45, 40, 35, 30, 25, 20, 15, 10, 5, 1)
 
 
@@ -313,10 +326,7 @@ def report(rows: Sequence[Row]) -> str:
     names = [f"{value} {what}" for what in ("step", "rest") for value in ("endpoints", "learnt")]
     body = [[str(t), f"{of[0]['spread'][t]:.4f}", *(f"{of[0][name][t - 1]:.3f}" for name in names)] for t in SHOWN]
     spent = {name: sum(1 / share - 1 for share in of[0][f"{name} step"]) for name in ("endpoints", "learnt")}
-    search = "\n## Searches\n\nNot run.\n" if not done else (
-        f"\n## Searches, {done[0]['work']:,} of NFE + 2 · backward passes\n\nlog Z is -5.64 ± .12 by 10,000 rollouts. "
-        f"Mean ± standard error over seeds.\n\n{markdown_table(lines(done), COLUMNS)}\n"
-    )  # fmt: skip
+    search = "".join(section(done, work) for work in sorted({row["work"] for row in done}))
     return (
         "# A rare conjunction: values learnt from finished rollouts\n\nlog p(8 | x) - 200 |mean pixel - .2| on "
         f"`mnist(num_steps={T})`; what the columns are is in the head of `experiments/observations/conjunction.py`.\n\n"
@@ -326,18 +336,35 @@ def report(rows: Sequence[Row]) -> str:
         f"resamples: {spent['endpoints']:,.0f} by endpoints, {spent['learnt']:,.0f} by learnt values; importance "
         "sampling has 138, by 10,000 rollouts. At low levels a few rollouts have most of the weight: their shares are "
         "rough, and rather too large.\n"
-        f"{search}"
+        f"{search or SILENT}"
+    )
+
+
+SILENT = "\n## Searches\n\nNot run.\n"
+
+
+def section(rows: Sequence[Row], work: int) -> str:
+    """The searches of equal work."""
+    return (
+        f"\n## Searches, {work:,} of NFE + 2 · backward passes\n\nlog Z is -5.64 ± .12 by 10,000 rollouts, the draws "
+        "of π are of the same. Mean ± standard error over seeds; the difference to das, paired by seed, with its 95 % "
+        "interval (Student's t).\n\n"
+        f"{markdown_table(lines([row for row in rows if row['work'] == work]), COLUMNS)}\n"
     )
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
     """A line an arm."""
     found = []
+    das = {row["seed"]: 1e3 * row["mmd2_model"] for row in rows if row["arm"] == "das"}
     for arm in (name for name in ARMS if any(row["arm"] == name for row in rows)):
         of = [row for row in rows if row["arm"] == arm]
         smallest = [min(row["ess_levels"]) / row["k"] for row in of if row["ess_levels"]]
+        far = [1e3 * row["mmd2_model"] for row in of]
         cells = [[row["log_z"] for row in of], [row["ess"] / row["k"] for row in of], smallest]
         texts = [mean_se(values).text() if values else "-" for values in (*cells, [row["roots"] for row in of])]
+        apart = gap(dict(zip([row["seed"] for row in of], far, strict=True)), das) if arm != "das" else None
+        texts = [f"{of[0]['nfe']:,}", mean_se(far).text(), "-" if apart is None else apart.text(1.0), *texts]
         found.append([arm, str(of[0]["k"]), str(of[0]["pilot"]), *texts, str(len(of))])
     return found
 

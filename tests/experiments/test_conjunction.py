@@ -63,10 +63,10 @@ def test_the_page_says_what_the_rows_hold():
     rows = [{"part": "levels", "n": 10, "spread": flat} | shares]
     for seed, arm in ((0, "das"), (1, "das"), (0, "learnt")):
         row = {"part": "search", "arm": arm, "work": 100, "seed": seed, "k": 10, "pilot": 2, "log_z": -5.0 - seed}
-        rows.append(row | {"ess": 5.0, "ess_levels": [4.0, 2.0], "roots": 3})
+        rows.append(row | {"ess": 5.0, "ess_levels": [4.0, 2.0], "roots": 3, "nfe": 90, "mmd2_model": 0.01})
     page = report(rows)
     assert "| 50 | 0.5000 | 0.500 | 0.500 | 0.500 | 0.500 |" in page
-    assert "| das | 10 | 2 | -5.50 ± 0.50 | 0.5 | 0.2 | 3 | 2 |" in page
+    assert "| das | 10 | 2 | 90 | 10 | - | -5.50 ± 0.50 | 0.5 | 0.2 | 3 | 2 |" in page
     assert "10,000 rollouts" in page
     with pytest.raises(ValueError, match="run the experiment first"):
         report([])
