@@ -244,7 +244,10 @@ def _combine(
     if not isinstance(right, Reward):
         raise TypeError(f"cannot combine a reward with {type(right).__name__}: wrap it with as_reward")
     if left.input != right.input:
-        raise ValueError(f"{left.name} reads the {left.input}, {right.name} the {right.input}: give both one input")
+        raise ValueError(
+            f"{left.name} reads the {left.input}, {right.name} the {right.input}: give both one input; a measurement "
+            "reads samples with of='sample', other rewards states with input='state'"
+        )
     name = f"({left.name} {symbol} {right.name})"
     joined = Joined(name, (left, right), op, may_forbid=may_forbid)
     counts = None if left.calls is None or right.calls is None else joined.calls  # else one scores every sample

@@ -31,16 +31,33 @@ class Terms(NamedTuple):
 
 
 def terms(reward: Reward) -> Terms:
-    """What a sum of rewards is made of."""
+    """What a sum of rewards is made of.
+
+    Raises:
+        ValueError: one of them is a measurement under a weight.
+    """
     linear, bent, rest = [], [], []
     for term in summands(reward):
         if not isinstance(term.fn, Measurement):
+            refuse_scaled(term)
             rest.append(term)
         elif isinstance(term.fn.operator, Operator) and term.input == "state":
             linear.append(term.fn)
         else:
             bent.append(term)
     return Terms(tuple(linear), tuple(bent), tuple(rest))
+
+
+def refuse_scaled(term: Reward) -> None:
+    """Refuse a measurement with a weight, which has no noise of its own: a weight w asks for tolerance/√w.
+
+    Raises:
+        ValueError: it is one.
+    """
+    parts = getattr(term.fn, "parts", ())
+    if len(parts) == 1 and isinstance(getattr(parts[0], "fn", None), Measurement):
+        raise ValueError(f"{term.name} is a measurement under a weight, which is no likelihood to steer by: give "
+                         "another tolerance, tolerance/√w for a weight of w")  # fmt: skip
 
 
 def measurement_of(reward: Reward) -> Measurement:

@@ -396,7 +396,8 @@ Y, STILL = torch.zeros(2), gaussian(torch.zeros(6, dtype=F64), torch.eye(6, dtyp
         (lambda: Steered(LinearGaussian(), measurement(DENSE, Y, tolerance=1)), TypeError, "its noise levels"),
         (lambda: Steered(TDS(KERNEL, linear()), measurement(DENSE, Y, tolerance=1)), TypeError, "is guided already"),
         (lambda: Steered(KERNEL, linear()), TypeError, "than a measurement, or a sum with one"),
-        (lambda: Steered(KERNEL, 2 * seen(0.1)[0]), TypeError, "than a measurement"),  # no likelihood
+        (lambda: Steered(KERNEL, 2 * seen(0.1)[0]), ValueError, "tolerance/√w"),  # no likelihood
+        (lambda: Steered(KERNEL, seen(0.1)[0] + 2 * seen(0.3)[0]), ValueError, "tolerance/√w"),
         (lambda: Steered(KERNEL, seen(0.1)[0].fn), TypeError, "than a measurement"),
         (lambda: Steered(KERNEL, seen(0.1)[0].min(seen(0.3)[0])), TypeError, "than a measurement"),  # no sum
         (lambda: Steered(KERNEL, measurement(bowl, Y, tolerance=1), rule="paper"), TypeError, "published projection"),
@@ -420,6 +421,13 @@ Y, STILL = torch.zeros(2), gaussian(torch.zeros(6, dtype=F64), torch.eye(6, dtyp
 def test_what_cannot_steer_is_refused(make, kind, message):
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_a_posterior_on_one_sample_is_told_what_helps():
+    reward = seen(1e-3)[0]
+    found = ts.search(KERNEL, reward, ts.BestOfN(n=8)).diagnostics["warnings"]
+    assert any("take more particles, a wider tolerance" in each for each in found)
+    assert not any("lam = " in each for each in found)
 
 
 def test_another_reward_than_the_observed_is_an_error():

@@ -57,8 +57,9 @@ def test_resume_compares_what_is_fixed_and_the_hash_all_of_it(run, name):
     changed = saved | {name: OTHER[name]}
     assert identity.settings_hash(saved, 0) != identity.settings_hash(changed, 0)
     if name in identity.FIXED:
-        with pytest.raises(ts.StoreError, match=f"^{name} differs: the run has"):
+        with pytest.raises(ts.StoreError, match=f"^{name} differs: the run has") as error:
             identity.check_same(saved, changed)
+        assert ("files that hold what they held" in str(error.value)) == (name in ("fingerprint", "reward_settings"))
     else:
         identity.check_same(saved, changed)
 

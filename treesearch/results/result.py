@@ -125,6 +125,12 @@ class TaskResult:
         order = np.argsort(-self.rewards.numpy(), kind="stable")[:k]
         return self.pick(order), self.rewards[torch.from_numpy(order)]
 
+    def _few(self) -> str:
+        """Why one sample has all the weight; of a posterior λ is no temperature to choose."""
+        if "measurement(" in self.context.config["reward"]:
+            return "the posterior rests on one sample: take more particles, a wider tolerance or steered(...)"
+        return f"lam = {self.lam:g} is too large for this budget"
+
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
         """ESS, surviving roots, λ, KL(π‖p), warnings, and what the method adds."""
@@ -134,7 +140,7 @@ class TaskResult:
         if len(log_w) and effective == 0:
             warnings.append(ALL_ZERO)
         elif len(log_w) > 2 and effective < 2 and self.log_z is not None:
-            warnings.append(f"ESS {effective:.2f} < 2: lam = {self.lam:g} is too large for this budget")
+            warnings.append(f"ESS {effective:.2f} < 2: {self._few()}")
         interval = log_z(self.readout, self.context.claims)
         if interval.standing == Standing.UNRELIABLE:
             warnings.append(f"the interval of log Z is unreliable: {interval.reason}")

@@ -65,6 +65,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+FILES = ", and with files that hold what they held: an observation, a mask or weights that are read may have changed"
+
+
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Whether a search can go on with a run.
 
@@ -84,7 +87,7 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if was[name] != found[name]:
             raise StoreError(
                 f"{name} differs: the run has {brief(was[name])}, this search {brief(found[name])}; resume with the "
-                "run's own"
+                f"run's own{FILES if name in ('fingerprint', 'reward_settings') else ''}"
             )
 
 
