@@ -108,6 +108,20 @@ def test_a_picture_marks_the_path_and_shows_the_samples(tmp_path):
         assert ((pixels == [0, 255, 0]).all(-1).sum() > 2 * 50**2) == shown
 
 
+def test_a_tree_is_coloured_by_what_led_to_its_nodes(tmp_path):
+    tree = grown(60)
+    data = trees.layout(tree)
+    kinds = np.arange(len(tree)) % 3
+    for name, shown in (("some", kinds), ("one", 0 * kinds)):
+        path = trees.draw_tree(data, tmp_path / f"{name}.png", kinds=shown, names=("none", "$a", "b"))
+        with Image.open(path) as image:
+            found = np.asarray(image.convert("RGB")).astype(int)[:-60]  # without the legend
+        orange = (np.abs(found - [0xFF, 0x7F, 0x0E]) < 8).all(-1)
+        assert (orange.sum() > 50) == (name == "some")
+    with pytest.raises(ValueError, match="at most 3000 nodes"):
+        trees.draw_tree(data, tmp_path / "no.png", kinds=kinds[1:], names=("a", "b", "c"))
+
+
 def test_trees_without_values_or_samples_are_drawn(tmp_path):
     tree = Tree(3, 1)
     trees.draw_tree(trees.layout(tree), tmp_path / "root.png")

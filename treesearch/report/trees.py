@@ -9,7 +9,7 @@ good regions of a tree stand together whatever its shape: a search tree, a popul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,15 @@ def _path(parent: Ids, node: int) -> Ids:
     return np.array(path[::-1])
 
 
-def draw_tree(data: Layout, path: str | Path, *, title: str = "", pictures: Mapping[int, Any] | None = None) -> Path:
+def draw_tree(
+    data: Layout,
+    path: str | Path,
+    *,
+    title: str = "",
+    pictures: Mapping[int, Any] | None = None,
+    kinds: NDArray[np.int64] | None = None,
+    names: Sequence[str] = (),
+) -> Path:
     """Write a PNG of a tree.
 
     Args:
@@ -141,21 +149,44 @@ def draw_tree(data: Layout, path: str | Path, *, title: str = "", pictures: Mapp
         path: of the file.
         title: above the picture.
         pictures: of the best samples by node, uint8 (h, w) or (h, w, 3); they stand below their leaves.
+        kinds: (nodes,) numbers of what led to each node, such as actions, to colour by in place of the value.
+        names: of the kinds.
+
+    Raises:
+        ValueError: kinds of a tree whose nodes share marks.
     """
     plt = pyplot()
     shown = {node: picture for node, picture in (pictures or {}).items() if node in data.best}
     figure, axes = plt.subplots(figsize=(9, 6.4 if shown else 4.8), layout="constrained")
-    known = data.value[np.isfinite(data.value)]
-    low, high = np.percentile(known, [5, 100]) if len(known) else (0.0, 1.0)
-    scale = plt.cm.ScalarMappable(plt.Normalize(low, high), _colours(plt))
-    _edges(axes, data, scale.to_rgba)
-    _marks(axes, data, scale.to_rgba)
+    colours = _by_value(plt, figure, axes, data) if kinds is None else _by_kind(plt, figure, data, kinds, names)
+    _edges(axes, data, colours)
+    _marks(axes, data, colours)
     _best(axes, data)
     _frame(axes, data, title)
     if shown:
         _thumbnails(axes, data, shown)
-    figure.colorbar(scale, ax=axes, label="value; of leaves: reward", extend="min", pad=0.01, shrink=0.6)
     return save(plt, figure, path)
+
+
+def _by_value(plt: Any, figure: Any, axes: Any, data: Layout) -> F64:
+    """Colours (m, 4) of the marks, with their scale."""
+    known = data.value[np.isfinite(data.value)]
+    low, high = np.percentile(known, [5, 100]) if len(known) else (0.0, 1.0)
+    scale = plt.cm.ScalarMappable(plt.Normalize(low, high), _colours(plt))
+    figure.colorbar(scale, ax=axes, label="value; of leaves: reward", extend="min", pad=0.01, shrink=0.6)
+    return scale.to_rgba(data.value)
+
+
+def _by_kind(plt: Any, figure: Any, data: Layout, kinds: NDArray[np.int64], names: Sequence[str]) -> F64:
+    """Colours (m, 4) of the marks by what led to their nodes, with a legend; the root is grey."""
+    if len(kinds) != len(data.x):
+        raise ValueError(f"{len(kinds)} kinds for {len(data.x)} marks: draw a tree of at most {DRAWN_NODES} nodes")
+    table = plt.get_cmap("tab20" if len(names) > 10 else "tab10")(np.arange(len(names)) % 20)
+    dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=label(n)) for n, c in zip(names, table, strict=True)]
+    figure.legend(handles=dots, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=8)
+    colours = table[kinds]
+    colours[ROOT] = plt.matplotlib.colors.to_rgba("0.6")
+    return colours
 
 
 def _colours(plt: Any) -> Any:
@@ -165,7 +196,7 @@ def _colours(plt: Any) -> Any:
     return ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.92, 256))).with_extremes(bad="0.6")
 
 
-def _edges(axes: Any, data: Layout, colour: Any) -> None:
+def _edges(axes: Any, data: Layout, colours: F64) -> None:
     from matplotlib.collections import LineCollection
 
     above, below = data.edges.T
@@ -173,7 +204,7 @@ def _edges(axes: Any, data: Layout, colour: Any) -> None:
     lines = _curves(at[above], at[below])
     order = np.argsort(_finite(data.value[below]), kind="stable")
     width = (0.9 if len(data.x) < 400 else 0.5) + 0.3 * np.log10(data.count[below])
-    style = {"colors": colour(data.value[below])[order], "linewidths": width[order], "alpha": 0.55}
+    style = {"colors": colours[below][order], "linewidths": width[order], "alpha": 0.55}
     axes.add_collection(LineCollection(list(lines[order]), **style, zorder=1))
 
 
@@ -188,10 +219,10 @@ def _finite(value: F64) -> F64:
     return np.where(np.isnan(value), -np.inf, value)
 
 
-def _marks(axes: Any, data: Layout, colour: Any) -> None:
+def _marks(axes: Any, data: Layout, colours: F64) -> None:
     order = np.argsort(_finite(data.value), kind="stable")  # the best on top
     size = (16 if len(data.x) < 400 else 4) * (1 + np.log10(data.count[order]))
-    axes.scatter(data.x[order], data.row[order], c=colour(data.value)[order], s=size, linewidths=0, zorder=2)
+    axes.scatter(data.x[order], data.row[order], c=colours[order], s=size, linewidths=0, zorder=2)
 
 
 def _best(axes: Any, data: Layout) -> None:

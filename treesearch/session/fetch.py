@@ -37,6 +37,11 @@ class Fetch:
     batch_size: int
 
     @without_graph()
+    def states(self, nodes: NDArray[np.int64]) -> Tensor:
+        """States (n, *state) of nodes, as they are, on the CPU."""
+        return recovered(lambda: self._stored(nodes), [tree.slot for tree in self.trees]).cpu()
+
+    @without_graph()
     def __call__(self, nodes: NDArray[np.int64]) -> Any:
         size, parts = self.batch_size, []
         for at in range(0, max(len(nodes), 1), size):
