@@ -37,7 +37,7 @@ class Fetch:
     batch_size: int
 
     @without_graph()
-    def states(self, nodes: NDArray[np.int64]) -> Tensor:
+    def raw(self, nodes: NDArray[np.int64]) -> Tensor:
         """States (n, *state) of nodes, as they are, on the CPU."""
         return recovered(lambda: self._stored(nodes), [tree.slot for tree in self.trees]).cpu()
 
