@@ -43,6 +43,12 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "clamp": ("wrappers.clamped:clamp", "clamp(mnist(), './mask.png', './seed.png', inverted=True)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), 'ppap.safetensors')"),
+    "softpag": (
+        "interventions.softpag:softpag",
+        "softpag(mnist(), {'mid_block.attentions.0': [0, 2]}, u=0.5, scale=2.0)",
+    ),
+    "pag": ("interventions.softpag:pag", "pag(mnist(), 'mid_block', scale=2.0)"),
+    "seg": ("interventions.seg:seg", "seg(mnist(), 'mid_block', scale=2.0)"),
     "actions": ("interventions:Actions", "actions(softpag(mnist(), {'mid_block': [0, 2]}), levels=(15, 5))"),
     "proposal": ("interventions:Proposal", "proposal(softpag(mnist(), {'mid_block': [0, 2]}))"),
     "away": ("interventions:Away", "away(mnist(num_steps=25), spd(num_steps=25), scale=0.5)"),

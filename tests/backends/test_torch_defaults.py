@@ -27,6 +27,8 @@ CASES = {
     "maze": ("maze('medium', num_steps=2)", "wall_collision('medium')", [KNOWN]),
     "plan": ("maze('medium', num_steps=2, grid='karras')", "smoothness((4, 2))", [KNOWN]),
     "published": ("diffuser(maze('medium', num_steps=2), maze_plan('medium'))", "maze_plan('medium')", [KNOWN]),
+    "perturbed": ("softpag(mnist(num_steps=2), {'mid_block': [0]}, 0.5)", "digit(8)", None),
+    "smoothed": ("seg(mnist(num_steps=2), 'mid_block', 1.0)", "digit(8)", None),
     "restored": ("restoration(num_steps=2, order=2)", "digit(8)", ["1"]),
     "residual": ("restoration(num_steps=2, process='residual')", "digit(8)", None),
     "gaussian": ("gaussian", "linear(1.0)", None),
