@@ -49,6 +49,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     ),
     "pag": ("interventions.softpag:pag", "pag(mnist(), 'mid_block', scale=2.0)"),
     "seg": ("interventions.seg:seg", "seg(mnist(), 'mid_block', scale=2.0)"),
+    "nasa": (
+        "interventions.nasa:nasa",
+        "nasa(diffusers('stable-diffusion-v1-5/stable-diffusion-v1-5', num_steps=50), 'blurry', alpha=0.1)",
+    ),
     "actions": ("interventions:Actions", "actions(softpag(mnist(), {'mid_block': [0, 2]}), levels=(15, 5))"),
     "proposal": ("interventions:Proposal", "proposal(softpag(mnist(), {'mid_block': [0, 2]}))"),
     "away": ("interventions:Away", "away(mnist(num_steps=25), spd(num_steps=25), scale=0.5)"),

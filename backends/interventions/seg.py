@@ -142,10 +142,9 @@ def sides_of(kernel: Any) -> tuple[int, int, int]:
     Raises:
         TypeError: they are no images.
     """
-    patches = getattr(getattr(bottom(kernel), "family", None), "patches", None)
-    if patches is not None:
-        return (1, *patches)
-    *_, height, width = (1, *kernel.state_shape) if len(kernel.state_shape) > 1 else (0, 0)
-    if len(kernel.state_shape) not in (3, 4):
-        raise TypeError(f"states of {type(kernel).__name__} are {tuple(kernel.state_shape)}, no images to blur along")
-    return (kernel.state_shape[1] if len(kernel.state_shape) == 4 else 1, height, width)
+    family = getattr(bottom(kernel), "family", None)
+    of_tokens = getattr(family, "patches", None) or getattr(family, "latent_size", None)
+    shape = (1, *of_tokens) if of_tokens else tuple(kernel.state_shape)
+    if len(shape) not in (3, 4):
+        raise TypeError(f"states of {type(kernel).__name__} are {shape}, no images to blur along")
+    return (shape[1] if len(shape) == 4 else 1, shape[-2], shape[-1])

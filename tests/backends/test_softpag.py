@@ -9,7 +9,7 @@ import treesearch as ts
 from tests.support import tiny
 from tests.support.attending import CLASSES, bed
 from tests.support.tolerance import float32_tolerance
-from treesearch.backends import mnist, pag, seg, softpag
+from treesearch.backends import mnist, nasa, pag, seg, softpag
 from treesearch.backends.base.taps import tapped
 from treesearch.backends.interventions import Actions, Intervened, Proposal, Rows
 from treesearch.backends.interventions.heads import attentions, chosen
@@ -140,8 +140,8 @@ def test_half_of_it_moves_half_as_far_and_heads_differ(load, name):
 
 def test_guidance_goes_away_from_it_and_passes_for_a_kernel():
     short = mnist(num_steps=2)
-    check_kernel(Actions(softpag(short, {"mid_block": [0, 2]}, (0.5, 1.0), 2.0, levels=(2, 2)), (1,)))
-    check_kernel(Proposal(seg(short, ["mid_block"])), proposal=True)
+    check_kernel(Actions(softpag(short, {"mid_block": [0, 2]}, (0.5, 1.0), 2.0, levels=(2, 2)), (1,)), rows=4)
+    check_kernel(Proposal(seg(short, ["mid_block"])), proposal=True, rows=4)
     whole, layer = softpag(MNIST, {"mid_block": "all"}, 1.0, 3.0), pag(MNIST, "mid_block.attentions.0", scale=3.0)
     x, t = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 2])
     assert torch.equal(whole.transition(x, t).mean, layer.transition(x, t).mean)
@@ -188,6 +188,7 @@ def test_experts_are_perturbed_each_on_its_rows(load, tiny_root):
     assert torch.equal(one[early], before[early])
     assert torch.equal(one[~early], both[~early])
     assert torch.equal(both[early], plain.mean(weak(plain.kernel, {"blocks.0.attn1": [1]}))[early])
+    assert (plain.mean(nasa(kernel, "a dog", 0.5)) != before).flatten(1).any(1).all()
 
 
 def test_queries_are_blurred_along_the_image():

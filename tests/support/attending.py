@@ -15,6 +15,7 @@ CLASSES = {
     "sd3": SMALL | {"components": {"text_encoder_3": None, "tokenizer_3": None}},
     "flux": SMALL | {"max_sequence_length": 32},
     "wan": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 32, "num_steps": 5},
+    "ltx": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 32, "num_steps": 5},
 }
 
 
