@@ -18,6 +18,11 @@ CASES = {
     "mnist": ("mnist(num_steps=2)", "digit(8)", None),
     "guided": ("tds(mnist(num_steps=2), digit(8))", "digit(8)", None),
     "experts": ("valued(mnist(num_steps=2), digit(8), 'ppap.safetensors')", "digit(8)", None),
+    "moved": (
+        "actions(hspace(mnist(num_steps=25), 'hspace.safetensors', 3.0, 'slant', (25, 25)), (25,))",
+        "digit(8)",
+        None,
+    ),
     "annealed": ("das(mnist(num_steps=2), digit(8))", "digit(8) - 0.5", None),
     "multistep": ("mnist(num_steps=3, solver='2m')", "brightness", None),
     "third": ("second_order(mnist(num_steps=4, eta=0.0), order=3)", "brightness", None),

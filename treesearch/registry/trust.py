@@ -31,6 +31,7 @@ REACHING = frozenset(
         "spd",
         "multitask",
         "lacon",
+        "hspace",
         "clamp",
         "image_reward",
         "clip_score",
