@@ -57,6 +57,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "proposal": ("interventions:Proposal", "proposal(softpag(mnist(), {'mid_block': [0, 2]}))"),
     "away": ("interventions:Away", "away(mnist(num_steps=25), spd(num_steps=25), scale=0.5)"),
     "hspace": ("interventions.hspace:hspace", "hspace(mnist(num_steps=25), 'hspace.safetensors')"),
+    "memory": ("interventions.retrieval:memory", "memory(diffusers('DIR', num_steps=50), 'clips.safetensors', k=5)"),
     "cfg": ("interventions.cfg:cfg", "cfg(diffusers('DIR', num_steps=50), (2.0, 7.5))"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
     "trajectories": ("models.trajectory:trajectory_kernel", "trajectories('./model.safetensors')"),

@@ -42,6 +42,8 @@ _BOOKKEEPING = frozenset(vars(nn.Module())) | {
     *("peft_config", "generation_config", "_hf_peft_config_loaded", "_no_split_modules", "_caches"),
     *("_name_or_path", "name_or_path", "_commit_hash", "_diffusers_version", "transformers_version", "architectures"),
     "_use_default_values",  # of a diffusers config: names in the order of a set, another one in each process
+    *("_feat_map", "_conv_idx", "_conv_num"),  # of Wan's autoencoder: what it remembers of the video before
+    *("_enc_feat_map", "_enc_conv_idx", "_enc_conv_num"),
 }
 # Hooks that say where weights are kept, not what is computed.
 _PLACEMENT = {

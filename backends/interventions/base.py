@@ -33,11 +33,13 @@ class Rows(NamedTuple):
         t: levels (n,).
         setting: of the intervention (n,), 0 where it is off.
         given: whether a row is of the prompt (n,), not of the ∅ beside it under classifier-free guidance.
+        cond: conditioning of the rows of an evaluation, where an intervention reads its own.
     """
 
     t: Tensor
     setting: Tensor
     given: Tensor
+    cond: Cond = None
 
     def of_network(self, like: Tensor) -> Rows:
         """The rows of a network's batch: those of an evaluation, or blocks of them, ∅ first; on the device of `like`.
@@ -46,11 +48,12 @@ class Rows(NamedTuple):
             RuntimeError: neither.
         """
         part = rows_called()
-        mine = self if part is None else Rows(*(each[part.to(each.device)] for each in self))
-        copies, rest = divmod(len(like), len(mine.t))
+        whole = self.t, self.setting, self.given
+        mine = whole if part is None else [each[part.to(each.device)] for each in whole]
+        copies, rest = divmod(len(like), len(mine[0]))
         if rest or copies not in (1, 2):
             raise RuntimeError(
-                f"the network is called on {len(like)} rows for {len(mine.t)} of an evaluation: which is which?"
+                f"the network is called on {len(like)} rows for {len(mine[0])} of an evaluation: which is which?"
             )
         t, setting, given = (each.to(like.device) for each in mine)
         if copies == 1:
@@ -137,7 +140,7 @@ class Intervened(Wrapper):
         setting = self._setting(t, cond)
         if not setting.any():
             return self.kernel.transition(x, t, cond)
-        rows = Rows(t, setting, torch.ones_like(t, dtype=torch.bool))
+        rows = Rows(t, setting, torch.ones_like(t, dtype=torch.bool), cond)
         cond = self.intervention.conditioned(cond, rows)
         with self.intervention.on(network_of(self.kernel), rows):
             return self.kernel.transition(x, t, cond)

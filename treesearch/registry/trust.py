@@ -32,6 +32,7 @@ REACHING = frozenset(
         "multitask",
         "lacon",
         "hspace",
+        "memory",
         "clamp",
         "image_reward",
         "clip_score",
