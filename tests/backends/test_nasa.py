@@ -11,8 +11,9 @@ from tests.support.attending import CLASSES, bed, rows_of
 from tests.support.tolerance import float32_tolerance
 from treesearch.backends import mnist, nasa
 from treesearch.backends.base.taps import tapped
-from treesearch.backends.interventions import Actions
+from treesearch.backends.interventions import Actions, Rows
 from treesearch.backends.interventions.heads import attentions
+from treesearch.backends.interventions.nasa import NASA, seen
 from treesearch.testing import check_kernel
 
 NAMES = ("sd", "wan", "ltx")
@@ -184,3 +185,50 @@ def test_where_a_text_attends_jointly_it_is_refused_with_the_reason(tiny_root, n
 def test_what_does_not_fit_is_refused_in_a_sentence(arguments, error, says):
     with pytest.raises(error, match=says):
         nasa(mnist(num_steps=2), **{"negative": NEGATIVE} | arguments)
+
+
+def test_masks_of_networks_of_other_pipelines_are_those_of_the_negative_text():
+    """PixArt, no family of ours: two texts of three and five tokens, the negative of two."""
+    from diffusers import PixArtTransformer2DModel
+
+    with tiny.seeded():
+        network = tiny.stirred(
+            PixArtTransformer2DModel(
+                num_attention_heads=2,
+                attention_head_dim=8,
+                in_channels=4,
+                out_channels=4,
+                num_layers=1,
+                cross_attention_dim=16,
+                sample_size=4,
+                caption_channels=12,
+                norm_num_groups=4,
+                use_additional_conditions=False,
+            )
+        ).eval()
+    draw = torch.Generator().manual_seed(0)
+    x, text, against = (torch.randn(*s, generator=draw) for s in ((2, 4, 4, 4), (2, 6, 12), (1, 6, 12)))
+    masks = torch.arange(6) < torch.tensor([[3], [5]]), torch.arange(6)[None] < 2
+
+    def call(x, text, mask):
+        more = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}, "return_dict": False}
+        at = torch.full((len(x),), 500)
+        return network(x, text, at, encoder_attention_mask=mask.float(), **more)[0]
+
+    with torch.no_grad():
+        with seen(network, 1) as texts:
+            call(x[:1], against, masks[1])
+        (name,) = texts
+        part, shown = network.get_submodule(name), network.caption_projection(against)[:, :2]
+        k_, v_ = (of(shown).unflatten(2, (2, -1)).transpose(1, 2) for of in (part.to_k, part.to_v))
+
+        def tap(attend, q, k, v):
+            return attend(q, k, v) - 0.5 * (torch.softmax(q @ k_.mT / 8**0.5, -1) @ v_)
+
+        with tapped(network, {name: tap}):
+            expected = call(x, text, masks[0])
+        one = torch.ones(2, dtype=torch.long)
+        with NASA((NEGATIVE,), (0.5,), texts).on(network, Rows(one, one, one.bool())):
+            found = call(x, text, masks[0])
+    assert near(found, expected)
+    assert not near(call(x, text, masks[0]), expected)
