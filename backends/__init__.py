@@ -58,6 +58,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "away": ("interventions:Away", "away(mnist(num_steps=25), spd(num_steps=25), scale=0.5)"),
     "hspace": ("interventions.hspace:hspace", "hspace(mnist(num_steps=25), 'hspace.safetensors')"),
     "memory": ("interventions.retrieval:memory", "memory(diffusers('DIR', num_steps=50), 'clips.safetensors', k=5)"),
+    "lina": (
+        "interventions.lina:lina",
+        "lina(diffusers('DIR', num_steps=50), {'a cat': 'a cat and its shadow on the floor'}, strengths=(0.5, 1.0))",
+    ),
     "cfg": ("interventions.cfg:cfg", "cfg(diffusers('DIR', num_steps=50), (2.0, 7.5))"),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
     "trajectories": ("models.trajectory:trajectory_kernel", "trajectories('./model.safetensors')"),

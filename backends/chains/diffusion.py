@@ -37,6 +37,7 @@ from treesearch.backends.chains.schedules import Prediction, Schedule
 from treesearch.rewards.numeric import is_number
 
 Step = Literal["ddim", "ddpm", "renoise"]
+CONDITION = "condition"  # of conditioning: rows that a model is told
 
 
 def to_endpoint(
@@ -221,11 +222,13 @@ class DiffusionKernel:
     """The chain that a network defines.
 
     Args:
-        model: called as model(x, timestep) with timestep (n,); returns a tensor like x, or has it as `.sample`. A
-            network is moved to the device, called in evaluation mode and otherwise left as it is.
+        model: called as model(x, timestep) with timestep (n,), or, where there is a `condition`, as model(x, timestep,
+            rows of it); returns a tensor like x, or has it as `.sample`. A network is moved to the device, called in
+            evaluation mode and otherwise left as it is.
         state_shape: shape of one state.
         schedule: the grid, and what the network returns.
         eta, step, clip_sample: as for `Chain`.
+        condition: prompts -> rows (n, ...) that the model is told; None for a model that is told nothing.
         decode: x_0 (n, *state) -> samples; the identity by default.
         sample_range: (low, high) of the entries of samples; None where that is unknown.
         name: enters the fingerprint.
@@ -243,6 +246,7 @@ class DiffusionKernel:
         eta: float | Tensor = 1.0,
         step: Step = "ddim",
         clip_sample: float | None = None,
+        condition: Callable[[Sequence[Any]], Tensor] | None = None,
         decode: Callable[[Tensor], Any] | None = None,
         sample_range: tuple[float, float] | None = None,
         device: str | torch.device = "cpu",
@@ -252,7 +256,7 @@ class DiffusionKernel:
         self.device, self.dtype, self.name = torch.device(device), torch.float32, name
         self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
         self.stochastic = self.chain.stochastic
-        self._decode, self.sample_range = decode, sample_range
+        self._condition, self._decode, self.sample_range = condition, decode, sample_range
         networks = [model.to(self.device)] if isinstance(model, nn.Module) else []
         self._quiet = Quiet(*networks)
 
@@ -275,7 +279,7 @@ class DiffusionKernel:
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
-            output = self.model(x, self.chain.timestep[t])
+            output = self.model(x, self.chain.timestep[t], *self._told(cond))
             output = getattr(output, "sample", output)
             if not isinstance(output, Tensor) or output.shape != x.shape:
                 got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
@@ -284,9 +288,17 @@ class DiffusionKernel:
                 )
             return self.chain.law(x, t, output)
 
-    def encode(self, prompts: Sequence[Any]) -> None:
-        """Unconditional: prompts reach the reward only."""
-        return
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any] | None:
+        """Rows that the model is told; without a `condition` prompts reach the reward only."""
+        return None if self._condition is None else {CONDITION: self._condition(prompts).to(self.device)}
+
+    def _told(self, cond: Cond) -> tuple[Tensor, ...]:
+        """What the model is told beside the time."""
+        if self._condition is None:
+            return ()
+        if cond is None or CONDITION not in cond:
+            raise ValueError(f"{self.name} is told what to make: give it prompts, prompts=[...]")
+        return (cond[CONDITION],)
 
     def decode(self, x0: Tensor) -> Any:
         return x0 if self._decode is None else self._decode(x0)
@@ -296,5 +308,6 @@ class DiffusionKernel:
         """Hash of the network as it is now, the grid and the settings; None for a model that cannot be read."""
         if not isinstance(self.model, nn.Module):
             return None
-        found = fingerprint.of([self.name, self.chain.settings(), self.chain.tables(), self.model, self._decode])
+        told = [self._decode, self._condition]
+        found = fingerprint.of([self.name, self.chain.settings(), self.chain.tables(), self.model, *told])
         return None if found is None else f"{self.name}:{found}"
