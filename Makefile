@@ -138,8 +138,9 @@ experts-evidence: $(STAMP)  ## experts beside endpoints, ESS and spread of log Z
 	@$(PY) -m experiments.observations.experts report --rows $(RESULTS)/observations/experts.jsonl \
 	    --accuracy $(RESULTS)/observations/experts.json --out $(RESULTS)/observations/experts.md
 
-pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of restorations, experts and heads from the result files
+pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of memory, restorations, experts and heads from the result files
 	@$(PY) -m experiments.shared.pages --out docs
+	@$(PY) -m experiments.interventions.memory report --rows $(RESULTS)/interventions/memory.jsonl --out $(RESULTS)/interventions/memory.md
 	@$(PY) -m experiments.observations.restore report --rows $(RESULTS)/observations/restore.jsonl --out $(RESULTS)/observations/restore.md
 	@$(PY) -m experiments.observations.experts report --rows $(RESULTS)/observations/experts.jsonl \
 	    --accuracy $(RESULTS)/observations/experts.json --out $(RESULTS)/observations/experts.md
