@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence train-experts experts-evidence pages clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ demo: $(STAMP)  ## search for heavy eights with five methods at equal NFE, into 
 
 demo-restore: $(STAMP)  ## restore test digits by published rules and by search, with log p(y) and a picture, into runs/demo-restore
 	@$(PY) -m experiments.observations.demo_restore
+
+demo-actions: $(STAMP)  ## search over what to do inside the network: a tree in the colours of its actions, each action alone, into runs/demo-actions
+	@$(PY) -m experiments.interventions.demo_actions
 
 demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree of plans, an animation, into runs/demo-plan
 	@$(PY) -m experiments.planning.demo_plan
@@ -75,6 +78,10 @@ mnist-evidence: $(STAMP)  ## sampling and search on MNIST, then the report: make
 restore-evidence: $(STAMP)  ## posteriors of digits by published rules and by search, and whether they are calibrated: hours; run again to go on
 	@$(PY) -m experiments.observations.restore run --out $(RESULTS)/observations/restore.jsonl
 	@$(MAKE) --no-print-directory pages
+
+actions-evidence: $(STAMP)  ## actions inside the network beside noise at equal cost, then the page: half an hour; run again to go on
+	@$(PY) -m experiments.interventions.compare run --out $(RESULTS)/interventions/compare.jsonl
+	@$(PY) -m experiments.interventions.compare report --rows $(RESULTS)/interventions/compare.jsonl --out $(RESULTS)/interventions/compare.md
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
 	@$(PY) -m experiments.bench.overhead --out $(RESULTS)/bench/bench.json
