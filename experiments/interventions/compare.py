@@ -10,7 +10,10 @@ siblings differ anyway.
     prior             best of N draws of x_T, η = 0                     noise          best of N rollouts, η = 1
     prior + actions   best of N, an action at random each level, η = 0  noise tree     DTS*, η = 1
     action tree       DTS* over actions, η = 0                          both           DTS* over actions, η = 1
+    action search     TreeSearch over actions, η = 0                    noise search   TreeSearch, η = 1
+                                                                        both, search   TreeSearch over actions, η = 1
 
+DTS* widens as the square root of visits and keeps to few x_T; TreeSearch learns at which level a reward is decided.
 The cost is rows of the network. Two arms are paired by seed. An action makes another law p, and what it gains may lie
 off the model's manifold: the judge of `experiments.mnist.judge`, which no search can reach, says how sure it is of any
 class at the best sample. Rewards: a heavy eight (`experiments.mnist.targets.conjunction`), and brightness.
@@ -51,22 +54,25 @@ BELOW = LEVELS[1:]  # where actions are drawn again; x_T comes with one
 ALPHAS = (-6.0, -3.0, 3.0, 6.0)
 KEY = ("reward", "arm", "budget", "seed")
 REWARDS = {"heavy eight": conjunction, "brightness": image.brightness}
-ARMS = ("prior", "prior + actions", "action tree", "noise", "noise tree", "both")
+STILL = ("prior", "prior + actions", "action tree", "action search")
+PLAIN = ("prior", "noise", "noise tree", "noise search")
+ARMS = (*STILL, "noise", "noise tree", "noise search", "both", "both, search")
 DUELS = (
     ("action tree", "prior"),
     ("action tree", "prior + actions"),
-    ("action tree", "noise"),
+    ("action search", "prior"),
+    ("action search", "noise search"),
     ("both", "noise tree"),
-    ("both", "noise"),
+    ("both, search", "noise search"),
+    ("both, search", "noise"),
 )
 
 
 @cache
 def kernel_of(arm: str) -> Any:
     """The chain of an arm."""
-    still = arm in ("prior", "prior + actions", "action tree")
-    plain = mnist(num_steps=T, eta=0.0 if still else 1.0)
-    if arm in ("prior", "noise", "noise tree"):
+    plain = mnist(num_steps=T, eta=0.0 if arm in STILL else 1.0)
+    if arm in PLAIN:
         return plain
     return Actions(hspace(plain, "hspace.safetensors", alphas=ALPHAS), BELOW)
 
@@ -74,6 +80,8 @@ def kernel_of(arm: str) -> Any:
 def method_of(arm: str) -> Any:
     if arm in ("prior", "prior + actions", "noise"):
         return ts.BestOfN()
+    if arm.endswith("search"):
+        return ts.TreeSearch()
     return ts.DiffusionTreeSearch(branch_at=LEVELS, widening_c=1.0, widening_alpha=0.5)
 
 
