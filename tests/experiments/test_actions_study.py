@@ -12,13 +12,13 @@ from treesearch.core.tree import Tree
 def test_the_page_pairs_arms_by_seed_and_says_who_is_better():
     rows = []
     for seed in range(3):
-        for arm, best in (("prior", 1.0), ("action tree", 2.0 + 0.01 * seed), ("noise", 3.0 + seed)):
+        for arm, best in (("prior", 1.0), ("action tree", 2.0 + 0.01 * seed), ("prior + actions", 3.0 + seed)):
             row = {"reward": "brightness", "arm": arm, "budget": 400, "seed": seed, "best": best, "sure": 0.5}
             rows.append(row | {"curve": [[50, best - 1], [300, best]]})
     page = compare.report(rows)
     assert "| prior | 0 | 1 | 0.5 | 3 |" in page
     assert "| action tree less prior | better: 1.01 (0.985 to 1.03) |" in page
-    assert "| action tree less noise | level:" in page
+    assert "| action tree less prior + actions | level:" in page
     assert "heavy eight" not in page
     with pytest.raises(ValueError, match="run the experiment first"):
         compare.report([])
