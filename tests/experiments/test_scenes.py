@@ -1,0 +1,28 @@
+"""Scenes with shadows: the program that checks atoms, what training leaves out, the page of their strengths."""
+
+import torch
+
+from experiments.interventions.lina import PAGE, RESULT, page
+from experiments.interventions.scenes import atoms, drawn, elsewhere, parsed, scenes
+from experiments.shared.cells import read
+
+
+def test_a_drawn_scene_has_every_atom_and_that_under_another_light_lacks_its_place():
+    some = scenes(held_out=True)[::12]
+    prompts = [scene.prompt for scene in some]
+    assert atoms(torch.stack([drawn(scene) for scene in some]), prompts).all()
+    other = atoms(torch.stack([drawn(scene._replace(light=(scene.light + 1) % 3)) for scene in some]), prompts)
+    assert other.mean(0).tolist() == [1.0] * 6 + [0.0]
+
+
+def test_nothing_held_out_is_trained_on():
+    shown = {(*s[:4], s.shadow) for s in elsewhere()} | {(*s[:4], s.place) for s in scenes(held_out=False)}
+    assert not shown & {(*s[:4], s.place) for s in scenes(held_out=True)}
+
+
+def test_prompts_are_read_as_they_are_written():
+    assert all(parsed(scene.expanded) == scene._replace(shadow=scene.place) for scene in scenes(held_out=True))
+
+
+def test_the_page_is_that_of_its_rows():
+    assert page(read(RESULT)) == PAGE.read_text(encoding="utf-8")
