@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence pages clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence hspace-evidence pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -144,6 +144,10 @@ experts-evidence: $(STAMP)  ## experts beside endpoints, ESS and spread of log Z
 	@$(PY) -m experiments.observations.experts accuracy --data $(DATA) --out $(RESULTS)/observations/experts.json
 	@$(PY) -m experiments.observations.experts report --rows $(RESULTS)/observations/experts.jsonl \
 	    --accuracy $(RESULTS)/observations/experts.json --out $(RESULTS)/observations/experts.md
+
+hspace-evidence: $(STAMP)  ## what directions of h-space change, how far siblings differ, how much stays in a box: a quarter of an hour
+	@$(PY) -m experiments.interventions.hspace run --out $(RESULTS)/interventions/hspace.jsonl
+	@$(PY) -m experiments.interventions.hspace report --rows $(RESULTS)/interventions/hspace.jsonl --out $(RESULTS)/interventions/hspace.md
 
 pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of memory, restorations, experts and heads from the result files
 	@$(PY) -m experiments.shared.pages --out docs

@@ -183,7 +183,7 @@ class Report:
         return 0
 
 
-BOXED = ("t", "directions", "of |Δx̂_0|", "of |Δx_0|", "‖Δx̂_0‖", "seeds")
+BOXED = ("t", "directions", "share of Δx̂_0", "share of Δx_0", "length of Δx̂_0", "seeds")
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -209,7 +209,8 @@ def report(rows: Sequence[Row]) -> str:
         "Root mean square difference of pixels between siblings, and its share of that of isotropic noise, paired by "
         f"seed.\n\n{markdown_table(distances(rows), ('t', 'children by', 'distance', 'of noise', 'NFE', 'seeds'))}\n\n"
         "## Within a box\n\n"
-        f"The box has {AREA:.2f} of the area. x̂_0 is that of the step that the directions were found at, samples are "
+        f"The share of |Δ| that lies in the box, which has {AREA:.2f} of the area. x̂_0 is that of the step that the "
+        "directions were found at, samples are "
         f"those at its end.\n\n{markdown_table(shares(rows), BOXED)}\n"
     )
 
@@ -238,11 +239,18 @@ def drops(rows: Sequence[Row]) -> str:
     """By what factor disentangling makes the leak smaller."""
     said = []
     for part in PARTS:
-        pairs = zip(*(select(rows, kind="effect", of=part, arm=arm) for arm in ("mixed", "apart")), strict=True)
-        both = list(pairs)
+        mixed, apart = (select(rows, kind="effect", of=part, arm=arm) for arm in ("mixed", "apart"))
+        both = list(zip(mixed, apart, strict=True))
         each = [f"{n} {interval([leaked(b, i) / leaked(a, i) for a, b in both])}" for i, n in enumerate(ATTRIBUTES)]
+        each.append(f"of all three together {interval([leaked_in_all(b) / leaked_in_all(a) for a, b in both])}")
         said.append(f"Leak apart over leak mixed, `{part}`: {', '.join(each)}.")
     return "\n\n".join(said)
+
+
+def leaked_in_all(row: Row) -> float:
+    """Change of other attributes over that of directions' own, each added over directions."""
+    slopes = torch.tensor(row["slopes"], dtype=torch.float64).abs()
+    return float((slopes.sum() - slopes.trace()) / slopes.trace())
 
 
 def distances(rows: Sequence[Row]) -> list[list[str]]:

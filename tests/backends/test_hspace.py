@@ -16,7 +16,7 @@ from treesearch.backends.base.capture import captured, changed
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.interventions import Actions, Proposal
-from treesearch.backends.interventions.directions import Directions, disentangled, part_of
+from treesearch.backends.interventions.directions import Directions, disentangled, given_rows, part_of
 from treesearch.backends.interventions.hspace import hspace
 from treesearch.backends.interventions.jacobian import jacobian, products
 from treesearch.backends.interventions.rollouts import extremes, inverted, pca, rollouts, supervised
@@ -229,6 +229,15 @@ def test_under_guidance_both_blocks_move_and_rows_off_do_not(tmp_path_factory):
     assert not torch.allclose(mixed[[0, 2]], plain[[0, 2]], atol=1e-4)
     found = jacobian(kernel, x[:1], 2, 1, cond={k: v[:1] if torch.is_tensor(v) else v for k, v in cond.items()})
     assert found.vectors.shape[0] == 1
+    assert found.card.sizes[0][0] > 1e-3  # ε̂ of the prompt moves with rows of the prompt alone
+
+
+def test_rows_of_the_prompt_are_the_second_block():
+    h = torch.arange(6.0)[:, None]
+    assert torch.equal(given_rows(h, 3), h[3:])
+    assert torch.equal(given_rows(h, 6), h)
+    with pytest.raises(ValueError, match="6 rows for 4"):
+        given_rows(h, 4)
 
 
 def test_a_search_over_directions_branches_a_chain_without_noise():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from experiments.interventions import directions, hspace
 from experiments.interventions.attributes import ATTRIBUTES, measured, size, slant, thickness
+from experiments.shared.cells import Cells
 from treesearch.backends import hspace as moved
 from treesearch.backends import mnist
 from treesearch.backends.base.kernel import describe
@@ -94,3 +97,8 @@ def test_a_cell_of_siblings_is_paid_for_alike(monkeypatch):
     rows = [hspace.diversity(hspace.Job("diversity", way, "", 2, 0)) for way in hspace.WAYS]
     assert {row["nfe"] for row in rows} == {14}
     assert all(row["distance"] > 0 for row in rows)
+
+
+def test_the_committed_page_is_that_of_the_committed_rows():
+    folder = Path(hspace.__file__).parents[1] / "results" / "interventions"
+    assert hspace.report(Cells(folder / "hspace.jsonl", hspace.KEY).rows) == (folder / "hspace.md").read_text("utf-8")
