@@ -175,6 +175,11 @@ def open_session(
             raise BudgetError(
                 f"the run has spent {session.cost.nfe} NFE, more than Budget(nfe={budget.nfe}): give more"
             )
+        if budget.nfe is not None and session.committed > budget.nfe and not look:
+            raise BudgetError(
+                f"a population has begun, which takes the run to {session.committed} NFE, more than "
+                f"Budget(nfe={budget.nfe}): give at least {session.committed}"
+            )
         if not look:
             session.verify()
             run.go_on(status="running", budget=asdict(budget), options=asdict(options))

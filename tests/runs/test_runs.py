@@ -144,6 +144,33 @@ def test_dropped_states_are_recomputed_from_their_keys(name, keep):
         assert (dropped.cost.repeated_nfe > 0) == (keep == "none")
 
 
+@pytest.mark.parametrize("prompts", [None, ["a", "b"]])
+def test_a_population_in_progress_is_not_resumed_with_less_than_it_takes(tmp_path, prompts):
+    def stop(snapshot):
+        if snapshot.wave == 1:
+            raise KeyboardInterrupt
+
+    tasks, kernel, method = (
+        len(prompts or [None]),
+        LinearGaussian(),
+        ts.FeynmanKac(num_particles=20, schedule=(4, 2, 0)),
+    )
+    whole = tasks * 20 * kernel.num_steps
+    with pytest.raises(KeyboardInterrupt):
+        ts.search(
+            kernel,
+            linear(),
+            method,
+            prompts=prompts,
+            budget=ts.Budget(nfe=whole),
+            store=tmp_path / "r",
+            callbacks=[stop],
+        )
+    with pytest.raises(ts.BudgetError, match=f"give at least {whole}"):
+        ts.resume(tmp_path / "r", kernel, linear(), budget=ts.Budget(nfe=whole - 1))
+    assert ts.resume(tmp_path / "r", kernel, linear(), budget=ts.Budget(nfe=whole)).cost.nfe == whole
+
+
 def test_an_interrupted_run_is_saved_and_says_so(tmp_path):
     seen = []
 

@@ -152,6 +152,11 @@ class Search(ABC):
         return False
 
     @property
+    def committed(self) -> int:
+        """NFE of its tree once what has begun is finished, where going on means that."""
+        return 0
+
+    @property
     def full(self) -> bool:
         """Asynchronous mode: whether it has as much in flight as it wants."""
         return False

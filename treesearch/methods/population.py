@@ -105,6 +105,12 @@ class PopulationSearch(Search):
         """Whether populations are on their way: only at their end do they have samples."""
         return bool(self.group)
 
+    @property
+    def committed(self) -> int:
+        """NFE of the populations begun, to their end."""
+        steps = price(self.problem.spec, self.levels, rollouts=self.rollouts)
+        return steps * sum(sum(group) for group in self.groups) if self.group else 0
+
     def frontier(self) -> Ids:
         return np.concatenate([p.nodes for p in self.group]) if self.group else NO_NODES
 

@@ -96,6 +96,12 @@ class Session:
         return 1 if self.prompts is None else len(self.prompts)
 
     @property
+    def committed(self) -> int:
+        """NFE without which what has begun is not finished, an even share for every task."""
+        most = max((search.committed for search in self.searches), default=0)
+        return Cost(**self.pilot.cost).nfe + most * len(self.searches) if most else 0
+
+    @property
     def cost(self) -> Cost:
         """Spent so far on what is recorded."""
         return self.recorder.cost
