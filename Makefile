@@ -149,13 +149,16 @@ hspace-evidence: $(STAMP)  ## what directions of h-space change, how far sibling
 	@$(PY) -m experiments.interventions.hspace run --out $(RESULTS)/interventions/hspace.jsonl
 	@$(PY) -m experiments.interventions.hspace report --rows $(RESULTS)/interventions/hspace.jsonl --out $(RESULTS)/interventions/hspace.md
 
-pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of memory, restorations, experts and heads from the result files
+pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of restorations, experts and interventions from the result files
 	@$(PY) -m experiments.shared.pages --out docs
 	@$(PY) -m experiments.interventions.memory report --rows $(RESULTS)/interventions/memory.jsonl --out $(RESULTS)/interventions/memory.md
 	@$(PY) -m experiments.observations.restore report --rows $(RESULTS)/observations/restore.jsonl --out $(RESULTS)/observations/restore.md
 	@$(PY) -m experiments.observations.experts report --rows $(RESULTS)/observations/experts.jsonl \
 	    --accuracy $(RESULTS)/observations/experts.json --out $(RESULTS)/observations/experts.md
-	@$(PY) -m experiments.headhunter report
+	@$(PY) -m experiments.headhunter report --rows $(RESULTS)/interventions/headhunter.jsonl --out $(RESULTS)/interventions/headhunter.md
+	@$(PY) -m experiments.interventions.compare report --rows $(RESULTS)/interventions/compare.jsonl --out $(RESULTS)/interventions/compare.md
+	@$(PY) -m experiments.interventions.hspace report --rows $(RESULTS)/interventions/hspace.jsonl --out $(RESULTS)/interventions/hspace.md
+	@$(PY) -m experiments.interventions.lina report --rows $(RESULTS)/interventions/lina.jsonl --out $(RESULTS)/interventions/lina.md
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist

@@ -145,8 +145,10 @@ def _read(heads: str) -> set[tuple[str, int]]:
 class Report:
     """Write the page of all rows."""
 
-    rows: Path = Path("experiments/results/interventions/headhunter.jsonl")
-    out: Path = Path("experiments/results/interventions/headhunter.md")
+    rows: Path = Path("runs/results/headhunter.jsonl")
+    """what `run` wrote"""
+    out: Path = Path("runs/results/headhunter.md")
+    """the page"""
 
     def run(self) -> int:
         write_text(self.out, report.page(Cells(self.rows, report.KEY).rows))

@@ -2,8 +2,9 @@
 
     python -m experiments.interventions.demo_actions
 
-The chain has no noise (η = 0): x_T alone decides its sample, and a tree could not branch below. Directions of h-space
-at some strengths (`hspace`), and perturbed attention heads (`softpag`), are its actions; DTS* looks for a heavy eight.
+Directions of h-space at some strengths (`hspace`) are the actions of the tree in which DTS* looks for a heavy eight:
+siblings differ in their action and, where the chain has noise, in their noise. With --eta 0 actions are all that a tree
+can branch by below x_T. What that is worth is measured in `experiments.interventions.compare`.
 
     tree.png        the tree, a node in the colour of the action that led to it, with the best samples
     alone.png       what each action does by itself to some draws of x_T
@@ -47,6 +48,8 @@ class Demo:
 
     num_steps: int = 25
     """T"""
+    eta: float = 1.0
+    """0 for a chain without noise"""
     levels: tuple[int, ...] = (20, 15, 10, 5)
     """t at which an action is drawn; x_T comes with one"""
     alphas: tuple[float, ...] = (-4.0, 4.0)
@@ -60,7 +63,7 @@ class Demo:
 
     def run(self) -> int:
         torch.set_num_threads(1)
-        plain = mnist(num_steps=self.num_steps, eta=0.0)
+        plain = mnist(num_steps=self.num_steps, eta=self.eta)
         changed = hspace(plain, "hspace.safetensors", alphas=self.alphas)
         kernel: Any = Actions(changed, self.levels)
         reward, budget = conjunction(), ts.Budget(nfe=self.nfe)
@@ -79,7 +82,7 @@ class Demo:
         data = trees.layout(task.tree)
         nodes = np.fromiter(data.best, np.int64)
         pictures = {int(n): grey(x) for n, x in zip(nodes, task.fetch(nodes), strict=True)}
-        title = "DTS* over actions of h-space, a heavy eight, no noise below x_T"
+        title = f"DTS* over actions of h-space, a heavy eight, η = {self.eta:g}"
         trees.draw_tree(data, self.out / "tree.png", title=title, pictures=pictures, kinds=took, names=kernel.names)
 
     def _alone(self, kernel: Any, changed: Any, reward: Any) -> None:

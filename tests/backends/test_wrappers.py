@@ -28,6 +28,7 @@ from treesearch.backends.guidance.lacon import Aligned, LaCon
 from treesearch.backends.guidance.steered import Steered
 from treesearch.backends.guidance.universal import Universal
 from treesearch.backends.interventions import Actions, Away, Intervened, Intervention, Proposal
+from treesearch.backends.interventions.lina import Expanded, Lina
 from treesearch.backends.interventions.retrieval import Retrieved
 from treesearch.backends.models.aligner import Aligner, Plan
 from treesearch.backends.wrappers.cycle import Cycle
@@ -119,7 +120,7 @@ class Known(Bed):
 
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
-    inside = {Aligned, LaCon, Intervened, Retrieved, Away, Proposal, Actions}
+    inside = {Aligned, LaCon, Intervened, Expanded, Retrieved, Away, Proposal, Actions}
     return (Flow if kind is Heun else Known if kind in inside else Bed)(*name)
 
 
@@ -141,6 +142,7 @@ def make(kind, kernel):
         Steered: lambda k: Steered(k, measurement(masked(MASK), torch.zeros(2), tolerance=0.1)),
         Cycle: lambda k: Cycle(k, low=2, high=4),
         Intervened: lambda k: Intervened(k, Nothing()),
+        Expanded: lambda k: Expanded(k, Lina(((1.0, 0.0),)), expanded={}),
         Retrieved: lambda k: Retrieved(k, Nothing(), "library", k=1),
         Away: lambda k: Away(k, k, 1.0),
         Proposal: lambda k: Proposal(Intervened(k, Nothing())),

@@ -1,11 +1,13 @@
 """The study of actions and the demo: what their tables and pictures are made of."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.interventions import compare, demo_actions
+from experiments.shared.cells import Cells
 from treesearch.core.tree import Tree
 
 
@@ -22,6 +24,12 @@ def test_the_page_pairs_arms_by_seed_and_says_who_is_better():
     assert "heavy eight" not in page
     with pytest.raises(ValueError, match="run the experiment first"):
         compare.report([])
+
+
+def test_the_page_is_that_of_its_rows():
+    folder = Path(__file__).parents[2] / "experiments/results/interventions"
+    rows = Cells(folder / "compare.jsonl", compare.KEY).rows
+    assert compare.report(rows) == (folder / "compare.md").read_text("utf-8")
 
 
 def test_the_best_of_a_curve_is_that_by_a_cost():

@@ -32,9 +32,13 @@ READ = {("evaluate_trajectory.py", "weights")}  # an input
 def committed_defaults():
     """Arguments of scripts whose default lies among the files of the repository."""
     for path in sorted((Path(__file__).parents[2] / "experiments").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        tree = ast.parse(path.read_text("utf-8"))
+        constants = [node for node in tree.body if isinstance(node, ast.Assign)]
+        named = {ast.unparse(target): node.value for node in constants for target in node.targets}
+        for node in ast.walk(tree):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-                texts = [c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant)]
+                value = named.get(node.value.id, node.value) if isinstance(node.value, ast.Name) else node.value
+                texts = [c.value for c in ast.walk(value) if isinstance(c, ast.Constant)]
                 if any(isinstance(text, str) and text.startswith(COMMITTED) for text in texts):
                     yield path.name, node.target.id
 

@@ -1,10 +1,14 @@
 """Scenes with shadows: the program that checks atoms, what training leaves out, the page of their strengths."""
 
+from pathlib import Path
+
 import torch
 
-from experiments.interventions.lina import PAGE, RESULT, page
+from experiments.interventions.lina import page
 from experiments.interventions.scenes import atoms, drawn, elsewhere, parsed, scenes
 from experiments.shared.cells import read
+
+RESULTS = Path(__file__).parents[2] / "experiments/results/interventions"
 
 
 def test_a_drawn_scene_has_every_atom_and_that_under_another_light_lacks_its_place():
@@ -25,4 +29,4 @@ def test_prompts_are_read_as_they_are_written():
 
 
 def test_the_page_is_that_of_its_rows():
-    assert page(read(RESULT)) == PAGE.read_text(encoding="utf-8")
+    assert page(read(RESULTS / "lina.jsonl")) == (RESULTS / "lina.md").read_text("utf-8")
