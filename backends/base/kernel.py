@@ -64,6 +64,7 @@ class Kernel(Protocol):
         diagnose: (t) -> str, a hint when the steps from levels t (k,) end in NaN [""]; engine
     Chain
         network: the nn.Module that `transition` calls, or a tuple of several, where hooks attach [none is known]
+        family: how its pipeline calls that network, guidance included [it has no pipeline]; interventions
         chain: its `backends.chains.diffusion.Chain`, with α_t and σ_t by level [none of that form]; guides, inpainting
         offset: (x, cond) -> m (n, *state) of rows x, where the chain is that of y = x - m [0]; inpainting refuses it
         renoise: (x, t_from, t_to, noise) -> x_{t_to} for moves up the chain [it has none]; planning
