@@ -36,9 +36,10 @@ class Clamp(Wrapper):
 
     Args:
         kernel: on a `treesearch.backends.chains.diffusion.Chain`, as its attribute `chain`.
-        mask: (*state) bool, the known entries.
+        mask: (*state) bool, the known entries; or (n, *state), for n images, each of which is a task.
         values: (*state) what the entries are at x_0, noised afresh for each level; or (T + 1, *state) what they are at
-            each level, as `invert` finds the noisy states of a seed. Others than known entries are not read.
+            each level, as `invert` finds the noisy states of a seed, (T + 1, n, *state) those of n images. Others than
+            known entries are not read.
 
     Raises:
         TypeError: a kernel without such a chain or with an offset, or with noise of another shape than its states.
@@ -56,16 +57,17 @@ class Clamp(Wrapper):
             raise TypeError(f"{name} is no kernel on a backends.chains.diffusion.Chain: its noise levels are unknown")
         if optional(self.kernel, "offset") is not None:
             raise TypeError(f"{name} has a chain around an offset: what is known cannot be noised as α_t x_0 + σ_t ε")
-        if tuple(self.mask.shape) != spec.state_shape:
+        rank = len(spec.state_shape)
+        if tuple(self.mask.shape[-rank:]) != spec.state_shape or self.mask.ndim not in (rank, rank + 1):
             raise ValueError(f"mask has shape {tuple(self.mask.shape)}, expected that of a state, {spec.state_shape}")
         if tuple(self.values.shape) not in self._shapes:
             either = ", or a path ".join(str(shape) for shape in self._shapes)
             raise ValueError(f"values has shape {tuple(self.values.shape)}, expected that of a state, {either}")
-        if self.mask.dtype != torch.bool or not self.mask.any():
+        if self.mask.dtype != torch.bool or not self.mask.flatten(-rank).any(-1).all():
             raise ValueError(f"mask must be bool with a known entry, got {self.mask.dtype}, {int(self.mask.sum())} set")
-        if not self.values[..., self.mask].isfinite().all():
-            raise ValueError("values must be finite where the mask is set")
         clean = torch.where(self.mask, self.values, 0.0)
+        if not clean.isfinite().all():
+            raise ValueError("values must be finite where the mask is set")
         object.__setattr__(self, "values", clean.to(spec.device, spec.dtype))
         object.__setattr__(self, "mask", self.mask.to(spec.device))
 
@@ -76,7 +78,21 @@ class Clamp(Wrapper):
     def _open(self, cond: Cond) -> Tensor:
         """Entries under the mask that the base kernel does not clamp itself, broadcastable to (n, *state)."""
         clamped = None if cond is None else cond.get("mask")
-        return self.mask[None] if clamped is None else self.mask & ~clamped
+        mask = self._mask(cond)
+        return mask if clamped is None else mask & ~clamped
+
+    def _mask(self, cond: Cond) -> Tensor:
+        """Known entries of the image of each row, broadcastable to (n, *state)."""
+        return self.mask[self._image(cond)] if self._images else self.mask[None]
+
+    def _image(self, cond: Cond) -> Tensor | int:
+        """Which image each row is of, the first where nothing says so."""
+        return 0 if cond is None or self._count == 1 else cond["task"].to(self.mask.device)
+
+    def _at(self, s: Tensor, cond: Cond) -> Tensor:
+        """Values on the path at levels s (n,)."""
+        path = self.values if self.values.ndim - len(self._spec.state_shape) == 2 else self.values[:, None]
+        return path[s, self._image(cond)]
 
     def _levels(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """α_t and σ_t of x_t, t in 0..T, against x."""
@@ -100,15 +116,15 @@ class Clamp(Wrapper):
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         x = self.kernel.prior(noise, cond)
         top = torch.full((len(x),), self.kernel.num_steps, device=x.device)
-        known = self.values[-1] if self._on_path else self._noised(noise.to(x.device, x.dtype), top)
+        known = self._at(top, cond) if self._on_path else self._noised(noise.to(x.device, x.dtype), top)
         return torch.where(self._open(cond), known, x)
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         held = self._open(cond)
         if self._on_path:
-            x = torch.where(held, self.values[t], x)
+            x = torch.where(held, self._at(t, cond), x)
         law = _gaussian(self.kernel.transition(x, t, cond))
-        known, noise, end = self._known(x, t - 1)
+        known, noise, end = self._known(x, t - 1, cond)
         mean = torch.where(held, known, law.mean)
         base = None if law.base_mean is None else torch.where(held, mean, law.base_mean)
         endpoint = torch.where(held, end, law.endpoint)
@@ -117,24 +133,39 @@ class Clamp(Wrapper):
     def held(self, x: Tensor, cond: Cond) -> Tensor:
         """Entries that are known here or by the kernel inside, bool against states x (n, *state)."""
         inside = optional(self.kernel, "held")
-        return self.mask[None] if inside is None else self.mask | inside(x, cond)
+        return self._mask(cond) if inside is None else self._mask(cond) | inside(x, cond)
 
-    def _known(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _known(self, x: Tensor, s: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of known entries at levels s (n,), and what they are at x_0."""
         if self._on_path:
-            return self.values[s], x.new_zeros(()), self.values[0]
+            return self._at(s, cond), x.new_zeros(()), self._at(torch.zeros_like(s), cond)
         alpha, sigma = self._levels(x, s)
         return alpha * self.values, sigma, self.values
 
     @property
     def _on_path(self) -> bool:
-        return self.values.ndim > self.mask.ndim
+        return self.values.ndim > len(self._spec.state_shape)
+
+    @property
+    def _images(self) -> bool:
+        """Whether there are masks of several images."""
+        return self.mask.ndim > len(self._spec.state_shape)
+
+    @property
+    def _count(self) -> int:
+        """n, how many images there are."""
+        state = len(self._spec.state_shape)
+        of_values = self.values.shape[1] if self.values.ndim == state + 2 else 1
+        return max(of_values, len(self.mask) if self._images else 1)
 
     @property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
         """What values may have."""
-        state = self._spec.state_shape
-        return state, (self._spec.num_steps + 1, *state)
+        state, levels = self._spec.state_shape, self._spec.num_steps + 1
+        if self._images:
+            return ((levels, len(self.mask), *state),)
+        of_images = self.values.shape[1:2] if self.values.ndim == len(state) + 2 else ("n",)
+        return state, (levels, *state), (levels, *of_images, *state)  # type: ignore[return-value]
 
 
 def _gaussian(law: Any) -> Gaussian:

@@ -31,6 +31,7 @@ from treesearch.backends.interventions import Actions, Away, Intervened, Interve
 from treesearch.backends.interventions.lina import Expanded, Lina
 from treesearch.backends.interventions.retrieval import Retrieved
 from treesearch.backends.models.aligner import Aligner, Plan
+from treesearch.backends.roots import Rooted
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
@@ -151,6 +152,7 @@ def make(kind, kernel):
         PolicyGuided: lambda k: PolicyGuided(k, REWARD),
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),
         Clamp: lambda k: Clamp(k, MASK, held),
+        Rooted: lambda k: Rooted(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
         WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),
         Counting: lambda k: Counting(k),
         SecondOrder: lambda k: SecondOrder(k),

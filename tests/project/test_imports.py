@@ -58,6 +58,9 @@ ROOMS = {
     f"{BACKENDS}.interventions": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
     | REWARD
     | {f"{REWARDS}.files"},
+    f"{BACKENDS}.roots": {f"{BACKENDS}.{name}" for name in ("base", "chains", "interventions", "wrappers")}
+    | REWARD
+    | {f"{REWARDS}.files"},
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},

@@ -1,0 +1,5 @@
+"""Where a chain begins other than at its prior, and how it got there: images that are given, noised or inverted."""
+
+from treesearch.backends.roots.rooted import Rooted, image_of
+
+__all__ = ["Rooted", "image_of"]
