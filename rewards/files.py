@@ -59,6 +59,26 @@ def mask(path: File) -> Tensor:
     return found.bool()
 
 
+def opened(image: Any, channels: int | None = None) -> Tensor:
+    """A picture that is open, (C, H, W) float64 in [0, 1].
+
+    Args:
+        image: a PIL image.
+        channels: 1 makes it grey, 3 repeats grey; None leaves it.
+
+    Raises:
+        ValueError: it has more than eight bits or an alpha channel.
+    """
+    import numpy as np
+    from PIL import ImageOps
+
+    if image.mode not in ("1", "L", "RGB", "P") or "transparency" in image.info:
+        raise ValueError(f"a picture of mode {image.mode}, expected 8-bit grey or RGB without transparency")
+    grey = image.mode in ("1", "L") if channels is None else channels == 1
+    pixels = np.asarray(ImageOps.exif_transpose(image).convert("L" if grey else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1).double() / 255
+
+
 def _array(path: File) -> Tensor:
     read = ARRAYS.get(Path(path).suffix.lower())
     if read is None:
@@ -76,15 +96,10 @@ def _read(path: File, read: Callable[[File], Tensor]) -> Tensor:
 
 
 def _picture(path: File) -> Tensor:
-    import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(path) as image:
-        if image.mode not in ("1", "L", "RGB", "P") or "transparency" in image.info:
-            raise ValueError(f"a picture of mode {image.mode}, expected 8-bit grey or RGB without transparency")
-        upright = ImageOps.exif_transpose(image)
-        pixels = np.asarray(upright.convert("L" if image.mode in ("1", "L") else "RGB"))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1).double() / 255
+        return opened(image)
 
 
 def _npy(path: File) -> Tensor:

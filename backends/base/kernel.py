@@ -61,6 +61,7 @@ class Kernel(Protocol):
             engine, guides and planning
         sample_range: (low, high) that all entries of its samples lie in [unknown]; session, for what was observed
         encode_samples: (samples) -> states x_0 (n, *state), the inverse of `decode` [there is none]; planning
+        state_of: (PIL image, or pixels (c, h, w) in [0, 1]) -> its x_0 (*state) [it draws no pictures]; command line
         diagnose: (t) -> str, a hint when the steps from levels t (k,) end in NaN [""]; engine
     Chain
         network: the nn.Module that `transition` calls, or a tuple of several, where hooks attach [none is known]

@@ -39,6 +39,7 @@ PASSED_ON = frozenset(
         *("prior", "prior_log_weight", "transition", "renoise", "diagnose"),
         # Of kernels on a `treesearch.backends.chains.diffusion.Chain`, and of trajectories.
         *("chain", "offset", "channels", "card", "horizon", "normalisation", "clamp", "held", "encode_samples", "bare"),
+        "state_of",  # of pictures
     }
 )
 """What a wrapper hands on as it is, unless it has its own: the kernel contract and nothing else."""

@@ -26,12 +26,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from treesearch.backends.base import Cond, Gaussian, expand, fingerprint
+from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.schedules import Prediction, Schedule
 from treesearch.rewards.numeric import is_number
@@ -230,6 +232,7 @@ class DiffusionKernel:
         eta, step, clip_sample: as for `Chain`.
         condition: prompts -> rows (n, ...) that the model is told; None for a model that is told nothing.
         decode: x_0 (n, *state) -> samples; the identity by default.
+        to_state: pixels (n, c, h, w) in [0, 1] -> their x_0, where `decode` draws pictures; None where it does not.
         sample_range: (low, high) of the entries of samples; None where that is unknown.
         name: enters the fingerprint.
 
@@ -248,6 +251,7 @@ class DiffusionKernel:
         clip_sample: float | None = None,
         condition: Callable[[Sequence[Any]], Tensor] | None = None,
         decode: Callable[[Tensor], Any] | None = None,
+        to_state: Callable[[Tensor], Tensor] | None = None,
         sample_range: tuple[float, float] | None = None,
         device: str | torch.device = "cpu",
         name: str = "diffusion",
@@ -256,7 +260,7 @@ class DiffusionKernel:
         self.device, self.dtype, self.name = torch.device(device), torch.float32, name
         self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
         self.stochastic = self.chain.stochastic
-        self._condition, self._decode, self.sample_range = condition, decode, sample_range
+        self._condition, self._decode, self._to_state, self.sample_range = condition, decode, to_state, sample_range
         networks = [model.to(self.device)] if isinstance(model, nn.Module) else []
         self._quiet = Quiet(*networks)
 
@@ -304,6 +308,11 @@ class DiffusionKernel:
         return x0 if self._decode is None else self._decode(x0)
 
     @property
+    def state_of(self) -> Callable[[Any], Tensor] | None:
+        """x_0 (*state) of a picture; None of a kernel that draws none."""
+        return None if self._to_state is None else partial(_state_of, self._to_state, self.state_shape, self.device)
+
+    @property
     def fingerprint(self) -> str | None:
         """Hash of the network as it is now, the grid and the settings; None for a model that cannot be read."""
         if not isinstance(self.model, nn.Module):
@@ -311,3 +320,9 @@ class DiffusionKernel:
         told = [self._decode, self._condition]
         found = fingerprint.of([self.name, self.chain.settings(), self.chain.tables(), self.model, *told])
         return None if found is None else f"{self.name}:{found}"
+
+
+def _state_of(to_state: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, image: Any) -> Tensor:
+    """x_0 of a picture of as many channels and pixels as states have."""
+    channels, height, width = shape
+    return to_state(pixels_of(image, channels, (height, width))[None].to(device))[0]

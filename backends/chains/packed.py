@@ -99,6 +99,9 @@ class Packed(Wrapper, ABC):
         def encode_samples(samples: Any) -> Tensor:
             return self._fresh(method(samples))
 
+        def state_of(image: Any) -> Tensor:
+            return self._fresh(method(image)[None])[0]
+
         def clamp(x: Tensor, cond: Cond) -> Tensor:
             return torch.cat([method(x[:, 0], cond)[:, None], x[:, 1:]], 1)
 
@@ -108,11 +111,12 @@ class Packed(Wrapper, ABC):
         def stripped(x: Tensor, *rest: Any) -> Any:
             return method(x[:, 0], *rest)
 
-        return {"renoise": renoise, "encode_samples": encode_samples, "clamp": clamp, "held": held}.get(name, stripped)
+        lifted = {f.__name__: f for f in (renoise, encode_samples, state_of, clamp, held)}
+        return lifted.get(name, stripped)
 
     @cached_property
     def _spec(self) -> Spec:
         return describe(self.kernel, identify=False)
 
 
-LIFTED = ("renoise", "encode_samples", "clamp", "held", "preview", "prior_log_weight")
+LIFTED = ("renoise", "encode_samples", "state_of", "clamp", "held", "preview", "prior_log_weight")

@@ -110,6 +110,11 @@ def to_images(x0: Tensor) -> Tensor:
     return ((x0 + 1) / 2).clamp(0, 1)
 
 
+def from_images(pixels: Tensor) -> Tensor:
+    """Map images in [0, 1] to states in [-1, 1], the inverse of `to_images`."""
+    return 2 * pixels - 1
+
+
 def mnist_kernel(
     num_steps: int = 25, eta: float | None = None, device: str | torch.device = "cpu", solver: Solver = "ddim"
 ) -> DiffusionKernel | SecondOrder | Heun:
@@ -147,6 +152,7 @@ def mnist_kernel(
             eta=(0.0 if solver == "heun" else 1.0) if eta is None else eta,
             clip_sample=1.0,
             decode=to_images,
+            to_state=from_images,
             sample_range=(0.0, 1.0),
             device=device,
             name="mnist",

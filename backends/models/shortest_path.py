@@ -79,6 +79,10 @@ class SpectralNetwork(nn.Module):
         """Images in [0, 1], clamped, (n, 1, 28, 28)."""
         return ((self.pixels(x0) + self.mean + 1) / 2).clamp(0, 1)
 
+    def to_state(self, pixels: Tensor) -> Tensor:
+        """States x_0 of images in [0, 1], the inverse of `decode`."""
+        return self.encode(2 * pixels - 1)
+
     def fit(self, images: Tensor) -> None:
         """Take mean and spectrum from images in [-1, 1], (n, 1, 28, 28)."""
         self.mean.copy_(images.mean(0))
@@ -109,6 +113,7 @@ def shortest_path_kernel(
         schedule=shortest_path.shortest_path(network.spectrum, num_steps),
         eta=eta,
         decode=network.decode,
+        to_state=network.to_state,
         sample_range=(0.0, 1.0),
         device=device,
         name="spd",

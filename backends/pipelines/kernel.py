@@ -28,7 +28,7 @@ from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
 from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
 from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
-from treesearch.backends.pipelines.roots import noise_of, pixels_of
+from treesearch.backends.pipelines.roots import noise_of, state_of
 from treesearch.backends.pipelines.settings import Settings, check
 from treesearch.rewards.numeric import is_number
 
@@ -286,19 +286,21 @@ class DiffusersKernel:
             ValueError: another size, or a strength that leaves no step.
         """
         check({"strength": strength})
-        decoder = getattr(self.pipe, "vae", None)
-        if hasattr(self.pipe, "video_processor"):
-            raise ValueError(f"{type(self.pipe).__name__} draws videos, of which an image is no state: begin from "
-                             "latents with from_noise")  # fmt: skip
         schedule = self.family.image_schedule(self._whole, strength)
-        pixels = pixels_of(image, self.state_shape[0] if decoder is None else 3)[None].to(self.device)
+        return self._rooted(self.state_of(image), schedule, is_prior=False)
+
+    def state_of(self, image: Any) -> Tensor:
+        """x_0 (*state) of a picture: the mode of the encoder's law.
+
+        Args:
+            image: (3, h, w) in [0, 1] or a PIL image, of the kernel's size.
+
+        Raises:
+            TypeError: neither a tensor nor a PIL image.
+            ValueError: another size, range or mode, or a pipeline of videos.
+        """
         with self._quiet, torch.no_grad():
-            latents = 2 * pixels - 1 if decoder is None else vae.encode(decoder, pixels)
-        packed = self.family.pack(latents)[0]
-        if tuple(packed.shape) != self.state_shape:
-            raise ValueError(f"an image of {tuple(pixels.shape[1:])} gives states {tuple(packed.shape)}, expected "
-                             f"{self.state_shape}: resize it")  # fmt: skip
-        return self._rooted(packed, schedule, is_prior=False)
+            return state_of(self.family, image)
 
     def _rooted(self, root: Tensor, schedule: Schedule, *, is_prior: bool) -> DiffusersKernel:
         other = copy.copy(self)

@@ -1,36 +1,15 @@
-"""Where a chain begins instead of its prior: pixels of an image, or noise of the user's own."""
+"""Where a chain begins instead of its prior: a picture, or noise of the user's own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-def pixels_of(image: Any, channels: int) -> Tensor:
-    """An image as (channels, h, w) in [0, 1].
-
-    Args:
-        image: (channels, h, w) in [0, 1], or a PIL image of any mode.
-        channels: 3, or 1 where a network sees grey.
-
-    Raises:
-        TypeError: neither a tensor nor a PIL image.
-        ValueError: another shape, or values out of range.
-    """
-    if not isinstance(image, Tensor):
-        if not hasattr(image, "convert"):
-            raise TypeError(f"the image is {type(image).__name__}, expected a tensor (c, h, w) or a PIL image")
-        rows = np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32)) / 255
-        image = torch.from_numpy(rows).permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] != channels:
-        raise ValueError(f"the image has shape {tuple(image.shape)}, expected ({channels}, h, w)")
-    if not (image.is_floating_point() and image.min() >= 0 and image.max() <= 1 + 1e-3):
-        ends = f"{image.dtype} in {float(image.min()):g}..{float(image.max()):g}"
-        raise ValueError(f"the image is {ends}, expected floats in 0..1: divide bytes by 255")
-    return image.float()
+from treesearch.backends.base.pictures import pixels_of
+from treesearch.backends.pipelines import vae
+from treesearch.backends.pipelines.family import Family
 
 
 def noise_of(noise: Any, shape: tuple[int, ...]) -> Tensor:
@@ -47,3 +26,18 @@ def noise_of(noise: Any, shape: tuple[int, ...]) -> Tensor:
     if not (noise.is_floating_point() and noise.isfinite().all()):
         raise ValueError(f"x_T is {noise.dtype} or has values that are not finite, expected finite floats")
     return noise
+
+
+def state_of(family: Family, image: Any) -> Tensor:
+    """x_0 (*state) of a picture, see `DiffusersKernel.state_of`."""
+    pipe, shape = family.pipe, family.state_shape
+    if hasattr(pipe, "video_processor"):
+        raise ValueError(f"{type(pipe).__name__} draws videos, of which an image is no state: begin from latents with "
+                         "from_noise")  # fmt: skip
+    decoder = getattr(pipe, "vae", None)
+    height, width = family.unpack(torch.empty(1, *shape, device="meta")).shape[-2:]
+    if decoder is None:
+        return family.pack(2 * pixels_of(image, shape[0], (height, width))[None].to(family.device) - 1)[0]
+    side = vae.factor(pipe)
+    pixels = pixels_of(image, 3, (side * height, side * width))
+    return family.pack(vae.encode(decoder, pixels[None]))[0].to(family.device)

@@ -50,6 +50,11 @@ def encode(vae: Any, images: Tensor) -> Tensor:
     return scale(vae, found.float())
 
 
+def factor(pipe: Any) -> int:
+    """Pixels of a side that one latent stands for."""
+    return getattr(pipe, "vae_scale_factor", None) or 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+
+
 def unscale(vae: Any, latents: Tensor) -> Tensor:
     """From the chain's units to the decoder's."""
     factor, shift, spread = _units(vae, latents)

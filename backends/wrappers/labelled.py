@@ -116,9 +116,14 @@ class Labelled(Wrapper, ABC):
         def renoise(x: Tensor, t_from: Tensor, t_to: Tensor, noise: Tensor) -> Tensor:
             return pack(method(x[:, :-1], t_from, t_to, noise[:, :-1]), draw(self._values(x), noise))
 
-        def encode_samples(samples: Any) -> Tensor:
-            x = method(samples)
+        def labelled(x: Tensor) -> Tensor:
             return pack(x, self._values(x)[:1].expand(len(x)))
+
+        def encode_samples(samples: Any) -> Tensor:
+            return labelled(method(samples))
+
+        def state_of(image: Any) -> Tensor:
+            return labelled(method(image)[None])[0]
 
         def held(x: Tensor, cond: Cond) -> Tensor:
             at = method(x[:, :-1], cond).expand(x[:, :-1].shape)
@@ -130,7 +135,8 @@ class Labelled(Wrapper, ABC):
         def clamp(x: Tensor, cond: Cond) -> Tensor:
             return torch.cat([method(x[:, :-1], cond), x[:, -1:]], 1)
 
-        return {"renoise": renoise, "encode_samples": encode_samples, "clamp": clamp, "held": held}.get(name, stripped)
+        lifted = {f.__name__: f for f in (renoise, encode_samples, state_of, clamp, held)}
+        return lifted.get(name, stripped)
 
     @cached_property
     def _spec(self) -> Spec:
@@ -154,7 +160,7 @@ class Labelled(Wrapper, ABC):
             raise ValueError(f"levels {bad} are outside 1..T = {self._spec.num_steps}")
 
 
-LIFTED = ("renoise", "encode_samples", "clamp", "held", "preview", "prior_log_weight", "offset")
+LIFTED = ("renoise", "encode_samples", "state_of", "clamp", "held", "preview", "prior_log_weight", "offset")
 
 
 def pack(x: Tensor, w: Tensor) -> Tensor:

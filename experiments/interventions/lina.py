@@ -39,7 +39,7 @@ from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.interventions import Actions
 from treesearch.backends.interventions.base import CHOSEN
 from treesearch.backends.interventions.lina import Expanded, Ridge, early, lina
-from treesearch.backends.models.mnist import cosine_alphas_cumprod, to_images
+from treesearch.backends.models.mnist import cosine_alphas_cumprod, from_images, to_images
 from treesearch.runs.files import write_text
 
 KEY = ("kind", "what", "seed")
@@ -64,7 +64,8 @@ def plain(weights: Path, share: float = TAU, steps: int = STEPS) -> DiffusionKer
     """The kernel of scenes without strengths."""
     schedule = early(cosine_alphas_cumprod(), steps, tau=TAU, share=share, prediction="v")
     return DiffusionKernel(network(weights), state_shape=(3, 16, 16), schedule=schedule, clip_sample=1.0,
-                           condition=condition, decode=to_images, sample_range=(0.0, 1.0), name="scenes")  # fmt: skip
+                           condition=condition, decode=to_images, to_state=from_images, sample_range=(0.0, 1.0),
+                           name="scenes")  # fmt: skip
 
 
 def strong(weights: Path, share: float = TAU, pairs: Any = PAIRS) -> Expanded:

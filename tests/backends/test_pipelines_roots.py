@@ -115,7 +115,7 @@ def test_noise_is_a_root_as_in_the_pipeline(name, tiny_root, monkeypatch):
         (IMAGE, float("nan"), ValueError, "strength is nan"),
         (IMAGE, True, TypeError, "strength is True"),
         (IMAGE.numpy(), 0.6, TypeError, "the image is ndarray, expected a tensor"),
-        (IMAGE[:1], 0.6, ValueError, r"the image has shape \(1, 16, 16\), expected \(3, h, w\)"),
+        (IMAGE[:2], 0.6, ValueError, r"the image has shape \(2, 16, 16\), expected \(3, h, w\)"),
         (IMAGE[None], 0.6, ValueError, "the image has shape"),
         (IMAGE * torch.nan, 0.6, ValueError, "expected floats in 0"),
     ],

@@ -44,7 +44,7 @@ ROOMS = {
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
     f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
     REWARDS: {f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "trajectories")},
-    f"{BACKENDS}.base": REWARD,
+    f"{BACKENDS}.base": REWARD | {f"{REWARDS}.files"},
     f"{BACKENDS}.chains": {f"{BACKENDS}.base"},
     f"{BACKENDS}.diagnostics": {f"{BACKENDS}.base"},
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
