@@ -25,6 +25,7 @@ REWARDS = {  # name: where it lies, and an example
     "brightness": ("images.image:brightness", "brightness(target=0.2)"),
     "contrast": ("images.image:contrast", "contrast()"),
     "ink": ("images.image:ink", "ink(threshold=0.5)"),
+    "background": ("images.fidelity:background", "background('photo.png', 'mask.png')"),
     "image_reward": ("images.image_reward:ImageReward", "image_reward()"),
     "clip_score": ("images.clip_score:CLIPScore", "clip_score()"),
     "pickscore": ("images.pickscore:PickScore", "pickscore()"),

@@ -40,7 +40,7 @@ ROOMS = {
     f"{REWARDS}.observation": REWARD | {COSINES, f"{REWARDS}.files"},
     f"{REWARDS}.outlines": set(),
     HEADED: set(),
-    f"{REWARDS}.images": FACTORY | {HEADED},
+    f"{REWARDS}.images": FACTORY | {HEADED, f"{REWARDS}.files"},
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
     f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
     REWARDS: {f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "trajectories")},
