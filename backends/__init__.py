@@ -41,6 +41,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "steered": ("guidance:Steered", "steered(mnist(), measurement(pooled(4), 'observed.png', tolerance=0.2))"),
     "lacon": ("guidance.lacon:lacon", "lacon(mnist(), 'edges.safetensors', './seen.png', tolerance=0.2)"),
     "clamp": ("wrappers.clamped:clamp", "clamp(mnist(), './mask.png', './seed.png', inverted=True)"),
+    "regional": ("roots.regional:regional", "regional(mnist(eta=0.0), './mask.png', eta=0.4)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), 'ppap.safetensors')"),
     "softpag": (

@@ -31,7 +31,7 @@ from treesearch.backends.interventions import Actions, Away, Intervened, Interve
 from treesearch.backends.interventions.lina import Expanded, Lina
 from treesearch.backends.interventions.retrieval import Retrieved
 from treesearch.backends.models.aligner import Aligner, Plan
-from treesearch.backends.roots import Rooted
+from treesearch.backends.roots import Regional, Rooted
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
@@ -122,7 +122,7 @@ class Known(Bed):
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
     inside = {Aligned, LaCon, Intervened, Expanded, Retrieved, Away, Proposal, Actions}
-    return (Flow if kind is Heun else Known if kind in inside else Bed)(*name)
+    return (Flow if kind in (Heun, Regional) else Known if kind in inside else Bed)(*name)
 
 
 def make(kind, kernel):
@@ -153,6 +153,7 @@ def make(kind, kernel):
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),
         Clamp: lambda k: Clamp(k, MASK, held),
         Rooted: lambda k: Rooted(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
+        Regional: lambda k: Regional(k, MASK, eta=0.5),
         WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),
         Counting: lambda k: Counting(k),
         SecondOrder: lambda k: SecondOrder(k),

@@ -34,6 +34,7 @@ REACHING = frozenset(
         "hspace",
         "memory",
         "clamp",
+        "regional",
         "image_reward",
         "clip_score",
         "pickscore",
