@@ -32,11 +32,27 @@ def interrupts_are_given_back():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-SLOWEST = ("test_distributed.py", "test_experiments.py")  # begun first, so that no process waits for them at the end
+RAY = ("test_same_tree.py", "test_faults.py", "test_workers.py")  # a single process runs them, on one Ray
+FIRST = (*RAY, "test_cli.py", "test_planning.py", "test_experiments.py")  # so that no process waits for them at the end
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in SLOWEST)
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files are dealt out to processes, with `--dist loadfile`; those in `RAY` as if they were one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "ray" if file.endswith(RAY) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(params=BEDS)
