@@ -91,7 +91,11 @@ class Kernel(Protocol):
         ...
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any] | None:
-        """Conditioning, once a search: tensors with one row a prompt, or `Shared` for those without a row axis."""
+        """Conditioning, once a search: tensors with one row a prompt, or `Shared` for those without a row axis.
+
+        Under classifier-free guidance `negative_NAME` is what ∅ is told beside conditioning NAME, (1, ...) for all rows
+        or (n, ...) of its own: whoever puts another there moves ∅, and no weight.
+        """
         ...
 
     def decode(self, x0: Tensor) -> Any:

@@ -32,7 +32,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from treesearch.backends.base import Cond, Gaussian, expand, fingerprint
+from treesearch.backends.base import Cond, Gaussian, Shared, expand, fingerprint
 from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.schedules import Prediction, Schedule
@@ -40,6 +40,7 @@ from treesearch.rewards.numeric import is_number
 
 Step = Literal["ddim", "ddpm", "renoise"]
 CONDITION = "condition"  # of conditioning: rows that a model is told
+NEGATIVE = "negative_"  # of conditioning: what guidance reads as ∅ beside the conditioning of that name
 
 
 def to_endpoint(
@@ -231,6 +232,9 @@ class DiffusionKernel:
         schedule: the grid, and what the network returns.
         eta, step, clip_sample: as for `Chain`.
         condition: prompts -> rows (n, ...) that the model is told; None for a model that is told nothing.
+        guidance_scale: w of classifier-free guidance, ε(∅) + w (ε(c) - ε(∅)) in one call of 2n rows, ∅ before c; at 1
+            the model is told c alone.
+        negative_prompt: what ∅ is told.
         decode: x_0 (n, *state) -> samples; the identity by default.
         to_state: pixels (n, c, h, w) in [0, 1] -> their x_0, where `decode` draws pictures; None where it does not.
         sample_range: (low, high) of the entries of samples; None where that is unknown.
@@ -250,6 +254,8 @@ class DiffusionKernel:
         step: Step = "ddim",
         clip_sample: float | None = None,
         condition: Callable[[Sequence[Any]], Tensor] | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: Any = "",
         decode: Callable[[Tensor], Any] | None = None,
         to_state: Callable[[Tensor], Tensor] | None = None,
         sample_range: tuple[float, float] | None = None,
@@ -261,6 +267,11 @@ class DiffusionKernel:
         self.chain = Chain(schedule, eta=eta, step=step, clip_sample=clip_sample).to(self.device)
         self.stochastic = self.chain.stochastic
         self._condition, self._decode, self._to_state, self.sample_range = condition, decode, to_state, sample_range
+        if not is_number(guidance_scale, 0, 1e6) or (guidance_scale != 1 and condition is None):
+            raise ValueError(
+                f"guidance_scale is {guidance_scale!r}, expected a number >= 0, and a `condition` to guide by"
+            )
+        self.guidance_scale, self._negative = float(guidance_scale), negative_prompt
         networks = [model.to(self.device)] if isinstance(model, nn.Module) else []
         self._quiet = Quiet(*networks)
 
@@ -283,26 +294,46 @@ class DiffusionKernel:
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
-            output = self.model(x, self.chain.timestep[t], *self._told(cond))
-            output = getattr(output, "sample", output)
-            if not isinstance(output, Tensor) or output.shape != x.shape:
-                got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-                raise ValueError(
-                    f"the network returned {got}, expected {tuple(x.shape)}, like x: wrap it to return that alone"
-                )
-            return self.chain.law(x, t, output)
+            told, timestep = self._told(cond), self.chain.timestep[t]
+            if self.guidance_scale == 1:
+                return self.chain.law(x, t, self._called(x, timestep, *told))
+            absent, given = self._called(torch.cat([x, x]), torch.cat([timestep, timestep]), *told).chunk(2)
+            return self.chain.law(x, t, absent + self.guidance_scale * (given - absent))
+
+    def _called(self, x: Tensor, *told: Tensor) -> Tensor:
+        """What the network returns."""
+        output = self.model(x, *told)
+        output = getattr(output, "sample", output)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the network returned {got}, expected {tuple(x.shape)}, like x: wrap it to return that alone"
+            )
+        return output
+
+    @property
+    def rows_per_nfe(self) -> int:
+        return 1 if self.guidance_scale == 1 else 2
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any] | None:
         """Rows that the model is told; without a `condition` prompts reach the reward only."""
-        return None if self._condition is None else {CONDITION: self._condition(prompts).to(self.device)}
+        if self._condition is None:
+            return None
+        given = {CONDITION: self._condition(prompts).to(self.device)}
+        if self.guidance_scale == 1:
+            return given
+        return given | {NEGATIVE + CONDITION: Shared(self._condition([self._negative]).to(self.device))}
 
     def _told(self, cond: Cond) -> tuple[Tensor, ...]:
-        """What the model is told beside the time."""
+        """What the model is told beside the time, ∅ before c where it is guided."""
         if self._condition is None:
             return ()
         if cond is None or CONDITION not in cond:
             raise ValueError(f"{self.name} is told what to make: give it prompts, prompts=[...]")
-        return (cond[CONDITION],)
+        given = cond[CONDITION]
+        if self.guidance_scale == 1:
+            return (given,)
+        return (torch.cat([cond[NEGATIVE + CONDITION].expand_as(given), given]),)
 
     def decode(self, x0: Tensor) -> Any:
         return x0 if self._decode is None else self._decode(x0)
@@ -318,6 +349,8 @@ class DiffusionKernel:
         if not isinstance(self.model, nn.Module):
             return None
         told = [self._decode, self._condition]
+        if self.guidance_scale != 1:
+            told += [self.guidance_scale, self._negative]
         found = fingerprint.of([self.name, self.chain.settings(), self.chain.tables(), self.model, *told])
         return None if found is None else f"{self.name}:{found}"
 

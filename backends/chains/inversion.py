@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Kernel, describe, expand, optional
+from treesearch.backends.base import Cond, Gaussian, Kernel, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.rewards.numeric import is_whole
 
@@ -55,7 +55,7 @@ def invert(kernel: Kernel, x0: Tensor, *, cond: Cond = None, iterations: int = 1
         for t in range(1, spec.num_steps + 1):
             rows, x = torch.full((len(x0),), t, device=spec.device), path[-1]
             for gain in _gains(chain, t, iterations):
-                x = (x + gain.to(x) * (path[-1] - _still(kernel, x, rows, cond))).to(x.dtype)
+                x = (x + gain.to(x) * (path[-1] - still(kernel, x, rows, cond))).to(x.dtype)
             path.append(x)
     return torch.stack(path)
 
@@ -69,14 +69,25 @@ def _gains(chain: Chain, t: int, iterations: int) -> list[Tensor]:
     return [torch.where(alpha > 0, alpha / alpha_s, again), *[again] * (iterations - 1)]
 
 
-def _still(kernel: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+def still(kernel: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """f(x) of states x (n, *state) at level t (n,)."""
-    chain, law = kernel.chain, kernel.transition(x, t, cond)
+    return still_of(kernel.chain, kernel.transition(x, t, cond), x, t)
+
+
+def still_of(chain: Chain, law: Gaussian, x: Tensor, t: Tensor) -> Tensor:
+    """f(x) by the law of the step from x."""
+    endpoint, eps = predicted(chain, law, x, t)
+    sigma_s = expand(chain.schedule.sigma.to(endpoint)[t - 1], x)
+    return chain.at("alpha_s", t, x) * endpoint + sigma_s * eps
+
+
+def predicted(chain: Chain, law: Gaussian, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """x̂_0 and ε̂ (n, *state) behind a step of the chain from x at level t (n,)."""
     at = {name: chain.at(name, t, x) for name in ("alpha", "sigma", "alpha_s", "direction")}
-    end, sigma_s = law.endpoint, expand(chain.schedule.sigma.to(at["alpha"])[t - 1], x)
+    end = law.endpoint
     eps = (x - at["alpha"] * end) / at["sigma"]
     if chain.clip_sample is not None and chain.step == "ddim":
         mean = law.mean if law.base_mean is None else law.base_mean
         told = (end.abs() >= end.new_tensor(chain.clip_sample)) & (at["direction"] > 0)
         eps = torch.where(told, (mean - at["alpha_s"] * end) / at["direction"], eps)
-    return at["alpha_s"] * end + sigma_s * eps
+    return end, eps

@@ -32,6 +32,7 @@ from treesearch.backends.interventions.lina import Expanded, Lina
 from treesearch.backends.interventions.retrieval import Retrieved
 from treesearch.backends.models.aligner import Aligner, Plan
 from treesearch.backends.roots import Regional, Rooted
+from treesearch.backends.roots.absent import Absent
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
@@ -152,6 +153,7 @@ def make(kind, kernel):
         PolicyGuided: lambda k: PolicyGuided(k, REWARD),
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),
         Clamp: lambda k: Clamp(k, MASK, held),
+        Absent: lambda k: Absent(k, {"text": torch.zeros(6, 1, 2)}),
         Rooted: lambda k: Rooted(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
         Regional: lambda k: Regional(k, MASK, eta=0.5),
         WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),
