@@ -43,6 +43,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "clamp": ("wrappers.clamped:clamp", "clamp(mnist(), './mask.png', './seed.png', inverted=True)"),
     "regional": ("roots.regional:regional", "regional(mnist(eta=0.0), './mask.png', eta=0.4)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
+    "edited": ("roots:edited", "edited(mnist(), './digit.png', keep='./mask.png', strength=0.8)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), 'ppap.safetensors')"),
     "softpag": (
         "interventions.softpag:softpag",

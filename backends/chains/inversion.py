@@ -60,6 +60,21 @@ def invert(kernel: Kernel, x0: Tensor, *, cond: Cond = None, iterations: int = 1
     return torch.stack(path)
 
 
+def walk(kernel: Kernel, x: Tensor, level: int, *, cond: Cond = None) -> Tensor:
+    """x_0 (n, *state) of the steps at η = 0 from states x (n, *state) at a level: what a path leads back to.
+
+    Args:
+        kernel: as for `invert`; `level` evaluations a row.
+        x: states at the level.
+        level: t of these, 1..T.
+        cond: conditioning of the n rows.
+    """
+    with torch.no_grad():
+        for t in range(level, 0, -1):
+            x = _still(kernel, x, torch.full((len(x),), t, device=x.device), cond).to(x.dtype)
+    return x
+
+
 def _gains(chain: Chain, t: int, iterations: int) -> list[Tensor]:
     """What each miss of the step from t is multiplied by."""
     (alpha_s, alpha), (sigma_s, sigma) = (v[t - 1 : t + 1] for v in (chain.schedule.alpha, chain.schedule.sigma))

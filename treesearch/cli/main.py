@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from treesearch import host
-from treesearch.cli import about, compare, diagnose, export, names, run, show
+from treesearch.cli import about, compare, diagnose, edit, export, names, run, show
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
 from treesearch.registry.blame import where
@@ -43,6 +43,7 @@ Run = make_dataclass(
 COMMANDS = {
     "run": Run,
     "resume": run.Resume,
+    "edit": edit.Edit,
     "ls": show.Ls,
     "show": show.Show,
     "plot": show.Plot,

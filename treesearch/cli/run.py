@@ -78,7 +78,7 @@ class Run(Command):
             )
             if self.dry_run:
                 return print_estimate(probe.estimate(session), as_json=self.json)
-            path = Path(self.store or _new_folder(type(method).__name__))
+            path = Path(self.store or new_folder(type(method).__name__))
             begin(session, path, command)
             return drive(session, path, command, as_json=self.json)
 
@@ -93,7 +93,7 @@ class Run(Command):
         return found.method, budget
 
 
-def _new_folder(name: str) -> str:
+def new_folder(name: str) -> str:
     """A folder under runs/ that is not there yet."""
     name = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return unused(name, (str(path) for path in Path("runs").glob("*")))

@@ -1,0 +1,165 @@
+"""Edits of a picture: where its chain begins, what it keeps, and how it got to noise, in one call.
+
+    edited(mnist(num_steps=25), 'digit.png', keep='mask.png')
+    edited(diffusers('DIR', num_steps=50, guidance_scale=7.5), 'photo.png', source='a cat', keep='mask.png')
+
+    x_0 of the picture -> y_0..y_T by an inversion, under the source prompt without guidance
+    x_L = y_L, L = strength T;   the kept entries stay on the path, bitwise, so that x_0 has them as the picture has;
+    the others take the kernel's steps, under the prompts of the search, and branch where these have noise
+
+Kept entries are entries of states: of pixels for kernels of pixels, of latents for pipelines, whose decoder blends over
+the border.
+
+Sources: SDEdit (Meng et al., 2022), section 3. Blended Diffusion for Text-driven Editing of Natural Images (Avrahami
+et al., 2022), algorithm 2, with the inverted path in place of fresh noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from treesearch.backends.base import Cond, describe, optional
+from treesearch.backends.chains.inversion import invert, walk
+from treesearch.backends.interventions.cfg import bottom, cfg
+from treesearch.backends.roots.rooted import Rooted
+from treesearch.backends.wrappers.inpainting import Clamp
+from treesearch.rewards import files
+from treesearch.rewards.numeric import is_number
+
+
+def edited(
+    kernel: Any,
+    image: files.File,
+    *,
+    keep: files.File | None = None,
+    source: str | None = None,
+    inversion: str = "ddim",
+    strength: float = 1.0,
+    iterations: int = 1,
+) -> Rooted:
+    """A kernel whose samples are edits of a picture.
+
+    Args:
+        kernel: on a chain, that knows the state of a picture.
+        image: file of a picture of the kernel's size.
+        keep: file of a mask of the picture, white is kept; None keeps nothing.
+        source: prompt that describes the picture; None inverts without one.
+        inversion: 'ddim', or 'noise' for fresh noise in place of an inverted path.
+        strength: L/T, the share of the steps that are taken, in (0, 1].
+        iterations: evaluations a level of the inversion; see `chains.inversion.invert`. No budget pays for them.
+
+    Raises:
+        TypeError: a kernel that draws no pictures, or one without a chain.
+        ValueError: a file that is not what it should be, of another size, a mask that keeps nothing or everything, or
+            settings out of range.
+    """
+    if inversion not in INVERSIONS:
+        raise ValueError(f"inversion is {inversion!r}, expected {', '.join(INVERSIONS)}")
+    if not is_number(strength, 0, 1) or not strength:
+        raise ValueError(f"strength is {strength!r}, expected a share of the steps in (0, 1]")
+    steps = int(kernel.num_steps)
+    x0 = state_of(kernel, image)[None]
+    path = INVERSIONS[inversion](kernel, x0, conditioning(kernel, source), iterations)
+    if keep is not None:
+        mask = kept(keep, describe(kernel, identify=False).state_shape, _size(image))
+        kernel = Clamp(kernel, mask, path if len(path) > 1 else path[0, 0])
+    return Rooted(kernel, path, level=max(round(strength * steps), 1), noised=len(path) == 1)
+
+
+def reconstruction(kernel: Rooted, source: str | None = None) -> Any:
+    """The sample that the chain without noise leads to under the source prompt, nothing kept; None from fresh noise.
+
+    Its misses are those of the inversion and of the guidance, before any search.
+    """
+    if kernel.noised:
+        return None
+    inner = kernel.kernel.kernel if isinstance(kernel.kernel, Clamp) else kernel.kernel
+    level, cond = kernel.num_steps, conditioning(inner, source)
+    return kernel.decode(walk(inner, kernel.path[level], level, cond=cond))[0]
+
+
+def state_of(kernel: Any, image: files.File) -> Tensor:
+    """x_0 (*state) of the picture in a file.
+
+    Raises:
+        TypeError: a kernel that draws no pictures.
+        ValueError: no picture, or one of another size.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    of = optional(kernel, "state_of")
+    if of is None:
+        raise TypeError(f"{type(kernel).__name__} draws no pictures: it knows no state of {image}")
+    if not Path(image).is_file():
+        raise ValueError(f"{image}: no such file")
+    try:
+        with Image.open(image) as opened:
+            return of(opened)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read {image}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{image}: {error}") from error
+
+
+def conditioning(kernel: Any, prompt: str | None) -> Cond:
+    """Conditioning of one prompt, a row for the one image.
+
+    Raises:
+        TypeError: a kernel that takes no prompts.
+    """
+    if prompt is None:
+        return None
+    encode = optional(kernel, "encode")
+    found = encode([prompt]) if encode else None
+    if not found:
+        raise TypeError(f"{type(kernel).__name__} takes no prompts: leave the source prompt out")
+    return {name: getattr(value, "value", value) for name, value in found.items()}
+
+
+def kept(mask: files.File, shape: tuple[int, ...], pixels: tuple[int, int]) -> Tensor:
+    """The kept entries of a state (*state) bool, of a mask of a picture's pixels: those whose pixels are all kept.
+
+    Raises:
+        ValueError: another size than the picture's, states without height and width, or all or nothing is kept.
+    """
+    found = files.mask(mask)
+    if tuple(found.shape) != pixels:
+        raise ValueError(f"{mask} is {_by(found.shape)} pixels and the picture {_by(pixels)}: a mask has its size")
+    if found.all() or not found.any():
+        raise ValueError(f"{mask} keeps {'everything' if found.all() else 'nothing'}: white is kept, black is edited")
+    if len(shape) < 3 or any(p % s for p, s in zip(pixels, shape[-2:], strict=True)):
+        raise ValueError(f"states are {shape}, without the picture's height and width: leave keep out")
+    sides = [p // s for p, s in zip(pixels, shape[-2:], strict=True)]
+    changed = torch.nn.functional.max_pool2d((~found)[None].double(), sides)[0] > 0
+    return (~changed).expand(shape)
+
+
+def _size(image: files.File) -> tuple[int, int]:
+    height, width = files.picture(image).shape[-2:]
+    return height, width
+
+
+def _by(size: Any) -> str:
+    return " x ".join(map(str, size))
+
+
+def _ddim(kernel: Any, x0: Tensor, cond: Cond, iterations: int) -> Tensor:
+    return invert(unguided(kernel), x0, cond=cond, iterations=iterations)
+
+
+def _noise(kernel: Any, x0: Tensor, cond: Cond, iterations: int) -> Tensor:
+    return x0[None]
+
+
+def unguided(kernel: Any) -> Any:
+    """The kernel at w = 1, where it is a pipeline under classifier-free guidance."""
+    family = getattr(bottom(kernel), "family", None)
+    return cfg(kernel, 1.0) if family is not None and family.guided else kernel
+
+
+INVERSIONS: dict[str, Callable[[Any, Tensor, Cond, int], Tensor]] = {"ddim": _ddim, "noise": _noise}

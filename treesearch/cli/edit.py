@@ -1,0 +1,113 @@
+"""`edit`: a picture in, edits of it out: invert, keep what a mask keeps, search the rest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from treesearch import api as loop
+from treesearch.backends.base import optional
+from treesearch.backends.roots.edited import INVERSIONS, reconstruction
+from treesearch.budget import Budget
+from treesearch.cli.arguments import Command, Limits, Where, load, pick, rows, written
+from treesearch.cli.run import finish, new_folder
+from treesearch.cli.saved import begin
+from treesearch.errors import UsageError
+from treesearch.registry import registry as specs
+from treesearch.report.card import resume_command
+from treesearch.report.edits import write_edit
+from treesearch.report.tables import say
+from treesearch.rewards import files
+from treesearch.session.interfaces import Options
+
+NFE = 2_000  # where no limit is named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(Command):
+    """Edit a picture: its inverted path is the root of a search, what a mask keeps stays as it is, and the rest is
+    searched for a reward. Leaves a run folder with a sheet of source, reconstruction and the best edits."""
+
+    image: Positional[str]
+    reward: Annotated[str, arg(aliases=["--to"])]
+    """what the edit should be, such as "digit(3)"; what happens to the kept region can be part of it"""
+    keep: str | None = None
+    """mask of the picture, white is kept; none keeps nothing"""
+    kernel: str = "mnist(num_steps=25)"
+    """as for run, of pictures"""
+    source: str | None = None
+    """prompt that describes the picture"""
+    target: str | None = None
+    """prompt of the edit"""
+    inversion: str = "ddim"
+    """how the picture becomes noise"""
+    strength: float = 1.0
+    """share of the steps that are taken"""
+    method: str = "tree-search"
+    """name(settings) of a method"""
+    seed: int = 0
+    """of all noise"""
+    batch_size: int = 64
+    """rows of a forward pass"""
+    limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    where: OmitArgPrefixes[Where] = field(default_factory=Where)
+    store: str | None = None
+    """run folder; a new one under runs/ by default"""
+    json: bool = False
+    """print the figures as JSON"""
+
+    def run(self) -> int:
+        budget, method = self.limits.budget(), specs.method(self.method)
+        budget = Budget(nfe=NFE) if budget.empty else budget
+        command = written(self._expression(), self.reward)
+        path = Path(self.store or new_folder("edit"))
+        with self.where.running() as workers:
+            kernel, reward = load(command, workers)
+            rooted = specs.kernel(command["kernel"]) if workers is not None else kernel
+            prompts = self._prompts(rooted)
+            options = Options(rows(self.batch_size))
+            session = loop.make_session(kernel, reward, method, prompts, budget, self.seed, options, workers)
+            begin(session, path, command)
+            try:
+                result = finish(session, path, type(method).__name__, command, quiet=self.json)
+            except KeyboardInterrupt:
+                say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
+                return 130
+        found = self._report(result.tasks[0], rooted, path)
+        say(json.dumps({"edits": found, "cost": result.cost.as_dict(), "store": str(path)}, indent=2) if self.json
+            else path / "outputs" / "edit.png")  # fmt: skip
+        return 0
+
+    def _expression(self) -> str:
+        """The kernel of the edits."""
+        pick("inversion", self.inversion, INVERSIONS)
+        settings = {"keep": self.keep, "source": self.source, "inversion": self.inversion, "strength": self.strength}
+        said = "".join(f", {name}={value!r}" for name, value in settings.items() if value != getattr(Edit, name))
+        return f"edited({self.kernel}, {self.image!r}{said})"
+
+    def _prompts(self, kernel: Any) -> list[str] | None:
+        """The prompt of the edit.
+
+        Raises:
+            UsageError: a kernel of prompts that is told none.
+        """
+        if self.target is None and optional(kernel, "encode") is not None and kernel.encode([""]):
+            raise UsageError(f"--target: {self.kernel} is told what to draw, say what the edit should be")
+        return None if self.target is None else [self.target]
+
+    def _report(self, task: Any, kernel: Any, path: Path) -> dict[str, Any]:
+        again = reconstruction(kernel, self.source)
+        mask = None if self.keep is None else files.mask(self.keep)
+        found = write_edit(task, path, picture=files.picture(self.image), again=again, mask=mask)
+        if not self.json:
+            for name, each in found.items():
+                reward = "" if each["reward"] is None else f"reward {each['reward']:.4g}  "
+                kept = (
+                    "kept exactly" if each["psnr"] is None else f"PSNR {each['psnr']:.1f} dB, SSIM {each['ssim']:.3f}"
+                )
+                say(f"{name:<15} {reward}{kept}")
+        return found
