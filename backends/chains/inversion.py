@@ -71,7 +71,7 @@ def walk(kernel: Kernel, x: Tensor, level: int, *, cond: Cond = None) -> Tensor:
     """
     with torch.no_grad():
         for t in range(level, 0, -1):
-            x = _still(kernel, x, torch.full((len(x),), t, device=x.device), cond).to(x.dtype)
+            x = still(kernel, x, torch.full((len(x),), t, device=x.device), cond).to(x.dtype)
     return x
 
 

@@ -72,7 +72,7 @@ ROOMS = {
     "session": {"core", "engine", "methods", "results", "runs", "budget", "errors", "interrupts", "version"} | BASES,
     "distributed": {"core", "engine", "registry", "budget", "errors", "host", "interrupts"} | BASES,
     "api": {"session", "methods", "registry", "report", "results", "runs", "budget", "errors"} | BASES,
-    "report": {"text", "core", "results", "runs", "session", "budget", "errors"},
+    "report": {"text", "core", "results", "runs", "session", "budget", "errors", f"{REWARDS}.images"},
     "compare": {"text", "api", "methods", "registry", "report", "results", "runs", "session", "budget", "errors"}
     | BASES,
     "diagnosis": {
