@@ -18,14 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, describe, optional
+from treesearch.backends.chains.diffusion import NEGATIVE
 from treesearch.backends.chains.inversion import invert, walk
-from treesearch.backends.interventions.cfg import bottom, cfg
+from treesearch.backends.roots.masks import on_state
+from treesearch.backends.roots.negative_prompt import negative_prompt, unguided
+from treesearch.backends.roots.null_text import null_text
 from treesearch.backends.roots.rooted import Rooted
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.rewards import files
@@ -49,7 +51,8 @@ def edited(
         image: file of a picture of the kernel's size.
         keep: file of a mask of the picture, white is kept; None keeps nothing.
         source: prompt that describes the picture; None inverts without one.
-        inversion: 'ddim', or 'noise' for fresh noise in place of an inverted path.
+        inversion: 'ddim'; 'negative_prompt' and 'null_text', which change the ∅ of guidance beside it; or 'noise',
+            fresh noise in place of an inverted path.
         strength: L/T, the share of the steps that are taken, in (0, 1].
         iterations: evaluations a level of the inversion; see `chains.inversion.invert`. No budget pays for them.
 
@@ -64,11 +67,13 @@ def edited(
         raise ValueError(f"strength is {strength!r}, expected a share of the steps in (0, 1]")
     steps = int(kernel.num_steps)
     x0 = state_of(kernel, image)[None]
-    path = INVERSIONS[inversion](kernel, x0, conditioning(kernel, source), iterations)
+    level = max(round(strength * steps), 1)
+    found = Asked(x0, conditioning(kernel, source), iterations, level)
+    kernel, path = INVERSIONS[inversion](kernel, found)
     if keep is not None:
         mask = kept(keep, describe(kernel, identify=False).state_shape, _size(image))
         kernel = Clamp(kernel, mask, path if len(path) > 1 else path[0, 0])
-    return Rooted(kernel, path, level=max(round(strength * steps), 1), noised=len(path) == 1)
+    return Rooted(kernel, path, level=level, noised=len(path) == 1)
 
 
 def reconstruction(kernel: Rooted, source: str | None = None) -> Any:
@@ -132,11 +137,7 @@ def kept(mask: files.File, shape: tuple[int, ...], pixels: tuple[int, int]) -> T
         raise ValueError(f"{mask} is {_by(found.shape)} pixels and the picture {_by(pixels)}: a mask has its size")
     if found.all() or not found.any():
         raise ValueError(f"{mask} keeps {'everything' if found.all() else 'nothing'}: white is kept, black is edited")
-    if len(shape) < 3 or any(p % s for p, s in zip(pixels, shape[-2:], strict=True)):
-        raise ValueError(f"states are {shape}, without the picture's height and width: leave keep out")
-    sides = [p // s for p, s in zip(pixels, shape[-2:], strict=True)]
-    changed = torch.nn.functional.max_pool2d((~found)[None].double(), sides)[0] > 0
-    return (~changed).expand(shape)
+    return ~on_state(shape, ~found)
 
 
 def _size(image: files.File) -> tuple[int, int]:
@@ -148,18 +149,48 @@ def _by(size: Any) -> str:
     return " x ".join(map(str, size))
 
 
-def _ddim(kernel: Any, x0: Tensor, cond: Cond, iterations: int) -> Tensor:
-    return invert(unguided(kernel), x0, cond=cond, iterations=iterations)
+class Asked(NamedTuple):
+    """What an inversion is told.
+
+    Args:
+        x0: of the picture, (1, *state).
+        cond: of its prompt.
+        iterations: evaluations a level.
+        level: where the chain will begin.
+    """
+
+    x0: Tensor
+    cond: Cond
+    iterations: int
+    level: int
+
+    def path(self, kernel: Any) -> Tensor:
+        """The picture's path by DDIM inversion without guidance."""
+        guides = any(name.startswith(NEGATIVE) for name in self.cond or {})
+        cond = unguided(kernel, self.cond) if guides else self.cond
+        return invert(kernel, self.x0, cond=cond, iterations=self.iterations)
 
 
-def _noise(kernel: Any, x0: Tensor, cond: Cond, iterations: int) -> Tensor:
-    return x0[None]
+def _ddim(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
+    return kernel, asked.path(kernel)
 
 
-def unguided(kernel: Any) -> Any:
-    """The kernel at w = 1, where it is a pipeline under classifier-free guidance."""
-    family = getattr(bottom(kernel), "family", None)
-    return cfg(kernel, 1.0) if family is not None and family.guided else kernel
+def _negative_prompt(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
+    return negative_prompt(kernel, asked.cond), asked.path(kernel)
 
 
-INVERSIONS: dict[str, Callable[[Any, Tensor, Cond, int], Tensor]] = {"ddim": _ddim, "noise": _noise}
+def _null_text(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
+    path = asked.path(kernel)
+    return null_text(kernel, path, cond=asked.cond, level=asked.level).kernel, path
+
+
+def _noise(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
+    return kernel, asked.x0[None]
+
+
+INVERSIONS: dict[str, Callable[[Any, Asked], tuple[Any, Tensor]]] = {
+    "ddim": _ddim,
+    "negative_prompt": _negative_prompt,
+    "null_text": _null_text,
+    "noise": _noise,
+}
