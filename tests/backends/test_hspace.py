@@ -71,11 +71,11 @@ def explicit(kernel, x, t, mask=1.0):
 
 @pytest.mark.parametrize("kernel", [hspace(KERNEL, TWO, 2.0, "pc1"), Actions(MOVED, (4, 2))])
 def test_they_are_kernels(kernel):
-    check_kernel(kernel)
+    check_kernel(kernel, rows=5)
 
 
 def test_a_proposal_along_directions_has_weights():
-    check_kernel(Actions(Proposal(MOVED), (3,)), proposal=True)
+    check_kernel(Actions(Proposal(MOVED), (3,)), proposal=True, rows=5)
 
 
 def test_rows_that_are_off_or_of_strength_0_are_bit_identical():

@@ -51,12 +51,12 @@ ACTIONS = Actions(Away(KERNEL, Intervened(KERNEL, Own((0.5, 1.0))), 2.0), (4, 2)
 
 @pytest.mark.parametrize("kernel", [OWN, Away(KERNEL, OWN, 2.0), ACTIONS, Intervened(STILL, Own())])
 def test_they_are_kernels(kernel):
-    check_kernel(kernel)
+    check_kernel(kernel, rows=5)
 
 
 @pytest.mark.parametrize("kernel", [Proposal(OWN), Actions(Proposal(Away(KERNEL, OWN, 1.0)), (3,))])
 def test_proposals_are_kernels_with_weights(kernel):
-    check_kernel(kernel, proposal=True)
+    check_kernel(kernel, proposal=True, rows=5)
 
 
 def test_a_window_moves_its_rows_of_a_batch_and_no_bit_of_the_others():
