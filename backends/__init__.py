@@ -26,6 +26,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     ),
     "second_order": ("chains.second_order:SecondOrder", "second_order(mnist(num_steps=10), order=3)"),
     "heun": ("chains.heun:Heun", "heun(mnist(num_steps=10, eta=0.0))"),
+    "bdia": ("roots.bdia:Bdia", "bdia(mnist(num_steps=50, eta=0.0), gamma=0.9)"),
     "teleport": ("exact.teleport:Teleport", "teleport(mnist(num_steps=25), skip=0.3)"),
     "restoration": (
         "models.restoration:restoration_kernel",

@@ -53,10 +53,7 @@ def invert(kernel: Kernel, x0: Tensor, *, cond: Cond = None, iterations: int = 1
     path = [x0.to(spec.device, spec.dtype)]
     with torch.no_grad():
         for t in range(1, spec.num_steps + 1):
-            rows, x = torch.full((len(x0),), t, device=spec.device), path[-1]
-            for gain in _gains(chain, t, iterations):
-                x = (x + gain.to(x) * (path[-1] - still(kernel, x, rows, cond))).to(x.dtype)
-            path.append(x)
+            path.append(above(kernel, path[-1], t, cond, iterations))
     return torch.stack(path)
 
 
@@ -72,6 +69,14 @@ def walk(kernel: Kernel, x: Tensor, level: int, *, cond: Cond = None) -> Tensor:
     with torch.no_grad():
         for t in range(level, 0, -1):
             x = still(kernel, x, torch.full((len(x),), t, device=x.device), cond).to(x.dtype)
+    return x
+
+
+def above(kernel: Any, x_s: Tensor, t: int, cond: Cond, iterations: int = 1) -> Tensor:
+    """x_t (n, *state) whose step leads to x_s, as far as these evaluations find it."""
+    rows, x = torch.full((len(x_s),), t, device=x_s.device), x_s
+    for gain in _gains(kernel.chain, t, iterations):
+        x = (x + gain.to(x) * (x_s - still(kernel, x, rows, cond))).to(x.dtype)
     return x
 
 

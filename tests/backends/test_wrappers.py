@@ -33,6 +33,7 @@ from treesearch.backends.interventions.retrieval import Retrieved
 from treesearch.backends.models.aligner import Aligner, Plan
 from treesearch.backends.roots import Regional, Rooted
 from treesearch.backends.roots.absent import Absent
+from treesearch.backends.roots.bdia import Bdia
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
@@ -160,6 +161,7 @@ def make(kind, kernel):
         Counting: lambda k: Counting(k),
         SecondOrder: lambda k: SecondOrder(k),
         Heun: lambda k: Heun(k),
+        Bdia: lambda k: Bdia(k),
         Teleport: lambda k: Teleport(k, 0.5, MOMENTS),
     }
     return made[kind](kernel)
