@@ -31,7 +31,7 @@ from treesearch.backends.interventions import Actions, Away, Intervened, Interve
 from treesearch.backends.interventions.lina import Expanded, Lina
 from treesearch.backends.interventions.retrieval import Retrieved
 from treesearch.backends.models.aligner import Aligner, Plan
-from treesearch.backends.roots import Regional, Rooted
+from treesearch.backends.roots import Direct, Regional, Rooted
 from treesearch.backends.roots.absent import Absent
 from treesearch.backends.roots.bdia import Bdia
 from treesearch.backends.wrappers.cycle import Cycle
@@ -157,6 +157,7 @@ def make(kind, kernel):
         Absent: lambda k: Absent(k, {"text": torch.zeros(6, 1, 2)}),
         Rooted: lambda k: Rooted(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
         Regional: lambda k: Regional(k, MASK, eta=0.5),
+        Direct: lambda k: Direct(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
         WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),
         Counting: lambda k: Counting(k),
         SecondOrder: lambda k: SecondOrder(k),
