@@ -67,6 +67,11 @@ def of(value: Any) -> str | None:
         return None
 
 
+def code(kind: type) -> str:
+    """Digest of the code of a class and its bases, "" where an installed library or this one has all of it."""
+    return _Reader()._code_of_class(kind).hex()
+
+
 class _Reader:
     """Digests of values; each object is read once, and one that holds itself stands for itself."""
 
@@ -191,7 +196,7 @@ class _Reader:
     def _code_of_class(self, kind: type) -> bytes:
         """The methods of a class and its bases, of those that no installed library has."""
         own = [base for base in kind.__mro__ if not _in_library(base.__module__, _file(base))]
-        functions = [(k, f) for base in own for k, f in sorted(vars(base).items()) if isinstance(f, types.FunctionType)]
+        functions = [(k, f) for base in own for k, held in sorted(vars(base).items()) for f in _written(held)]
         return _hash(*(part for k, f in functions if not _dunder(k) for part in (k, _code(f.__code__)))) if own else b""
 
 
@@ -255,6 +260,13 @@ def _filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _written(held: Any) -> list[types.FunctionType]:
+    """Functions of an attribute of a class: a method, or what a property or another descriptor is made of."""
+    names = ("fget", "fset", "func", "__func__")
+    each = [held] if isinstance(held, types.FunctionType) else [getattr(held, name, None) for name in names]
+    return [f for f in each if isinstance(f, types.FunctionType)]
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -52,7 +52,7 @@ class Kernel(Protocol):
         departs: str, why its chain is another law than the model's, with no weights that would say so [None]
         base_law: str, whose law p is where a changed network has one of its own, of which log Z then is [the model's]
         choices: names of the settings of the interventions around it, innermost first [it has none]; actions
-        untouched: the kernel without them; proposals
+        untouched: the kernel without them; proposals. A wrapper's is itself around that of its kernel
     Samples
         measured: `Measured`, conditioning that it finds out about itself once, for workers too [none]; session
         encode: the method below [no prompts are taken]; engine and guides

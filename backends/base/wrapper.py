@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from treesearch.backends.base import fingerprint
 from treesearch.backends.base.kernel import ABSENT, Cond, optional
 from treesearch.backends.base.laws import Gaussian, Transition
 from treesearch.rewards.values import content
@@ -28,7 +29,6 @@ PASSED_ON = frozenset(
             "departs",
             "base_law",
             "choices",
-            "untouched",
             "network",
             "measured",
             "encode",
@@ -53,7 +53,8 @@ class Wrapper:
 
     A wrapper defines what it changes. The rest of `PASSED_ON` is the wrapped kernel's, less what the class withholds.
     A method of the wrapped kernel that returns a kernel (one of `MAKES_KERNELS`, or annotated to return its own class,
-    `Self` or `Kernel`) returns this wrapper around that kernel. Other attributes are not there: ask `wrapper.kernel`.
+    `Self` or `Kernel`) returns this wrapper around that kernel, and `untouched` is this wrapper around the kernel's
+    own. Other attributes are not there: ask `wrapper.kernel`.
 
     Args:
         kernel: the wrapped kernel.
@@ -73,10 +74,11 @@ class Wrapper:
 
     @property
     def fingerprint(self) -> str | None:
-        """Its name, the fingerprint of the kernel and its own settings; None where one of them is unknown."""
+        """Its class, the fingerprint of the kernel and its own settings; None where one of them is unknown."""
         inner = optional(self.kernel, "fingerprint")
         settings = None if inner is None else self._settings()
-        return None if settings is None else f"{type(self).__name__}({inner}, {settings})"
+        code = fingerprint.code(type(self))  # "" of this library's own
+        return None if settings is None else f"{type(self).__name__}{code}({inner}, {settings})"
 
     def _settings(self) -> str | None:
         """What tells it from other wrappers of its class, the same in every process; None if that cannot be told."""
@@ -117,6 +119,8 @@ class Wrapper:
         found = ABSENT if name in self.withheld else optional(self.kernel, name, ABSENT)
         if found is not ABSENT and (name in MAKES_KERNELS or _makes_kernels(found, self.kernel)):
             return self._again(found, name)
+        if name == "untouched" and found is not ABSENT and found is not None:
+            return self._around(found, name)
         if found is not ABSENT and name in PASSED_ON:
             return self._passed(name, found)
         hint = "" if found is ABSENT else f": {type(self.kernel).__name__} has it, ask the wrapper's `kernel`"

@@ -52,7 +52,6 @@ class Actions(Labelled):
     only: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(self.levels))
         if not self._choices:
             raise TypeError(
                 f"{type(self.kernel).__name__} has no interventions to choose among: wrap softpag(...), hspace(...) or "
@@ -62,6 +61,7 @@ class Actions(Labelled):
         self._check_rows()
 
     choices = ()
+    untouched = None
 
     @property
     def base_law(self) -> str | None:

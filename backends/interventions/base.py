@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from treesearch.backends.base import Cond, Transition, Wrapper, fingerprint, optional
+from treesearch.backends.base.kernel import STEPS
 from treesearch.backends.base.taps import rows_called
 from treesearch.rewards.numeric import is_whole
 
@@ -78,7 +79,7 @@ class Intervention(ABC):
 
         Raises:
             TypeError: a kernel that names no network.
-            ValueError: a compiled network, or, of subclasses, parts that are not there.
+            ValueError: a compiled network, one that checkpoints gradients, or, of subclasses, parts that are not there.
         """
         network_of(kernel)
 
@@ -103,7 +104,7 @@ class Intervened(Wrapper):
 
     Raises:
         TypeError: a kernel that names no network.
-        ValueError: a compiled network, whose parts run without hooks; levels out of range.
+        ValueError: a compiled network, whose parts run without hooks; levels out of range; settings of one name.
     """
 
     intervention: Intervention
@@ -111,9 +112,10 @@ class Intervened(Wrapper):
     levels: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.levels is not None:
-            object.__setattr__(self, "levels", tuple(self.levels))
-        check_window(self.levels, int(self.kernel.num_steps))
+        object.__setattr__(self, "levels", window(self.levels, int(self.kernel.num_steps)))
+        names = self.intervention.settings
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"settings are {names}, expected one or more, each once: actions are drawn evenly of them")
         self.intervention.check(self.kernel)
 
     @property
@@ -137,7 +139,7 @@ class Intervened(Wrapper):
         Raises:
             ValueError: several settings, and no action that says which.
         """
-        setting = self._setting(t, cond)
+        setting = self.setting(t, cond)
         if not setting.any():
             return self.kernel.transition(x, t, cond)
         rows = Rows(t, setting, torch.ones_like(t, dtype=torch.bool), cond)
@@ -145,8 +147,12 @@ class Intervened(Wrapper):
         with self.intervention.on(network_of(self.kernel), rows):
             return self.kernel.transition(x, t, cond)
 
-    def _setting(self, t: Tensor, cond: Cond) -> Tensor:
-        """The setting of each row (n,)."""
+    def setting(self, t: Tensor, cond: Cond) -> Tensor:
+        """The setting of each row (n,), 0 where it is off.
+
+        Raises:
+            ValueError: several settings, and no action that says which.
+        """
         if cond is not None and CHOSEN in cond:
             setting = cond[CHOSEN][:, len(self.choices) - 1].to(t.device)
         elif len(self.intervention.settings) == 1:
@@ -156,13 +162,10 @@ class Intervened(Wrapper):
                 f"{type(self.intervention).__name__} has {len(self.intervention.settings)} settings: draw them, "
                 "actions(KERNEL, levels), or give one"
             )
-        if self.levels is None:
-            return setting
-        low, high = self.levels
-        return torch.where((t >= low) & (t <= high), setting, 0)
+        return torch.where(within(self.levels, t), setting, 0)
 
     def _settings(self) -> str | None:
-        return fingerprint.of([type(self.intervention).__name__, self.intervention.identity, self.levels])
+        return fingerprint.of([type(self.intervention), self.intervention.identity, self.levels])
 
 
 def law_of(kernel: Any) -> str:
@@ -175,7 +178,7 @@ def network_of(kernel: Any) -> Any:
 
     Raises:
         TypeError: it names none.
-        ValueError: it is compiled.
+        ValueError: it is compiled, or computes parts again in a backward pass, where hooks are gone.
     """
     network = optional(kernel, "network")
     if network is None:
@@ -183,13 +186,30 @@ def network_of(kernel: Any) -> Any:
     for each in (network,) if isinstance(network, nn.Module) else network:
         if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in each.modules()):
             raise ValueError("the network is compiled, and its parts run without hooks: leave compile=True out")
+        if any(getattr(m, "gradient_checkpointing", False) for m in each.modules()):
+            raise ValueError("the network checkpoints gradients: a backward pass would run its parts again, without "
+                             "hooks; call its disable_gradient_checkpointing()")  # fmt: skip
     return network
 
 
-def check_window(levels: tuple[int, ...] | None, steps: int) -> None:
-    """Refuse a window in t that is none."""
+Window = tuple[int, int] | None
+
+
+def window(levels: Any, steps: int) -> Window:
+    """A window in t, (low, high) with both included; None are all levels.
+
+    Raises:
+        ValueError: it is none.
+    """
     if levels is None:
-        return
-    whole = len(levels) == 2 and all(is_whole(t, 1, steps) for t in levels)
-    if not whole or levels[0] > levels[1]:
-        raise ValueError(f"levels are {levels}, expected (low, high) with 1 <= low <= high <= T = {steps}")
+        return None
+    each = tuple(levels) if isinstance(levels, (tuple, list)) else (levels,)
+    if len(each) != 2 or not all(is_whole(t, 1, steps) for t in each) or each[0] > each[1]:
+        raise ValueError(f"levels are {levels!r}, expected (low, high) with 1 <= low <= high <= T = {steps}")
+    return each
+
+
+def within(levels: Window, t: Any) -> Any:
+    """Whether t, a level or levels (n,), lies in a window."""
+    low, high = levels or (0, STEPS)
+    return (t >= low) & (t <= high)

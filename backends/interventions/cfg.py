@@ -56,12 +56,15 @@ class CFG(Intervention):
         return torch.tensor([1.0, *(w / self.of for w in self.scales)], device="cpu")
 
 
-def cfg(kernel: Any, scales: tuple[float, ...] | float) -> Intervened:
+def cfg(
+    kernel: Any, scales: tuple[float, ...] | float, levels: tuple[int, int] | None = None
+) -> Intervened:
     """A pipeline under other guidance scales.
 
     Args:
         kernel: a `DiffusersKernel` under classifier-free guidance.
         scales: w', one or several.
+        levels: (low, high), t at which it acts, both included; None are all.
 
     Raises:
         TypeError: a kernel without such guidance.
@@ -76,7 +79,7 @@ def cfg(kernel: Any, scales: tuple[float, ...] | float) -> Intervened:
     each = scales if isinstance(scales, tuple) else (scales,)
     if not each or not all(is_number(w, 0, 1e6) for w in each):
         raise ValueError(f"scales are {scales!r}, expected finite numbers >= 0")
-    return Intervened(kernel, CFG(each, family.guidance_scale))
+    return Intervened(kernel, CFG(each, family.guidance_scale), levels=levels)
 
 
 def bottom(kernel: Any) -> Any:

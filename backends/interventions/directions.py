@@ -91,7 +91,8 @@ class Directions:
         if len(set(card.names)) < len(card.names) or not card.names:
             raise ValueError(f"names of directions are {card.names}, expected one or more, each once")
         if (
-            list(card.levels) != sorted(set(card.levels))
+            not card.levels
+            or list(card.levels) != sorted(set(card.levels))
             or not 1 <= card.levels[0] <= card.levels[-1] <= card.num_steps
         ):
             raise ValueError(f"levels of directions are {card.levels}, expected ascending in 1..T = {card.num_steps}")

@@ -75,7 +75,9 @@ def check_heads(heads: Any) -> None:
 
 def told(heads: Heads) -> str:
     """Heads in words."""
-    return "; ".join(f"{name} {' '.join(map(str, n)) if n and n != 'all' else 'all'}" for name, n in heads.items())
+    return "; ".join(
+        f"{name} {' '.join(map(str, sorted(set(n)))) if n and n != 'all' else 'all'}" for name, n in heads.items()
+    )
 
 
 @contextmanager
@@ -87,7 +89,7 @@ def image_tokens(network: Network) -> Iterator[Callable[[str, int], slice]]:
     length: dict[str, int] = {}
     parts = dict(_whole(network).named_modules())
     with ExitStack() as hooks:
-        for at in _experts(network):
+        for at in experts(network):
             see = partial(_see, length, threading.get_ident())
             hooks.callback(parts[at].register_forward_pre_hook(see, with_kwargs=True).remove)
         yield lambda name, n: _image(name, parts[name], n, length.get("text", 0))
@@ -120,7 +122,7 @@ def _below(network: Network, name: str, there: Mapping[str, int]) -> list[str]:
     """The modules of `there` that a name means."""
     parts = [part for part, _ in _whole(network).named_modules() if part]
     found = []
-    for at in _experts(network):
+    for at in experts(network):
         mine = [part for part in parts if not at or f"{part}.".startswith(f"{at}.")]
         exact = [part for part in (name, f"{at}.{name}") if part in mine]
         ends = exact[:1] or [part for part in mine if part.endswith(f".{name}")]
@@ -146,6 +148,6 @@ def _whole(network: Network) -> nn.Module:
     return network if isinstance(network, nn.Module) else nn.ModuleList(network)
 
 
-def _experts(network: Network) -> list[str]:
+def experts(network: Network) -> list[str]:
     """Names of the networks that are called: one, or several experts."""
     return [""] if isinstance(network, nn.Module) else [str(i) for i in range(len(network))]

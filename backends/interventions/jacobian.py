@@ -32,6 +32,7 @@ from treesearch.backends.interventions.directions import (
     part_of,
     steps_of,
 )
+from treesearch.backends.interventions.heads import experts
 from treesearch.rewards.numeric import is_whole
 
 MORE = 4  # rows beyond those asked for, that the slowest of them settles sooner
@@ -151,7 +152,11 @@ def products(
     cond: Cond = None,
     rows: int = 1,
 ) -> Products:
-    """One evaluation, of which all products are, at a state x (1, *state)."""
+    """One evaluation, of which all products are, at a state x (1, *state).
+
+    Raises:
+        ValueError: a part of an expert that is not called at t, or an estimate that is not finite.
+    """
     network, level = network_of(kernel), torch.full((rows,), t, device=x.device)
     wide = x.detach().expand(rows, *x.shape[1:]).clone().requires_grad_(True)  # so that the step keeps its graph
     at = {name: v.expand(rows, *v.shape[1:]) for name, v in (cond or {}).items() if isinstance(v, Tensor)}
@@ -163,9 +168,14 @@ def products(
         return torch.cat([h[: len(h) - rows].detach(), kept[-1]])
 
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        with captured(network, ("",)) as seen, changed(network, {part_of(kernel, part): cut}):
+        with captured(network, experts(network)) as seen, changed(network, {part_of(kernel, part): cut}):
             kernel.transition(wide, level, {**(cond or {}), **at} or None)
-        eps = _noise_estimate(kernel, wide.detach(), level, given_rows(seen[""], rows))
+        if not kept:
+            raise ValueError(f"{part!r} is not called at t = {t}, where another expert is: give a level of its own")
+        (output,) = seen.values()
+        eps = _noise_estimate(kernel, wide.detach(), level, given_rows(output, rows))
+        if not eps.isfinite().all():
+            raise ValueError("the noise estimate is not finite: is x?")
         y = (eps if mask is None else eps * mask.to(eps)).flatten(1)
         u = torch.zeros_like(y, requires_grad=True)
         (pulled,) = torch.autograd.grad(y, kept[0], u, create_graph=True)

@@ -154,7 +154,7 @@ class Expanded(Intervened):
         if not any(name.startswith(STATED) for name in cond or {}):
             raise ValueError("there is no conditioning of expanded prompts: make it with `encode`, give prompts=[...]")
         law = super().transition(x, t, cond)
-        scale = self.intervention.strengths(1, self._setting(t, cond)).to(x)
+        scale = self.intervention.strengths(1, self.setting(t, cond)).to(x)
         return self._pushed(law, x, t, cond, scale) if scale.any() else law
 
     def _pushed(self, law: Any, x: Tensor, t: Tensor, cond: Cond, scale: Tensor) -> Gaussian:
@@ -175,10 +175,8 @@ class Expanded(Intervened):
         """M, 1 within the box (1, ..., height, width)."""
         if self.box is None:
             return x.new_ones(())
-        top, left, bottom, right = self.box
-        height, width = x.shape[-2:]
-        mask = x.new_zeros(height, width)
-        mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = 1
+        mask = x.new_zeros(x.shape[-2:])
+        mask[_entries(self.box, x.shape)] = 1
         return mask
 
     def _check_box(self, box: tuple[float, ...]) -> None:
@@ -188,6 +186,9 @@ class Expanded(Intervened):
                              "left and right")  # fmt: skip
         if len(self.kernel.state_shape) < 3:
             raise ValueError(f"states are {tuple(self.kernel.state_shape)}, without height and width: leave box out")
+        if any(side.start == side.stop for side in _entries(box, self.kernel.state_shape)):
+            height, width = self.kernel.state_shape[-2:]
+            raise ValueError(f"box {box!r} holds no entry of states of {height} by {width}: make it wider")
 
     def _settings(self) -> str | None:
         negative = self.negative if isinstance(self.negative, str) else sorted(self.negative.items())
@@ -272,13 +273,15 @@ class Ridge:
         """argmin_W Σ |y - b - (c - c̄) W|² + penalty |W|², of conditions (n, D) and strengths (n, S).
 
         Raises:
-            ValueError: rows that do not go together, or a penalty that is not positive.
+            ValueError: rows that do not go together or are not finite, or a penalty that is not positive.
         """
         if conditions.ndim != 2 or targets.ndim != 2 or len(conditions) != len(targets) or not len(targets):
             got = f"{tuple(conditions.shape)} and {tuple(targets.shape)}"
             raise ValueError(f"conditions and strengths are {got}, expected (n, D) and (n, S)")
         if not is_number(penalty, 0) or penalty == 0:
             raise ValueError(f"penalty is {penalty!r}, expected a positive number")
+        if not conditions.isfinite().all() or not targets.isfinite().all():
+            raise ValueError("conditions or strengths have entries that are not finite")
         c, y = conditions.double(), targets.double()
         centred = c - c.mean(0)
         gram = centred.T @ centred + penalty * torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
@@ -288,6 +291,12 @@ class Ridge:
     def predict(self, conditions: Tensor) -> Tensor:
         """Strengths (n, S)."""
         return conditions.to(self.weights) @ self.weights + self.offset
+
+
+def _entries(box: Sequence[float], shape: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of a state that a box holds."""
+    (top, left, bottom, right), (height, width) = box, shape[-2:]
+    return (slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width)))
 
 
 def _rows_of(cond: dict[str, Any], prefix: str) -> list[str]:

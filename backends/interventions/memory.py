@@ -53,9 +53,11 @@ class Memory(Intervention):
     both: bool = True
 
     def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("there are no memories: name one or more")
         if self.tokens is None:
             return
-        if self.tokens.ndim != 3 or len(self.tokens) != len(self.names) or not self.names:
+        if self.tokens.ndim != 3 or len(self.tokens) != len(self.names):
             got = tuple(self.tokens.shape)
             raise ValueError(f"tokens are {got}, expected (settings, M, D) with a setting for each of {self.names}")
         if not self.tokens.isfinite().all():

@@ -35,13 +35,18 @@ class Proposal(Wrapper):
     def __post_init__(self) -> None:
         if optional(self.kernel, "untouched") is None:
             raise TypeError(
-                f"{type(self.kernel).__name__} is no intervention: it proposes for itself; wrap softpag(...) or such"
+                f"{type(self.kernel).__name__} is no intervention, or one of actions: wrap softpag(...) or such, and put "
+                "actions(...) around the proposal"
             )
 
-    base_law = None
     untouched = None
 
     @property
+    def base_law(self) -> str | None:
+        """Whose law p is: that of the kernel without interventions."""
+        return optional(self.proposes_for, "base_law")
+
+    @cached_property
     def proposes_for(self) -> Any:
         """The kernel p that the weights of the steps lead back to."""
         return self.kernel.untouched

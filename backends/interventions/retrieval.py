@@ -40,6 +40,7 @@ def memory(
     sets: int = 1,
     clips: Sequence[str | Sequence[str]] | None = None,
     both: bool = True,
+    levels: tuple[int, int] | None = None,
 ) -> Intervened:
     """A kernel of Wan with memory.
 
@@ -50,6 +51,7 @@ def memory(
         sets: how many memories there are to choose among, the nearest first.
         clips: captions instead of retrieval, each a memory, or several captions one memory; k and sets are not used.
         both: whether the rows of ∅ have it too under classifier-free guidance.
+        levels: (low, high), t at which it acts, both included; None are all.
 
     Raises:
         FileNotFoundError: no such file.
@@ -59,11 +61,11 @@ def memory(
     library = file if isinstance(file, Library) else Library.load(file)
     refuse_width(library.encoder.plan.width, network_of(kernel))
     if clips is not None:
-        return Intervened(kernel, _named(library, clips, both))
+        return Intervened(kernel, _named(library, clips, both), levels=levels)
     if not (is_whole(k) and is_whole(sets)) or k * sets > len(library.captions):
         raise ValueError(f"{sets!r} sets of {k!r} clips are asked for, and the library has {len(library.captions)}")
     names = ("the nearest", *(f"nearest {i * k + 1} to {(i + 1) * k}" for i in range(1, sets)))
-    return Retrieved(kernel, Memory(names, both=both), library, k=k)
+    return Retrieved(kernel, Memory(names, both=both), library, k=k, levels=levels)
 
 
 def _named(library: Library, clips: Sequence[str | Sequence[str]], both: bool) -> Memory:

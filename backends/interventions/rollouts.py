@@ -79,7 +79,8 @@ def rollouts(
 
     Raises:
         TypeError: a kernel without a network, or whose states hold more than x_t.
-        ValueError: numbers out of range, no such part, or one without a row for each of the evaluation.
+        ValueError: numbers out of range, no such part, one without a row for each of the evaluation, or one of an
+            expert that is not called at one of the levels.
     """
     if not is_whole(n, 2):
         raise ValueError(f"n is {n!r}, expected 2 rollouts or more")
@@ -193,6 +194,8 @@ class _Keeper:
             return self.kernel.transition(x, rows, cond)
         with captured(network_of(self.kernel), (self.part,)) as seen:
             law = self.kernel.transition(x, rows, cond)
+        if self.part not in seen:
+            raise ValueError(f"{self.part!r} is not called at t = {t}, where another expert is: give the levels of its own")
         self.seen[t] = given_rows(seen[self.part], len(x)).float().cpu()
         return law
 

@@ -64,7 +64,7 @@ class SoftPAG(Intervention):
     kind: Literal["identity", "block"] = "identity"
 
     def __post_init__(self) -> None:
-        for heads in self._sets:
+        for heads in self._sets or (self.heads,):
             check_heads(heads)
         if not self._strengths or not all(is_number(u, 0, 1) for u in self._strengths):
             raise ValueError(f"u is {self.u!r}, expected numbers in [0, 1]")
@@ -127,7 +127,8 @@ def _block(q: Tensor, k: Tensor, v: Tensor, image: slice) -> Tensor:
     """What image tokens attend to where they do not see each other."""
     seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
     seen[image, image] = torch.eye(q.shape[2], dtype=torch.bool, device=q.device)[image, image]
-    return F.scaled_dot_product_attention(q[:, :, image], k, v, attn_mask=seen[image])
+    with torch._C.DisableTorchFunction():  # other taps are of the attention itself
+        return F.scaled_dot_product_attention(q[:, :, image], k, v, attn_mask=seen[image])
 
 
 def softpag(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Spec, Transition, Wrapper, bare, describe, expand, uniform
+from treesearch.rewards.numeric import is_whole
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class LabelledStep:
 
     def log_prob(self, x: Tensor) -> Tensor:
         rest, w = unpack(x)
-        drawn = torch.where((w[:, None] == self.table).any(1), -math.log(len(self.table)), -math.inf)
-        kept = torch.where(w == self.label, 0.0, -math.inf)
-        return self._at(w).log_prob(rest) + torch.where(self.fresh, drawn, kept)
+        there = torch.where(self.fresh, (w[:, None] == self.table).any(1), w == self.label)
+        log_w = -math.log(len(self.table)) * self.fresh.double()
+        return self._at(w).log_prob(rest) + log_w.masked_fill(~there, -math.inf)
 
     def log_weight(self, x: Tensor) -> Tensor:
         rest, w = unpack(x)
@@ -155,9 +156,12 @@ class Labelled(Wrapper, ABC):
         return torch.tensor(self.table, dtype=like.dtype, device=like.device)
 
     def _check_levels(self) -> None:
-        levels: tuple[int, ...] = self.levels  # type: ignore[attr-defined]
-        if bad := [t for t in levels if not 1 <= t <= self._spec.num_steps]:
-            raise ValueError(f"levels {bad} are outside 1..T = {self._spec.num_steps}")
+        levels: Any = self.levels  # type: ignore[attr-defined]
+        if not isinstance(levels, (tuple, list)):
+            raise TypeError(f"levels are {levels!r}, expected several in a tuple, such as (15, 5)")
+        if bad := [t for t in levels if not is_whole(t, 1, self._spec.num_steps)]:
+            raise ValueError(f"levels {bad} are outside 1..T = {self._spec.num_steps}, or no whole numbers")
+        object.__setattr__(self, "levels", tuple(levels))
 
 
 LIFTED = ("renoise", "encode_samples", "state_of", "clamp", "held", "preview", "prior_log_weight", "offset")

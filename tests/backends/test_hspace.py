@@ -14,11 +14,12 @@ from treesearch import rewards
 from treesearch.backends import diffusers, gaussian, mnist
 from treesearch.backends.base.capture import captured, changed
 from treesearch.backends.chains.diffusion import DiffusionKernel
+from treesearch.backends.chains.inversion import invert
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.interventions import Actions, Proposal
 from treesearch.backends.interventions.directions import Directions, disentangled, given_rows, part_of
 from treesearch.backends.interventions.hspace import hspace
-from treesearch.backends.interventions.jacobian import jacobian, products
+from treesearch.backends.interventions.jacobian import Products, jacobian, products
 from treesearch.backends.interventions.rollouts import extremes, inverted, pca, rollouts, supervised
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
 from treesearch.testing import check_kernel
@@ -156,7 +157,7 @@ def test_disentangled_directions_share_nothing_with_the_others():
 def test_directions_of_a_jacobian_are_its_singular_vectors(prediction, masked):
     kernel = small(prediction)
     x = torch.randn(1, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    mask = (torch.arange(12) < 8).double() if masked else None
+    mask = torch.linspace(-0.2, 1, 12).clamp(min=0).double() if masked else None
     j = explicit(kernel, x, 3, 1.0 if mask is None else mask)
     _, sizes, v = torch.linalg.svd(j)
     found = jacobian(kernel, x, 3, 3, mask, part="mid", tolerance=1e-6)
@@ -165,6 +166,52 @@ def test_directions_of_a_jacobian_are_its_singular_vectors(prediction, masked):
     assert torch.linalg.matrix_norm(own - own @ v[:3].T @ v[:3], 2) < 1e-4
     assert torch.allclose((own * v[:3]).sum(1).abs(), torch.ones(3, dtype=torch.float64), atol=1e-6)
     assert found.card.levels == (3,)
+
+
+def linear(sizes, rows):
+    """Products of a map with singular values."""
+    rng = torch.Generator().manual_seed(5)
+    left, right = (torch.linalg.qr(torch.randn(30, 30, generator=rng).double()).Q for _ in range(2))
+    j = left @ torch.diag(sizes) @ right
+    h = torch.zeros(rows, 30).double().requires_grad_()
+    y, u = h @ j.T, torch.zeros(rows, 30).double().requires_grad_()
+    (pulled,) = torch.autograd.grad(y, h, u, create_graph=True)
+    return j, Products(y, h, u, pulled)
+
+
+def test_directions_have_settled_when_they_turn_by_no_more_than_the_tolerance():
+    j, made = linear(0.9 ** torch.arange(30).double(), 6)
+    v, _ = made.settled(2, 0.05, 200, 0)
+    new = torch.linalg.qr((v @ j.T @ j).T).Q.T
+    assert torch.linalg.matrix_norm(v - v @ new.T @ new, 2) < 0.05
+
+
+class Experts:
+    """Two networks, the second for levels 3 and 4."""
+
+    def __init__(self):
+        self.each = small(seed=0), small(seed=1)
+        self.network = tuple(kernel.network for kernel in self.each)
+        self.num_steps, self.state_shape, self.dtype = 4, (12,), torch.float64
+        self.chain, self.decode = self.each[0].chain, self.each[0].decode
+
+    def prior(self, noise, cond=None):
+        return noise.double()
+
+    def transition(self, x, t, cond=None):
+        return self.each[int(t[0]) > 2].transition(x, t, cond)
+
+
+def test_of_experts_a_part_is_of_its_own_levels():
+    kernel, x = Experts(), torch.randn(1, 12, generator=torch.Generator().manual_seed(2)).double()
+    few = rollouts(kernel, 3, part="1.mid", levels=(3, 4))
+    assert few.h.shape == (2, 3, 16)
+    found, alone = jacobian(kernel, x, 3, 2, part="1.mid"), jacobian(kernel.each[1], x, 3, 2, part="mid")
+    assert torch.equal(found.vectors, alone.vectors)
+    with pytest.raises(ValueError, match=r"not called at t = 2, where another expert is"):
+        rollouts(kernel, 3, part="1.mid")
+    with pytest.raises(ValueError, match=r"not called at t = 3, where another expert is"):
+        jacobian(kernel, x, 3, 2, part="0.mid")
 
 
 def test_products_of_a_jacobian_are_those_of_differences_and_of_each_other():
@@ -193,7 +240,11 @@ def test_rollouts_see_the_calls_of_the_chain_and_inversion_leads_to_what_was_giv
     assert (again.h.shape, again.part) == ((5, 3, 96, 4, 4), PART)
     back = inverted(kernel, few.x0)
     assert torch.equal(back.x0, few.x0)
-    assert back.h.shape == again.h.shape
+    path = invert(kernel, few.x0)
+    for t in range(1, 6):
+        with captured(kernel.network, (PART,)) as seen:
+            kernel.transition(path[t], torch.full((3,), t))
+        assert torch.equal(back.h[t - 1], seen[PART])
     assert not KERNEL.network.get_submodule(PART)._forward_hooks
 
 
@@ -285,6 +336,8 @@ def wrong_shape():
         (lambda: disentangled(torch.ones(4), torch.ones(2, 4)), ValueError, "depend on each other"),
         (lambda: jacobian(KERNEL, X[:2], 3), ValueError, "one state"),
         (lambda: jacobian(KERNEL, X[:1], 9), ValueError, r"1\.\.T = 5"),
+        (lambda: jacobian(KERNEL, X[:1] / 0, 3), ValueError, "not finite"),
+        (lambda: Directions(replace(TWO.card, levels=()), TWO.vectors[:, :0]), ValueError, "expected ascending"),
         (lambda: jacobian(small(), torch.zeros(1, 12).double(), 3, 9, part="mid"), ValueError, "at most 8"),
         (lambda: jacobian(KERNEL, X[:1], 3, 3, iterations=1), RuntimeError, "not settled in 1"),
         (lambda: Directions(TWO.card, TWO.vectors * float("nan")), ValueError, "not finite"),

@@ -1,5 +1,6 @@
 """What interventions share: taps and changes that leave no trace, rows of a batch, laws, actions, proposals."""
 
+import math
 import pickle
 import threading
 from dataclasses import dataclass, replace
@@ -10,39 +11,21 @@ import torch
 
 import treesearch as ts
 from tests.support import tiny
+from tests.support.interventions import HEADS, Fade, Own
 from treesearch import rewards
 from treesearch.backends import mnist
 from treesearch.backends.base import describe
 from treesearch.backends.base.capture import captured, changed
 from treesearch.backends.base.taps import on_rows, tapped
-from treesearch.backends.interventions import Actions, Away, Intervened, Intervention, Proposal, Rows
+from treesearch.backends.interventions import Actions, Away, Intervened, Proposal, Rows
 from treesearch.backends.interventions.cfg import cfg
+from treesearch.backends.wrappers.labelled import pack
 from treesearch.testing import check_kernel
 
-HEADS = "unet.mid_block.attentions.0"
 KERNEL = mnist(num_steps=5)
 STILL = mnist(num_steps=5, eta=0.0)
 X = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([5, 4, 2, 1])
-
-
-@dataclass(frozen=True)
-class Own(Intervention):
-    """Attention of one module towards its own values, by some strengths."""
-
-    strengths: tuple[float, ...] = (1.0,)
-
-    @property
-    def settings(self):
-        return tuple(f"u = {u:g}" for u in self.strengths)
-
-    def on(self, network, rows):
-        def tap(attend, q, k, v):
-            u = torch.tensor((0.0, *self.strengths)).to(q)[rows.of_network(q).setting][:, None, None, None]
-            out = attend(q, k, v)
-            return torch.where(u > 0, torch.lerp(out, v, u), out)
-
-        return tapped(network, {HEADS: tap})
 
 
 OWN = Intervened(KERNEL, Own())
@@ -196,6 +179,23 @@ def test_an_action_rules_from_the_next_step_on():
     assert len({m.sum().item() for m in means}) == 3
 
 
+def test_actions_are_called_by_their_settings():
+    kernel = Actions(Intervened(Intervened(KERNEL, Own((0.5, 1.0))), Fade((0.1, 0.3))), (3,), ((0, 0), (2, 0), (1, 2)))
+    assert kernel.names == ("none", "u = 1", "u = 0.5 + by 0.3")
+
+
+def test_the_law_of_a_step_is_that_of_the_state_and_of_the_action():
+    x = ACTIONS.prior(torch.randn(3, *ACTIONS.noise_shape, generator=torch.Generator().manual_seed(3)))
+    a = ACTIONS.labels(x)
+    drawn, kept = (ACTIONS.transition(x, torch.full((3,), t)) for t in (4, 5))
+    at = lambda law, label: pack(law.law.mean, label)  # noqa: E731
+    alone = drawn.law.log_prob(drawn.law.mean)
+    assert torch.allclose(drawn.log_prob(at(drawn, (a + 1) % 3)), alone - math.log(3), rtol=1e-12)
+    assert (drawn.log_prob(at(drawn, a + 0.5)) == -math.inf).all()
+    assert torch.equal(kept.log_prob(at(kept, a)), kept.law.log_prob(kept.law.mean))
+    assert (kept.log_prob(at(kept, (a + 1) % 3)) == -math.inf).all()
+
+
 def test_a_chain_without_noise_branches_by_actions():
     kernel = Actions(Intervened(STILL, Own((0.5, 1.0))), (3,))
     assert [bool(s) for s in describe(kernel).stochastic] == [True, False, False, True, False, False]
@@ -255,7 +255,7 @@ def test_their_fingerprint_is_of_all_that_decides_the_law():
         (lambda: Actions(OWN, (9,)), "outside 1..T"),
         (lambda: Actions(OWN, (2,), ((0,), (2,))), "at most"),
         (lambda: Actions(OWN, (2,), ((0,), (0,))), "twice"),
-        (lambda: Actions(Intervened(KERNEL, Own((0.5,) * 300)), (2,)), "more than 256"),
+        (lambda: Actions(Intervened(KERNEL, Own(tuple(i / 300 for i in range(300)))), (2,)), "more than 256"),
         (lambda: Away(KERNEL, mnist(num_steps=4), 1.0), "one chain"),
         (lambda: Away(KERNEL, OWN, float("nan")), "finite number"),
         (lambda: Proposal(KERNEL), "no intervention"),
@@ -284,10 +284,21 @@ def test_a_guidance_weight_is_that_of_the_pipeline(folder):
     assert torch.equal(cfg(kernel, 3.0).transition(x, t, cond).mean, plain)
     theirs = other.transition(x, t, cond).mean
     assert torch.allclose(cfg(kernel, 1.5).transition(x, t, cond).mean, theirs, atol=1e-4)
+    windowed = cfg(kernel, 1.5, levels=(2, 3)).transition(x, t, cond).mean
+    assert (windowed != plain).flatten(1).any(1).tolist() == [False, True, True, False]
     chosen = cond | {"choices": torch.tensor([[0], [1], [0], [2]])}
     mixed = cfg(kernel, (1.5, 3.0)).transition(x, t, chosen).mean
     assert torch.equal(mixed[[0, 2, 3]], plain[[0, 2, 3]])
     assert torch.allclose(mixed[1], theirs[1], atol=1e-4)
+
+
+def test_a_network_that_checkpoints_gradients_is_refused(folder):
+    kernel = ts.backends.diffusers(folder, num_steps=2)
+    kernel.network.enable_gradient_checkpointing()
+    with pytest.raises(ValueError, match="disable_gradient_checkpointing"):
+        cfg(kernel, 1.5)
+    kernel.network.disable_gradient_checkpointing()
+    cfg(kernel, 1.5)
 
 
 def test_a_compiled_network_is_refused():

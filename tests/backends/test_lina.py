@@ -1,5 +1,7 @@
 """LINA-style strengths: off to the bit, each row its own, formulas by hand, grids, the predictor, what is refused."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 import treesearch as ts
 from tests.support.attending import bed
 from treesearch import rewards
-from treesearch.backends.base import describe
+from treesearch.backends.base import Wrapper, describe
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule, respace
 from treesearch.backends.interventions import Actions, Proposal
@@ -116,6 +118,36 @@ def test_a_picture_is_pushed_away_from_its_negative_within_the_box():
     assert torch.equal(law(by_prompt).mean, pushed.mean)
 
 
+def test_a_push_leads_from_the_moved_prompt_away_from_the_negative_one():
+    found = law(lina(KERNEL, EXPANDED, (1.0, 2.0), negative="none")).mean
+    moved = law(KERNEL, prompts=["cat shadow", "shadow none", "cat shadow", "cat shadow"]).mean
+    assert torch.allclose(found, 3 * moved - 2 * law(KERNEL, prompts=["none"] * 4).mean, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Heard(Wrapper):
+    """Keeps what its kernel is told."""
+
+    told: list = field(default_factory=list)
+
+    def transition(self, x, t, cond=None):
+        self.told.append(cond)
+        return self.kernel.transition(x, t, cond)
+
+
+def test_all_that_is_told_of_a_prompt_goes_with_it():
+    mask = torch.tensor([[1, 0, 0]] * 4)
+    cond = conditioning(lina(KERNEL, EXPANDED, negative="none")) | {"mask": mask}
+    cond |= {STATED + "mask": mask.flip(1), WITHOUT + "mask": 1 - mask}
+    heard = Heard(KERNEL)
+    lina(heard, EXPANDED, (0.5, 1.0), negative="none").transition(X, T, cond)
+    moved, without = heard.told
+    assert torch.equal(moved["mask"], mask | mask.flip(1))  # tokens of both prompts
+    assert torch.equal(moved["condition"], torch.lerp(cond["condition"], cond[STATED + "condition"], 0.5))
+    for name in ("mask", "condition"):
+        assert torch.equal(without[name], cond[WITHOUT + name])
+
+
 def test_a_push_is_paid_for_where_it_acts():
     assert describe(SEVERAL).rows_per_nfe == (1, 1, 1, 2, 2)
     assert describe(lina(KERNEL, EXPANDED, (1.0, 0.0))).rows_per_nfe == (1,) * 5
@@ -171,6 +203,10 @@ def test_the_predictor_finds_strengths_that_are_linear():
     )
     ridge = Ridge.fit(c, c @ weights + 3.0, penalty=1e-9)
     assert torch.allclose(ridge.predict(c), c @ weights + 3.0, atol=1e-6)
+    ridge = Ridge.fit(c, c @ weights, penalty=2.0)  # as of least squares with a row of √2 for each weight
+    more = torch.cat([c - c.mean(0), 2**0.5 * torch.eye(3).double()])
+    targets = torch.cat([(c - c.mean(0)) @ weights, torch.zeros(3, 2).double()])
+    assert torch.allclose(ridge.weights, torch.linalg.lstsq(more, targets).solution, atol=1e-10)
     flat = Ridge.fit(c, c @ weights + 3.0, penalty=1e9).predict(c)
     assert torch.allclose(flat, (c @ weights + 3.0).mean(0).expand_as(flat), atol=1e-5)
 
@@ -189,7 +225,9 @@ def test_the_predictor_finds_strengths_that_are_linear():
         (lambda: lina(KERNEL, EXPANDED, ((1.0, 0.0, 2.0),)), "strengths are"),
         (lambda: lina(KERNEL, EXPANDED, box=(0.5, 0, 0.5, 1)), "box is"),
         (lambda: lina(KERNEL, EXPANDED, box=(0, 0, 2, 1)), "box is"),
+        (lambda: lina(KERNEL, EXPANDED, box=(0.5, 0, 0.6, 1)), "holds no entry of states of 4 by 4"),
         (lambda: lina(KERNEL, EXPANDED, levels=(0, 2)), "levels are"),
+        (lambda: lina(KERNEL, EXPANDED, ((1.0, 0.0), (1.0, 0.0))), "each once"),
         (lambda: SEVERAL.encode(["dog"]), "no expanded prompt of 'dog'"),
         (lambda: SEVERAL.transition(X, T, None), "prompts="),
         (lambda: law(SEVERAL), "3 settings"),
@@ -198,6 +236,7 @@ def test_the_predictor_finds_strengths_that_are_linear():
         (lambda: early(BARS, 900, tau=0.1, share=0.5), "more than levels"),
         (lambda: Ridge.fit(torch.ones(3, 2), torch.ones(2, 1)), "expected .n, D. and .n, S."),
         (lambda: Ridge.fit(torch.ones(3, 2), torch.ones(3, 1), 0.0), "penalty"),
+        (lambda: Ridge.fit(torch.ones(3, 2) / 0, torch.ones(3, 1)), "not finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(make, says):

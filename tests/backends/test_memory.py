@@ -12,7 +12,7 @@ from treesearch.backends import mnist
 from treesearch.backends.base import Shared, fingerprint
 from treesearch.backends.interventions import Actions, Intervened, Rows
 from treesearch.backends.interventions.memory import Memory
-from treesearch.backends.interventions.retrieval import Retrieved, keys_of, memory
+from treesearch.backends.interventions.retrieval import Retrieved, keys_of, memory, pooled
 from treesearch.backends.models.memory_encoder import Filter, MemoryEncoder, Plan, curve
 from treesearch.backends.models.memory_file import Library
 from treesearch.rewards.base import as_reward
@@ -269,7 +269,11 @@ def test_prompts_find_their_clips(library, kernel, x):
     order = F.cosine_similarity(own[:, None], keys[None], dim=-1).argsort(1, descending=True)
     assert order[:, 0].tolist()[:2] == [0, 3]  # a prompt that is a caption finds it
     assert torch.allclose(cond["memories"][:, 1], library.memory(order[:, 2:4]), atol=1e-5)
-    with_keys = memory(kernel, replace(library, keys=3 * keys), k=2, sets=2).encode(prompts)
+    assert memory(kernel, library, k=1, levels=(2, 3)).levels == (2, 3)
+    assert memory(kernel, library, clips=("snow",), levels=(2, 3)).levels == (2, 3)
+    with_keys = memory(
+        kernel, replace(library, keys=torch.tensor([[1.0], [9.0], [0.1], [3.0], [1.0]]) * keys), k=2, sets=2
+    ).encode(prompts)
     assert torch.allclose(with_keys["memories"], cond["memories"], atol=1e-5)
     rows = {n: v.value if isinstance(v, Shared) else v[[0, 1, 2, 0]] for n, v in cond.items()}
     moved = means(found, x, rows, torch.tensor([[0], [1], [2], [2]]))
@@ -282,6 +286,12 @@ def test_prompts_find_their_clips(library, kernel, x):
 
 def rows_without(rows):
     return {name: v for name, v in rows.items() if name != "memories"}
+
+
+def test_a_key_is_the_mean_of_the_tokens_at_length_1():
+    embeds = torch.tensor([[[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]], [[0.0, 2.0], [0.0, 0.0], [0.0, 0.0]]])
+    found = pooled({"prompt_embeds": embeds}, "one")
+    assert torch.allclose(found, torch.tensor([[3.0 / 10**0.5, 1.0 / 10**0.5], [0.0, 1.0]]))
 
 
 def test_they_are_kernels_and_which_memory_is_an_action(library, kernel):
@@ -319,6 +329,9 @@ def test_a_kernel_of_memory_is_told_by_all_of_it(library, kernel):
         (lambda k, lib: Intervened(k, Memory(("a",), TOKENS[:1, :, :16])), "16 wide, and the network's tokens 32"),
         (lambda k, lib: memory(k, other_width(lib)), "memory of another model"),
         (lambda k, lib: Memory(("a",), TOKENS), "a setting for each"),
+        (lambda k, lib: Memory(()), "name one or more"),
+        (lambda k, lib: Intervened(k, Memory(("a", "a"), TOKENS)), "each once"),
+        (lambda k, lib: memory(k, lib, k=1, levels=(2, 9)), "levels are"),
         (lambda k, lib: Memory(("a", "b"), TOKENS / 0), "not finite"),
         (lambda k, lib: memory(k, lib, k=3, sets=2), "the library has 5"),
         (lambda k, lib: memory(k, lib, k=0), "the library has 5"),

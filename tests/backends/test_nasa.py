@@ -158,8 +158,9 @@ def test_it_is_a_kernel_and_its_concepts_are_actions(tiny_root):
         budget=ts.Budget(nfe=8),
     )
     assert "under NASA" in result.certificate().base_law
-    others = [several, nasa(kernel, "a dog"), nasa(kernel, "a dog", normalised=True), nasa(kernel, "snow")]
-    assert len({each.fingerprint for each in others}) == 4
+    nag = [nasa(kernel, "a dog", 0.1, True, *more) for more in ((), (2.0,), (2.5, 0.5))]
+    others = [several, nasa(kernel, "a dog"), nasa(kernel, "snow"), *nag]
+    assert len({each.fingerprint for each in others}) == 6
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])

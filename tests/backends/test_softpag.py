@@ -1,6 +1,7 @@
 """Perturbed attention: off to the bit, dense references, heads and rows apart, blurred queries, what is refused."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from tests.support.tolerance import float32_tolerance
 from treesearch.backends import mnist, nasa, pag, seg, softpag
 from treesearch.backends.base.taps import tapped
 from treesearch.backends.interventions import Actions, Intervened, Proposal, Rows
-from treesearch.backends.interventions.heads import attentions, chosen
-from treesearch.backends.interventions.seg import SEG, blur, grid
+from treesearch.backends.interventions.heads import attentions, chosen, told
+from treesearch.backends.interventions.seg import SEG, blur, grid, sides_of
 from treesearch.backends.interventions.softpag import SoftPAG
 from treesearch.testing import check_kernel
 
@@ -127,6 +128,14 @@ def test_blocks_are_those_of_diffusers(load):
         part.set_processor(JointAttnProcessor2_0())
         part.norm_q, part.norm_k, part.norm_added_q, part.norm_added_k = norms
     assert near(found, theirs)
+
+
+def test_blocks_of_one_around_another_are_blocks_of_both(load):
+    model, part = load("sd3"), "transformer_blocks.1.attn"
+    inner = weak(model.kernel, {part: [0]}, kind="block")
+    both = model.mean(weak(model.kernel, {part: [0, 1]}, kind="block"))
+    assert near(model.mean(weak(inner, {part: [1]}, kind="block")), both)
+    assert not near(model.mean(inner), both)
 
 
 @pytest.mark.parametrize("name", ["mnist", "sd3"])
@@ -260,6 +269,9 @@ def test_a_tree_searches_over_heads(tiny_root):
         (lambda: softpag(MNIST, {"mid_block": "some"}), TypeError, "or 'all'"),
         (lambda: softpag(MNIST, {}), TypeError, "expected such as"),
         (lambda: softpag(MNIST, [0, 2]), TypeError, "expected such as"),
+        (lambda: softpag(MNIST, ()), TypeError, "expected such as"),
+        (lambda: softpag(MNIST, ({"mid_block": [0, 2]}, {"mid_block": [2, 0]})), ValueError, "each once"),
+        (lambda: softpag(MNIST, {"mid_block": [0]}, (0.5, 0.5)), ValueError, "each once"),
         (lambda: softpag(MNIST, {"mid_block": [0]}, 1.5), ValueError, r"in \[0, 1\]"),
         (lambda: softpag(MNIST, {"mid_block": [0]}, math.nan), ValueError, r"in \[0, 1\]"),
         (lambda: softpag(MNIST, {"mid_block": [0]}, ()), ValueError, r"in \[0, 1\]"),
@@ -274,6 +286,21 @@ def test_a_tree_searches_over_heads(tiny_root):
 def test_what_does_not_fit_is_refused_in_a_sentence(make, error, says):
     with pytest.raises(error, match=says):
         make()
+
+
+def test_heads_of_a_part_under_several_names_are_joined():
+    assert chosen(MNIST.network, {"mid_block": [2], "attentions.0": [0]}) == {"unet.mid_block.attentions.0": (0, 2)}
+    assert told({"a": [2, 0, 2], "b": []}) == "a 0 2; b all"
+
+
+def test_sides_are_frames_height_and_width():
+    for shape, family, expected in (
+        ((4, 6, 9), None, (1, 6, 9)),
+        ((4, 3, 6, 9), None, (3, 6, 9)),
+        ((54, 16), SimpleNamespace(latent_size=(6, 9)), (1, 6, 9)),
+        ((54, 16), SimpleNamespace(patches=(3, 6, 9)), (3, 6, 9)),
+    ):
+        assert sides_of(SimpleNamespace(state_shape=shape, family=family)) == expected
 
 
 def test_attention_modules_are_listed(load):
