@@ -56,9 +56,7 @@ class CFG(Intervention):
         return torch.tensor([1.0, *(w / self.of for w in self.scales)], device="cpu")
 
 
-def cfg(
-    kernel: Any, scales: tuple[float, ...] | float, levels: tuple[int, int] | None = None
-) -> Intervened:
+def cfg(kernel: Any, scales: tuple[float, ...] | float, levels: tuple[int, int] | None = None) -> Intervened:
     """A pipeline under other guidance scales.
 
     Args:

@@ -35,8 +35,8 @@ class Proposal(Wrapper):
     def __post_init__(self) -> None:
         if optional(self.kernel, "untouched") is None:
             raise TypeError(
-                f"{type(self.kernel).__name__} is no intervention, or one of actions: wrap softpag(...) or such, and put "
-                "actions(...) around the proposal"
+                f"{type(self.kernel).__name__} is no intervention, or one of actions: wrap softpag(...) or such, and "
+                "put actions(...) around the proposal"
             )
 
     untouched = None

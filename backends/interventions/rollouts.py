@@ -195,7 +195,9 @@ class _Keeper:
         with captured(network_of(self.kernel), (self.part,)) as seen:
             law = self.kernel.transition(x, rows, cond)
         if self.part not in seen:
-            raise ValueError(f"{self.part!r} is not called at t = {t}, where another expert is: give the levels of its own")
+            raise ValueError(
+                f"{self.part!r} is not called at t = {t}, where another expert is: give the levels of its own"
+            )
         self.seen[t] = given_rows(seen[self.part], len(x)).float().cpu()
         return law
 

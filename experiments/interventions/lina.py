@@ -8,7 +8,7 @@
 Prompts are of both kinds: recombinations of light, column and height that training left out, and others. The score is
 half the atoms stated and half those caused. Strengths act on the first half of the steps; the push is
 on the floor, away from the prompt without the light. Rows of the network are counted: without strengths the chain has
-more steps, so that all cost the same. Only the abstract of LINA is public: its figures are not reproduced here.
+more steps, and costs as much as the dearest. Only the abstract of LINA is public: none of its figures is reproduced.
 
     python -m experiments.interventions.lina run --weights checkpoints/scenes/weights.safetensors
     python -m experiments.interventions.lina report
@@ -33,7 +33,8 @@ import treesearch as ts
 from experiments.interventions.scenes import STATED, AtomReward, Scene, SceneNetwork, atoms, condition, scenes
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, read, where_it_ran
-from experiments.shared.stats import bootstrap, mean_se
+from experiments.shared.evidence_duels import interval
+from experiments.shared.stats import mean_se
 from experiments.shared.sweep import Sweep, check_seeds, command_line
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.interventions import Actions
@@ -269,11 +270,26 @@ def _judged(rows: Sequence[Row]) -> list[str]:
         parts = [[row["parts"][kind][part] for row in mine] for kind in KINDS for part in STATED_OR_CAUSED]
         cells = [mean_se(values).text(100) for values in ([row["mean"] for row in mine], *parts)]
         lines.append(f"| {words} | " + " | ".join(cells) + " |")
-    arms = {row["what"]: np.mean([each["mean"] for each in of(rows, "find", row["what"])]) for row in rows
-            if row["kind"] == "find"}  # fmt: skip
-    best = max(arms, key=lambda what: float(arms[what]))
-    return [*lines, "", f"The best fixed strengths: {best}. No row costs more than {STEPS + EARLY} rows of a network a "
-            "picture; that without strengths costs as many.", ""]  # fmt: skip
+    best = _best(rows)
+    words = (
+        f"The best fixed strengths: {best}. These are not of equal cost: a picture is {STEPS + EARLY} rows of the "
+        f"network without strengths, {rows_of(best)} under the best fixed ones, and {STEPS} to {STEPS + EARLY} under "
+        "adaptive ones, as their pairs have a push or none. Part of what adaptive strengths gain on the fixed ones may "
+        "be those rows."
+    )
+    return [*lines, "", words, ""]
+
+
+def _best(rows: Sequence[Row]) -> str:
+    """The arm of the highest mean score."""
+    arms = {row["what"] for row in rows if row["kind"] == "find"}
+    return max(sorted(arms), key=lambda what: float(np.mean([row["mean"] for row in of(rows, "find", what)])))
+
+
+def rows_of(what: str) -> int:
+    """Rows of the network that a picture is under an arm."""
+    _, setting = ARMS[[name_of(arm) for arm in range(len(ARMS))].index(what)]
+    return STEPS + (EARLY if setting and PAIRS[setting - 1][1] else 0)
 
 
 def _orders(rows: Sequence[Row]) -> list[str]:
@@ -284,10 +300,11 @@ def _orders(rows: Sequence[Row]) -> list[str]:
         "adaptive less fixed": means["adaptive"] - means["fixed"],
         "fixed less none": means["fixed"] - means["none"],
     }
-    lines = ["| difference, by seed | mean | 95 % of a bootstrap over seeds |", "|---|---|---|"]
+    lines = ["| difference, by seed | mean | 95 % (Student's t) | seeds |", "|---|---|---|---|"]
     for words, gap in gaps.items():
-        mean, low, high = bootstrap(gap[None])
-        lines.append(f"| {words} | {100 * mean:.1f} | {100 * low:.1f} to {100 * high:.1f} |")
+        if found := interval(gap.tolist()):
+            lines.append(f"| {words} | {100 * found.mean:.1f} | {100 * found.low:.1f} to {100 * found.high:.1f} | "
+                         f"{len(gap)} |")  # fmt: skip
     return [*lines, ""]
 
 
@@ -316,9 +333,10 @@ def _knee(values: Any) -> int:
 
 def _searched(rows: Sequence[Row]) -> list[str]:
     lines = [f"Best score of a prompt that is held out, at {TRIALS * STEPS} NFE (rows of a push beside them):",
-             "", "| search | best score |", "|---|---|"]  # fmt: skip
+             "", "| search | best score | seeds |", "|---|---|---|"]  # fmt: skip
     for what, words in (("fixed", "best of n, best fixed strengths"), ("tree", "tree over strengths, early levels")):
-        lines.append(f"| {words} | {mean_se([row['mean'] for row in of(rows, 'search', what)]).text(100)} |")
+        means = [row["mean"] for row in of(rows, "search", what)]
+        lines.append(f"| {words} | {mean_se(means).text(100)} | {len(means)} |")
     return lines
 
 

@@ -37,6 +37,7 @@ BATCH, BATCHES = 64, 16
 STEPS, SAMPLES = 25, 256
 MEMORIES = ("right", "shuffled", "other", "none")
 SCALES = (0.0, 1.0, 2.0)
+ASKED_SHARE = 0.8  # of samples that follow their memory
 ASKED: list[Row] = [
     *({"part": "loss", "memory": memory} for memory in MEMORIES),
     {"part": "flights", "memory": "none", "scale": 0.0},
@@ -63,6 +64,13 @@ parabola; else it is neither. The transformer without memory is the first line. 
 without memory, mean + w (mean - mean without), at two evaluations a step (`away`).
 
 {flights}
+
+Asked was that more than {asked:.0%} of samples are of the dynamics of their memory, whichever it is. The dynamics that
+follows its memory least:
+
+{least}
+
+Encoders: {encoders}. Intervals above are over clips, and say nothing of another encoder.
 """
 
 
@@ -133,6 +141,11 @@ def report(rows: Sequence[Row]) -> str:
         flights=markdown_table(
             flight_lines(flights), ("encoder's seed", "memory", "scale", *DYNAMICS, "neither", "acceleration")
         ),
+        asked=ASKED_SHARE,
+        least=markdown_table(
+            least_lines(flights), ("encoder's seed", "scale", "evaluations a step", "memory", "of its dynamics", "met")
+        ),
+        encoders=len({row["seed"] for row in rows}),
     )
 
 
@@ -155,6 +168,18 @@ def flight_lines(rows: Sequence[Row]) -> list[list[str]]:
         mean, std = row["acceleration"]
         lines.append([str(row["seed"]), row["memory"], f"{row['scale']:g}", *(f"{share:.0%}" for share in shares),
                       f"{mean:.3f} ± {std:.3f}"])  # fmt: skip
+    return lines
+
+
+def least_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a seed and scale: the memory that is followed least."""
+    lines = []
+    for seed, scale in dict.fromkeys((row["seed"], row["scale"]) for row in rows):
+        own = {row["memory"]: row["shares"][row["memory"]] for row in rows
+               if (row["seed"], row["scale"]) == (seed, scale) and row["memory"] != "none"}  # fmt: skip
+        least = min(own, key=lambda memory: own[memory])
+        met = "yes" if own[least] > ASKED_SHARE else "no"
+        lines.append([str(seed), f"{scale:g}", str(2 if scale else 1), least, f"{own[least]:.0%}", met])
     return lines
 
 

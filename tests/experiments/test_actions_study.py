@@ -22,6 +22,7 @@ def test_the_page_pairs_arms_by_seed_and_says_who_is_better():
     assert "| action tree less prior | better: 1.01 (0.985 to 1.03) |" in page
     assert "| action tree less prior + actions | level:" in page
     assert "heavy eight" not in page
+    assert "8 of them and none corrected" in page
     with pytest.raises(ValueError, match="run the experiment first"):
         compare.report([])
 

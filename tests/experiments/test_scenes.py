@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.interventions.lina import page
+from experiments.interventions.lina import name_of, page, rows_of
 from experiments.interventions.scenes import atoms, drawn, elsewhere, parsed, scenes
 from experiments.shared.cells import read
 
@@ -26,6 +26,14 @@ def test_nothing_held_out_is_trained_on():
 
 def test_prompts_are_read_as_they_are_written():
     assert all(parsed(scene.expanded) == scene._replace(shadow=scene.place) for scene in scenes(held_out=True))
+
+
+def test_the_page_says_what_a_picture_costs_and_how_many_seeds_there_are():
+    assert [rows_of(name_of(arm)) for arm in range(6)] == [12, 12, 12, 18, 18, 18]
+    said = (RESULTS / "lina.md").read_text("utf-8")
+    assert "18 rows of the network without strengths, 12 under the best fixed ones, and 12 to 18 under adaptive" in said
+    assert "| adaptive less fixed | 2.9 | 2.4 to 3.3 | 6 |" in said  # Student's t
+    assert "| tree over strengths, early levels | 91.32 ± 0.69 | 3 |" in said
 
 
 def test_the_page_is_that_of_its_rows():
