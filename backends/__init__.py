@@ -42,6 +42,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     "steered": ("guidance:Steered", "steered(mnist(), measurement(pooled(4), 'observed.png', tolerance=0.2))"),
     "lacon": ("guidance.lacon:lacon", "lacon(mnist(), 'edges.safetensors', './seen.png', tolerance=0.2)"),
     "clamp": ("wrappers.clamped:clamp", "clamp(mnist(), './mask.png', './seed.png', inverted=True)"),
+    "diffeditor": (
+        "guidance.moves:diffeditor",
+        "diffeditor(mnist(eta=0.0), './digit.png', './digit_mask.png', by=(0, 3))",
+    ),
     "regional": ("roots.regional:regional", "regional(mnist(eta=0.0), './mask.png', eta=0.4)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "edited": ("roots:edited", "edited(mnist(), './digit.png', keep='./mask.png', strength=0.8)"),

@@ -2,6 +2,7 @@
 are scored by a declared value."""
 
 from treesearch.backends.guidance.das import DAS
+from treesearch.backends.guidance.diffeditor import DiffEditor
 from treesearch.backends.guidance.diffuser import Diffuser
 from treesearch.backends.guidance.dps import DPS
 from treesearch.backends.guidance.elucd import EluCD
@@ -21,6 +22,7 @@ __all__ = [
     "DPS",
     "TDS",
     "Aligned",
+    "DiffEditor",
     "Diffuser",
     "EluCD",
     "FlowChef",

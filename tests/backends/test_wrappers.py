@@ -22,9 +22,11 @@ from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.exact.moments import Moments
 from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion, Valued
+from treesearch.backends.guidance.diffeditor import DiffEditor
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.backends.guidance.lacon import Aligned, LaCon
+from treesearch.backends.guidance.regions import moved
 from treesearch.backends.guidance.steered import Steered
 from treesearch.backends.guidance.universal import Universal
 from treesearch.backends.interventions import Actions, Away, Intervened, Intervention, Proposal
@@ -123,7 +125,7 @@ class Known(Bed):
 
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
-    inside = {Aligned, LaCon, Intervened, Expanded, Retrieved, Away, Proposal, Actions}
+    inside = {DiffEditor, Aligned, LaCon, Intervened, Expanded, Retrieved, Away, Proposal, Actions}
     return (Flow if kind in (Heun, Regional) else Known if kind in inside else Bed)(*name)
 
 
@@ -156,6 +158,7 @@ def make(kind, kernel):
         Clamp: lambda k: Clamp(k, MASK, held),
         Absent: lambda k: Absent(k, {"text": torch.zeros(6, 1, 2)}),
         Rooted: lambda k: Rooted(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
+        DiffEditor: lambda k: DiffEditor(k, torch.zeros(7, 1, 3, 2, dtype=F64), moved(MASK, (0, 0)), parts=("",)),
         Regional: lambda k: Regional(k, MASK, eta=0.5),
         Direct: lambda k: Direct(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
         WarmStart: lambda k: WarmStart(k, torch.zeros(1, 1, 3, 2, dtype=F64), 3),

@@ -51,7 +51,9 @@ ROOMS = {
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS, COSINES},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains", f"{REWARDS}.files"} | REWARD,
-    f"{BACKENDS}.guidance": {f"{BACKENDS}.{name}" for name in ("base", "chains", "models", "wrappers")}
+    f"{BACKENDS}.guidance": {
+        f"{BACKENDS}.{name}" for name in ("base", "chains", "interventions", "models", "roots", "wrappers")
+    }
     | REWARD
     | {f"{REWARDS}.{name}" for name in ("algebra", "files", "observation", "outlines")}
     | {HEADED},

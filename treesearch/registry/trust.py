@@ -35,6 +35,7 @@ REACHING = frozenset(
         "memory",
         "clamp",
         "regional",
+        "diffeditor",
         "edited",
         "image_reward",
         "clip_score",
