@@ -14,8 +14,8 @@ are its own to the bit.
 Guides, masks and roots go around, interventions within. D is the mean of the kernel's own step, with its noise or
 without.
 
-Source: Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code (Ju et al., 2024), section 4, algorithm
-1 and table 3.
+Source: Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code (Ju et al., 2024), section 4, and its
+ablation of s.
 """
 
 from __future__ import annotations
@@ -71,14 +71,9 @@ class Direct(Wrapper):
 
     def __post_init__(self) -> None:
         spec, path = self._spec, self.path
-        if (
-            path.ndim < 2
-            or tuple(path.shape[2:]) != spec.state_shape
-            or len(path) != spec.num_steps + 1
-            or not path.shape[1]
-        ):
-            want = (spec.num_steps + 1, "n", *spec.state_shape)
-            raise ValueError(f"path has shape {tuple(path.shape)}, expected {want}, x_0..x_T of n pictures: `invert`")
+        got, want = tuple(path.shape), (spec.num_steps + 1, "n", *spec.state_shape)
+        if len(got) < 2 or got[1] < 1 or (got[0], *got[2:]) != (want[0], *want[2:]):
+            raise ValueError(f"path has shape {got}, expected {want}, x_0..x_T of n pictures: `invert`")
         if not path.isfinite().all():
             raise ValueError("the path has entries that are not finite")
         if not is_number(self.correction, -1e6, 1e6):

@@ -93,6 +93,17 @@ def test_tokens_are_those_of_the_pipelines(tiny_root):
                 words_of(tiny.clip_tokenizer(), SOURCE, length)
 
 
+def test_a_prompt_that_is_not_its_words_is_refused():
+    class Backwards:
+        """Reads a whole prompt from its end."""
+
+        def __call__(self, text, **settings):
+            return type("", (), {"input_ids": [ord(letter) for letter in reversed(text.replace(" ", ""))]})
+
+    with pytest.raises(ValueError, match="are not those of its words"):
+        words_of(Backwards(), "ab cd", 9)
+
+
 # What the network makes of it
 
 
