@@ -45,7 +45,7 @@ from treesearch.backends.base.capture import captured
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.guidance.base import loose
 from treesearch.backends.guidance.regions import PUBLISHED, Places, Region, Strengths
-from treesearch.backends.interventions.base import check_window, network_of
+from treesearch.backends.interventions.base import network_of, window, within
 from treesearch.backends.interventions.directions import given_rows, part_of
 from treesearch.backends.roots.rooted import image_of
 from treesearch.rewards.numeric import is_number
@@ -115,7 +115,7 @@ class DiffEditor(Wrapper):
             raise ValueError(f"strengths are {self.strengths!r}, expected finite numbers >= 0")
         if self.max_shift is not None and not (self.weights and is_number(self.max_shift) and self.max_shift > 0):
             raise ValueError(f"max_shift is {self.max_shift!r}, expected a positive number of a shift with weights")
-        check_window(self.window, spec.num_steps)
+        object.__setattr__(self, "window", window(self.window, spec.num_steps))
         self._check_levels()
 
     def _check_path(self, path: Tensor) -> None:
@@ -265,7 +265,7 @@ class DiffEditor(Wrapper):
         if self.window is None:
             told = [5 * i < steps or (5 * i < 3 * steps and i % 2 == 0) for i in passed]
         else:
-            told = [self.window[0] <= t <= self.window[1] for t in range(steps + 1)]
+            told = [within(self.window, t) for t in range(steps + 1)]
         noisy = [s or not self.weights for s in self._spec.stochastic]
         every = zip(range(steps + 1), told, noisy, strict=True)
         return torch.tensor([t > 0 and a and b and self.scale > 0 for t, a, b in every], device="cpu")

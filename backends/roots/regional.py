@@ -22,7 +22,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
-from treesearch.backends.interventions.base import check_window
+from treesearch.backends.interventions.base import window, within
 from treesearch.backends.roots.masks import mask_of
 from treesearch.rewards import files
 from treesearch.rewards.numeric import is_number
@@ -66,18 +66,14 @@ class Regional(Wrapper):
             raise ValueError(f"mask must be bool with an entry, got {self.mask.dtype}, {int(self.mask.sum())} set")
         if not is_number(self.eta, 0, 1):
             raise ValueError(f"eta is {self.eta!r}, expected 0..1")
-        if self.levels is not None:
-            object.__setattr__(self, "levels", tuple(self.levels))
-        check_window(self.levels, spec.num_steps)
+        object.__setattr__(self, "levels", window(self.levels, spec.num_steps))
         object.__setattr__(self, "mask", self.mask.to(spec.device))
 
     @cached_property
     def chain(self) -> Chain:
         """The kernel's, with η by level and entry."""
         own: Chain = self.kernel.chain
-        low, high = self.levels or (1, own.schedule.num_steps)
-        t = torch.arange(own.schedule.num_steps + 1, device="cpu")
-        eta = self.eta * ((t >= low) & (t <= high)).double()
+        eta = self.eta * within(self.levels, torch.arange(own.schedule.num_steps + 1, device="cpu")).double()
         inside = self.mask.cpu()[None].double()
         regional = Chain(own.schedule, eta=expand(eta, inside) * inside, clip_sample=own.clip_sample)
         return regional.to(own.alpha.device)
