@@ -169,8 +169,11 @@ class Intervened(Wrapper):
 
 
 def law_of(kernel: Any) -> str:
-    """Whose law the chain of a kernel has, in words."""
-    return optional(kernel, "base_law") or str(optional(kernel, "name", type(kernel).__name__))
+    """Whose law the chain of a kernel has, in words; wrappers that say nothing have that of what they are around."""
+    if said := optional(kernel, "base_law"):
+        return said
+    inner = isinstance(kernel, Wrapper)
+    return law_of(kernel.kernel) if inner else str(optional(kernel, "name", type(kernel).__name__))
 
 
 def network_of(kernel: Any) -> Any:

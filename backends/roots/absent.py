@@ -15,8 +15,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Transition, Wrapper, fingerprint, optional
+from treesearch.backends.base import Cond, Transition, Wrapper, fingerprint
 from treesearch.backends.chains.diffusion import NEGATIVE
+from treesearch.backends.interventions.base import law_of
 from treesearch.backends.roots.rooted import image_of
 
 
@@ -44,8 +45,7 @@ class Absent(Wrapper):
     @property
     def base_law(self) -> str:
         """Whose law p is."""
-        inner = optional(self.kernel, "base_law") or str(optional(self.kernel, "name", type(self.kernel).__name__))
-        return f"{inner} under an ∅ of its own"
+        return f"{law_of(self.kernel)} under an ∅ of its own"
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
         return self.kernel.transition(x, t, self.put(t, cond))

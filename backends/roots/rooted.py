@@ -23,6 +23,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Spec, Wrapper, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.interventions.base import law_of
 from treesearch.rewards.numeric import is_whole
 
 
@@ -79,9 +80,9 @@ class Rooted(Wrapper):
     @property
     def base_law(self) -> str:
         """Whose law p is."""
-        inner = optional(self.kernel, "base_law") or str(optional(self.kernel, "name", type(self.kernel).__name__))
-        how = "noised" if self.noised else "inverted"
-        return f"{inner} from {self.path.shape[1]} image{'s' * (self.path.shape[1] > 1)} {how} to t = {self.num_steps}"
+        count, how = self.path.shape[1], "noised" if self.noised else "inverted"
+        images = "1 image" if count == 1 else f"{count} images"
+        return f"{law_of(self.kernel)} from {images} {how} to t = {self.num_steps}"
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any] | None:
         """Conditioning of prompts, one for each image.

@@ -122,7 +122,7 @@ def test_guides_inside_stay_and_tables_by_level_are_cut():
     law = rooted.transition(path()[3], torch.full((3,), 3))
     assert law.base_mean is not None
     assert len(describe(rooted).rows_per_nfe) == 4
-    assert rooted.base_law.endswith("3 images inverted to t = 3")
+    assert rooted.base_law == "GaussianStates from 3 images inverted to t = 3"
     one, other = (Rooted(states(), path()[:, [i]], level=3).fingerprint for i in (0, 1))
     assert one != other
     assert "half" in str(rooted.fingerprint)
