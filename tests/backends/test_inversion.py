@@ -5,14 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.support import tiny
+from tests.support.conditional import cond_of
 from tests.support.flows import GaussianFlow, diagonal, draws, log_snr, run
+from treesearch.backends.chains import inversion
 from treesearch.backends.chains.diffusion import Chain, DiffusionKernel
-from treesearch.backends.chains.inversion import invert
+from treesearch.backends.chains.inversion import invert, walk
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.chains.second_order import SecondOrder
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.exact.gaussian_states import GaussianStates
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.backends.roots.negative_prompt import unguided
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 F64 = torch.float64
 COV = torch.eye(4, dtype=F64) + 0.5
 
@@ -82,6 +88,54 @@ def test_the_round_trip_is_exact_from_pure_noise(eta):
     assert (run(flow(), path[8]) - X0).abs().max() < 1e-12
     last = invert(flow(), X0)
     assert (flow().transition(last[8], torch.full((3,), 8)).mean - last[7]).abs().max() < 1e-12
+
+
+def test_one_evaluation_of_a_flow_is_euler_s_step_back():
+    """x_t = x_s + (σ_t - σ_s) v(x_s, t), but from pure noise."""
+
+    def v(x, told):
+        return 0.3 * x.sin() + told[:, None].float() / 1000
+
+    schedule = Schedule.flow(torch.linspace(0, 1, 6))
+    path = invert(DiffusionKernel(v, state_shape=(4,), schedule=schedule), X0.float())
+    for t in range(1, 5):
+        step = float(schedule.sigma[t] - schedule.sigma[t - 1])
+        want = path[t - 1] + step * v(path[t - 1], schedule.timestep[t - 1].repeat(3))
+        assert (path[t] - want).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("steps", [8, 28])
+def test_on_a_flow_it_misses_half_of_what_the_rule_for_noise_would(steps, monkeypatch):
+    """α_t/α_s keeps ε̂, where the paths of a flow are nearly straight in v."""
+    ours = float((run(flow(steps), invert(flow(steps), X0)[-1]) - X0).norm())
+    gains = inversion._gains
+
+    def kept(chain, t, iterations):
+        below, here = chain.schedule.alpha[t - 1 : t + 1]
+        return [here / below] if here > 0 else gains(chain, t, iterations)
+
+    monkeypatch.setattr(inversion, "_gains", kept)
+    assert ours < 0.6 * float((run(flow(steps), invert(flow(steps), X0)[-1]) - X0).norm())
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_picture_of_a_flow_pipeline_comes_back(name, tiny_root):
+    """From α_T = 0, where nothing of it is left; each evaluation more is a digit or so."""
+    text = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3" else {}
+    kernel = DiffusersKernel.from_pretrained(
+        str(tiny.checkpoint(name, tiny_root)), num_steps=10, device="cpu", height=16, width=16, components=text, eta=0.0
+    )
+    cond = cond_of(kernel, ["a cat"])
+    cond = unguided(kernel, cond) if kernel.family.guided else cond
+    assert kernel.chain.schedule.alpha[-1] == 0
+    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x0 = kernel.state_of(picture)[None]
+    miss = []
+    for iterations in (1, 4):
+        back = walk(kernel, invert(kernel, x0, cond=cond, iterations=iterations)[-1], 10, cond=cond)
+        miss.append(float((back - x0).square().mean().sqrt()))
+    assert miss[1] < 0.05 * miss[0]
+    assert (kernel.decode(back) - kernel.decode(x0)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
