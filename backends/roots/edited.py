@@ -20,11 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, describe, optional
 from treesearch.backends.chains.diffusion import NEGATIVE
 from treesearch.backends.chains.inversion import invert, walk
+from treesearch.backends.roots.bdia import Bdia, inverted
+from treesearch.backends.roots.direct import Direct, direct
 from treesearch.backends.roots.masks import on_state
 from treesearch.backends.roots.negative_prompt import negative_prompt, unguided
 from treesearch.backends.roots.null_text import null_text
@@ -41,6 +44,7 @@ def edited(
     keep: files.File | None = None,
     source: str | None = None,
     inversion: str = "ddim",
+    control: str | None = "either",
     strength: float = 1.0,
     iterations: int = 1,
 ) -> Rooted:
@@ -51,8 +55,9 @@ def edited(
         image: file of a picture of the kernel's size.
         keep: file of a mask of the picture, white is kept; None keeps nothing.
         source: prompt that describes the picture; None inverts without one.
-        inversion: 'ddim'; 'negative_prompt' and 'null_text', which change the ∅ of guidance beside it; or 'noise',
-            fresh noise in place of an inverted path.
+        inversion: 'ddim'; 'direct', with the path beside the edit; 'negative_prompt' and 'null_text', which change the
+            ∅ of guidance; 'bdia', exact for chains without noise; or 'noise', fresh in place of an inverted path.
+        control: attention that 'direct' takes from the path, where there is a source prompt; see `roots.direct`.
         strength: L/T, the share of the steps that are taken, in (0, 1].
         iterations: evaluations a level of the inversion; see `chains.inversion.invert`. No budget pays for them.
 
@@ -68,9 +73,11 @@ def edited(
     steps = int(kernel.num_steps)
     x0 = state_of(kernel, image)[None]
     level = max(round(strength * steps), 1)
-    found = Asked(x0, conditioning(kernel, source), iterations, level)
-    kernel, path = INVERSIONS[inversion](kernel, found)
+    asked = Asked(x0, source, conditioning(kernel, source), control, iterations, level)
+    kernel, path = INVERSIONS[inversion](kernel, asked)
     if keep is not None:
+        if isinstance(kernel, Bdia):
+            raise ValueError("states of bdia are pairs, in which nothing can be kept: leave keep or bdia out")
         mask = kept(keep, describe(kernel, identify=False).state_shape, _size(image))
         kernel = Clamp(kernel, mask, path if len(path) > 1 else path[0, 0])
     return Rooted(kernel, path, level=level, noised=len(path) == 1)
@@ -79,13 +86,26 @@ def edited(
 def reconstruction(kernel: Rooted, source: str | None = None) -> Any:
     """The sample that the chain without noise leads to under the source prompt, nothing kept; None from fresh noise.
 
-    Its misses are those of the inversion and of the guidance, before any search.
+    Its misses are those of the inversion and of the guidance, before any search; the source branch of 'direct' has
+    none.
     """
     if kernel.noised:
         return None
     inner = kernel.kernel.kernel if isinstance(kernel.kernel, Clamp) else kernel.kernel
-    level, cond = kernel.num_steps, conditioning(inner, source)
-    return kernel.decode(walk(inner, kernel.path[level], level, cond=cond))[0]
+    return kernel.decode(_back(inner, kernel, conditioning(inner, source)))[0]
+
+
+def _back(inner: Any, kernel: Rooted, cond: Cond) -> Tensor:
+    """x_0 of the chain without noise (1, *state)."""
+    if isinstance(inner, Direct):
+        return kernel.path[0, :1]
+    x = kernel.path[kernel.num_steps, :1]
+    if not isinstance(inner, Bdia):
+        return walk(inner, x, kernel.num_steps, cond=cond)
+    with torch.no_grad():
+        for t in range(kernel.num_steps, 0, -1):
+            x = inner.transition(x, torch.full((1,), t, device=x.device), cond).mean
+    return x
 
 
 def state_of(kernel: Any, image: files.File) -> Tensor:
@@ -154,13 +174,17 @@ class Asked(NamedTuple):
 
     Args:
         x0: of the picture, (1, *state).
-        cond: of its prompt.
+        source: its prompt, or None.
+        cond: of that prompt.
+        control: attention that is shared, where there is a prompt.
         iterations: evaluations a level.
         level: where the chain will begin.
     """
 
     x0: Tensor
+    source: str | None
     cond: Cond
+    control: Any
     iterations: int
     level: int
 
@@ -173,6 +197,16 @@ class Asked(NamedTuple):
 
 def _ddim(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
     return kernel, asked.path(kernel)
+
+
+def _direct(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
+    path = asked.path(kernel)
+    return direct(kernel, path, asked.source, asked.control if asked.source else None), path
+
+
+def _bdia(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
+    pairs = Bdia(kernel, double=True)
+    return pairs, inverted(pairs, asked.x0, cond=asked.cond, iterations=asked.iterations)
 
 
 def _negative_prompt(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
@@ -190,7 +224,9 @@ def _noise(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
 
 INVERSIONS: dict[str, Callable[[Any, Asked], tuple[Any, Tensor]]] = {
     "ddim": _ddim,
+    "direct": _direct,
     "negative_prompt": _negative_prompt,
     "null_text": _null_text,
+    "bdia": _bdia,
     "noise": _noise,
 }

@@ -66,6 +66,25 @@ def test_an_empty_prompt_of_its_own_brings_the_picture_back_under_guidance(folde
     assert missed(inversion) < missed("ddim")
 
 
+@pytest.mark.parametrize("control", ["either", "kv", None])
+def test_direct_inversion_has_the_picture_beside_the_edit(folder, kernel, control):
+    made = edited(
+        kernel, folder / "photo.png", source="a cat", keep=folder / "keep.png", inversion="direct", control=control
+    )
+    found = ts.search(made, kernels.total, ts.BestOfN(n=2), budget=ts.Budget(nfe=8), prompts=["a dog"])
+    assert found.cost.nfe == 8
+    assert torch.equal(reconstruction(made, "a cat"), kernel.decode(made.path[0])[0])
+
+
+def test_bdia_brings_the_picture_back_under_guidance(folder, tiny_root):
+    still = diffusers(tiny.checkpoint("sd", tiny_root), num_steps=4, guidance_scale=6.0, eta=0.0)
+    made = edited(still, folder / "photo.png", source="a cat", inversion="bdia")
+    again = reconstruction(made, "a cat")
+    assert (again - still.decode(state_of(still, folder / "photo.png")[None])[0]).abs().max() < 1e-3
+    with pytest.raises(ValueError, match="pairs"):
+        edited(still, folder / "photo.png", keep=folder / "keep.png", source="a cat", inversion="bdia")
+
+
 def test_a_latent_is_kept_where_all_of_its_pixels_are(folder):
     mask = kept(folder / "keep.png", (4, 8, 8), (SIZE, SIZE))
     want = torch.ones(8, 8, dtype=torch.bool)

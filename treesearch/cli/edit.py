@@ -24,6 +24,7 @@ from treesearch.report.tables import say
 from treesearch.rewards import files
 from treesearch.session.interfaces import Options
 
+CONTROLS = ("either", "replace", "refine", "kv", "none")
 NFE = 2_000  # where no limit is named
 
 
@@ -44,7 +45,9 @@ class Edit(Command):
     target: str | None = None
     """prompt of the edit"""
     inversion: str = "ddim"
-    """how the picture becomes noise"""
+    """how the picture becomes noise: ddim, direct, negative_prompt, null_text, bdia or noise"""
+    control: str = "either"
+    """attention that direct takes from the picture's path: either, replace, refine, kv or none"""
     strength: float = 1.0
     """share of the steps that are taken"""
     method: str = "tree-search"
@@ -85,8 +88,10 @@ class Edit(Command):
     def _expression(self) -> str:
         """The kernel of the edits."""
         pick("inversion", self.inversion, INVERSIONS)
-        settings = {"keep": self.keep, "source": self.source, "inversion": self.inversion, "strength": self.strength}
-        said = "".join(f", {name}={value!r}" for name, value in settings.items() if value != getattr(Edit, name))
+        pick("control", self.control, CONTROLS)
+        names = ("keep", "source", "inversion", "control", "strength")
+        settings = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Edit, name)}
+        said = "".join(f", {name}={None if value == 'none' else value!r}" for name, value in settings.items())
         return f"edited({self.kernel}, {self.image!r}{said})"
 
     def _prompts(self, kernel: Any) -> list[str] | None:
