@@ -269,19 +269,21 @@ def again():
     return Halved
 
 
-def named():
+def computed(code):
     class Halved(Own):
-        @property
-        def identity(self):
-            return [self.strengths, 1]
+        factor = property(code)
+
+        def on(self, network, rows):
+            return Fade((self.factor,)).on(network, rows)
 
     return Halved
 
 
 def test_the_code_of_an_intervention_is_part_of_what_it_is():
-    found = [Intervened(KERNEL, kind()()).fingerprint for kind in (twice, again, named)]
+    kinds = (twice(), again(), computed(lambda self: 0.5), computed(lambda self: 0.2))
+    found = [Intervened(KERNEL, kind()).fingerprint for kind in kinds]
     assert None not in found
-    assert len(set(found)) == 3
+    assert len(set(found)) == 4
     assert Intervened(KERNEL, twice()()).fingerprint == found[0]
 
 
