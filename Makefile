@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence hspace-evidence pages clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence hspace-evidence pie-evidence train-painter pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -82,6 +82,19 @@ restore-evidence: $(STAMP)  ## posteriors of digits by published rules and by se
 actions-evidence: $(STAMP)  ## actions inside the network beside noise at equal cost, then the page: half an hour; run again to go on
 	@$(PY) -m experiments.interventions.compare run --out $(RESULTS)/interventions/compare.jsonl
 	@$(PY) -m experiments.interventions.compare report --rows $(RESULTS)/interventions/compare.jsonl --out $(RESULTS)/interventions/compare.md
+
+train-painter: $(STAMP)  ## train the painter of PIE-mini and the score of its edits again: ten minutes
+	@$(PY) -m experiments.pie_mini.train --out checkpoints/painter
+	@$(PY) -m experiments.pie_mini.scorer --out checkpoints/scorer
+	@cp checkpoints/painter/weights.safetensors experiments/pie_mini/weights/painter.safetensors
+	@cp checkpoints/scorer/weights.safetensors experiments/pie_mini/weights/scorer.safetensors
+
+pie-evidence: $(STAMP)  ## inversions and searches over edits on PIE-mini, then the pages: half an hour; run again to go on
+	@$(PY) -m experiments.pie_mini.table run --out $(RESULTS)/pie_mini/table.jsonl
+	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
+	@$(PY) -m experiments.pie_mini.search run --out $(RESULTS)/pie_mini/search.jsonl
+	@$(PY) -m experiments.pie_mini.search report --rows $(RESULTS)/pie_mini/search.jsonl \
+	    --out $(RESULTS)/pie_mini/search.md --figure $(RESULTS)/pie_mini/search.png
 
 bench: $(STAMP)  ## overhead, tree speed, store: ratios within one run, JSON and a table
 	@$(PY) -m experiments.bench.overhead --out $(RESULTS)/bench/bench.json
