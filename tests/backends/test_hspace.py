@@ -180,10 +180,10 @@ def linear(sizes, rows):
 
 
 def test_directions_have_settled_when_they_turn_by_no_more_than_the_tolerance():
-    j, made = linear(0.9 ** torch.arange(30).double(), 6)
-    v, _ = made.settled(2, 0.05, 200, 0)
+    j, made = linear(0.8 ** torch.arange(30).double(), 6)
+    v, _ = made.settled(2, 0.1, 200, 0)
     new = torch.linalg.qr((v @ j.T @ j).T).Q.T
-    assert torch.linalg.matrix_norm(v - v @ new.T @ new, 2) < 0.05
+    assert torch.linalg.matrix_norm(v - v @ new.T @ new, 2) < 0.1
 
 
 class Experts:
