@@ -91,7 +91,7 @@ def test_what_is_kept_is_the_source_bitwise_and_what_is_not_differs():
     x = kernel.prior(torch.zeros(4, *SHAPE, dtype=F64), {"task": asked})
     for t in range(5, 0, -1):
         law = kernel.transition(x, torch.full((4,), t), {"task": asked})
-        x = law.sample(torch.randn(4, *SHAPE, dtype=F64))
+        x = law.sample(torch.randn(4, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(t)))
         assert torch.equal(x[:, KEEP], path()[t - 1, asked][:, KEEP])
     assert torch.equal(x[:, KEEP], IMAGES[asked][:, KEEP])
     assert (x - IMAGES[asked])[:, ~KEEP].abs().min() > 1e-3
