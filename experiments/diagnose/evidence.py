@@ -28,10 +28,9 @@ from scipy.stats import t as student
 import treesearch as ts
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
-from experiments.shared.sweep import Sweep, check_seeds, command_line
+from experiments.shared.sweep import Sweep, check_seeds, command_line, reporting
 from treesearch.registry import registry
 from treesearch.report.tables import markdown_table
-from treesearch.runs.files import write_text
 from treesearch.session.rebuild import build_method
 
 KEY = ("reward", "arm", "seed")
@@ -171,22 +170,6 @@ def compared(rows: Sequence[Row], reward: str) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The table of docs/diagnose.md."""
-
-    rows: Path = Path("runs/results/diagnose.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/diagnose.md")
-    """the report"""
-
-    def run(self) -> int:
-        rows = Cells(self.rows, KEY).rows
-        write_text(self.out, report(rows))
-        print(self.out)
-        return 0
-
-
 COLUMNS = ("reward", "pilot", "default", "suggested", "suggested − default, sd", "is", "seeds")
 
 
@@ -227,7 +210,7 @@ def suggested(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("diagnose_evidence", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line("diagnose_evidence", {"run": Run, "report": reporting("diagnose", KEY, report)}, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from experiments.headhunter import report
 from experiments.headhunter.hunt import HeadSet, by_part, every_head, hunt, layers, others, written
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
-from experiments.shared.sweep import Sweep, command_line
+from experiments.shared.sweep import Sweep, command_line, reporting
 from treesearch.backends import softpag
 from treesearch.backends.interventions.base import network_of
 from treesearch.backends.interventions.heads import attentions
 from treesearch.registry import registry
-from treesearch.runs.files import write_text
 
 HUNTED, HELD = 1, 2  # seeds of the pairs
 
@@ -141,23 +140,11 @@ def _read(heads: str) -> set[tuple[str, int]]:
     return {(name, int(head)) for name, *of in parts for head in of}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write the page of all rows."""
-
-    rows: Path = Path("runs/results/headhunter.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/headhunter.md")
-    """the page"""
-
-    def run(self) -> int:
-        write_text(self.out, report.page(Cells(self.rows, report.KEY).rows))
-        return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("headhunter", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line(
+        "headhunter", {"run": Run, "report": reporting("headhunter", report.KEY, report.page)}, argv, __doc__
+    )
 
 
 if __name__ == "__main__":

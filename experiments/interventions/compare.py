@@ -39,14 +39,13 @@ from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.evidence_duels import gap
 from experiments.shared.stats import mean_se
-from experiments.shared.sweep import FAILURES, Sweep, command_line
+from experiments.shared.sweep import FAILURES, Sweep, command_line, reporting
 from treesearch.backends import mnist
 from treesearch.backends.interventions import Actions
 from treesearch.backends.interventions.hspace import hspace
 from treesearch.report.tables import markdown_table
 from treesearch.rewards.base import Reward
 from treesearch.rewards.images import image
-from treesearch.runs.files import write_text
 
 T = 25
 LEVELS = (25, 20, 15, 10, 5)  # where trees branch
@@ -137,21 +136,6 @@ class Run:
 COLUMNS = ("arm", "best at a quarter", "best", "judge's certainty", "seeds")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The page of the rows."""
-
-    rows: Path = Path("runs/results/interventions/compare.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/interventions/compare.md")
-    """the page"""
-
-    def run(self) -> int:
-        write_text(self.out, report(Cells(self.rows, KEY).rows))
-        print(self.out)
-        return 0
-
-
 def report(rows: Sequence[Row]) -> str:
     """The page.
 
@@ -206,7 +190,9 @@ def told(found: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("compare", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line(
+        "compare", {"run": Run, "report": reporting("interventions/compare", KEY, report)}, argv, __doc__
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from experiments.interventions.directions import boxed, carried, noises, state_a
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.stats import mean_se
-from experiments.shared.sweep import Sweep, command_line
+from experiments.shared.sweep import Sweep, command_line, reporting
 from treesearch.backends.interventions.base import CHOSEN
 from treesearch.backends.interventions.directions import Directions
 from treesearch.backends.interventions.hspace import hspace
@@ -38,7 +38,6 @@ from treesearch.backends.interventions.rollouts import Walks, extremes, rollouts
 from treesearch.backends.models.mnist import mnist_kernel
 from treesearch.report.tables import markdown_table
 from treesearch.rewards.images.classifier import digit
-from treesearch.runs.files import write_text
 
 KEY = ("kind", "arm", "of", "t", "seed")
 T, PARTS, LEVELS = 25, ("mid_block", "up_blocks.0"), (20, 12, 5)
@@ -168,21 +167,6 @@ class Run:
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The page of the rows."""
-
-    rows: Path = Path("runs/results/interventions/hspace.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/interventions/hspace.md")
-    """the page"""
-
-    def run(self) -> int:
-        write_text(self.out, report(Cells(self.rows, KEY).rows))
-        print(self.out)
-        return 0
-
-
 BOXED = ("t", "directions", "share of Δx̂_0", "share of Δx_0", "length of Δx̂_0", "seeds")
 
 
@@ -292,7 +276,7 @@ def interval(values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("hspace", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line("hspace", {"run": Run, "report": reporting("interventions/hspace", KEY, report)}, argv, __doc__)
 
 
 if __name__ == "__main__":

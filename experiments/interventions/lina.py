@@ -32,16 +32,15 @@ from torch import Tensor
 import treesearch as ts
 from experiments.interventions.scenes import STATED, AtomReward, Scene, SceneNetwork, atoms, condition, scenes
 from experiments.shared import sweep
-from experiments.shared.cells import Cells, Row, read, where_it_ran
+from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.evidence_duels import interval
 from experiments.shared.stats import mean_se
-from experiments.shared.sweep import Sweep, check_seeds, command_line
+from experiments.shared.sweep import Sweep, check_seeds, command_line, reporting
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.interventions import Actions
 from treesearch.backends.interventions.base import CHOSEN
 from treesearch.backends.interventions.lina import Expanded, Ridge, early, lina
 from treesearch.backends.models.mnist import cosine_alphas_cumprod, from_images, to_images
-from treesearch.runs.files import write_text
 
 KEY = ("kind", "what", "seed")
 STEPS, EARLY, TAU = 12, 6, 0.3  # N, steps under strengths, τ
@@ -343,19 +342,5 @@ def _searched(rows: Sequence[Row]) -> list[str]:
 STATED_OR_CAUSED = ("stated", "caused")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write the page."""
-
-    rows: Path = Path("runs/results/interventions/lina.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/interventions/lina.md")
-    """the page"""
-
-    def run(self) -> int:
-        write_text(self.out, page(read(self.rows)))
-        return 0
-
-
 if __name__ == "__main__":
-    sys.exit(command_line("lina", {"run": Run, "report": Report}, None, __doc__))
+    sys.exit(command_line("lina", {"run": Run, "report": reporting("interventions/lina", KEY, page)}, None, __doc__))

@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from experiments.interventions.clips import DYNAMICS, SHAPE, clips_of, flight
 from experiments.interventions.train_memory import LEVELS, K, noised, references, remembering
 from experiments.interventions.video_model import VideoNetwork, build_encoder, kernel_of
-from experiments.shared.cells import Cells, Row, read
+from experiments.shared.cells import Cells, Row
 from experiments.shared.stats import bootstrap
-from experiments.shared.sweep import command_line
+from experiments.shared.sweep import command_line, reporting
 from treesearch.backends.interventions import Away, Intervened
 from treesearch.backends.interventions.memory import Memory
 from treesearch.backends.models.memory_encoder import MemoryEncoder
 from treesearch.report.tables import markdown_table
-from treesearch.runs.files import write_text
 
 KEY = ("part", "seed", "memory", "scale")
 BATCH, BATCHES = 64, 16
@@ -211,21 +210,9 @@ class Run:
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write the page from the rows."""
-
-    rows: Path = Path("runs/results/interventions/memory.jsonl")
-    out: Path = Path("runs/results/interventions/memory.md")
-
-    def run(self) -> int:
-        write_text(self.out, report(read(self.rows)))
-        return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("memory", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line("memory", {"run": Run, "report": reporting("interventions/memory", KEY, report)}, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -48,11 +48,10 @@ from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.distances import Reference
 from experiments.shared.evidence_duels import gap
 from experiments.shared.stats import mean_se
-from experiments.shared.sweep import FAILURES, Sweep, command_line
+from experiments.shared.sweep import FAILURES, Sweep, command_line, reporting
 from treesearch.backends.guidance import DAS, TDS, Valued
 from treesearch.report.tables import markdown_table
 from treesearch.rewards.images.classifier import digit
-from treesearch.runs.files import write_text
 
 F64 = NDArray[np.float64]
 KAPPA, TARGET = 200.0, 0.2
@@ -298,21 +297,6 @@ COLUMNS = (
 SHOWN = (50, 45, 40, 35, 30, 25, 20, 15, 10, 5, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The page of the rows."""
-
-    rows: Path = Path("runs/results/observations/conjunction.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/observations/conjunction.md")
-    """the page"""
-
-    def run(self) -> int:
-        write_text(self.out, report(Cells(self.rows, KEY).rows))
-        print(self.out)
-        return 0
-
-
 def report(rows: Sequence[Row]) -> str:
     """The page.
 
@@ -371,7 +355,9 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("conjunction", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line(
+        "conjunction", {"run": Run, "report": reporting("observations/conjunction", KEY, report)}, argv, __doc__
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ import treesearch as ts
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.stats import mean_se
-from experiments.shared.sweep import FAILURES, Sweep, check_seeds, command_line
+from experiments.shared.sweep import FAILURES, Sweep, check_seeds, command_line, reporting
 from treesearch.backends.base import describe
 from treesearch.backends.guidance import TDS, Aligned, LaCon, Likelihood, Steered, Valued
 from treesearch.backends.models.aligner import Aligner, load_aligner
@@ -45,7 +45,6 @@ from treesearch.report.tables import markdown_table
 from treesearch.rewards.base import Reward
 from treesearch.rewards.observation import Measurement, measurement
 from treesearch.rewards.outlines import outline
-from treesearch.runs.files import write_text
 
 KEY = ("arm", "tolerance", "work", "seed")
 T = 25
@@ -205,21 +204,6 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The page of the rows."""
-
-    rows: Path = Path("runs/results/observations/lacon.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/observations/lacon.md")
-    """the page"""
-
-    def run(self) -> int:
-        write_text(self.out, report(Cells(self.rows, KEY).rows))
-        print(self.out)
-        return 0
-
-
 def report(rows: Sequence[Row]) -> str:
     """The page.
 
@@ -271,7 +255,7 @@ def interval(values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("lacon", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line("lacon", {"run": Run, "report": reporting("observations/lacon", KEY, report)}, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ from experiments.observations.samplers import SAMPLERS, Bed, bed
 from experiments.observations.tasks import TASKS, digits, misfit, observe, psnr, weighted
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
-from experiments.shared.sweep import Sweep, command_line
-from treesearch.runs.files import write_text
+from experiments.shared.sweep import Sweep, command_line, reporting
 
 KEY = ("task", "tolerance", "truth", "sampler", "seed")
 PROBLEMS = {
@@ -148,24 +147,11 @@ def told(row: Row) -> str:
     return f"{row['samples']} samples, PSNR {row['psnr']:.1f} dB, misfit {row['misfit']:.2f}{exact}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The tables."""
-
-    rows: Path = Path("runs/results/observations/restore.jsonl")
-    """what `run` wrote"""
-    out: Path = Path("runs/results/observations/restore.md")
-    """the page"""
-
-    def run(self) -> int:
-        write_text(self.out, report(Cells(self.rows, KEY).rows))
-        print(self.out)
-        return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    return command_line("restore", {"run": Run, "report": Report}, argv, __doc__)
+    return command_line(
+        "restore", {"run": Run, "report": reporting("observations/restore", KEY, report)}, argv, __doc__
+    )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from experiments.shared.cells import Cells, Row
 from experiments.shared.grids import Entry, How
 from treesearch.errors import TreeSearchError
 from treesearch.rewards.base import RewardError
+from treesearch.runs.files import write_text
 
 FAILURES = (TreeSearchError, ArithmeticError, ValueError)  # of a cell, whose row then says why it has no figures
 
@@ -90,6 +92,32 @@ def check_seeds(seeds: Sequence[int], tuning_seeds: Sequence[int]) -> None:
     """
     if set(seeds) & set(tuning_seeds):
         raise ValueError("seeds and tuning_seeds overlap: report on seeds that nothing was tuned on")
+
+
+def reporting(name: str, key: Sequence[str], page: Callable[[Sequence[Row]], str]) -> type:
+    """A script's command `report`: the page of the rows that its command `run` wrote.
+
+    Args:
+        name: of both files below runs/results/.
+        key: of the rows.
+        page: rows -> text.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Report:
+        """The page of the rows."""
+
+        rows: Path = Path(f"runs/results/{name}.jsonl")
+        """what `run` wrote"""
+        out: Path = Path(f"runs/results/{name}.md")
+        """the page"""
+
+        def run(self) -> int:
+            write_text(self.out, page(Cells(self.rows, key).rows))
+            print(self.out)
+            return 0
+
+    return Report
 
 
 def command_line(name: str, commands: Mapping[str, Any], argv: Sequence[str] | None, description: str | None) -> int:
