@@ -173,6 +173,7 @@ pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of r
 	@$(PY) -m experiments.interventions.hspace report --rows $(RESULTS)/interventions/hspace.jsonl --out $(RESULTS)/interventions/hspace.md
 	@$(PY) -m experiments.interventions.lina report --rows $(RESULTS)/interventions/lina.jsonl --out $(RESULTS)/interventions/lina.md
 	@$(PY) -m experiments.roots.reconstruction report --rows $(RESULTS)/roots/reconstruction.jsonl --out $(RESULTS)/roots/reconstruction.md
+	@$(PY) -m experiments.roots.drag report --rows $(RESULTS)/roots/drag.jsonl --out $(RESULTS)/roots/drag.md
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist

@@ -306,5 +306,5 @@ def _slope(energy: Tensor, leaf: Tensor, keep: bool) -> Tensor:
     """∂ Σ E / ∂ leaf."""
     found = torch.autograd.grad(energy.sum(), leaf, retain_graph=keep, allow_unused=True)[0]
     if found is None:
-        raise TypeError("no gradient reaches x_t from the features: guide around this kernel, not inside a guide")
+        raise TypeError("no gradient reaches x_t from the features: a guide inside cuts it, put that one around")
     return found

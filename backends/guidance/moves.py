@@ -20,7 +20,7 @@ from torch import Tensor
 from treesearch.backends.base import describe
 from treesearch.backends.guidance.diffeditor import DiffEditor
 from treesearch.backends.guidance.regions import Region, dragged, moved
-from treesearch.backends.roots.edited import Asked, conditioning, state_of
+from treesearch.backends.roots.edited import conditioning, path_of, state_of
 from treesearch.backends.roots.masks import mask_of, on_state
 from treesearch.backends.roots.regional import Regional
 from treesearch.backends.roots.rooted import Rooted
@@ -95,5 +95,4 @@ def _regions(
 
 def _path(kernel: Any, image: files.File, source: str | None, iterations: int) -> Tensor:
     """x_0..x_T (T + 1, 1, *state) of a picture."""
-    x0 = state_of(kernel, image)[None]
-    return Asked(x0, conditioning(kernel, source), iterations, int(kernel.num_steps)).path(kernel)
+    return path_of(kernel, state_of(kernel, image)[None], conditioning(kernel, source), iterations)

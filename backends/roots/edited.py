@@ -190,9 +190,13 @@ class Asked(NamedTuple):
 
     def path(self, kernel: Any) -> Tensor:
         """The picture's path by DDIM inversion without guidance."""
-        guides = any(name.startswith(NEGATIVE) for name in self.cond or {})
-        cond = unguided(kernel, self.cond) if guides else self.cond
-        return invert(kernel, self.x0, cond=cond, iterations=self.iterations)
+        return path_of(kernel, self.x0, self.cond, self.iterations)
+
+
+def path_of(kernel: Any, x0: Tensor, cond: Cond, iterations: int) -> Tensor:
+    """x_0..x_T of a picture by DDIM inversion under conditioning of its prompt, without guidance."""
+    guides = any(name.startswith(NEGATIVE) for name in cond or {})
+    return invert(kernel, x0, cond=unguided(kernel, cond) if guides else cond, iterations=iterations)
 
 
 def _ddim(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:

@@ -12,16 +12,19 @@ from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.inversion import invert
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.guidance import TDS
 from treesearch.backends.guidance.diffeditor import DiffEditor
 from treesearch.backends.guidance.regions import Places, Region, Strengths, dragged, moved
 from treesearch.backends.models.mnist import cosine_alphas_cumprod, mnist_kernel
 from treesearch.backends.roots import Regional, Rooted
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.inpainting import Clamp
+from treesearch.rewards.base import Reward
 from treesearch.testing import check_kernel
 
 F64 = torch.float64
 SIZE, T = 8, 5
+TOTAL = Reward(lambda x, _: x.double().flatten(1).sum(1), "total", "state")
 
 
 class Net(torch.nn.Module):
@@ -38,11 +41,11 @@ class Net(torch.nn.Module):
         return self.last(torch.nn.functional.interpolate(h, scale_factor=2.0))
 
 
-def kernel(eta=0.0, dtype=torch.float32):
+def kernel(eta=0.0, dtype=torch.float32, steps=T):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         net = Net().to(dtype)
-    schedule = Schedule.variance_preserving(cosine_alphas_cumprod(), T, prediction="v")
+    schedule = Schedule.variance_preserving(cosine_alphas_cumprod(), steps, prediction="v")
     made = DiffusionKernel(net, state_shape=(1, SIZE, SIZE), schedule=schedule, eta=eta, name="net")
     made.dtype = dtype
     return made
@@ -175,18 +178,12 @@ def test_as_published_it_moves_everywhere_and_says_that_it_departs():
 
 
 def test_the_window_of_the_paper_is_the_first_steps_and_every_second_of_more():
-    chain = mnist_kernel(50, eta=0.0)
-    still = invert_free(chain)
-    told = DiffEditor(chain, still, moved(mask(shape=(28, 28)), (0, 3)), parts=("up_blocks.0",), weights=False)
+    still = torch.zeros(51, 1, 1, SIZE, SIZE)
+    told = DiffEditor(kernel(steps=50), still, REGIONS, parts=("up",), weights=False)
     levels = [t for t, n in enumerate(told.backward_per_nfe) if n]
     assert [50 - t for t in reversed(levels)] == [*range(10), *range(10, 30, 2)]
     assert set(told.backward_per_nfe) == {0, 2}
     assert told.measured.nfe == 20
-
-
-def invert_free(chain):
-    """A path of the right shape."""
-    return torch.zeros(chain.num_steps + 1, 1, *chain.state_shape)
 
 
 def test_laws_of_kernels_alone_rooted_in_cycles_and_under_a_clamp():
@@ -226,6 +223,11 @@ def test_each_row_is_edited_by_its_own_picture_and_a_search_pays_for_the_feature
     for row, i in enumerate(image.tolist()):
         assert torch.allclose(law.mean[row], alone[i].mean[row], rtol=0, atol=1e-5)
     assert not torch.allclose(alone[0].mean, alone[1].mean, rtol=0, atol=1e-3)
+    pasted = edited(of=of[:, :1], reference=of[:, 1:])  # its region is the other picture's, the rest its own
+    got, own, other = (editor.energies(x, t) for editor in (pasted, edited(of=of[:, :1]), edited(of=of[:, 1:])))
+    assert torch.allclose(got[0], other[0], rtol=0, atol=1e-5)
+    assert not torch.allclose(got[0], own[0], rtol=0, atol=1e-3)
+    assert pasted.measured.nfe == 2 * edited(of=of[:, :1]).measured.nfe
     found = ts.search(
         Rooted(both, of), lambda s: s.flatten(1).sum(1), ts.BestOfN(n=2), prompts=["a", "b"], budget=ts.Budget(nfe=20)
     )
@@ -310,6 +312,14 @@ def test_files_say_what_goes_where(tmp_path):
     Image.new("L", (20, 28)).save(file)
     with pytest.raises(ValueError, match="28 x 28"):
         ts.backends.diffeditor(base, file, region, by=(0, 3))
+
+
+def test_a_guide_by_a_reward_goes_around_it():
+    x, t = rows()
+    with pytest.raises(TypeError, match="a guide inside cuts it, put that one around"):
+        edited(TDS(Regional(kernel(), INSIDE), TOTAL)).transition(x, t)
+    around = TDS(edited(), TOTAL, through_network=False).transition(x, t)
+    assert (around.mean != edited().transition(x, t).mean).any()
 
 
 WRONG = [
