@@ -89,7 +89,7 @@ train-painter: $(STAMP)  ## train the painter of PIE-mini and the score of its e
 	@cp checkpoints/painter/weights.safetensors experiments/pie_mini/weights/painter.safetensors
 	@cp checkpoints/scorer/weights.safetensors experiments/pie_mini/weights/scorer.safetensors
 
-pie-evidence: $(STAMP)  ## inversions and searches over edits on PIE-mini, then the pages: half an hour; run again to go on
+pie-evidence: $(STAMP)  ## inversions and searches over edits on PIE-mini, then the pages: an hour; run again to go on
 	@$(PY) -m experiments.pie_mini.table run --out $(RESULTS)/pie_mini/table.jsonl
 	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
 	@$(PY) -m experiments.pie_mini.search run --out $(RESULTS)/pie_mini/search.jsonl

@@ -6,10 +6,12 @@
     r = score of the edit - 200 (mean squared change of the background)
 
 the score that of `experiments.pie_mini.scorer`, a classifier; edits are judged by a program that no search sees. T = 25
-at w = 7.5, from x_8 on the inverted path of the picture, with the noise of η = 1 below it:
+at w = 7.5, with the noise of η = 1 below the root:
 
-    pinned      what is outside the mask is held on the path, bitwise (`Clamp`): siblings differ inside the mask alone
-    free        nothing is held: no mask but in the reward
+    pinned      from x_8 on the inverted path of the picture; what is outside the mask is held on the path, bitwise
+                (`Clamp`): siblings differ inside the mask alone
+    free        the same, and nothing is held: no mask but in the reward
+    noised      from x_12, the picture under fresh noise: image-to-image, nothing is held; no inversion
 
 Methods and single shots are those of this library and of the table (`experiments.pie_mini.table`); an evaluation is two
 rows of the network, as everywhere under guidance, and those of the inversion are added to the budget of a search. Each
@@ -45,7 +47,7 @@ from treesearch.rewards import background
 from treesearch.rewards.base import Reward
 from treesearch.runs.files import write_text
 
-T, LEVEL, WEIGHT = 25, 8, 200.0
+T, WEIGHT = 25, 200.0
 KEY = ("arm", "method", "budget", "seed")
 METHODS = {
     "BestOfN": ts.BestOfN(),
@@ -53,11 +55,13 @@ METHODS = {
     "DTS*": ts.DiffusionTreeSearch(widening_c=1.0, widening_alpha=0.5, wave=2),
     "FK": ts.FeynmanKac(lam=20.0),
 }
-ARMS = ("pinned", "free")
+ARMS = {"pinned": 8, "free": 8, "noised": 12}  # the level of the root
+INVERTED = {"pinned": T / 2, "free": T / 2, "noised": 0.0}  # guided evaluations that the path costs
 BUDGETS = (40, 160)
 DRAW = "one draw"
 SHOTS = ("noise .5", "ddim", "npi", "null", "direct + p2p", "direct + kv", "ddim + mask")
 SINGLE = "single shot"
+TICKS = (10, 20, 50, 100, 200, 300)
 
 
 def pairs_of(seed: int) -> list[pictures.Pair]:
@@ -88,7 +92,9 @@ def kernel_of(arm: str, seed: int, weights: Path) -> tuple[Bed, Any]:
     inside: Any = bed.guided
     if arm == "pinned":
         inside = Clamp(inside, ~bed.masks[:, None].expand_as(bed.x0), bed.path)
-    return bed, rooted(inside, bed.path, LEVEL / T)
+    if arm == "noised":
+        return bed, rooted(inside, bed.x0[None], ARMS[arm] / T, noised=True)
+    return bed, rooted(inside, bed.path, ARMS[arm] / T)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ class Run:
         every: Sweep[Job] = Sweep(Cells(self.out, KEY), cell, words)
         for seed in range(self.seeds):
             every.fill(Job(SINGLE, shot, 0, seed) for shot in self.shots)
-            every.fill(Job(arm, DRAW, LEVEL, seed) for arm in ARMS)
+            every.fill(Job(arm, DRAW, level, seed) for arm, level in ARMS.items())
             every.fill(Job(arm, m, b, seed) for b in self.budgets for arm in ARMS for m in METHODS)
         return 0
 
@@ -209,11 +215,11 @@ def report(rows: Sequence[Row]) -> str:
     groups = grouped(done)
     lines = [line(name, found) for name, found in groups.items()]
     return (
-        f"# Search over edits\n\nT = {T}, w = {SCALE}, from x_{LEVEL}, reward = edit score - {WEIGHT:g} × (change of "
+        f"# Search over edits\n\nT = {T}, w = {SCALE}, reward = edit score - {WEIGHT:g} × (change of "
         "the background); what the rows are is in the head of `experiments/pie_mini/search.py`. Six pairs a seed, one "
         "of each kind, means over pairs and seeds with 95 % intervals over pairs (percentile bootstrap). Evaluations "
-        f"are those of guided steps a picture; a search has {T / 2:g} more for the inversion, which single shots have "
-        "in theirs. Inside: between the edit and the picture that it asks for, within the mask.\n\n"
+        f"are those of guided steps a picture; a search from a path has {T / 2:g} more for the inversion, which single "
+        "shots have in theirs. Inside: between the edit and the picture that it asks for, within the mask.\n\n"
         f"{markdown_table(lines, COLUMNS)}\n\n![reward against evaluations](search.png)\n\n## Searches beside single "
         f"shots\n\n{duels(groups)}\n"
     )
@@ -251,7 +257,9 @@ def duels(groups: dict[Group, list[Row]]) -> str:
             continue
         nfe = float(np.mean([row["nfe"] for row in rows]))
         for arm in ARMS:
-            costs = {g: float(np.mean([r["nfe"] for r in each])) + T / 2 for g, each in groups.items() if g[0] == arm}
+            costs = {
+                g: float(np.mean([r["nfe"] for r in each])) + INVERTED[arm] for g, each in groups.items() if g[0] == arm
+            }
             within = [g for g, cost in costs.items() if cost <= 1.1 * nfe] or [
                 g for g, cost in costs.items() if cost == min(costs.values())
             ]
@@ -291,17 +299,21 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     groups = grouped([row for row in rows if "error" not in row])
-    figure, panels = plt.subplots(1, len(ARMS), figsize=(9, 3.6), sharey=True)
+    figure, panels = plt.subplots(1, len(ARMS), figsize=(12, 3.6), sharey=True)
     for panel, arm in zip(panels, ARMS, strict=True):
         for method in METHODS:
             points = [point(each) for (a, m, _), each in groups.items() if a == arm and m in (DRAW, method)]
             if points:
                 x, y, error = zip(*points, strict=True)
-                panel.errorbar([v + T / 2 for v in x], y, error, marker="o", ms=3, lw=1.2, capsize=2, label=method)
+                panel.errorbar(
+                    [v + INVERTED[arm] for v in x], y, error, marker="o", ms=3, lw=1.2, capsize=2, label=method
+                )
         for i, (name, each) in enumerate((n, e) for n, e in groups.items() if n[0] == SINGLE):
             x, y, _ = point(each)
             panel.plot([x], [y], marker="xv^s*PD"[i % 7], ls="", color="grey", ms=6, label=name[1])
         panel.set(title=arm, xlabel="guided evaluations a picture, inversion included", xscale="log")
+        panel.set_xticks(TICKS, [str(tick) for tick in TICKS])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("reward, mean ± s.e. over seeds")
     panels[-1].legend(fontsize=6, ncols=2, loc="lower right")

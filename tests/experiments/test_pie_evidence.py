@@ -54,11 +54,11 @@ def test_an_inversion_is_found_once_and_its_cost_is_that_of_every_edit(bed):
 
 
 def test_a_pinned_search_keeps_the_background_bitwise_and_a_free_one_does_not():
-    for arm in search.ARMS:
-        bed, images, nfe = search.searched(search.Job(arm, "BestOfN", search.LEVEL, 0), search.WEIGHTS)
+    for arm, level in search.ARMS.items():
+        bed, images, nfe = search.searched(search.Job(arm, "BestOfN", level, 0), search.WEIGHTS)
         kept = ~bed.masks[:, None].expand_as(images)
         assert torch.equal(images[kept], bed.guided.decode(bed.x0)[kept]) == (arm == "pinned")
-        assert nfe == search.LEVEL
+        assert nfe == level
 
 
 def test_the_score_tells_targets_from_sources_and_the_reward_has_the_background_subtracted():
@@ -113,9 +113,17 @@ def test_checks_say_what_does_not_hold():
     assert "100, ∞" in held
 
 
-@pytest.mark.parametrize(("name", "module"), [("table", table)])
+@pytest.mark.parametrize(("name", "module"), [("table", table), ("search", search)])
 def test_committed_pages_are_what_the_rows_say(name, module):
     rows = Cells(RESULTS / f"{name}.jsonl", module.KEY).rows
     assert module.report(rows) == (RESULTS / f"{name}.md").read_text("utf-8"), "run make pie-evidence"
     with pytest.raises(ValueError, match="no rows"):
         module.report([])
+
+
+def test_searches_are_put_beside_shots_that_cost_no_less(tmp_path):
+    rows = Cells(RESULTS / "search.jsonl", search.KEY).rows
+    groups = search.grouped([r for r in rows if "error" not in r])
+    assert next(iter(groups))[0] == search.SINGLE
+    search.draw(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
