@@ -88,7 +88,7 @@ def _array(path: File) -> Tensor:
 
 def _read(path: File, read: Callable[[File], Tensor]) -> Tensor:
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
     try:
         return read(path)
     except Exception as error:  # of many libraries; whatever it is, the file is not what it should be

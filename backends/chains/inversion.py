@@ -98,7 +98,11 @@ def _gains(chain: Chain, t: int, iterations: int) -> list[Tensor]:
 
 def still(kernel: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     """f(x) of states x (n, *state) at level t (n,)."""
-    return still_of(kernel.chain, kernel.transition(x, t, cond), x, t)
+    law = kernel.transition(x, t, cond)
+    if not isinstance(law, Gaussian):
+        raise TypeError(f"steps of {type(kernel).__name__} are {type(law).__name__}, no Gaussians of x_t: invert the "
+                        "kernel inside, and put it around what comes of it")  # fmt: skip
+    return still_of(kernel.chain, law, x, t)
 
 
 def still_of(chain: Chain, law: Gaussian, x: Tensor, t: Tensor) -> Tensor:

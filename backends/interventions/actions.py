@@ -67,7 +67,9 @@ class Actions(Labelled):
     def base_law(self) -> str | None:
         """Whose law p is; None where it is the model's own."""
         inner = optional(self.kernel, "base_law")
-        return None if inner is None else f"{law_of(self.kernel)}, one of {len(self.rows)} actions drawn at each level"
+        levels = ", ".join(str(t) for t in sorted(self.levels, reverse=True))
+        drawn = f"one of {len(self.rows)} actions drawn with the root and at t = {levels}"
+        return None if inner is None else f"{law_of(self.kernel)}, {drawn}"
 
     @cached_property
     def rows(self) -> tuple[tuple[int, ...], ...]:

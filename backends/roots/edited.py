@@ -70,6 +70,8 @@ def edited(
         raise ValueError(f"inversion is {inversion!r}, expected {', '.join(INVERSIONS)}")
     if not is_number(strength, 0, 1) or not strength:
         raise ValueError(f"strength is {strength!r}, expected a share of the steps in (0, 1]")
+    if isinstance(kernel, Rooted):
+        raise TypeError("the kernel begins at a picture already: edit with the kernel inside")
     steps = int(kernel.num_steps)
     x0 = state_of(kernel, image)[None]
     level = max(round(strength * steps), 1)
@@ -121,7 +123,7 @@ def state_of(kernel: Any, image: files.File) -> Tensor:
     if of is None:
         raise TypeError(f"{type(kernel).__name__} draws no pictures: it knows no state of {image}")
     if not Path(image).is_file():
-        raise ValueError(f"{image}: no such file")
+        raise ValueError(f"{image}: {'a folder' if Path(image).is_dir() else 'no such file'}, expected a picture")
     try:
         with Image.open(image) as opened:
             return of(opened)

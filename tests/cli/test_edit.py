@@ -52,7 +52,9 @@ def test_what_is_kept_is_kept_and_all_of_it_is_written(folder, tmp_path, capsys)
     assert (best[14:] != source[14:]).any()
     assert grey(tmp_path / "run/outputs/edit.png").shape[1] > 400
     assert "kept exactly" in capsys.readouterr().out
+    (tmp_path / "run/outputs/edit.json").unlink()
     assert main(["resume", str(tmp_path / "run"), "--nfe", "80"]) == 0
+    assert len(json.loads((tmp_path / "run/outputs/edit.json").read_text())) == len(found)
 
 
 def test_fresh_noise_has_no_reconstruction_and_less_strength_costs_less(folder, tmp_path):
@@ -74,6 +76,9 @@ def test_fresh_noise_has_no_reconstruction_and_less_strength_costs_less(folder, 
         ("digit", ["--keep", "all"], "keeps everything"),
         ("digit", ["--keep", "small"], "16 x 16 pixels and the picture 28 x 28"),
         ("digit", ["--source", "a cat"], "takes no prompts"),
+        ("digit", ["--target", "a cat"], "takes no prompts"),
+        ("digit", ["--kernel", "actions(hspace(mnist(num_steps=25), 'hspace.safetensors'), levels=(9,))"], "around"),
+        ("digit", ["--kernel", "edited(mnist(), 'PICTURE')"], "already"),
         ("digit", ["--inversion", "ddmi"], "ddim"),
         ("digit", ["--control", "kw"], "kv"),
         ("digit", ["--inversion", "bdia"], "eta=0.0"),
@@ -84,10 +89,21 @@ def test_fresh_noise_has_no_reconstruction_and_less_strength_costs_less(folder, 
 )
 def test_mistakes_are_a_sentence(folder, picture, words, told, capsys):
     words = [str(folder / f"{word}.png") if word in ("none", "all", "small") else word for word in words]
+    words = [word.replace("PICTURE", str(folder / "digit.png")) for word in words]
     kernel = [] if "--kernel" in words else ["--kernel", "mnist(num_steps=5)"]
     code = main(["edit", str(folder / f"{picture}.png"), "--to", "digit(3)", *kernel, *words])
     assert code in (1, 2)
     assert told in capsys.readouterr().err
+
+
+def test_guides_go_inside_and_a_chain_without_noise_has_one_edit(folder, tmp_path, capsys):
+    picture = str(folder / "digit.png")
+    guided = ["--kernel", "tds(mnist(num_steps=5), digit(3))", "--nfe", "20", "--store", str(tmp_path / "tds")]
+    assert main(["edit", picture, "--to", "digit(3)", *guided, "--method", "fk(num_particles=4)"]) == 0
+    still = ["--kernel", "mnist(num_steps=5, eta=0.0)", "--store", str(tmp_path / "still")]
+    assert main(["edit", picture, "--to", "digit(3)", *still]) == 0
+    assert "there is one edit" in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "still/outputs/edit.json").read_text())) == ["reconstruction", "edit 1"]
 
 
 def test_a_kernel_of_prompts_is_told_what_to_draw(folder, capsys):

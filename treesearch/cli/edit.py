@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,18 +9,17 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from treesearch import api as loop
-from treesearch.backends.base import optional
-from treesearch.backends.roots.edited import INVERSIONS, reconstruction
+from treesearch.backends.base import describe, optional
+from treesearch.backends.interventions.cfg import bottom
+from treesearch.backends.roots.edited import INVERSIONS
 from treesearch.budget import Budget
 from treesearch.cli.arguments import Command, Limits, Where, load, pick, rows, written
-from treesearch.cli.run import finish, new_folder
+from treesearch.cli.run import drive, new_folder
 from treesearch.cli.saved import begin
 from treesearch.errors import UsageError
+from treesearch.methods import BestOfN
 from treesearch.registry import registry as specs
-from treesearch.report.card import resume_command
-from treesearch.report.edits import write_edit
 from treesearch.report.tables import say
-from treesearch.rewards import files
 from treesearch.session.interfaces import Options
 
 CONTROLS = ("either", "replace", "refine", "kv", "none")
@@ -70,20 +68,15 @@ class Edit(Command):
         path = Path(self.store or new_folder("edit"))
         with self.where.running() as workers:
             kernel, reward = load(command, workers)
-            rooted = specs.kernel(command["kernel"]) if workers is not None else kernel
-            prompts = self._prompts(rooted)
+            made = specs.kernel(command["kernel"]) if workers is not None else kernel
+            prompts = self._prompts(made)
+            if not any(describe(made, identify=False).stochastic):
+                method = BestOfN(n=1)
+                say(f"{self.kernel} has no noise and the picture one root: there is one edit, and nothing to search")
             options = Options(rows(self.batch_size))
             session = loop.make_session(kernel, reward, method, prompts, budget, self.seed, options, workers)
             begin(session, path, command)
-            try:
-                result = finish(session, path, type(method).__name__, command, quiet=self.json)
-            except KeyboardInterrupt:
-                say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
-                return 130
-        found = self._report(result.tasks[0], rooted, path)
-        say(json.dumps({"edits": found, "cost": result.cost.as_dict(), "store": str(path)}, indent=2) if self.json
-            else path / "outputs" / "edit.png")  # fmt: skip
-        return 0
+            return drive(session, path, command, as_json=self.json)
 
     def _expression(self) -> str:
         """The kernel of the edits."""
@@ -98,21 +91,12 @@ class Edit(Command):
         """The prompt of the edit.
 
         Raises:
-            UsageError: a kernel of prompts that is told none.
+            UsageError: a kernel of prompts that is told none, or a prompt for a kernel that takes none.
         """
-        if self.target is None and optional(kernel, "encode") is not None and kernel.encode([""]):
+        encode = optional(bottom(kernel), "encode")
+        takes = encode is not None and bool(encode([""]))
+        if takes and self.target is None:
             raise UsageError(f"--target: {self.kernel} is told what to draw, say what the edit should be")
+        if self.target is not None and not takes:
+            raise UsageError(f"--target: {self.kernel} takes no prompts, leave it out")
         return None if self.target is None else [self.target]
-
-    def _report(self, task: Any, kernel: Any, path: Path) -> dict[str, Any]:
-        again = reconstruction(kernel, self.source)
-        mask = None if self.keep is None else files.mask(self.keep)
-        found = write_edit(task, path, picture=files.picture(self.image), again=again, mask=mask)
-        if not self.json:
-            for name, each in found.items():
-                reward = "" if each["reward"] is None else f"reward {each['reward']:.4g}  "
-                kept = (
-                    "kept exactly" if each["psnr"] is None else f"PSNR {each['psnr']:.1f} dB, SSIM {each['ssim']:.3f}"
-                )
-                say(f"{name:<15} {reward}{kept}")
-        return found

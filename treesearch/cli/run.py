@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from treesearch import api as loop
 from treesearch.backends.base import Kernel, describe
 from treesearch.budget import Budget
-from treesearch.cli import probe
+from treesearch.cli import edits, probe
 from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows
 from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
 from treesearch.compare import unused
@@ -140,6 +140,9 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
         say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
         return 130
     found = {"tasks": report.summary(result), "cost": result.cost.as_dict(), "store": str(path), "method": name}
+    pictured = None if session.lost is not None else edits.report(result, session.kernel, command, path)
+    if pictured is not None:
+        found["edits"] = pictured
     if as_json:
         say(json.dumps(found, indent=2))
         return 0
@@ -149,7 +152,9 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
             say(f"  note: {warning}")
     if session.lost is not None:
         return 1
-    say(path / "README.md")
+    for line in edits.lines(pictured or {}):
+        say(line)
+    say(path / ("README.md" if pictured is None else "outputs/edit.png"))
     return 0
 
 
