@@ -36,7 +36,7 @@ def card(
         path / "README.md",
         f"# {markdown(title)}\n\n{asked}\n\n{markdown_table(body, head)}\n\n"
         "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
-        "ESS is the effective number of samples among the weights. Roots: draws of x_T, or other beginnings, among samples "
+        "ESS is the effective number of samples among the weights. Roots: beginnings (draws of x_T) among the samples "
         f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"
         f"{shown}\n",
     )
