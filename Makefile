@@ -174,6 +174,9 @@ pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of r
 	@$(PY) -m experiments.interventions.lina report --rows $(RESULTS)/interventions/lina.jsonl --out $(RESULTS)/interventions/lina.md
 	@$(PY) -m experiments.roots.reconstruction report --rows $(RESULTS)/roots/reconstruction.jsonl --out $(RESULTS)/roots/reconstruction.md
 	@$(PY) -m experiments.roots.drag report --rows $(RESULTS)/roots/drag.jsonl --out $(RESULTS)/roots/drag.md
+	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
+	@$(PY) -m experiments.pie_mini.search report --rows $(RESULTS)/pie_mini/search.jsonl \
+	    --out $(RESULTS)/pie_mini/search.md --figure $(RESULTS)/pie_mini/search.png
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist
