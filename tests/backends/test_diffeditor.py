@@ -114,14 +114,17 @@ def test_energies_are_those_of_the_paper_on_features_that_can_be_told():
     assert abs(float(edit) - 4 / 5) < 1e-12  # S = 1 at every place of m'
     assert float(still) > 0.9
     around, here = own[:, :, ~(mask() | mask(left=4))].mean(2), own[:, :, mask()].mean(2)
-    near = (1 + torch.cosine_similarity(here, around)) / 2
-    want = 6 / 5 + 0.2 + 0.8 / (1 + 4 * float(near))
+    alike = (1 + torch.cosine_similarity(here, around)) / 2
+    want = 6 / 5 + 0.2 + 0.8 / (1 + 4 * float(alike))
     assert abs(float(others) - want) < 1e-12
     assert torch.equal(others, unmoved)
     alone = places.energies([own], [own], [own], weights._replace(contrast=0.0, inpaint=0.0))[1]
     assert abs(float(alone) - 6 / 5) < 1e-12
     pasted = Places(REGIONS, pasted=True)
     assert not len(pasted.left)
+    near = Places(moved(mask(), (0, 1)), pasted=False)  # what is left behind is one column of three
+    assert near.left.tolist() == [[1, 1], [2, 1], [3, 1]]
+    assert len(near.rest) == SIZE * SIZE - 12
     other = own.flip(1)
     assert abs(float(pasted.energies([own], [own], [own], weights)[1]) - 6 / 5) < 1e-12
     assert float(pasted.energies([own], [own], [other], weights)[0]) != float(still)
