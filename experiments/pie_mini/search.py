@@ -271,19 +271,31 @@ def duels(groups: dict[Group, list[Row]]) -> str:
                 np.concatenate([np.array(by(groups[best], s, f)) - np.array(by(rows, s, f)) for s in sorted(seeds)])
                 for f in ("reward", "right")
             )
+            decibels = background_gain(groups[best], rows, sorted(seeds))
             (r, low, high), (p, p_low, p_high) = (bootstrap(each[None].astype(float)) for each in (gain, rate))
             lines.append([
                 f"{name[1]}, {nfe:,.0f}",
                 f"{arm}, {best[1]}, {costs[best]:,.0f}",
                 f"{r:+.2f} ({low:+.2f} to {high:+.2f})",
                 f"{100 * p:+.0f} ({100 * p_low:+.0f} to {100 * p_high:+.0f})",
+                decibels,
             ])  # fmt: skip
     said = (
         "The search of each arm with the best mean reward among those that cost no more than the shot (a tenth is "
         "allowed, the inversion counted), or the cheapest; differences are paired by picture."
     )
-    columns = ("single shot, evaluations", "search, evaluations", "difference of the reward", "of the target rate, %")
+    columns = ("single shot, evaluations", "search, evaluations", "difference of the reward", "of the target rate, %",
+               "of the background PSNR, dB")  # fmt: skip
     return f"{said}\n\n{markdown_table(lines, columns)}"
+
+
+def background_gain(one: Sequence[Row], other: Sequence[Row], seeds: Sequence[int]) -> str:
+    """Decibels of one less those of the other, by picture; infinite where a background is held."""
+    pairs = [(a, b) for s in seeds for a, b in zip(by(one, s, "psnr"), by(other, s, "psnr"), strict=True)]
+    if any(a is None or b is None for a, b in pairs):
+        return "∞" if all(b is not None for _, b in pairs) else "-∞" if all(a is not None for a, _ in pairs) else "-"
+    mean, low, high = bootstrap(np.array([[a - b for a, b in pairs]], float))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def by(rows: Sequence[Row], seed: int, field: str) -> list[float]:
