@@ -6,6 +6,7 @@ import functools
 import os
 
 import pytest
+import torch
 
 import treesearch as ts
 from tests.support import kernels
@@ -21,7 +22,11 @@ from tests.support.workers import (
     same,
     whole,
 )
+from treesearch.backends.chains.inversion import invert
+from treesearch.backends.exact.gaussian_states import GaussianStates
 from treesearch.backends.guidance import TDS
+from treesearch.backends.roots import Rooted
+from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.rewards.analytic import linear
 
 ALIKE = ("mixture", "ring", "gaussian-3d")  # in what workers do, to others
@@ -48,6 +53,19 @@ def descend(workers, **options):
         same(found, want, where=name)
         assert want.cost.repeated_nfe == 0
         assert found.cost.repeated_nfe == found.tasks[0].diagnostics["workers"]["stolen_rows"], name
+
+
+def test_pictures_are_tasks_there_too(three):
+    states = GaussianStates(torch.zeros(1, 2, 2), 0.3 * torch.eye(4), num_steps=8)
+    images = torch.linspace(-0.8, 0.8, 12).view(3, 1, 2, 2)
+    keep = torch.tensor([[True, True], [False, False]]).expand(1, 2, 2)
+    path = invert(states, images)
+    edits = Rooted(Clamp(states, keep, path), path, level=5)
+    options = {"prompts": ["a", "b", "c"], "budget": ts.Budget(nfe=150), "batch_size": 8}
+    found, want = (ts.search(edits, kernels.total, ts.TreeSearch(), workers=w, **options) for w in (three, None))
+    same(found, want)
+    for task, image in zip(found.tasks, images, strict=True):
+        assert torch.equal(task.samples[:, keep], image[keep].expand(len(task.samples), -1))
 
 
 def test_descents_do_too(three):
