@@ -26,6 +26,7 @@ from torch import Tensor
 from treesearch.backends.base import Cond, describe, optional
 from treesearch.backends.chains.diffusion import NEGATIVE
 from treesearch.backends.chains.inversion import invert, walk
+from treesearch.backends.interventions.cfg import bottom
 from treesearch.backends.roots.bdia import Bdia, inverted
 from treesearch.backends.roots.direct import Direct, direct
 from treesearch.backends.roots.masks import on_state
@@ -54,7 +55,7 @@ def edited(
         kernel: on a chain, that knows the state of a picture.
         image: file of a picture of the kernel's size.
         keep: file of a mask of the picture, white is kept; None keeps nothing.
-        source: prompt that describes the picture; None inverts without one.
+        source: prompt that describes the picture; None for kernels that take none.
         inversion: 'ddim'; 'direct', with the path beside the edit; 'negative_prompt' and 'null_text', which change the
             ∅ of guidance; 'bdia', exact for chains without noise; or 'noise', fresh in place of an inverted path.
         control: attention that 'direct' takes from the path, where there is a source prompt; see `roots.direct`.
@@ -72,6 +73,8 @@ def edited(
         raise ValueError(f"strength is {strength!r}, expected a share of the steps in (0, 1]")
     if isinstance(kernel, Rooted):
         raise TypeError("the kernel begins at a picture already: edit with the kernel inside")
+    if source is None and inversion != "noise" and takes_prompts(kernel):
+        raise ValueError("the kernel is told what it draws: say what the picture shows, source='a cat'")
     steps = int(kernel.num_steps)
     x0 = state_of(kernel, image)[None]
     level = max(round(strength * steps), 1)
@@ -131,6 +134,12 @@ def state_of(kernel: Any, image: files.File) -> Tensor:
         raise ValueError(f"cannot read {image}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{image}: {error}") from error
+
+
+def takes_prompts(kernel: Any) -> bool:
+    """Whether the kernel under all wrappers is told what to draw."""
+    encode = optional(bottom(kernel), "encode")
+    return encode is not None and bool(encode([""]))
 
 
 def conditioning(kernel: Any, prompt: str | None) -> Cond:
@@ -207,7 +216,9 @@ def _ddim(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
 
 def _direct(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:
     path = asked.path(kernel)
-    return direct(kernel, path, asked.source, asked.control if asked.source else None), path
+    return direct(
+        kernel, path, asked.source, None if asked.source is None and asked.control == "either" else asked.control
+    ), path
 
 
 def _bdia(kernel: Any, asked: Asked) -> tuple[Any, Tensor]:

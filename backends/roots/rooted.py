@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Spec, Wrapper, describe, expand, optional
+from treesearch.backends.base import Cond, Shared, Spec, Wrapper, describe, expand, optional
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.interventions.base import law_of
 from treesearch.rewards.numeric import is_whole
@@ -94,10 +94,17 @@ class Rooted(Wrapper):
         if count not in (1, len(prompts)):
             raise ValueError(f"{len(prompts)} prompts for {count} images: give each its own")
         encode = optional(self.kernel, "encode")
-        return {} if encode is None else encode(prompts)
+        found = {} if encode is None else encode(prompts) or {}
+        return found | ({PICTURES: Shared(torch.tensor(count))} if count > 1 else {})
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
-        """x_L (n, *state) of the images of the tasks."""
+        """x_L (n, *state) of the images of the tasks.
+
+        Raises:
+            ValueError: several images, and no prompts that say which task is whose.
+        """
+        if self.path.shape[1] > 1 and PICTURES not in (cond or {}):
+            raise ValueError(f"{self.path.shape[1]} images are as many tasks: give prompts=[...], one for each")
         image = image_of(cond, self.path.shape[1])
         if not self.noised:
             return self._of(self.path[self.num_steps], image, noise)
@@ -127,8 +134,8 @@ class Rooted(Wrapper):
     @property
     def _chain(self) -> Any:
         chain = optional(self.kernel, "chain")
-        centred = isinstance(chain, Chain) and optional(self.kernel, "offset") is None
-        return chain if centred else None
+        plain = self._spec.noise_shape == self._spec.state_shape and optional(self.kernel, "offset") is None
+        return chain if plain and isinstance(chain, Chain) else None
 
     @cached_property
     def _spec(self) -> Spec:
@@ -138,6 +145,17 @@ class Rooted(Wrapper):
 BY_LEVEL = frozenset({"rows_per_nfe", "backward_per_nfe", "rewards_per_nfe"})
 
 
+PICTURES = "pictures"  # of conditioning: how many images there are, where prompts were given for each
+
+
 def image_of(cond: Cond, count: int) -> Tensor | None:
-    """Which of the images each row is of, (n,) of its task; None where there is one image."""
-    return None if cond is None or count == 1 else cond["task"]
+    """Which of the images each row is of, (n,) of its task; None where there is one image.
+
+    Raises:
+        ValueError: conditioning that names no tasks.
+    """
+    if cond is None or count == 1:
+        return None
+    if "task" not in cond:
+        raise ValueError(f"rows are of {count} images, and their conditioning has no task that says of which")
+    return cond["task"]

@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
@@ -112,6 +113,17 @@ class Clamp(Wrapper):
             return base & bool((~self.mask).any())
         below = self.kernel.chain.schedule.sigma[: self._spec.num_steps] > 0
         return base | torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), below])
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any] | None:
+        """Conditioning of prompts, one for each image.
+
+        Raises:
+            ValueError: another number of prompts than of images, where there are several.
+        """
+        if self._count not in (1, len(prompts)):
+            raise ValueError(f"{len(prompts)} prompts for {self._count} images: give each its own")
+        encode = optional(self.kernel, "encode")
+        return {} if encode is None else encode(prompts)
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         x = self.kernel.prior(noise, cond)

@@ -30,6 +30,7 @@ from treesearch.rewards.base import Reward, built_from
 
 C1, C2 = 0.01**2, 0.03**2
 WINDOW, SPREAD = 11, 1.5
+LUMA = (0.299, 0.587, 0.114)  # of a colour, as files are read for kernels of grey pictures
 
 
 def mse(one: Tensor, other: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -101,6 +102,8 @@ def background(source: Tensor | files.File, kept: Tensor | files.File) -> Reward
 def _changed(picture: Tensor, kept: Tensor, images: Any, _: object) -> Tensor:
     if isinstance(images, Tensor) and images.ndim == 4 and len(picture) == 1:
         picture = picture.expand(images.shape[1], -1, -1)
+    if isinstance(images, Tensor) and images.ndim == 4 and (len(picture), images.shape[1]) == (3, 1):
+        picture = torch.einsum("c,chw->hw", picture.new_tensor(LUMA), picture)[None]
     return -mse(images, picture.to(images.device), kept)
 
 

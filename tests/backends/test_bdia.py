@@ -176,7 +176,7 @@ def test_a_picture_s_pairs_are_a_root():
     path = inverted(kernel, x0, cond=cond)
     for level in (None, 20):
         rooted = Rooted(kernel, path, level=level)
-        x = walk(rooted, rooted.prior(torch.zeros(2, 1, 2), cond), cond)
+        x = walk(rooted, rooted.prior(torch.zeros(2, 1, 2), cond | {"pictures": torch.tensor(2)}), cond)
         assert (kernel.decode(x) - x0).abs().max() < 1e-6
         assert (x[:, 0] - path[0, :, 0]).abs().max() < 1e-11
 

@@ -102,6 +102,24 @@ def test_rows_of_one_picture_share_its_pivot(load):
     assert [len(rows) for rows in seen] == [2 * (1 + 2), 2 * 2]
 
 
+@pytest.mark.parametrize("control", ["refine", "kv"])
+def test_pictures_with_prompts_of_their_own_in_a_batch_are_as_alone(load, control):
+    kernel = load("sd")
+    path, sources = path_of(kernel), ("a cat", "one black cat on a mat")
+    both = direct(kernel, path, sources, control)
+    task, t = (1, 0, 1), torch.tensor([T, T, T - 1])
+    x = torch.randn(3, *kernel.state_shape, generator=torch.Generator().manual_seed(2))
+    found = both.transition(x, t, told(both, task)).mean
+    for i, j in enumerate(task):
+        alone = direct(kernel, path[:, j : j + 1], sources[j], control)
+        cond = conditioning(alone, [TARGETS[j]], np.array([0]))
+        want = alone.transition(x[i : i + 1], t[i : i + 1], cond).mean
+        assert (found[i] - want[0]).abs().max() < 1e-4  # of a row alone and in a batch, under w = 7.5
+        other = direct(kernel, path[:, j : j + 1], sources[1 - j], control)
+        cond = conditioning(other, [TARGETS[j]], np.array([0]))
+        assert (found[i] - other.transition(x[i : i + 1], t[i : i + 1], cond).mean[0]).abs().max() > 1e-3
+
+
 def test_without_control_it_is_the_kernel_to_the_bit(load):
     kernel = load("sd")
     for source in (SOURCE, None):

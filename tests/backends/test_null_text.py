@@ -151,7 +151,7 @@ def test_the_learnt_chain_comes_by_to_the_bit():
     found = null_text(KERNEL, PATH, cond=COND)
     assert fingerprint.of([KERNEL.model, COND]) == before
     rooted = Rooted(found.kernel, PATH)
-    x = rooted.prior(torch.zeros(3, 2), COND)
+    x = rooted.prior(torch.zeros(3, 2), COND | {"pictures": torch.tensor(3)})
     for t in range(6, 0, -1):
         assert torch.equal(x, found.path[t])
         x = rooted.transition(x, torch.full((3,), t), COND).mean

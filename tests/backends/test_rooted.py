@@ -60,6 +60,10 @@ def test_images_are_tasks_in_shared_batches_and_resume_where_they_were(tmp_path)
         assert int(away.argmin()) == i
     with pytest.raises(ValueError, match="2 prompts for 3 images"):
         ts.search(kernel, kernels.total, ts.BestOfN(n=1), budget=whole, prompts=["0", "1"])
+    with pytest.raises(ValueError, match="2 prompts for 3 images"):
+        ts.search(Clamp(states(), KEEP, path()), kernels.total, ts.BestOfN(n=1), budget=whole, prompts=["0", "1"])
+    with pytest.raises(ValueError, match="3 images are as many tasks"):
+        ts.search(kernel, kernels.total, ts.BestOfN(n=1), budget=whole)
 
 
 def test_noised_images_have_the_marginal_of_their_level():
@@ -88,7 +92,7 @@ def test_log_z_is_that_of_the_chain_from_the_image():
 def test_what_is_kept_is_the_source_bitwise_and_what_is_not_differs():
     kernel = Rooted(Clamp(states(), KEEP, path()), path(), level=5)
     asked = torch.tensor([0, 1, 2, 1])
-    x = kernel.prior(torch.zeros(4, *SHAPE, dtype=F64), {"task": asked})
+    x = kernel.prior(torch.zeros(4, *SHAPE, dtype=F64), {"task": asked, "pictures": torch.tensor(3)})
     for t in range(5, 0, -1):
         law = kernel.transition(x, torch.full((4,), t), {"task": asked})
         x = law.sample(torch.randn(4, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(t)))
@@ -101,7 +105,7 @@ def test_images_may_have_masks_of_their_own():
     masks = torch.stack([KEEP, ~KEEP, KEEP])
     kernel = Rooted(Clamp(states(), masks, path()), path(), level=2)
     task = torch.tensor([1, 0])
-    x = kernel.prior(torch.zeros(2, *SHAPE, dtype=F64), {"task": task})
+    x = kernel.prior(torch.zeros(2, *SHAPE, dtype=F64), {"task": task, "pictures": torch.tensor(3)})
     law = kernel.transition(x, torch.full((2,), 2), {"task": task})
     assert torch.equal(law.std.expand_as(x) == 0, masks[task])
     assert torch.equal(kernel.held(x, {"task": task}), masks[task])

@@ -58,7 +58,7 @@ def test_what_is_kept_is_kept_and_all_of_it_is_written(folder, tmp_path, capsys)
 
 
 def test_fresh_noise_has_no_reconstruction_and_less_strength_costs_less(folder, tmp_path):
-    words = ["--inversion", "noise", "--strength", "0.4", "--method", "best-of-n(n=3)"]
+    words = ["--inversion", "noise", "--strength", "0.35", "--method", "best-of-n(n=3)"]
     assert edit(folder, *words, "--json", "--store", str(tmp_path / "run")) == 0
     assert "reconstruction" not in json.loads((tmp_path / "run/outputs/edit.json").read_text())
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -83,6 +83,8 @@ def test_fresh_noise_has_no_reconstruction_and_less_strength_costs_less(folder, 
         ("digit", ["--control", "kw"], "kv"),
         ("digit", ["--inversion", "bdia"], "eta=0.0"),
         ("digit", ["--inversion", "null_text"], "∅"),
+        ("digit", ["--kernel", "mnist(num_steps=5, solver='2m')", "--inversion", "noise"], "cannot noise"),
+        ("digit", ["--inversion", "direct", "--control", "replace"], "cross-attention"),
         ("digit", ["--strength", "0"], "strength is 0"),
         ("digit", ["--kernel", "gaussian()"], "draws no pictures"),
     ],
@@ -103,13 +105,17 @@ def test_guides_go_inside_and_a_chain_without_noise_has_one_edit(folder, tmp_pat
     still = ["--kernel", "mnist(num_steps=5, eta=0.0)", "--store", str(tmp_path / "still")]
     assert main(["edit", picture, "--to", "digit(3)", *still]) == 0
     assert "there is one edit" in capsys.readouterr().out
+    noised = ["--kernel", "mnist(num_steps=5, eta=0.0)", "--inversion", "noise", "--nfe", "15"]
+    assert main(["edit", picture, "--to", "digit(3)", *noised, "--store", str(tmp_path / "noised")]) == 0
+    assert "BestOfN draws roots" in capsys.readouterr().out
     assert list(json.loads((tmp_path / "still/outputs/edit.json").read_text())) == ["reconstruction", "edit 1"]
 
 
 def test_a_kernel_of_prompts_is_told_what_to_draw(folder, capsys):
     words = ["--kernel", f"{__file__}:asked()"]
-    assert main(["edit", str(folder / "digit.png"), "--to", "digit(3)", *words]) == 2
-    assert "--target" in capsys.readouterr().err
+    for more, missing in (([], "source="), (["--source", "a cat"], "--target")):
+        assert main(["edit", str(folder / "digit.png"), "--to", "digit(3)", *words, *more]) == 2
+        assert missing in capsys.readouterr().err
 
 
 def asked():

@@ -94,3 +94,13 @@ def test_a_reward_of_files(tmp_path):
 def test_what_is_no_picture_or_mask_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_constants_are_the_papers():
+    assert pytest.approx((1e-4, 9e-4, 11, 1.5), abs=1e-15) == (C1, C2, WINDOW, SPREAD)
+
+
+def test_a_grey_sample_is_compared_with_the_grey_of_a_colour_file():
+    grey = torch.rand(1, 1, 4, 4)
+    kept = torch.ones(4, 4, dtype=torch.bool)
+    assert float(background(grey[0].expand(3, -1, -1), kept)(grey)) == pytest.approx(0, abs=1e-12)

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from treesearch import api as loop
-from treesearch.backends.base import describe, optional
-from treesearch.backends.interventions.cfg import bottom
-from treesearch.backends.roots.edited import INVERSIONS
+from treesearch.backends.base import describe
+from treesearch.backends.roots.edited import INVERSIONS, takes_prompts
 from treesearch.budget import Budget
 from treesearch.cli.arguments import Command, Limits, Where, load, pick, rows, written
 from treesearch.cli.run import drive, new_folder
@@ -70,9 +69,13 @@ class Edit(Command):
             kernel, reward = load(command, workers)
             made = specs.kernel(command["kernel"]) if workers is not None else kernel
             prompts = self._prompts(made)
-            if not any(describe(made, identify=False).stochastic):
+            root, *steps = describe(made, identify=False).stochastic
+            if not any(steps) and not root:
                 method = BestOfN(n=1)
                 say(f"{self.kernel} has no noise and the picture one root: there is one edit, and nothing to search")
+            elif not any(steps) and self.method == Edit.method:
+                method = BestOfN()
+                say(f"{self.kernel} has no noise below its root: {self.method} cannot branch, BestOfN draws roots")
             options = Options(rows(self.batch_size))
             session = loop.make_session(kernel, reward, method, prompts, budget, self.seed, options, workers)
             begin(session, path, command)
@@ -93,8 +96,7 @@ class Edit(Command):
         Raises:
             UsageError: a kernel of prompts that is told none, or a prompt for a kernel that takes none.
         """
-        encode = optional(bottom(kernel), "encode")
-        takes = encode is not None and bool(encode([""]))
+        takes = takes_prompts(kernel)
         if takes and self.target is None:
             raise UsageError(f"--target: {self.kernel} is told what to draw, say what the edit should be")
         if self.target is not None and not takes:
