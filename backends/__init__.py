@@ -70,6 +70,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
         "lina(diffusers('DIR', num_steps=50), {'a cat': 'a cat and its shadow on the floor'}, strengths=(0.5, 1.0))",
     ),
     "cfg": ("interventions.cfg:cfg", "cfg(diffusers('DIR', num_steps=50), (2.0, 7.5))"),
+    "drafted": (
+        "wrappers.drafted:Drafted",
+        "drafted(diffusers('DIR', num_steps=50), diffusers('DIR', num_steps=50, guidance_scale=1), ratio=0.5)",
+    ),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
     "trajectories": ("models.trajectory:trajectory_kernel", "trajectories('./model.safetensors')"),
     "diffuser": ("guidance:Diffuser", "diffuser(maze(), maze_plan('medium'))"),

@@ -84,7 +84,9 @@ class Cost:
     """What ran, measured in the loop.
 
     Args:
-        nfe: network evaluations of one state.
+        nfe: network evaluations of one state, drafts as they are charged.
+        draft_nfe: the part of `nfe` that went into drafts, each charged as so many evaluations of the kernel, rounded
+            up, as its evaluations cost.
         rows: rows that went through the network (guidance doubles them, padding adds to them).
         backward_nfe: backward passes of one state.
         reward_calls: samples scored; cache hits are not calls.
@@ -100,6 +102,7 @@ class Cost:
     decodes: int = 0
     seconds: float = 0.0
     repeated_nfe: int = 0
+    draft_nfe: int = 0
 
     def add(self, other: Cost) -> None:
         """Enter what a part of the search cost."""

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from treesearch.backends.base.grids import prices, subgrid
 from treesearch.backends.base.laws import Transition
+from treesearch.rewards.numeric import is_number
 
 Cond = dict[str, Any] | None
 """Conditioning of n rows: row tensors (n, ...) gathered by the engine, always with `task` int64 (n,)."""
@@ -43,6 +45,7 @@ class Kernel(Protocol):
             each t in 0..T [1]
         backward_per_nfe: backward passes of an evaluation, a number or one for each t in 0..T [0]
         rewards_per_nfe: reward calls of an evaluation, likewise [0]
+        draft_ratio: what an evaluation of a draft costs, in evaluations of the kernel [1]
         memory_plan: (batch_size, prompts=, backward=) -> bytes a search takes of the device [unknown]; command line
     Guidance
         scores: the Reward that those calls are of [none: it is not guided]; engine and guides
@@ -67,6 +70,7 @@ class Kernel(Protocol):
         network: the nn.Module that `transition` calls, or a tuple of several, where hooks attach [none is known]
         family: how its pipeline calls that network, guidance included [it has no pipeline]; interventions
         chain: its `backends.chains.diffusion.Chain`, with α_t and σ_t by level [none of that form]; guides, inpainting
+        drafter: a kernel of the same states, T and prior, whose endpoints drafts take [its own]; engine
         offset: (x, cond) -> m (n, *state) of rows x, where the chain is that of y = x - m [0]; inpainting refuses it
         renoise: (x, t_from, t_to, noise) -> x_{t_to} for moves up the chain [it has none]; planning
         clamp: (x, cond) -> states with the known entries put in [nothing is known]; guides and planning
@@ -135,11 +139,30 @@ class Spec(NamedTuple):
     base_law: str | None = None  # whose law p is, where that is not the model's own
     valued: bool = False  # states are scored by values that it declares
     sample_range: tuple[float, float] | None = None  # of the entries of samples
+    drafts: bool = False  # it has a `Chain`, whose steps a draft takes several at a time
+    draft_ratio: float = 1.0  # cost of an evaluation of a draft, in evaluations of the kernel
 
     @property
     def state_bytes(self) -> int:
         """Bytes of one state."""
         return math.prod(self.state_shape) * self.dtype.itemsize
+
+    def draft_levels(self, evaluations: int) -> tuple[int, ...]:
+        """Levels at which a draft of so many evaluations from T evaluates, descending, and 0."""
+        return subgrid(self.num_steps, evaluations)
+
+    def draft_prices(self, evaluations: int) -> tuple[int, ...]:
+        """NFE that a draft of so many evaluations from T is charged, by the level that it begins at, (T + 1,).
+
+        Raises:
+            ValueError: a kernel without a chain, fewer than 2 evaluations or more than T.
+        """
+        if not self.drafts:
+            raise ValueError(
+                "draft: this kernel has no `chain` (backends.chains.diffusion.Chain), whose steps a draft could take "
+                "several at a time: leave draft out"
+            )
+        return prices(self.num_steps, evaluations, self.draft_ratio)
 
     def branchable(self, t: int) -> bool:
         """Whether two children of a state x_t can differ: some step below t is stochastic."""
@@ -185,6 +208,8 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         base_law=optional(kernel, "base_law"),
         valued=_declares(kernel),
         sample_range=_range(kernel),
+        drafts=optional(kernel, "chain") is not None,
+        draft_ratio=_ratio(kernel),
     )
 
 
@@ -219,6 +244,14 @@ def _declares(kernel: Kernel) -> bool:
     if valued and optional(kernel, "scores") is None:
         raise ValueError(f"{type(kernel).__name__} is valued and has no `scores`: say which reward its values are of")
     return valued
+
+
+def _ratio(kernel: Kernel) -> float:
+    """What an evaluation of a draft costs."""
+    found = optional(kernel, "draft_ratio", 1.0)
+    if not is_number(found, 0.0) or not 0 < found < math.inf:
+        raise ValueError(f"kernel.draft_ratio is {found!r}, expected a positive number")
+    return float(found)
 
 
 def _range(kernel: Kernel) -> tuple[float, float] | None:

@@ -38,7 +38,20 @@ PASSED_ON = frozenset(
         ),
         *("prior", "prior_log_weight", "transition", "renoise", "diagnose"),
         # Of kernels on a `treesearch.backends.chains.diffusion.Chain`, and of trajectories.
-        *("chain", "offset", "channels", "card", "horizon", "normalisation", "clamp", "held", "encode_samples", "bare"),
+        *(
+            "chain",
+            "drafter",
+            "draft_ratio",
+            "offset",
+            "channels",
+            "card",
+            "horizon",
+            "normalisation",
+            "clamp",
+            "held",
+            "encode_samples",
+            "bare",
+        ),
         "state_of",  # of pictures
     }
 )
@@ -53,8 +66,8 @@ class Wrapper:
 
     A wrapper defines what it changes. The rest of `PASSED_ON` is the wrapped kernel's, less what the class withholds.
     A method of the wrapped kernel that returns a kernel (one of `MAKES_KERNELS`, or annotated to return its own class,
-    `Self` or `Kernel`) returns this wrapper around that kernel, and `untouched` is this wrapper around the kernel's
-    own. Other attributes are not there: ask `wrapper.kernel`.
+    `Self` or `Kernel`) returns this wrapper around that kernel, and `untouched` and `drafter` are this
+    wrapper around the kernel's own. Other attributes are not there: ask `wrapper.kernel`.
 
     Args:
         kernel: the wrapped kernel.
@@ -119,7 +132,7 @@ class Wrapper:
         found = ABSENT if name in self.withheld else optional(self.kernel, name, ABSENT)
         if found is not ABSENT and (name in MAKES_KERNELS or _makes_kernels(found, self.kernel)):
             return self._again(found, name)
-        if name == "untouched" and found is not ABSENT and found is not None:
+        if name in ("untouched", "drafter") and found is not ABSENT and found is not None:
             return self._around(found, name)
         if found is not ABSENT and name in PASSED_ON:
             return self._passed(name, found)

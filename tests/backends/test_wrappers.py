@@ -156,6 +156,7 @@ def make(kind, kernel):
         PolicyGuided: lambda k: PolicyGuided(k, REWARD),
         GuidanceScales: lambda k: GuidanceScales(Guided(k, half, "half"), (0.0, 1.0), (2,)),
         Clamp: lambda k: Clamp(k, MASK, held),
+        Drafted: lambda k: Drafted(k, k, 1.0),
         Absent: lambda k: Absent(k, {"text": torch.zeros(6, 1, 2)}),
         Rooted: lambda k: Rooted(k, torch.zeros(7, 1, 3, 2, dtype=F64)),
         DiffEditor: lambda k: DiffEditor(k, torch.zeros(7, 1, 3, 2, dtype=F64), moved(MASK, (0, 0)), parts=("",)),

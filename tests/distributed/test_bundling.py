@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from treesearch.backends.base import Spec
 from treesearch.budget import Cost
 from treesearch.core.tree import NONE, ROOT, Tree
 from treesearch.distributed.bundling import (
@@ -26,6 +27,7 @@ from treesearch.engine.segments import Leg, Segments
 from treesearch.engine.states import LostStates, MemoryStates
 
 T = 6
+SPEC = Spec(T, (1,), (1,), (True,) * (T + 1), torch.device("cpu"), torch.float64, None, drafts=True)
 
 
 def ids(*values):
@@ -64,7 +66,7 @@ def wave(trees, source, levels, kept=None, number=0, **how):
     for task, nodes in source.items():
         new = grown(trees[task], nodes, [levels] * len(nodes))
         work.append((task, Segments(np.array(nodes), new, new, **how)))
-    return job_of(number, work, trees, T, kept or Kept())
+    return job_of(number, work, trees, SPEC, kept or Kept())
 
 
 def whole(job):
@@ -189,7 +191,7 @@ def test_nearest_and_legs(trees, states):
 def test_nodes_that_rows_pass():
     tree = Tree(T, 0)
     tree.append(ids(ROOT, 1, 2, ROOT), ids(4, 2, 0, 0), np.arange(4, dtype=np.uint64))
-    job = job_of(0, [(0, Segments(ids(ROOT, ROOT), ids(4, 1), ids(4, 3)))], [tree], T, Kept())
+    job = job_of(0, [(0, Segments(ids(ROOT, ROOT), ids(4, 1), ids(4, 3)))], [tree], SPEC, Kept())
     owner, nodes = nodes_of(whole(job))
     assert nodes.tolist() == [4, 1, 2, 3]
     assert owner.tolist() == [0] * 4

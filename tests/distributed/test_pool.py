@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from ray.exceptions import ObjectLostError, RayActorError
 
+from treesearch.backends.base import Spec
 from treesearch.budget import Cost
 from treesearch.core.tree import Tree
 from treesearch.distributed import pool as pools
@@ -22,6 +24,8 @@ from treesearch.distributed.rewards import Rewards
 from treesearch.distributed.settings import Settings
 from treesearch.engine.segments import Segments
 from treesearch.errors import WorkerError
+
+SPEC = Spec(5, (1,), (1,), (True,) * 6, torch.device("cpu"), torch.float64, None)
 
 
 class Handle:
@@ -236,7 +240,7 @@ def service(pool):
     tree = Tree(5, 0)
     nodes = tree.append(np.zeros(4, int), np.zeros(4, int), np.arange(4, dtype=np.uint64))
     segments = Segments(np.zeros(4, int), nodes, nodes)
-    job = job_of(0, [(0, segments)], [tree], 5, Kept())
+    job = job_of(0, [(0, segments)], [tree], SPEC, Kept())
     made = Rewards(Customer(), pool, ["setup"], 7, 64, [tree])
     pool.enter(made)
     none = np.empty(0)

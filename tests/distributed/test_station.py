@@ -47,7 +47,7 @@ class Walk:
         self.reward = float(kernels.total(kernel.decode(self.law.endpoint if hold else x)))
 
 
-def bundle(number, keys, task, levels, *, t=6, states=None, kept=None, hold=False, again=False, **more):
+def bundle(number, keys, task, levels, *, t=6, states=None, kept=None, hold=False, again=False, draft=0, **more):
     """Rows that all pass the same levels."""
     n, passed = len(keys), len(levels)
 
@@ -61,6 +61,7 @@ def bundle(number, keys, task, levels, *, t=6, states=None, kept=None, hold=Fals
         t=full(t),
         again=full(again, bool),
         hold=full(hold, bool),
+        draft=full(draft),
         passed=full(passed),
         levels=np.tile(np.array(levels, np.int64), n),
         name=1000 * number + np.arange(n),

@@ -66,7 +66,7 @@ ROOMS = {
     BACKENDS: set(),
     **{leaf: set() for leaf in LEAVES | {"_names"}},
     "core": {"errors"},
-    "engine": {"core", "budget", "errors"} | BASES,
+    "engine": {"core", "budget", "errors", f"{BACKENDS}.chains"} | BASES,
     "runs": {"core", "engine", "budget", "errors", "host", "text", f"{BACKENDS}.base"},
     "methods": {"core", "engine", "budget", "citations", "errors", "host", f"{REWARDS}.potentials"} | BASES,
     "results": {"core", "methods", "runs", "budget", "errors", f"{REWARDS}.base"},

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     SELECT = 3
     RESAMPLE = 4
     READOUT = 5
+    DRAFT = 6
 
 
 @compiled(inline="always")
@@ -89,6 +90,29 @@ def _fill_normals(keys, counters, out):
 
 
 @compiled
+def _fill_sums(keys, weights, out):
+    """Σ_u weights[i, u] ε(keys[i], u), (n, d), each ε rounded as `_fill_normals` rounds it."""
+    n, d = out.shape
+    one = np.empty((1, d), np.float32)
+    total = np.empty(d, np.float64)
+    for i in range(n):
+        total[:] = 0.0
+        for u in range(weights.shape[1]):
+            if weights[i, u] != 0.0:
+                _fill_normals(keys[i : i + 1], np.array([u]), one)
+                for j in range(d):
+                    total[j] += weights[i, u] * one[0, j]
+        for j in range(d):
+            out[i, j] = total[j]
+
+
+@compiled
+def _draft_keys(keys, levels, out):
+    for i in range(len(out)):
+        out[i] = hash64(keys[i], uint32(0), uint32(levels[i]), uint32(6))
+
+
+@compiled
 def _child_keys(parents, t, ordinals, at_root, out):
     for i in range(len(out)):
         out[i] = child_key(parents[i], t, ordinals[i], at_root)
@@ -116,6 +140,26 @@ def normals(keys: U64, counters: NDArray[np.int64], size: int) -> NDArray[np.flo
     """Standard normals (n, size), float32: row i belongs to (keys[i], counters[i])."""
     out = np.empty((len(keys), size), np.float32)
     _fill_normals(keys, counters, out)
+    return out
+
+
+def sums_of_normals(keys: U64, weights: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    """Σ_u weights[i, u] ε_u, (n, size), of the normals ε_u that `normals(keys[i], u)` are; zero weights cost nothing.
+
+    Args:
+        keys: (n,).
+        weights: by counter u, (n, counters).
+        size: of a row.
+    """
+    out = np.empty((len(keys), size), np.float32)
+    _fill_sums(keys, weights, out)
+    return out
+
+
+def draft_keys(keys: U64, levels: NDArray[np.int64]) -> U64:
+    """Keys (n,) of noise apart from that of the paths: of drafts from nodes with the given keys and levels."""
+    out = np.empty(len(keys), np.uint64)
+    _draft_keys(keys, levels, out)
     return out
 
 

@@ -26,7 +26,7 @@ class Bundle:
 
     Args:
         number: of the bundle; older ones go first.
-        task, key, hold: of each row, (n,).
+        task, key, hold, draft: of each row, (n,).
         t: level of the node that it starts from, T + 1 at the root, (n,).
         again: whether the evaluation of that node was paid for before, (n,).
         passed: nodes it passes, (n,).
@@ -46,6 +46,7 @@ class Bundle:
     t: Ids
     again: NDArray[np.bool_]
     hold: NDArray[np.bool_]
+    draft: Ids
     passed: Ids
     levels: Ids
     name: Ids

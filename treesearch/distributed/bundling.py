@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from treesearch.backends.base import Spec
 from treesearch.budget import Cost
 from treesearch.core.tree import NONE, ROOT, Tree
 from treesearch.distributed.bundles import Bundle, as_numpy
@@ -29,8 +30,11 @@ class Job:
     first: Ids
     last: Ids
     hold: NDArray[np.bool_]
+    draft: Ids  # evaluations of the draft that scores `last`, 0 for none
     t: Ids  # level of the source
-    nfe: NDArray[np.float64]
+    paid: NDArray[np.bool_]  # its evaluation was charged before
+    nfe: NDArray[np.float64]  # evaluations, drafts as they are charged
+    draft_nfe: NDArray[np.float64]  # those of the draft
     kept: Ids  # (worker, bundle, row) of the transition it draws from, NONE for none, (n, 3)
     queued: NDArray[np.bool_]
     left: int
@@ -74,25 +78,25 @@ class Kept:
         return {(int(w), int(b)) for where in held for w, b in np.unique(where[:, :2], axis=0)}
 
 
-def job_of(wave: int, work: Sequence[tuple[int, Segments]], trees: Sequence[Tree], num_steps: int, kept: Kept) -> Job:
+def job_of(wave: int, work: Sequence[tuple[int, Segments]], trees: Sequence[Tree], spec: Spec, kept: Kept) -> Job:
     """The rows of a wave of (task, segments), all of them queued."""
     # Also of transitions that nothing draws from: their lineages died out.
     held = kept.bundles(task for task, _ in work)
-    parts = [_rows(task, trees[task], segments, num_steps, kept) for task, segments in work]
+    parts = [_rows(task, trees[task], segments, spec, kept) for task, segments in work]
     uses = held - kept.bundles()
     columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     n = len(columns["task"])
     return Job(wave, queued=np.ones(n, np.bool_), left=n, uses=uses, **columns)
 
 
-def _rows(task: int, tree: Tree, segments: Segments, num_steps: int, kept: Kept) -> dict[str, NDArray[Any]]:
+def _rows(task: int, tree: Tree, segments: Segments, spec: Spec, kept: Kept) -> dict[str, NDArray[Any]]:
     """Columns of a job for the rows of one task."""
     n = len(segments.first)
     t = tree.t[segments.source].astype(np.int64)
     beside = sideways(tree, segments)
-    # Its transition was evaluated.
-    paid = (segments.source != ROOT) & ~np.isnan(tree.reward[segments.source]) & ~beside
-    nfe = np.minimum(t, num_steps) - tree.t[segments.last] + segments.hold - paid
+    paid = (segments.source != ROOT) & ~np.isnan(tree.reward[segments.source]) & segments.paid
+    draft = np.array(spec.draft_prices(segments.draft))[tree.t[segments.last]] if segments.draft else np.zeros(n)
+    nfe = np.minimum(t, spec.num_steps) - tree.t[segments.last] + segments.hold - (paid & ~beside) + draft
     where = kept.take(task, segments.source, segments.keep)
     where[beside] = NONE
     return {
@@ -101,8 +105,11 @@ def _rows(task: int, tree: Tree, segments: Segments, num_steps: int, kept: Kept)
         "first": segments.first,
         "last": segments.last,
         "hold": np.full(n, segments.hold),
+        "draft": np.full(n, segments.draft),
         "t": t,
+        "paid": paid,
         "nfe": nfe.astype(float),
+        "draft_nfe": draft.astype(float),
         "kept": where,
     }
 
@@ -150,12 +157,11 @@ def pack(
     task, source, first, last, kept = (column(parts, name) for name in ("task", "source", "first", "last", "kept"))
     owner, nodes = nodes_of(parts)
     n, here = len(task), kept[:, 0] == worker
-    key, again, levels = np.empty(n, np.uint64), np.zeros(n, np.bool_), np.empty(len(nodes), np.int64)
+    key, levels = np.empty(n, np.uint64), np.empty(len(nodes), np.int64)
     slot, legs, lineages = np.full(n, NONE), {}, {}
     for i in np.unique(task):
         tree, mine = trees[i], np.flatnonzero(task == i)
         key[mine] = tree.key[first[mine]]
-        again[mine] = (source[mine] != ROOT) & ~np.isnan(tree.reward[source[mine]])
         levels[owner == i] = tree.t[nodes[owner == i]]
         beside = tree.t[first[mine]] == tree.t[source[mine]]
         lineages |= {int(row): tree.lineage(int(source[row])) for row in mine[beside]}
@@ -171,8 +177,9 @@ def pack(
         task=task,
         key=key,
         t=column(parts, "t"),
-        again=again,
+        again=column(parts, "paid"),
         hold=column(parts, "hold"),
+        draft=column(parts, "draft"),
         passed=last - first + 1,
         levels=levels,
         name=last,
@@ -249,10 +256,11 @@ def halves(parts: Parts, n: int) -> list[Parts]:
 
 def charge(parts: Parts, cost: Cost) -> None:
     """Enter a bundle's cost into the waves of its rows: evaluations exactly, the rest in proportion."""
-    nfe = np.array([job.nfe[rows].sum() for job, rows in parts])
+    nfe, draft = (np.array([getattr(job, name)[rows].sum() for job, rows in parts]) for name in ("nfe", "draft_nfe"))
     count = np.array([len(rows) for _, rows in parts])
-    for name in ("nfe", "rows", "backward_nfe", "repeated_nfe", "reward_calls", "decodes"):
+    for name in ("nfe", "rows", "backward_nfe", "repeated_nfe", "reward_calls", "decodes", "draft_nfe"):
         weight = count if name in ("reward_calls", "decodes") or not nfe.any() else nfe
+        weight = draft if name == "draft_nfe" and draft.any() else weight
         total = getattr(cost, name)
         upto = np.floor(total * np.cumsum(weight) / weight.sum() + 1e-9).astype(int)
         for (job, _), share in zip(parts, np.diff(upto, prepend=0), strict=True):

@@ -93,7 +93,7 @@ class Lender:
 
     def add(self, wave: int, work: Sequence[tuple[int, Segments]]) -> None:
         """Queue a wave of (task, segments)."""
-        self.jobs.append(bundling.job_of(wave, work, self.trees, self.spec.num_steps, self._kept))
+        self.jobs.append(bundling.job_of(wave, work, self.trees, self.spec, self._kept))
 
     def settle(self, job: Job) -> Cost:
         """A wave has arrived: transitions that it drew from are needed no more. Returns what it cost."""

@@ -149,12 +149,12 @@ class Station:
         if gone := set(bundle.kept[bundle.kept[:, 0] != NONE, 0].tolist()) - self._kept.keys():
             raise LookupError(f"transitions of bundles {sorted(gone)} are not here any more")
         held = Transitions({task: self._held_by(bundle, task) for task in np.unique(bundle.task).tolist()})
-        groups = bundle.task * 2 + bundle.hold
+        groups = np.stack([bundle.task, bundle.hold, bundle.draft], 1)
         work = []
-        for group in np.unique(groups):
-            rows = np.flatnonzero(groups == group)
-            of = Segments(ledger.source[rows], ledger.first[rows], ledger.last[rows], bool(group % 2))
-            work.append((int(group // 2), of))
+        for task, hold, draft in np.unique(groups, axis=0).tolist():
+            rows = np.flatnonzero((groups == (task, hold, draft)).all(1))
+            of = Segments(ledger.source[rows], ledger.first[rows], ledger.last[rows], bool(hold), draft=draft)
+            work.append((task, of))
         flight = self.engine.submit(bundle.number, work, ledger, held)
         assert flight is not None
         self._running[bundle.number] = _Running(bundle, ledger, flight, lost)

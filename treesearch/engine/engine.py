@@ -8,6 +8,8 @@ max(longest row, ceil(S / batch_size)) passes. Which rows share a pass changes n
 A segment that ends above t = 0 with `hold` evaluates its last level without leaving it: the endpoint is scored, the
 transition is kept, and segments that start there draw from it without another network call (a population of K
 particles costs K·T). A segment from a node without a held transition evaluates the node's state again.
+
+A segment with `draft` ends above t = 0 too: what is scored is where a draft from its last node ends.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 from treesearch.backends.base import Transition
 from treesearch.budget import Cost
 from treesearch.core.tree import NONE, ROOT, Tree
+from treesearch.engine.drafting import Drafting
 from treesearch.engine.flight import Batch, Flight, Held, Transitions, by_task, cat, grouped
 from treesearch.engine.model import Model
 from treesearch.engine.retrace import Retracer
@@ -33,6 +36,7 @@ from treesearch.errors import KernelError
 from treesearch.rewards.values import anew
 
 _SEGMENT = ("source", "first", "last")
+_SETTING = ("hold", "draft", "paid")
 
 
 class Engine:
@@ -64,6 +68,7 @@ class Engine:
         self.model, self.trees, self.states, self.keep_inner = model, trees, states, keep_inner
         self._retracer = Retracer(model, states, cost)
         self._scoring = Scoring(model, away, names)
+        self._drafting = Drafting(model, self._scoring.add)
         self._flights: list[Flight] = []
         self._held = Transitions()
 
@@ -109,7 +114,9 @@ class Engine:
             while flight.unscored:
                 if flight.queue:
                     self._pass()
-                self._scoring.run(self.model.batch_size if flight.queue else 1)
+                elif self._drafting:
+                    self._drafting.step()
+                self._scoring.run(self.model.batch_size if flight.queue or self._drafting else 1)
             spent.add(self._land(flight))
         return spent
 
@@ -127,6 +134,8 @@ class Engine:
         """
         if any(f.queue for f in self._flights):
             self._pass()
+        elif self._drafting:
+            self._drafting.step()
         waiting = any(not f.queue for f in self._flights)
         self._scoring.run(1 if eager or waiting else self.model.batch_size, mixed=True)
         landed = {id(f): self._land(f) for f in [f for f in self._flights if not f.unscored]}
@@ -138,6 +147,7 @@ class Engine:
         """Forget everything under way."""
         lost, self._flights = self._flights, []
         self._scoring.clear()
+        self._drafting.clear()
         return lost
 
     def _land(self, flight: Flight) -> Cost:
@@ -151,7 +161,8 @@ class Engine:
         """Rows at the states they start from: the prior, a draw from a held transition, or a stored state."""
         model, spec = self.model, self.model.spec
         size = [len(s.first) for _, s in work]
-        task, hold = np.repeat([i for i, _ in work], size), np.repeat([s.hold for _, s in work], size)
+        task = np.repeat([i for i, _ in work], size)
+        hold, draft, paid = (np.repeat([getattr(s, name) for _, s in work], size) for name in _SETTING)
         source, first, last = (np.concatenate([getattr(s, name) for _, s in work]) for name in _SEGMENT)
         level = np.concatenate([trees[i].t[s.source] for i, s in work]).astype(np.int64)
         stop = np.concatenate([trees[i].t[s.first] for i, s in work]).astype(np.int64)
@@ -183,8 +194,9 @@ class Engine:
             stop=stop,
             key=key,
             hold=hold,
+            draft=draft,
             log_w=log_w,
-            again=(t == level) & (t > 0) & scored & ~beside,
+            again=(t == level) & (t > 0) & scored & paid & ~beside,
             trees=trees,
         )
 
@@ -240,6 +252,9 @@ class Engine:
         done = rows[(flight.t[rows] == 0) & ~flight.hold[rows]]
         if len(done):
             self._scoring.add(flight, done, flight.x[torch.from_numpy(done)])
+        drafted = mine[~further & (flight.draft[mine] > 0) & ~flight.hold[mine]]
+        if len(drafted):
+            self._drafting.add(flight, drafted, flight.x[torch.from_numpy(drafted)])
 
     def _hold(self, batch: Batch, law: Transition) -> None:
         """Keep transitions that ended a segment and send their endpoints to be scored."""
@@ -252,6 +267,11 @@ class Engine:
                 order = mine[np.argsort(flight.last[rows[mine]])]
                 part = law.take(torch.from_numpy(at[order]))
                 flight.held.setdefault(task, []).append(Held(part, flight.last[rows[order]]))
+            if len(drafted := np.flatnonzero(flight.draft[rows])):
+                self._drafting.add(flight, rows[drafted], batch.x[torch.from_numpy(at[drafted])])
+                at, rows = np.delete(at, drafted), np.delete(rows, drafted)
+            if not len(rows):
+                continue
             known = self._known(law, at)
             new = np.isnan(known)
             if not new.all():

@@ -42,6 +42,7 @@ class Flight:
     stop: Ids  # t of `node`
     key: NDArray[np.uint64]
     hold: NDArray[np.bool_]
+    draft: Ids  # evaluations of the draft that scores `last`, 0 for none
     log_w: NDArray[np.float64]  # since the node passed last
     again: NDArray[np.bool_]  # the next evaluation was paid for before (an interrupted wave)
     trees: Nodes
@@ -50,6 +51,11 @@ class Flight:
     cost: Cost = field(default_factory=Cost)  # settled when the wave is finished
     held: dict[int, list[Held]] = field(default_factory=dict)  # by task: transitions that ended a segment
     queue: dict[int, list[Ids]] = field(default_factory=dict)  # evaluations left -> chunks of rows
+
+    @property
+    def previewed(self) -> NDArray[np.bool_]:
+        """Rows whose endpoints are scored, which a preview may decode."""
+        return self.hold & (self.draft == 0)
 
     def enqueue(self, rows: Ids, left: Ids) -> None:
         """Queue rows by the evaluations they have left; rows with none are not queued."""

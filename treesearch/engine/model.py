@@ -71,14 +71,20 @@ class Model:
         self._gathered: tuple[Ids, dict[str, Any]] | None = None
         self.passes = self.evaluated = 0  # forward passes, and rows in them without padding
 
-    def evaluate(self, x: Tensor, t: Ids, task: Ids) -> tuple[Transition, int]:
-        """One network call on n rows, checked; the transition and how many rows of padding went along."""
+    def evaluate(self, x: Tensor, t: Ids, task: Ids, kernel: Kernel | None = None) -> tuple[Transition, int]:
+        """One network call on n rows, checked; the transition and how many rows of padding went along.
+
+        Args:
+            x, t, task: of the rows.
+            kernel: whose; the search's own by default.
+        """
+        kernel = self.kernel if kernel is None else kernel
         n, pad = len(t), max(0, self.batch_size - len(t)) if self.batch_invariant else 0
         if pad:
             x, t, task = torch.cat([x, x[:1].expand(pad, *x.shape[1:])]), _pad(t, pad), _pad(task, pad)
         levels = torch.from_numpy(t).to(self.spec.device)
         with Asking(lambda: f"kernel.transition of {len(t)} rows at t = {np.unique(t).tolist()}"):
-            law = self.kernel.transition(x, levels, self.conditioning(task))
+            law = kernel.transition(x, levels, self.conditioning(task))
         if not hasattr(law, "endpoint"):
             got = type(law).__name__
             raise KernelError(f"kernel.transition returned {got}, expected a law such as backends.base.Gaussian")
@@ -92,9 +98,14 @@ class Model:
 
     def charge(self, cost: Cost, t: Ids, again: NDArray[np.bool_], padding: int = 0) -> None:
         """Enter the rows of an evaluation into a cost; those done `again` were paid for before."""
-        repeated, guided = int(again.sum()), int(self._guiding[t[~again]].sum())
+        repeated = int(again.sum())
         cost.nfe += len(t) - repeated
         cost.repeated_nfe += repeated
+        self.charge_work(cost, t, t[~again], padding)
+
+    def charge_work(self, cost: Cost, t: Ids, new: Ids, padding: int = 0) -> None:
+        """Enter what evaluations at levels t take beside NFE; a guide's reward calls where they are new."""
+        guided = int(self._guiding[new].sum())
         cost.rows += int(self._rows[t].sum()) + padding * int(self._rows[t[0]])  # the first row pads a pass
         cost.backward_nfe += int(self._backward[t].sum())
         cost.reward_calls += guided
@@ -109,11 +120,18 @@ class Model:
                 f"transition.sample failed on {len(t)} rows of states {self.spec.state_shape}: {error}; mean must have "
                 "the shape of the states, and std one that broadcasts against it, such as (n, 1, ...)"
             ) from error
-        x = as_states(x, len(t), self.spec, "transition.sample")
-        # Asked last: a GPU computes while the noise is made here, and is waited for once.
+        x = self.finite(as_states(x, len(t), self.spec, "transition.sample"), t)
+        return x, as_weights(law.log_weight(x), len(t), "transition.log_weight")
+
+    def finite(self, x: Tensor, t: Ids) -> Tensor:
+        """States after steps from levels t; asked last: a GPU computes while noise is made here, and is waited for once.
+
+        Raises:
+            KernelError: NaN or infinite ones.
+        """
         if not (finite := torch.isfinite(flat(x)).all(1)).all():
             raise self._not_finite(torch.from_numpy(t)[~finite.cpu()], len(t))
-        return x, as_weights(law.log_weight(x), len(t), "transition.log_weight")
+        return x
 
     def _not_finite(self, bad: Tensor, n: int) -> KernelError:
         """States are NaN after the steps from t = bad."""

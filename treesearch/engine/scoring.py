@@ -83,7 +83,7 @@ class Scoring:
         """Whether rows may be scored with those before them: of one wave unless mixed, and drawn by one decoder."""
         if not parts:
             return True
-        alike = not self.model.spec.previews or next_[0].hold[next_[1][0]] == parts[0][0].hold[parts[0][1][0]]
+        alike = not self.model.spec.previews or next_[0].previewed[next_[1][0]] == parts[0][0].previewed[parts[0][1][0]]
         return alike and (mixed or next_[0] is parts[0][0])
 
     def _record(self, flight: Flight, rows: Ids, reward: NDArray[np.float64], mixed: bool) -> None:
@@ -101,7 +101,7 @@ class Scoring:
             RewardError: the reward raised or broke its contract.
         """
         flight, rows = parts[0]
-        samples = self.model.samples(x, endpoints=bool(flight.hold[rows[0]]))
+        samples = self.model.samples(x, endpoints=bool(flight.previewed[rows[0]]))
         if self.model.reward.input == "sample":
             for flight, rows in parts:
                 flight.cost.decodes += len(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -42,6 +42,11 @@ class Segments:
         source, first, last: node numbers, (n,).
         hold: score the endpoint of `last` and keep its transition, instead of scoring a sample.
         keep: nodes whose transitions, held since earlier waves, are kept for later ones; all others are let go.
+        draft: evaluations of a draft, 0 for none. `last` is above t = 0, and its reward is that of the x_0 at which a
+            draft from it ends. Without `hold` the draft takes the noise that the node's first child will take: once
+            finished, the two share every draw. With `hold` it takes noise of its own: offspring draw theirs afresh, and
+            a value that has seen it would bias them.
+        paid: whether sources that have a reward were evaluated when they got it. Not those that were drafted.
     """
 
     source: Ids
@@ -49,6 +54,12 @@ class Segments:
     last: Ids
     hold: bool = False
     keep: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    draft: int = 0
+    paid: bool = True
+
+    def take(self, rows: Ids) -> Segments:
+        """Some of its walks."""
+        return replace(self, source=self.source[rows], first=self.first[rows], last=self.last[rows])
 
 
 class Leg(NamedTuple):

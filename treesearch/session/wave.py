@@ -35,8 +35,7 @@ class Wave:
             mine = rows[(rows >= at) & (rows < at + len(segments.first))] - at
             at += len(segments.first)
             if len(mine):
-                part = Segments(segments.source[mine], segments.first[mine], segments.last[mine], segments.hold)
-                searches[task].tell(part)
+                searches[task].tell(segments.take(mine))
                 told.append((task, len(mine)))
         self.left -= len(rows)
         return told

@@ -1,0 +1,106 @@
+"""Drafts by another network: a student, a distilled adapter, a smaller or quantised model beside the one searched.
+
+    x̂_0 of a draft  =  endpoint of `other` at (x_t, t)
+
+A draft leaps down the chain of the kernel, with the noise of its path (`backends.chains.coarse`), and asks the other
+network where the path leads. The kernel's law is untouched. The two share states, T, prior and noise levels, so that a
+state of one is a state of the other; conditioning is encoded by the kernel, and handed to both.
+
+Caches of blocks that compare a call with the one before (diffusers' first-block and TaylorSeer caches) have no place
+here: they take a batch for one trajectory, and rows of a search stand at mixed levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from treesearch.backends.base import Kernel, Wrapper, describe, optional
+from treesearch.rewards.numeric import is_positive
+
+SAME = ("num_steps", "state_shape", "noise_shape", "dtype")
+
+
+@dataclass(frozen=True, eq=False)
+class Drafted(Wrapper):
+    """A kernel whose drafts take the endpoints of another.
+
+    Args:
+        kernel: what is searched.
+        other: drafts.
+        ratio: cost of one of its evaluations, in evaluations of the kernel; None counts the floating-point operations
+            of both, once, which takes kernels that need no prompts.
+
+    Raises:
+        ValueError: kernels of other states, T, prior or noise levels; a ratio that is no positive number.
+        TypeError: no kernel.
+    """
+
+    other: Any
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and not is_positive(self.ratio):
+            raise ValueError(f"ratio is {self.ratio!r}, expected a positive number, or None to count")
+        _refuse(self.kernel, self.other)
+
+    @property
+    def drafter(self) -> Any:
+        return self.other
+
+    @cached_property
+    def _counted(self) -> float:
+        return operations(self.other) / operations(self.kernel)
+
+    @property
+    def draft_ratio(self) -> float:
+        return self._counted if self.ratio is None else self.ratio
+
+    def to(self, device: str | torch.device) -> Self:
+        move = optional(self.other, "to")
+        return replace(super().to(device), other=self.other if move is None else move(device))
+
+    def _settings(self) -> str | None:
+        other = optional(self.other, "fingerprint")
+        return None if other is None else f"{other}, {self.ratio}"
+
+
+def operations(kernel: Kernel) -> int:
+    """Floating-point operations of one evaluation, as torch counts them; 1 where it counts none.
+
+    Raises:
+        ValueError: a kernel that cannot be asked without prompts.
+    """
+    spec = describe(kernel, identify=False)
+    counter = FlopCounterMode(display=False)
+    level = torch.full((1,), spec.num_steps, device=spec.device)
+    try:
+        x = kernel.prior(torch.zeros(1, *spec.noise_shape, device=spec.device))
+        with torch.no_grad(), counter:
+            kernel.transition(x, level)
+    except Exception as error:
+        raise ValueError(
+            f"what a draft costs cannot be counted without prompts ({type(error).__name__}: {error}): say ratio="
+        ) from error
+    return max(1, counter.get_total_flops())
+
+
+def _refuse(kernel: Kernel, other: Kernel) -> None:
+    mine, theirs = describe(kernel, identify=False), describe(other, identify=False)
+    for name in SAME:
+        if getattr(mine, name) != getattr(theirs, name):
+            raise ValueError(
+                f"drafts by a kernel of another {name}: {getattr(theirs, name)}, expected {getattr(mine, name)}, as of "
+                "the kernel that is searched"
+            )
+    if not (mine.drafts and theirs.drafts):
+        raise ValueError("drafts take kernels with a `chain`, by which their noise levels are compared")
+    ours, grid = kernel.chain.schedule, other.chain.schedule  # type: ignore[attr-defined]
+    for name in ("alpha", "sigma"):
+        pair = [getattr(of, name).double().cpu() for of in (ours, grid)]
+        if pair[0].shape != pair[1].shape or not torch.allclose(*pair, rtol=1e-5, atol=1e-7):
+            raise ValueError(f"drafts by a kernel of other noise levels ({name} by t): its states are not this one's")
