@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from treesearch.rewards.numeric import is_whole
+
 
 def subgrid(num_steps: int, evaluations: int) -> tuple[int, ...]:
     """Levels of a draft from T, descending, 0 last: as many as evaluations, equally spaced.
@@ -11,9 +13,9 @@ def subgrid(num_steps: int, evaluations: int) -> tuple[int, ...]:
     Raises:
         ValueError: fewer than 2 evaluations, or more than the chain has.
     """
-    if not 2 <= evaluations <= num_steps:
+    if not is_whole(evaluations, 2, num_steps):
         raise ValueError(
-            f"draft is {evaluations} evaluations, expected 2 to T = {num_steps}: one alone is the endpoint, which "
+            f"a draft of {evaluations!r} evaluations, expected 2..T = {num_steps}: one alone is the endpoint, which "
             "methods score without a draft"
         )
     return tuple(-(-num_steps * k // evaluations) for k in range(evaluations, -1, -1))

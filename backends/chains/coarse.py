@@ -49,7 +49,7 @@ class Coarse:
 
     Args:
         chain: of the kernel.
-        levels: where a walk from T evaluates, falling from T, and 0 at the end; see `subgrid`.
+        levels: where a walk from T evaluates, falling from T, and 0 at the end; see `backends.base.grids.subgrid`.
 
     Raises:
         ValueError: levels that do not fall from T to 0, or a chain whose noise levels differ from entry to entry.
@@ -119,17 +119,6 @@ class Coarse:
 def _ratio(chain: Chain) -> NDArray[np.float64]:
     """a_u by u, (T + 1,); entry 0 is unused. Noise that is 0 stays so."""
     return torch.where(chain.sigma > 0, chain.direction / chain.sigma, 0.0).flatten().cpu().numpy()
-
-
-def subgrid(num_steps: int, m: int) -> tuple[int, ...]:
-    """Levels at which a walk of m evaluations evaluates, evenly spaced in t, and 0.
-
-    Raises:
-        ValueError: m outside 2..T.
-    """
-    if not is_whole(m, 2, num_steps):
-        raise ValueError(f"a draft of {m!r} evaluations, expected 2..T = {num_steps}")
-    return tuple(int(level) for level in np.ceil(num_steps * np.arange(m, -1, -1) / m))
 
 
 def _refuse(levels: Sequence[int], steps: int) -> None:

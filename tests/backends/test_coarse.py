@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Categorical, Gaussian
-from treesearch.backends.chains.coarse import Coarse, subgrid
+from treesearch.backends.base.grids import subgrid
+from treesearch.backends.chains.coarse import Coarse
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.mean_reverting import MeanReverting
 from treesearch.backends.chains.residual import Residual

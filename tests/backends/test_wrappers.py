@@ -37,6 +37,7 @@ from treesearch.backends.roots import Direct, Regional, Rooted
 from treesearch.backends.roots.absent import Absent
 from treesearch.backends.roots.bdia import Bdia
 from treesearch.backends.wrappers.cycle import Cycle
+from treesearch.backends.wrappers.drafted import Drafted
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.base import Reward

@@ -103,6 +103,8 @@ class Engine:
         self._flights.append(flight)
         rows = np.arange(len(flight.t))
         end = np.concatenate([trees[task].t[s.last] for task, s in work])
+        if ((end > 0) & ~flight.hold & (flight.draft == 0)).any():
+            raise ValueError("a segment that ends above t = 0 is scored only where it is held or drafted")
         self._arrive(flight, rows[flight.t == flight.stop])
         flight.enqueue(rows, flight.t - end + flight.hold)
         return flight

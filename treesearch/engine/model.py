@@ -124,7 +124,8 @@ class Model:
         return x, as_weights(law.log_weight(x), len(t), "transition.log_weight")
 
     def finite(self, x: Tensor, t: Ids) -> Tensor:
-        """States after steps from levels t; asked last: a GPU computes while noise is made here, and is waited for once.
+        """States after steps from levels t; asked last: a GPU computes while noise is made here, and is waited for
+        once.
 
         Raises:
             KernelError: NaN or infinite ones.
