@@ -18,10 +18,12 @@ import treesearch as ts
 from treesearch import api as loop
 from treesearch.backends.exact.enumerable import MaskedChain
 from treesearch.backends.exact.gaussian import GaussianMixture, LinearGaussian
+from treesearch.errors import StoreError
 from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError, as_reward
 from treesearch.runs.config import read_config
 from treesearch.runs.log import read_blocks
+from treesearch.session.rebuild import read_result
 
 METHODS = {
     "best_of_n": ts.BestOfN(),
@@ -169,6 +171,22 @@ def test_a_population_in_progress_is_not_resumed_with_less_than_it_takes(tmp_pat
     with pytest.raises(ts.BudgetError, match=f"give at least {whole}"):
         ts.resume(tmp_path / "r", kernel, linear(), budget=ts.Budget(nfe=whole - 1))
     assert ts.resume(tmp_path / "r", kernel, linear(), budget=ts.Budget(nfe=whole)).cost.nfe == whole
+
+
+def blocks(folder):
+    return [block for block, _ in read_blocks(folder)]
+
+
+def test_a_run_that_is_read_tells_why_its_tasks_stopped(tmp_path):
+    method, names = ts.BestOfN(n=4), ("nfe", "n")
+    for name, budget in zip(names, (ts.Budget(nfe=15), ts.Budget()), strict=True):
+        found = ts.search(LinearGaussian(), linear(0.7), method, budget=budget, store=tmp_path / name)
+        again = read_result(read_config(tmp_path / name), blocks(tmp_path / name))
+        assert again.tasks[0].status == found.tasks[0].status
+    config = read_config(tmp_path / "n")
+    assert config["ended"] == ["FINISHED"]
+    with pytest.raises(StoreError, match="ended as 'NEVER'"):
+        read_result(config | {"ended": ["NEVER"]}, blocks(tmp_path / "n"))
 
 
 def test_an_interrupted_run_is_saved_and_says_so(tmp_path):

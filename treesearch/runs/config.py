@@ -55,6 +55,8 @@ CONFIG = record(
         "measured": record({"nfe": whole()}),
         "closed": text(64),
         "out_of_time": flag,
+        "ended": several(text(20), 1, TASKS),  # why each task's search stopped
+        "draft_ratio": number(0.0),  # what an evaluation of a draft was charged, in evaluations of the kernel
         "memory": whole(),
         "remarks": several(several(text(), 0, 1000), 1, TASKS),
         "waves": whole(),  # at least so many are in tree.bin

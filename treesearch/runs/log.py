@@ -29,7 +29,7 @@ from treesearch.errors import StoreError
 from treesearch.runs import files, schema
 from treesearch.runs.schema import maybe, number, plain, record, several, text, whole
 
-FORMAT = 2
+FORMAT = 3
 TASKS = 2**16  # that a record can tell apart
 MAGIC = b"TREESRCH" + struct.pack("<I", FORMAT)
 BLOCK = struct.Struct("<4sIIIII")  # mark, wave, bytes of JSON, nodes, hits, CRC-32 of the rest of the block

@@ -19,7 +19,7 @@ from treesearch.core.noise import root_key
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError, unknown
 from treesearch.methods import METHODS
-from treesearch.methods.base import MEMORY, Method, Problem, Search
+from treesearch.methods.base import MEMORY, Method, Problem, Search, Status
 from treesearch.results.certificate import Context
 from treesearch.results.result import Absent, SearchResult, TaskResult
 from treesearch.runs.checks import check_state
@@ -77,6 +77,7 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
     noisy = tuple(t not in config.get("deterministic", ()) for t in range(config["num_steps"] + 1))
     valued = config.get("valued", False)
     spec = Spec(config["num_steps"], shape, shape, noisy, torch.device("cpu"), torch.float32, None, valued=valued)
+    spec = spec._replace(drafts="draft_ratio" in config, draft_ratio=config.get("draft_ratio", 1.0))
     method = build_method(config["method"])
     each = config.get("memory", MEMORY) // len(prompts)
     with _replayed(0):
@@ -86,6 +87,8 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
     if blocks:
         rebuild(searches, blocks, 0)
     over, late = config["status"] == "finished", config.get("out_of_time", False)
+    for search, name in zip(searches, config.get("ended", ()), strict=False):
+        search.status = _status(name) if config["status"] != "running" else search.status
     tasks = []
     for i, (prompt, search) in enumerate(zip(prompts, searches, strict=True)):
         context = Context(method=method, config=config, task=i, over=over, out_of_time=late)
@@ -98,6 +101,12 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
         tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, UNDECODED, context))
     cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost()
     return SearchResult(tasks, cost, [b.meta["history"] for b in blocks])
+
+
+def _status(name: str) -> Status:
+    if name not in Status.__members__:
+        raise StoreError(f"run.json says that a search ended as {name!r}: choose from {', '.join(Status.__members__)}")
+    return Status[name]
 
 
 def build_method(config: dict[str, Any]) -> Method:

@@ -91,12 +91,13 @@ class Recorder:
             self._write(self.run, wave, searches, record)
         return record
 
-    def close(self, status: str | None, *, out_of_time: bool) -> None:
+    def close(self, status: str | None, ended: Sequence[str], *, out_of_time: bool) -> None:
         """Let go of the run folder; without a status the run keeps its own."""
         if self.run is None:
             return
         if status is not None:
             self.run.config["out_of_time"] = out_of_time
+            self.run.config |= {"ended": list(ended)} if ended else {}
         self.run.close(self.run.config["status"] if status is None else status)
 
     def _write(self, run: Run, wave: Wave, searches: Sequence[Search], record: dict[str, Any]) -> None:

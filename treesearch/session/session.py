@@ -160,6 +160,7 @@ class Session:
             **({} if self.spec.departs is None else {"departs": self.spec.departs}),
             **({} if self.spec.base_law is None else {"base_law": self.spec.base_law}),
             **({"valued": True} if self.spec.valued else {}),
+            **({"draft_ratio": self.spec.draft_ratio} if getattr(self.method, "draft", None) else {}),
             **({"measured": {"nfe": self._measured().nfe}} if self._measured().nfe else {}),
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
@@ -250,7 +251,8 @@ class Session:
 
     def close(self, status: str | None = None) -> None:
         """Let go of the run folder and the workers; without a status the run keeps its own."""
-        self.recorder.close(status, out_of_time=bool(self.searches) and self.loop.out_of_time)
+        ended = [search.status.name for search in self.searches]
+        self.recorder.close(status, ended, out_of_time=bool(self.searches) and self.loop.out_of_time)
         if self.searches:
             self.engine.close()
 
