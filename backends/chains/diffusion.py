@@ -25,6 +25,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, final
@@ -287,6 +288,14 @@ class DiffusionKernel:
         if isinstance(self.model, nn.Module):
             self.model.to(self.device)
         return self
+
+    def with_network(self, network: nn.Module, chain: Chain, name: str) -> DiffusionKernel:
+        """A kernel of the same states, samples and conditioning under another network and chain, told c alone."""
+        made = copy.copy(self)
+        made.model, made.chain, made.name = network.to(self.device), chain.to(self.device), name
+        made.num_steps, made.stochastic, made.guidance_scale = chain.schedule.num_steps, chain.stochastic, 1.0
+        made._quiet = Quiet(network)
+        return made
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         self._quiet.look()

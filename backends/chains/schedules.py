@@ -111,6 +111,18 @@ class Schedule:
             self.timestep[:steps], self.alpha[: steps + 1], self.sigma[: steps + 1], self.prediction, carry=carry
         )
 
+    def coarse(self, num_steps: int) -> Schedule:
+        """m of the T levels, evenly spaced from T down, and x_0.
+
+        Raises:
+            ValueError: more steps than there are, or a process that says what it carries from one level to the next.
+        """
+        if self.carry is not None:
+            raise ValueError("this process carries more than α_t/α_s from level to level: it has no coarse grid")
+        rows = respace(self.num_steps, num_steps)
+        keep = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), rows + 1])
+        return Schedule(self.timestep[rows], self.alpha[keep], self.sigma[keep], self.prediction, self.prior_std)
+
     @staticmethod
     def variance_preserving(
         alphas_cumprod: Tensor,

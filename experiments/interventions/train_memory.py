@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from experiments.interventions.clips import DYNAMICS, clips_of
 from experiments.interventions.video_model import VideoNetwork, build_encoder
-from experiments.shared.training import Plan, State, append_row, create, stratified, train
 from treesearch.backends.interventions import Rows
 from treesearch.backends.interventions.memory import Memory
+from treesearch.backends.training.loop import Plan, State, append_row, create, stratified, train
 
 K = 2  # clips of a memory
 LEVELS = 1000  # of σ

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from experiments.interventions.scenes import SceneNetwork, condition, drawn, elsewhere, scenes
 from experiments.mnist.train_mnist import export
-from experiments.shared.training import Plan, append_row, create, stratified, train
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
+from treesearch.backends.training.loop import Plan, append_row, create, stratified, train
 
 LIT, SHADED, EMPTY = 0.7, 0.15, 0.1  # shares of prompts that state the light, the shadow, nothing
 ELSEWHERE = 0.2  # of pictures with a shadow that no light throws

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.shared.training import append_row
 from treesearch.backends.base.capture import captured
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.models.aligner import Aligner, Plan, save_aligner, time_of
 from treesearch.backends.models.mnist import mnist_kernel, to_images
+from treesearch.backends.training.loop import append_row
 from treesearch.rewards.outlines import OUTLINES
 
 PARTS = {"unet.mid_block": 96, "unet.up_blocks.0": 96, "unet.up_blocks.1": 64, "unet.up_blocks.2": 48}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from experiments.interventions.scenes import COLOURS, COLUMNS, HEIGHTS, LIGHTS, SHAPES, drawn, parsed
 from experiments.mnist.train_mnist import export
 from experiments.pie_mini.pictures import NOTHING, backdrops, cover, every_scene
-from experiments.shared.training import Plan, append_row, create, train
+from treesearch.backends.training.loop import Plan, append_row, create, train
 from treesearch.rewards.base import Reward
 
 WEIGHTS = Path(__file__).parent / "weights" / "scorer.safetensors"

@@ -24,7 +24,7 @@ from experiments.interventions.scenes import drawn
 from experiments.mnist.train_mnist import export
 from experiments.pie_mini.painter import parts, pipeline
 from experiments.pie_mini.pictures import backdrops, cover, every_scene, prompt_of
-from experiments.shared.training import Plan, append_row, create, stratified, train
+from treesearch.backends.training.loop import Plan, append_row, create, stratified, train
 
 BARE, EMPTY = 0.12, 0.1  # shares of pictures of nothing, and of prompts that say nothing
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from experiments.planning.offline_data import Array, DataError, OfflineData, joined, read_d4rl, read_minari, read_npz
-from experiments.shared.training import Plan, append_row, create, stratified, train
 from treesearch.backends.models.card import Card, Normalisation, save_model
 from treesearch.backends.models.mnist import TRAIN_STEPS, cosine_alphas_cumprod
 from treesearch.backends.models.unet1d import WIDTHS, TrajectoryNetwork
+from treesearch.backends.training.loop import Plan, append_row, create, stratified, train
 from treesearch.rewards.trajectories.maze import MAZES
 
 FIELDS = ["epoch", "step", "lr", "train_loss", "test_loss_ema", "windows_per_s", "seconds"]

@@ -24,10 +24,10 @@ from torch import Tensor
 from experiments.mnist.train_classifiers import load_split
 from experiments.mnist.train_mnist import export
 from experiments.processes.train_spd import hasten
-from experiments.shared.training import Plan, append_row, create, stratified, train
 from treesearch.backends.base import expand
 from treesearch.backends.models.mnist import TRAIN_STEPS
 from treesearch.backends.models.multi_task import SPREAD, UNKNOWN, MultiTaskNetwork
+from treesearch.backends.training.loop import Plan, append_row, create, stratified, train
 
 TOLD = 2  # one row in so many is told its label
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.mnist.train_mnist import export, load_images
-from experiments.shared.training import Plan, append_row, create, stratified, train
 from treesearch.backends.chains import shortest_path
 from treesearch.backends.models.shortest_path import Levels, SpectralNetwork
+from treesearch.backends.training.loop import Plan, append_row, create, stratified, train
 
 GRID = 100_000  # levels that τ is drawn from
 

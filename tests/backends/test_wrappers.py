@@ -36,9 +36,11 @@ from treesearch.backends.models.aligner import Aligner, Plan
 from treesearch.backends.roots import Direct, Regional, Rooted
 from treesearch.backends.roots.absent import Absent
 from treesearch.backends.roots.bdia import Bdia
+from treesearch.backends.wrappers.completed import Completed
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.drafted import Drafted
 from treesearch.backends.wrappers.inpainting import Clamp
+from treesearch.backends.wrappers.spliced import Spliced
 from treesearch.planning.warm_start import WarmStart
 from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
@@ -169,6 +171,8 @@ def make(kind, kernel):
         Heun: lambda k: Heun(k),
         Bdia: lambda k: Bdia(k),
         Teleport: lambda k: Teleport(k, 0.5, MOMENTS),
+        Completed: lambda k: Completed(k, Bed("student"), (2, 4)),
+        Spliced: lambda k: Spliced(k, Bed("student"), 3),
     }
     return made[kind](kernel)
 
@@ -266,7 +270,9 @@ def test_settings_tell_wrappers_apart():
     scales = [GuidanceScales(Guided(Bed(), half, "half"), (0.0, w), (2,)).fingerprint for w in (1.0, 2.0)]
     orders = [SecondOrder(Bed(), order=n).fingerprint for n in (2, 3)]
     skips = [Teleport(Bed(), skip, MOMENTS).fingerprint for skip in (0.2, 0.5)]
-    for one, other in (tolerant, clamps, scales, orders, skips):
+    asked = [Completed(Bed(), Bed("student"), levels).fingerprint for levels in (None, (2,))]
+    jumps = [Spliced(Bed(), Bed("student"), at).fingerprint for at in (2, 3)]
+    for one, other in (tolerant, clamps, scales, orders, skips, asked, jumps):
         assert one != other
     assert Guided(Bed(), half).fingerprint is None  # two functions cannot be told apart
     assert TDS(Guided(Bed(), half), REWARD).fingerprint is None

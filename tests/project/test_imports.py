@@ -50,6 +50,7 @@ ROOMS = {
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS, COSINES},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
+    f"{BACKENDS}.training": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains", f"{REWARDS}.files"} | REWARD,
     f"{BACKENDS}.guidance": {
         f"{BACKENDS}.{name}" for name in ("base", "chains", "interventions", "models", "roots", "wrappers")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.shared import training
-from experiments.shared.training import Plan
+from treesearch.backends.training import loop as training
+from treesearch.backends.training.loop import Plan
 
 PLAN = Plan(epochs=2, steps=3, lr=0.1, warmup=2, cooldown=0.5, ema=0.5)
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))

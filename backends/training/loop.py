@@ -13,10 +13,10 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,14 @@ class Plan:
         return self.lr * (min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
+class Stateful(Protocol):
+    """What a checkpoint can hold: a module, an optimiser."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
 @dataclass
 class State:
     """Everything that a checkpoint holds; without an average `ema` is the network itself."""
@@ -64,6 +72,11 @@ class State:
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     step: int = 0
+    others: Mapping[str, Stateful] = field(default_factory=dict)  # what a loss trains beside it
+
+    def parts(self) -> dict[str, Stateful]:
+        """What has a state, by the name that it is kept under."""
+        return {"network": self.network, "ema": self.ema, "optimizer": self.optimizer, **self.others}
 
 
 def begin(network: nn.Module, plan: Plan) -> State:
@@ -73,16 +86,23 @@ def begin(network: nn.Module, plan: Plan) -> State:
     return State(network, ema, torch.optim.AdamW(network.parameters(), **how))
 
 
-def create(build: Callable[[], nn.Module], plan: Plan, seed: int, out: Path, device: str = "cpu") -> State:
-    """The state saved in a folder, or a fresh one."""
+def create(
+    build: Callable[[], nn.Module],
+    plan: Plan,
+    seed: int,
+    out: Path | None,
+    device: str = "cpu",
+    others: Mapping[str, Stateful] | None = None,
+) -> State:
+    """The state saved in a folder, or a fresh one; `others` are what a loss trains beside the network."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         state = begin(build().to(device), plan)
-    path = out / "last.pt"
-    if path.exists():
+    state.others = others or {}
+    if out is not None and (path := out / "last.pt").exists():
         saved = torch.load(path, map_location=device, weights_only=True)
-        for name in ("network", "ema", "optimizer"):
-            getattr(state, name).load_state_dict(saved[name])
+        for name, part in state.parts().items():
+            part.load_state_dict(saved[name])
         state.epoch, state.step = saved["epoch"], saved["step"]
     return state
 
@@ -90,7 +110,7 @@ def create(build: Callable[[], nn.Module], plan: Plan, seed: int, out: Path, dev
 def save(state: State, out: Path) -> None:
     """Write the checkpoint so that a crash leaves the old or the new one, never a part."""
     path = out / "last.pt"
-    saved = {name: getattr(state, name).state_dict() for name in ("network", "ema", "optimizer")}
+    saved = {name: part.state_dict() for name, part in state.parts().items()}
     torch.save(saved | {"epoch": state.epoch, "step": state.step}, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
@@ -113,8 +133,9 @@ def update(state: State, loss: Tensor, plan: Plan) -> None:
 def update_ema(ema: nn.Module, network: nn.Module, step: int, limit: float) -> None:
     """ema <- d ema + (1 - d) network, d = min(limit, (1 + step) / (10 + step))."""
     decay = min(limit, (1 + step) / (10 + step))
-    pairs = list(ema.parameters()), list(network.parameters())
-    torch._foreach_lerp_(*pairs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    means: list[Tensor] = list(ema.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    torch._foreach_lerp_(means, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def run_epoch(state: State, losses: Iterable[Tensor], plan: Plan) -> float:
@@ -154,7 +175,7 @@ def train(
 
 def stratified(n: int, steps: int, rng: torch.Generator) -> Tensor:
     """Timesteps (n,) in 0..steps - 1, one from each n-th part of them."""
-    u = (torch.arange(n, device=rng.device) + torch.rand(n, generator=rng, device=rng.device)) / n
+    u = (torch.arange(n, device=rng.device) + torch.rand(n, generator=rng, device=rng.device, dtype=torch.float32)) / n
     return (u * steps).long().clamp_(max=steps - 1)
 
 
