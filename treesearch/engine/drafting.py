@@ -46,19 +46,21 @@ class Leaps:
         cost.nfe += int(self.prices[t].sum())
         cost.draft_nfe += int(self.prices[t].sum())
 
-    def step(self, rows: Rows) -> None:
-        """Leaps to the level below each row's, after one evaluation."""
-        model, spec, t = self.model, self.model.spec, rows.t
-        law, padding = model.evaluate(rows.x, t, rows.task, self.kernel)
-        noise = sums_of_normals(rows.key, self.chain.weights[t], int(np.prod(spec.noise_shape)))
+    def leap(self, x: Tensor, t: Ids, task: Ids, key: NDArray[np.uint64]) -> tuple[Tensor, int]:
+        """One evaluation: states at the levels below[t], and how many rows of padding went along.
+
+        Args:
+            x: states (n, *state).
+            t, task: theirs, (n,).
+            key: of their noise, (n,).
+        """
+        model, spec = self.model, self.model.spec
+        law, padding = model.evaluate(x, t, task, self.kernel)
+        noise = sums_of_normals(key, self.chain.weights[t], int(np.prod(spec.noise_shape)))
         z = torch.from_numpy(noise).reshape(len(t), *spec.noise_shape).to(spec.device)
-        offset = None if self._offset is None else self._offset(rows.x, model.conditioning(rows.task))
-        x = self.chain.law(rows.x, torch.from_numpy(t).to(spec.device), law, offset).sample(z)
-        rows.x = model.finite(as_states(x, len(t), spec, "a draft"), t)
-        rows.t = self.below[t]
-        for flight, at in rows.flights():
-            model.charge_work(flight.cost, t[at], t[at], padding)
-            padding = 0
+        offset = None if self._offset is None else self._offset(x, model.conditioning(task))
+        reached = self.chain.law(x, torch.from_numpy(t).to(spec.device), law, offset).sample(z)
+        return model.finite(as_states(reached, len(t), spec, "a draft"), t), padding
 
 
 @dataclass
@@ -135,7 +137,12 @@ class Drafting:
         order = np.argsort(-leaps.left[rows.t], kind="stable")
         size = self.model.batch_size
         going, rest = rows.take(np.sort(order[:size])), rows.take(np.sort(order[size:]))
-        leaps.step(going)
+        t = going.t
+        going.x, padding = leaps.leap(going.x, t, going.task, going.key)
+        for flight, at in going.flights():
+            self.model.charge_work(flight.cost, t[at], t[at], padding)
+            padding = 0
+        going.t = leaps.below[t]
         over = going.t == 0
         self._put(evaluations, rest)
         self._put(evaluations, going.take(np.flatnonzero(~over)))
