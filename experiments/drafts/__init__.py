@@ -1,0 +1,1 @@
+"""Searches with cheap rollouts: what drafts know of rollouts, and what searches make of it."""
