@@ -189,8 +189,8 @@ def report(rows: Sequence[Row]) -> str:
     by = f", the student `{first['student']}`" if first["student"] else ""
     seeds = len({row["seed"] for row in done})
     return (
-        f"# The value of a node\n\n`mnist(num_steps={T})`, {first['states']} states a level and seed, {seeds} seeds, the "
-        f"truth of a state from {first['rollouts']} rollouts{by}. Each cell: NFE, root mean square "
+        f"# The value of a node\n\n`mnist(num_steps={T})`, {first['states']} states a level and seed, {seeds} seeds, "
+        f"the truth of a state from {first['rollouts']} rollouts{by}. Each cell: NFE, root mean square "
         "error, and (in brackets) what is left after offset and slope are fitted; in standard deviations of the reward "
         "among the samples below states of that level; means over seeds. What the estimators are is in the head of "
         "`experiments/drafts/values.py`. `spread` is the standard deviation of the values themselves: an error that "

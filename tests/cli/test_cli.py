@@ -249,6 +249,7 @@ def test_options_that_would_be_ignored_are_refused(tmp_path):
         ["export", store, "csv", "--kernel", "gaussian"],
         ["export", store, "minari", "--draws", "3", "--best", "3"],
         ["export", store, "npz", "--task", "1"],
+        ["export", "csv", store],
         ["run", "fk", *TOY, "--nfe", "400", "--on-interrupt", "drain"],
         ["bench", "--kernel", "gaussian", "--batch-sizes", "0"],
     ):

@@ -133,3 +133,13 @@ def test_the_progress_line_has_no_markup(capsys: pytest.CaptureFixture[str]) -> 
     with Progress("[/x]\x1b[2J") as progress:
         progress(snapshot)
     assert r"[/x]\x1b[2J" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("weighed", "shown"), [(True, "ESS     9.0"), (False, "ESS       -")])
+def test_a_search_without_weights_has_no_ess(weighed: bool, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot = ts.Snapshot.__new__(ts.Snapshot)
+    record = {"wave": 0, "nfe": 20, "best_reward": 1.0, "ess": 9.0, "nodes": 3}
+    snapshot.wave, snapshot.record, snapshot.total = 0, record, None
+    with Progress("x", weighed=weighed) as progress:
+        progress(snapshot)
+    assert shown in capsys.readouterr().out

@@ -23,6 +23,8 @@ from treesearch.rewards.base import Reward
 from treesearch.runs import files
 from treesearch.runs.config import read_config
 
+KINDS = ("graphml", "csv", "npz", "png", "minari")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
@@ -48,7 +50,9 @@ class Export(Command):
     """npz, png, minari: load the code and weights that a folder names which you did not make here yourself"""
 
     def run(self) -> int:
-        pick("export", self.to, ("graphml", "csv", "npz", "png", "minari"))
+        if self.path in KINDS and self.to not in KINDS:
+            raise UsageError(f"the run comes first: treesearch export {self.to} {self.path}")
+        pick("export", self.to, KINDS)
         self._check()
         number = task_number(self.task, len(read_config(self.path)["prompts"] or [None]))
         if self.to == "minari":

@@ -23,9 +23,13 @@ class Progress:
         quiet: print nothing.
         error: on stderr; in a notebook in the cell's output.
         after: seconds before the line is shown, so that quick searches in a loop leave none.
+        weighed: whether its samples have weights towards π, and with them an ESS.
     """
 
-    def __init__(self, name: str, *, quiet: bool = False, error: bool = False, after: float = 0.0) -> None:
+    def __init__(
+        self, name: str, *, quiet: bool = False, error: bool = False, after: float = 0.0, weighed: bool = True
+    ) -> None:
+        self.weighed = weighed
         self.name, self.quiet, self.error, self.after = plain(name), quiet, error, after
         self._began, self._first, self._line, self._note = time.perf_counter(), None, "", ""
         self._record: dict[str, Any] | None = None
@@ -51,8 +55,9 @@ class Progress:
         rate = (record["nfe"] - (self._first or 0)) / max(time.perf_counter() - self._began, 1e-9)
         total = f"/{self._total}" if self._total else ""
         best = DASH if record["best_reward"] is None else f"{record['best_reward']:.3f}".replace("-0.000", "0.000")
+        ess = f"{record['ess']:>7.1f}" if self.weighed else f"{DASH:>7}"
         self._line = (
-            f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {record['ess']:>7.1f}  "
+            f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {ess}  "
             f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s{_workers(record.get('workers'))}"
         )
         self._open()
