@@ -4,6 +4,14 @@
 
 Its weights make it self-normalised importance sampling: Ẑ = (1/N) Σ w_i is unbiased for Z, `draw` is consistent for π
 with error O(1/√ESS), and `best` is the greedy answer. Cost: N·T NFE. The baseline every search must beat.
+
+With drafts a candidate is looked at before it is finished: a cheap walk on the noise of its own rollout, whose reward
+says how good that will be. Two uses of one pass:
+
+    draft=10               a search: the best drafts are finished, greedy, no Z (`treesearch.methods.racing`)
+    draft=(5, 10)          the same, read twice before they are
+    draft=10, floor=.1     draws of π: each is finished with a probability >= floor and weighs its inverse; Ẑ stays
+                           unbiased (`treesearch.methods.two_phase`)
 """
 
 from __future__ import annotations
@@ -23,17 +31,24 @@ from treesearch.core.weights import log_mean, log_mean_se, scaled
 from treesearch.engine.segments import Segments
 from treesearch.methods import genealogy
 from treesearch.methods.base import NO_NODES, Ids, Method, Problem, Readout, Search, Status, Unit
-from treesearch.methods.claims import SELF_NORMALISED, Claims
-from treesearch.methods.settings import check_lam, check_whole, number
+from treesearch.methods.claims import GREEDY, SELF_NORMALISED, Claims
+from treesearch.methods.racing import RacingSearch
+from treesearch.methods.settings import as_levels, check_drafts, check_lam, check_whole, number
+from treesearch.methods.two_phase import TwoPhaseSearch
+from treesearch.rewards.numeric import is_number
+
+GREEDY_DRAFTS = Claims(flags=(GREEDY,), weighs=False, no_interval="greedy: no Z is estimated")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfN(Method):
-    """Independent samples with importance weights.
+    """Independent samples with importance weights, all of them or those whose drafts are good.
 
     Args:
-        n: samples a task; None draws as many as the budget allows.
-        lam: λ of the target, or "auto"; it changes weights, never the samples.
+        n: samples a task, with drafts candidates; None draws as many as the budget allows.
+        lam: λ of the target, or "auto"; it changes weights, and what a floor finishes.
+        draft: evaluations of a draft, or of several in turn; None for none.
+        floor: least probability that a drafted candidate is finished; None searches and finishes the best.
     """
 
     name = "best_of_n"
@@ -41,20 +56,43 @@ class BestOfN(Method):
 
     n: int | None = None
     lam: float | str = 1.0
+    draft: int | tuple[int, ...] | None = None
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         check_whole(n=self.n)
         check_lam(self.lam)
+        if isinstance(self.draft, (list, tuple)):
+            object.__setattr__(self, "draft", as_levels("draft", self.draft))
+        check_drafts(self.rungs, self.draft)
+        if self.floor is not None and not (is_number(self.floor, 0, 1) and self.floor > 0):
+            raise ValueError(f"floor is {self.floor!r}, expected a probability in (0, 1]")
+        if self.floor is not None and len(self.rungs) != 1:
+            raise ValueError(f"floor says how often a draft is finished: use it with one draft, got draft={self.draft}")
+        object.__setattr__(self, "independent", not self.rungs)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Evaluations of each draft of a candidate."""
+        return self.draft if isinstance(self.draft, tuple) else () if self.draft is None else (self.draft,)
 
     @property
     def claims(self) -> Claims:
-        return Claims(flags=(SELF_NORMALISED,), iid=True)
+        if self.rungs and self.floor is None:
+            return GREEDY_DRAFTS
+        return Claims(flags=(SELF_NORMALISED,), iid=not self.rungs)
 
     def unit(self, spec: Spec) -> Unit:
+        for m in self.rungs:
+            spec.draft_prices(m)
         return Unit.rollout(spec)
 
-    def start(self, problem: Problem) -> BestOfNSearch:
-        return BestOfNSearch(problem, self.n, self.lam)
+    def start(self, problem: Problem) -> Search:
+        if not self.rungs:
+            return BestOfNSearch(problem, self.n, self.lam)
+        if self.floor is None:
+            return RacingSearch(problem, self.n, self.rungs)
+        return TwoPhaseSearch(problem, self.n, self.lam, self.rungs[0], self.floor)
 
 
 class Rollouts(Search):

@@ -35,7 +35,7 @@ measure of steering and all limits are this project's; docs/certificate.md has w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -131,20 +131,41 @@ def interval(parts: Sequence[Part], doubt: str = "", *, alike: bool = False) -> 
     shares = [np.bincount(p.past.eve, np.exp(p.log_w - log_z), len(p.log_w)) for p in parts]
     every = np.concatenate(shares)
     source = GENEALOGY if any(p.past.psi for p in parts) else INDEPENDENT
-    alive = int(np.count_nonzero(every))
-    if alive < FEWEST:
-        reason = f"no standard error: {alive} lineages carry weight, fewer than {FEWEST}; spend more, or lower lam"
-        return Interval(source=source, standing=Standing.NONE, reason=reason)
     if alike and len(parts) >= max(map(len, shares)):
         apart, chance = _apart(np.array([float(share.sum()) for share in shares])), 0.0
     else:
         apart = np.concatenate([_apart(share.astype(np.float64)) for share in shares])
         chance = sum(p.past.multinomial * float(s.sum()) ** 2 / len(s) for p, s in zip(parts, shares, strict=True))
-    se, dof, low, high = bounds(log_z, apart, chance)
     with np.errstate(divide="ignore"):
         totals = np.log(every)
+    return stated(source, log_z, apart, totals, chance, lambda found: doubt or found or _misled(parts))
+
+
+def stated(
+    source: str,
+    log_z: float,
+    apart: F64,
+    totals: F64,
+    chance: float = 0.0,
+    doubted: Callable[[str], str] = lambda found: found,
+) -> Interval:
+    """The interval of log Ẑ from what is independent in it.
+
+    Args:
+        source: where it comes from.
+        log_z: log Ẑ.
+        apart: deviations d (n,).
+        totals: log of the shares of Ẑ that lineages carry, (n,).
+        chance: the part of Σ d² that multinomial resampling alone explains.
+        doubted: why not to rely on it, from what the totals say against it.
+    """
+    alive = int(np.count_nonzero(totals > -math.inf))
+    if alive < FEWEST:
+        reason = f"no standard error: {alive} lineages carry weight, fewer than {FEWEST}; spend more, or lower lam"
+        return Interval(source=source, standing=Standing.NONE, reason=reason)
+    se, dof, low, high = bounds(log_z, apart, chance)
     k = pareto.k_hat(totals)
-    reason = doubt or _thin(totals, k) or _misled(parts)
+    reason = doubted(_thin(totals, k))
     standing = Standing.UNRELIABLE if reason else Standing.OK
     return Interval(source=source, se=se, dof=dof, low=low, high=high, standing=standing, reason=reason, k_hat=k)
 

@@ -51,6 +51,16 @@ def check_whole(**values: int | None) -> None:
             raise ValueError(f"{name} is {value!r}, expected a positive whole number")
 
 
+def check_drafts(evaluations: Sequence[int], given: object) -> None:
+    """Raises:
+    ValueError: evaluations of drafts that are no increasing whole numbers >= 2.
+    """
+    if not all(is_whole(m) and m > 1 for m in evaluations) or list(evaluations) != sorted(set(evaluations)):
+        raise ValueError(
+            f"draft is {given!r}, expected evaluations of a draft, a whole number >= 2, or several that rise"
+        )
+
+
 def as_levels(what: str, levels: Sequence[int] | None) -> tuple[int, ...] | None:
     """Levels as a tuple of whole numbers, where any are given.
 

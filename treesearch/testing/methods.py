@@ -86,14 +86,18 @@ def check_budget(method: Method, kernel: Kernel, reward: Callable[..., Any] = to
 
 
 def check_noise(trees: Sequence[Tree], num_steps: int) -> None:
-    """No two steps of any tree share their noise, the stream (key, t)."""
+    """No two steps of any tree share their noise, the stream (key, t); drafts of one candidate begin at one x_T."""
     used = []
     for tree in trees:
-        t, above = tree.t[1:].astype(int), tree.t[tree.parent[1:]].astype(int)
+        nodes = np.arange(1, len(tree))
+        drafts = nodes[(tree.parent[1:] == ROOT) & (tree.t[1:] == num_steps) & ~np.isnan(tree.reward[1:])]
+        again = np.setdiff1d(drafts, drafts[np.unique(tree.key[drafts], return_index=True)[1]])
+        nodes = np.setdiff1d(nodes, again)
+        t, above = tree.t[nodes].astype(int), tree.t[tree.parent[nodes]].astype(int)
         above[above == t] += 1  # a neighbour draws from the prior's stream
         steps = above - t
         level = np.repeat(above, steps) - (np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps))
-        used.append(np.stack([np.repeat(tree.key[1:], steps), level.astype(np.uint64)], 1))
+        used.append(np.stack([np.repeat(tree.key[nodes], steps), level.astype(np.uint64)], 1))
     rows = np.concatenate(used)
     require(rows[:, 1].max() <= num_steps + 1, f"noise: expected t up to {num_steps + 1}, got {rows[:, 1].max()}")
     shared = len(rows) - len(np.unique(rows, axis=0))

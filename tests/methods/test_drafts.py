@@ -1,0 +1,162 @@
+"""Best-of-N with drafts: what is finished is best-of-N's, budgets hold, estimates are unbiased, runs resume."""
+
+import numpy as np
+import pytest
+import torch
+
+import treesearch as ts
+from tests.engine.test_drafting import REWARD, Bed
+from tests.support import laws
+from treesearch.backends.base import describe
+from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.backends.exact.gaussian_states import GaussianStates
+from treesearch.core.noise import root_key
+from treesearch.errors import StoreError
+from treesearch.methods.base import NO_NODES, Problem, Status
+from treesearch.results.result import SearchResult
+from treesearch.testing import check_store
+from treesearch.testing.methods import check_edges, check_noise
+
+T = 12
+BED = Bed()
+RACES = {"search": ts.BestOfN(draft=3), "race": ts.BestOfN(draft=(2, 4)), "sampling": ts.BestOfN(draft=3, floor=0.2)}
+every = pytest.mark.parametrize("method", RACES.values(), ids=RACES)
+
+
+def run(method, nfe=1800, **how) -> SearchResult:
+    return ts.search(BED, REWARD, method, budget=ts.Budget(nfe=nfe, **how), seed=4)
+
+
+@every
+def test_finished_samples_are_those_of_best_of_n_with_the_same_keys(method):
+    found = run(method)
+    plain = ts.search(BED, REWARD, ts.BestOfN(n=1000), seed=4)
+    key, reward = plain.tree.key[plain.tasks[0].leaves], plain.rewards.numpy()
+    of = {int(k): r for k, r in zip(key, reward, strict=True)}
+    leaves = found.tasks[0].leaves
+    assert len(leaves) < 150
+    assert found.cost.draft_nfe > 0
+    assert np.array_equal([of[int(k)] for k in found.tree.key[leaves]], found.tree.reward[leaves])
+    assert len(np.unique(found.tree.key[leaves])) == len(leaves)
+    check_edges(BED, found.tasks[0], seed=4)
+    check_noise([found.tree], T)
+
+
+@every
+def test_budgets_hold_and_batches_change_nothing(method):
+    found = run(method)
+    assert 0.97 * 1800 < found.cost.nfe <= 1800
+    assert found.cost.repeated_nfe == 0
+    again = ts.search(BED, REWARD, method, budget=ts.Budget(nfe=1800), seed=4, batch_size=7)
+    assert np.array_equal(again.tree.reward, found.tree.reward, equal_nan=True)
+    few = run(method, reward_calls=70)
+    assert few.cost.reward_calls <= 70
+    assert few.cost.nfe <= 1800
+    assert (run(method, iterations=30).tree.t == 0).sum() <= 30
+
+
+@every
+def test_tasks_are_searched_apart_and_a_run_resumes(method, tmp_path):
+    two = ts.search(BED, REWARD, method, prompts=[0, 1], budget=ts.Budget(nfe=1600), seed=4)
+    one = ts.search(BED, REWARD, method, prompts=[0], budget=ts.Budget(nfe=800), seed=4)
+    assert np.array_equal(two.tasks[0].tree.reward, one.tasks[0].tree.reward, equal_nan=True)
+    check_store(method, BED, REWARD, str(tmp_path / "a"), cuts=1, atol=0)
+    ts.search(BED, REWARD, method, budget=ts.Budget(nfe=900), store=tmp_path / "b", seed=4)
+    longer = ts.resume(tmp_path / "b", BED, REWARD, budget=ts.Budget(nfe=1300))
+    assert 0.97 * 1300 < longer.cost.nfe <= 1300
+
+
+def test_n_counts_candidates():
+    found = ts.search(BED, REWARD, ts.BestOfN(n=60, draft=3), seed=4)
+    assert found.status == Status.FINISHED
+    assert found.cost.reward_calls - len(found.rewards) == 60
+    plain = ts.search(BED, REWARD, ts.BestOfN(n=60), seed=4)
+    assert float(found.rewards.max()) == float(plain.rewards.max())
+    assert found.cost.nfe < 0.75 * plain.cost.nfe
+    weighed = ts.search(BED, REWARD, ts.BestOfN(n=400, draft=2, floor=0.1), seed=4)
+    assert weighed.status == Status.FINISHED
+    assert weighed.cost.nfe < 0.6 * 400 * T
+    assert sum(count for count, _ in weighed.diagnostics["waves"]) == 400
+
+
+def test_good_drafts_find_more_than_best_of_n():
+    """Expected scores of the best of as many as the budget pays for, over seeds."""
+    nfe, found = 1800, []
+    for seed in range(5):
+        mine = ts.search(BED, REWARD, ts.BestOfN(draft=2), budget=ts.Budget(nfe=nfe), seed=seed)
+        plain = ts.search(BED, REWARD, ts.BestOfN(), budget=ts.Budget(nfe=nfe), seed=seed)
+        found.append(float(mine.rewards.max() - plain.rewards.max()))
+    assert np.mean(found) > 0
+    assert sum(f >= 0 for f in found) >= 4
+
+
+def blind(x, prompts):
+    """A reward that no draft predicts."""
+    return torch.sin(1e4 * x.double().flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("method", [RACES["search"], RACES["sampling"]], ids=["search", "sampling"])
+def test_drafts_that_predict_nothing_are_switched_off(method):
+    found = ts.search(BED, blind, method, budget=ts.Budget(nfe=1800), seed=4)
+    assert found.cost.draft_nfe <= 0.06 * 1800
+    assert len(found.rewards) >= 0.93 * 1800 // T
+
+
+def test_the_estimate_is_unbiased_and_its_interval_covers():
+    """Reward Σ x_0, Gaussian, of variance .64: Z in closed form."""
+    bed = GaussianStates(torch.zeros(3, 2).double(), torch.eye(6).double(), num_steps=T)
+    lam, (mean, cov) = 0.3, bed.law
+    log_z = float(lam * mean.sum() + 0.5 * lam**2 * cov.sum())
+    found = ts.search(
+        bed,
+        REWARD,
+        ts.BestOfN(draft=3, floor=0.2, lam=lam),
+        prompts=list(range(120)),
+        budget=ts.Budget(nfe=120 * 1200),
+        batch_size=laws.WIDE,
+    )
+    laws.unbiased([np.exp(task.log_z - log_z) for task in found.tasks])
+    bounds = [task.certificate().log_z for task in found.tasks]
+    assert all(b.standing == "ok" for b in bounds)
+    assert found.cost.draft_nfe > 0
+    assert np.mean([b.low <= log_z <= b.high for b in bounds]) >= 0.88
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"draft": 1}, "draft is 1, expected"),
+        ({"draft": 2.5}, "draft is 2.5, expected"),
+        ({"draft": (5, 3)}, r"draft is \(5, 3\), expected"),
+        ({"draft": True}, "draft is True, expected"),
+        ({"draft": 3, "floor": 0.0}, r"floor is 0\.0, expected"),
+        ({"draft": 3, "floor": float("nan")}, "floor is nan, expected"),
+        ({"floor": 0.1}, "use it with one draft"),
+        ({"draft": (2, 4), "floor": 0.1}, "use it with one draft"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ts.BestOfN(**wrong)
+
+
+def test_a_kernel_that_cannot_draft_is_refused():
+    with pytest.raises(ValueError, match="no `chain`"):
+        ts.search(LinearGaussian(), lambda x: x[:, 0], ts.BestOfN(draft=2), budget=ts.Budget(nfe=500))
+    with pytest.raises(ValueError, match="13 evaluations, expected"):
+        ts.search(BED, REWARD, ts.BestOfN(draft=13), budget=ts.Budget(nfe=500))
+
+
+@every
+@pytest.mark.parametrize("column", ["parent", "key"])
+def test_records_that_no_search_leaves_are_refused(method, column):
+    problem = Problem(0, describe(BED), root_key(4, 0), ts.Budget(nfe=1200).share(1))
+    found, again = run(method, 1200).tree, method.start(problem)
+    again.tree.append(found.parent[1:], found.t[1:], found.key[1:])
+    again.tree.reward[:] = found.reward
+    again.tree.parent[-1] = 1
+    if column == "key":
+        again.tree.key[-1] += np.uint64(1)
+    search = method.start(problem)
+    with pytest.raises((StoreError, ValueError), match="damaged"):
+        again.restore(search.state(), NO_NODES)
