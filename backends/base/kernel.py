@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from treesearch.backends.base.grids import prices, subgrid
+from treesearch.backends.base.grids import prices, subgrid, time_of
 from treesearch.backends.base.laws import Transition
 from treesearch.rewards.numeric import is_number
 
@@ -45,6 +45,7 @@ class Kernel(Protocol):
             each t in 0..T [1]
         backward_per_nfe: backward passes of an evaluation, a number or one for each t in 0..T [0]
         rewards_per_nfe: reward calls of an evaluation, likewise [0]
+        draft_times: τ of levels 0..T, see `backends.base.grids`, for stand-ins [those of its chain]
         draft_ratio: what an evaluation of a draft costs, in evaluations of the kernel [1]
         memory_plan: (batch_size, prompts=, backward=) -> bytes a search takes of the device [unknown]; command line
     Guidance
@@ -139,7 +140,7 @@ class Spec(NamedTuple):
     base_law: str | None = None  # whose law p is, where that is not the model's own
     valued: bool = False  # states are scored by values that it declares
     sample_range: tuple[float, float] | None = None  # of the entries of samples
-    drafts: bool = False  # it has a `Chain`, whose steps a draft takes several at a time
+    draft_times: tuple[float, ...] = ()  # (T + 1,), by which drafts space levels; () where none can be made
     draft_ratio: float = 1.0  # cost of an evaluation of a draft, in evaluations of the kernel
 
     @property
@@ -147,9 +148,14 @@ class Spec(NamedTuple):
         """Bytes of one state."""
         return math.prod(self.state_shape) * self.dtype.itemsize
 
+    @property
+    def drafts(self) -> bool:
+        """Whether a draft can take steps of the chain several at a time."""
+        return bool(self.draft_times)
+
     def draft_levels(self, evaluations: int) -> tuple[int, ...]:
         """Levels at which a draft of so many evaluations from T evaluates, descending, and 0."""
-        return subgrid(self.num_steps, evaluations)
+        return subgrid(self.draft_times, evaluations)
 
     def draft_prices(self, evaluations: int) -> tuple[int, ...]:
         """NFE that a draft of so many evaluations from T is charged, by the level that it begins at, (T + 1,).
@@ -159,10 +165,11 @@ class Spec(NamedTuple):
         """
         if not self.drafts:
             raise ValueError(
-                "draft: this kernel has no `chain` (backends.chains.diffusion.Chain), whose steps a draft could take "
-                "several at a time: leave draft out"
+                "draft: this kernel has no `chain` (backends.chains.diffusion.Chain) whose steps a draft could take "
+                "several at a time, of states that are x_t alone and entries that share their noise level: leave draft "
+                "out"
             )
-        return prices(self.num_steps, evaluations, self.draft_ratio)
+        return prices(self.draft_times, evaluations, self.draft_ratio)
 
     def branchable(self, t: int) -> bool:
         """Whether two children of a state x_t can differ: some step below t is stochastic."""
@@ -208,7 +215,7 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         base_law=optional(kernel, "base_law"),
         valued=_declares(kernel),
         sample_range=_range(kernel),
-        drafts=optional(kernel, "chain") is not None,
+        draft_times=_draft_times(kernel, shape, steps),
         draft_ratio=_ratio(kernel),
     )
 
@@ -244,6 +251,18 @@ def _declares(kernel: Kernel) -> bool:
     if valued and optional(kernel, "scores") is None:
         raise ValueError(f"{type(kernel).__name__} is valued and has no `scores`: say which reward its values are of")
     return valued
+
+
+def _draft_times(kernel: Kernel, shape: tuple[int, ...], steps: int) -> tuple[float, ...]:
+    """τ by level, of `grids`; () where steps of the chain cannot be taken several at a time."""
+    found, chain = optional(kernel, "draft_times"), optional(kernel, "chain")
+    if found is not None or chain is None:
+        return tuple(found or ())
+    alpha, sigma = chain.schedule.alpha, chain.schedule.sigma
+    alone = tuple(optional(kernel, "noise_shape", shape)) == shape and len(alpha) == steps + 1
+    if not alone or chain.std.numel() > steps + 1:
+        return ()
+    return tuple(time_of(a, s) for a, s in zip(alpha.flatten().tolist(), sigma.flatten().tolist(), strict=True))
 
 
 def _ratio(kernel: Kernel) -> float:

@@ -82,10 +82,15 @@ def walk(model: Model, x: Tensor, t: int, key: NDArray[np.uint64], down_to: int 
 
 def draft(model: Model, m: int, x: Tensor, t: int, key: NDArray[np.uint64]) -> Tensor:
     """Where drafts end."""
-    leaps, task = Leaps(model, m), np.zeros(len(x), np.int64)
+    leaps, task, end, begun = (
+        Leaps(model, m),
+        np.zeros(len(x), np.int64),
+        torch.zeros_like(x),
+        np.zeros(len(x), np.bool_),
+    )
     while t > 0:
-        x, _ = leaps.leap(x, np.full(len(x), t), task, key)
-        t = int(leaps.below[t])
+        x, end, *_ = leaps.leap(x, np.full(len(x), t), task, key, end, begun)
+        t, begun = int(leaps.below[t]), np.ones(len(x), np.bool_)
     return x
 
 

@@ -27,7 +27,9 @@ from treesearch.engine.segments import Leg, Segments
 from treesearch.engine.states import LostStates, MemoryStates
 
 T = 6
-SPEC = Spec(T, (1,), (1,), (True,) * (T + 1), torch.device("cpu"), torch.float64, None, drafts=True)
+SPEC = Spec(T, (1,), (1,), (True,) * (T + 1), torch.device("cpu"), torch.float64, None)._replace(
+    draft_times=tuple(t / T for t in range(T + 1))
+)
 
 
 def ids(*values):

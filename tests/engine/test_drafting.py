@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from treesearch.backends.base import describe
-from treesearch.backends.base.grids import prices, subgrid
+from treesearch.backends.base.grids import prices, subgrid, time_of
 from treesearch.backends.chains.coarse import Coarse
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
@@ -27,6 +27,7 @@ from treesearch.rewards.base import Reward
 from treesearch.rewards.channels import Channels
 
 T, N = 12, 7
+EVEN = [t / 10 for t in range(11)]
 
 
 def total(x, prompts):
@@ -97,15 +98,21 @@ def test_a_draft_of_every_step_is_the_rollout(level):
 def test_a_draft_by_hand(level):
     runner, tree, nodes, _ = drafted(3, level)
     kernel, spec = Bed(), runner.model.spec
-    coarse = Coarse(kernel.chain, subgrid(T, 3))
-    assert coarse.levels == (12, 8, 4, 0)
-    x = runner.path(0, int(nodes[2]), ROOT)[None]
-    t, key = level, tree.key[nodes[[2]]]
+    coarse = Coarse(kernel.chain, spec.draft_levels(3))
+    assert (coarse.levels, coarse.probed[10]) == ((12, 10, 7, 0), 9)
+    x, key, end = runner.path(0, int(nodes[2]), ROOT)[None], tree.key[nodes[[2]]], None
+
+    def noise(weights):
+        z = sum(float(w) * normals(key, np.array([u]), 6) for u, w in enumerate(weights))
+        return torch.from_numpy(z).reshape(1, *spec.noise_shape)
+
+    t = level
     while t:
-        fine = kernel.transition(x, torch.tensor([t]))
-        z = sum(float(w) * normals(key, np.array([u]), 6) for u, w in enumerate(coarse.weights[t]))
-        x = coarse.law(x, torch.tensor([t]), fine).sample(torch.from_numpy(z).reshape(1, *spec.noise_shape))
-        t = int(coarse.below[t])
+        e = t if end is None else int(coarse.probed[t])
+        at, where = torch.tensor([e]), torch.tensor([t])
+        seen = x if e == t else coarse.probe(x, where, at, end).sample(noise(coarse.probes[t]))
+        law = coarse.law(x, where, at, kernel.transition(seen, at))
+        x, end, t = law.sample(noise(coarse.weights[t])), law.endpoint, int(coarse.below[t])
     assert tree.reward[nodes[2]] == pytest.approx(float(x.sum()), abs=1e-5)
 
 
@@ -145,16 +152,32 @@ def test_what_drafts_cost():
 
 
 def test_prices_by_level():
-    assert subgrid(10, 3) == (10, 7, 4, 0)
-    assert prices(10, 3, 1.0) == (0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
-    assert prices(10, 3, 0.4) == (0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2)
-    assert prices(10, 3, 0.1)[10] == 1
+    assert subgrid(EVEN, 3) == (10, 7, 3, 0)
+    assert prices(EVEN, 3, 1.0) == (0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3)
+    assert prices(EVEN, 3, 0.4) == (0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2)
+    assert prices(EVEN, 3, 0.1)[10] == 1
+
+
+def test_levels_of_a_draft_are_spaced_by_noise():
+    bars = torch.cos(torch.linspace(0, 1.57, 51, dtype=torch.float64)) ** 2
+    levels = subgrid([time_of(float(b) ** 0.5, float(1 - b) ** 0.5) for b in bars], 4)
+    ratio = [float((1 - bars[t]) / bars[t]) ** 0.5 for t in levels[1:-1]]
+    assert ratio == pytest.approx([2 * 3**0.75, 2, 2 / 3**0.75], rel=0.1)  # quartiles of a logistic law
+    assert subgrid([0.0, *[0.999] * 6, 1.0], 7) == (7, 6, 5, 4, 3, 2, 1, 0)
+    assert time_of(0.0, 1.0) == 1.0
+    assert time_of(1.0, 0.0) == 0.0
+
+
+def test_drafts_of_kernels_whose_entries_have_noise_levels_of_their_own():
+    kernel = Bed(eta=torch.tensor([[[0.0, 1.0]] * 3]))
+    with pytest.raises(ValueError, match="share their noise level"):
+        describe(kernel).draft_prices(3)
 
 
 @pytest.mark.parametrize("evaluations", [1, 0, 11, -2])
 def test_evaluations_out_of_range(evaluations):
     with pytest.raises(ValueError, match=r"expected 2\.\.T = 10"):
-        subgrid(10, evaluations)
+        subgrid(EVEN, evaluations)
 
 
 def test_kernels_without_a_chain_have_no_drafts():

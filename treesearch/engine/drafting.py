@@ -1,14 +1,15 @@
 """Drafts under way: rows that walk from a node to x_0 several steps at a time, a batch a pass.
 
-A draft evaluates the network at a few levels of the chain and leaps from each to the next, with the noise that the
-steps between would have taken (`treesearch.backends.chains.coarse`). It adds no node: where it ends is scored, and the
-node that it began at gets the reward.
+A draft leaps down a few levels of the chain, with one evaluation each and the noise that the steps between would have
+taken (`treesearch.backends.chains.coarse`); beside its state it remembers the endpoint of the leap before, by which it
+finds where to evaluate. It adds no node: where it ends is scored, and the node that it began at gets the reward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,22 @@ from treesearch.engine.asking import as_states
 from treesearch.engine.flight import Flight, grouped
 from treesearch.engine.model import Model
 from treesearch.engine.segments import Ids
+
+
+class Leap(NamedTuple):
+    """Where rows come by one evaluation each.
+
+    Args:
+        x: states (n, *state) at the levels below[t].
+        end: the endpoints that they held on the way.
+        at: the levels that were evaluated, (n,).
+        padding: rows that went along.
+    """
+
+    x: Tensor
+    end: Tensor
+    at: Ids
+    padding: int
 
 
 class Leaps:
@@ -46,21 +63,33 @@ class Leaps:
         cost.nfe += int(self.prices[t].sum())
         cost.draft_nfe += int(self.prices[t].sum())
 
-    def leap(self, x: Tensor, t: Ids, task: Ids, key: NDArray[np.uint64]) -> tuple[Tensor, int]:
-        """One evaluation: states at the levels below[t], and how many rows of padding went along.
+    def leap(
+        self, x: Tensor, t: Ids, task: Ids, key: NDArray[np.uint64], end: Tensor, begun: NDArray[np.bool_]
+    ) -> Leap:
+        """One evaluation.
 
         Args:
             x: states (n, *state).
             t, task: theirs, (n,).
             key: of their noise, (n,).
+            end: the endpoints of the leaps before, like x.
+            begun: (n,) which rows have one.
         """
-        model, spec = self.model, self.model.spec
-        law, padding = model.evaluate(x, t, task, self.kernel)
-        noise = sums_of_normals(key, self.chain.weights[t], int(np.prod(spec.noise_shape)))
-        z = torch.from_numpy(noise).reshape(len(t), *spec.noise_shape).to(spec.device)
+        model, spec, at = self.model, self.model.spec, np.where(begun, self.chain.probed[t], t)
+        level, place = (torch.from_numpy(v).to(spec.device) for v in (t, at))
         offset = None if self._offset is None else self._offset(x, model.conditioning(task))
-        reached = self.chain.law(x, torch.from_numpy(t).to(spec.device), law, offset).sample(z)
-        return model.finite(as_states(reached, len(t), spec, "a draft"), t), padding
+        probe = self.chain.probe(x, level, place, end, offset)
+        seen = probe.sample(self._noise(key, np.where((at < t)[:, None], self.chain.probes[t], 0.0)))
+        fine, padding = model.evaluate(as_states(seen, len(t), spec, "a draft"), at, task, self.kernel)
+        law = self.chain.law(x, level, place, fine, offset)
+        reached = as_states(law.sample(self._noise(key, self.chain.weights[t])), len(t), spec, "a draft")
+        return Leap(model.finite(reached, t), law.endpoint.to(reached.dtype), at, padding)
+
+    def _noise(self, key: NDArray[np.uint64], weights: NDArray[np.float64]) -> Tensor:
+        """Sums (n, *noise) of the paths' noise."""
+        spec = self.model.spec
+        noise = sums_of_normals(key, weights, int(np.prod(spec.noise_shape)))
+        return torch.from_numpy(noise).reshape(len(key), *spec.noise_shape).to(spec.device)
 
 
 @dataclass
@@ -70,17 +99,21 @@ class Rows:
     flight: NDArray[np.object_]
     row: Ids  # in its flight
     x: Tensor
+    end: Tensor  # the endpoint of the leap before, in rows that have begun
     t: Ids
     key: NDArray[np.uint64]
+    begun: NDArray[np.bool_]
 
     def take(self, at: Ids) -> Rows:
         """Some of them."""
-        return Rows(self.flight[at], self.row[at], self.x[torch.from_numpy(at)], self.t[at], self.key[at])
+        columns = {name: getattr(self, name)[at] for name in _COLUMNS}
+        states = torch.from_numpy(at)
+        return Rows(x=self.x[states], end=self.end[states], **columns)
 
     def join(self, other: Rows) -> Rows:
         """Others behind them."""
         columns = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _COLUMNS}
-        return Rows(x=torch.cat([self.x, other.x]), **columns)
+        return Rows(x=torch.cat([self.x, other.x]), end=torch.cat([self.end, other.end]), **columns)
 
     @property
     def task(self) -> Ids:
@@ -95,7 +128,7 @@ class Rows:
             yield of[name], at
 
 
-_COLUMNS = ("flight", "row", "t", "key")
+_COLUMNS = ("flight", "row", "t", "key", "begun")
 
 
 class Drafting:
@@ -128,7 +161,8 @@ class Drafting:
             key = np.where(flight.hold[mine], draft_keys(flight.key[mine], t), flight.key[mine])
             flights = np.empty(len(at), object)
             flights[:] = [flight] * len(at)
-            self._put(evaluations, Rows(flights, mine, x[torch.from_numpy(at)], t, key))
+            start, begun = x[torch.from_numpy(at)], np.zeros(len(at), np.bool_)
+            self._put(evaluations, Rows(flights, mine, start, torch.zeros_like(start), t, key, begun))
 
     def step(self) -> None:
         """One pass over up to a batch of rows, those with most evaluations left first."""
@@ -137,12 +171,13 @@ class Drafting:
         order = np.argsort(-leaps.left[rows.t], kind="stable")
         size = self.model.batch_size
         going, rest = rows.take(np.sort(order[:size])), rows.take(np.sort(order[size:]))
-        t = going.t
-        going.x, padding = leaps.leap(going.x, t, going.task, going.key)
+        leap = leaps.leap(going.x, going.t, going.task, going.key, going.end, going.begun)
+        padding = leap.padding
         for flight, at in going.flights():
-            self.model.charge_work(flight.cost, t[at], t[at], padding)
+            self.model.charge_work(flight.cost, leap.at[at], leap.at[at], padding)
             padding = 0
-        going.t = leaps.below[t]
+        going.x, going.end, going.t = leap.x, leap.end, leaps.below[going.t]
+        going.begun = np.ones(len(going.t), np.bool_)
         over = going.t == 0
         self._put(evaluations, rest)
         self._put(evaluations, going.take(np.flatnonzero(~over)))

@@ -56,6 +56,7 @@ CONFIG = record(
         "closed": text(64),
         "out_of_time": flag,
         "ended": several(text(20), 1, TASKS),  # why each task's search stopped
+        "draft_times": several(number(0.0, 1.0), 2, STEPS + 1),  # by which drafts space their levels
         "draft_ratio": number(0.0),  # what an evaluation of a draft was charged, in evaluations of the kernel
         "memory": whole(),
         "remarks": several(several(text(), 0, 1000), 1, TASKS),

@@ -77,7 +77,7 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
     noisy = tuple(t not in config.get("deterministic", ()) for t in range(config["num_steps"] + 1))
     valued = config.get("valued", False)
     spec = Spec(config["num_steps"], shape, shape, noisy, torch.device("cpu"), torch.float32, None, valued=valued)
-    spec = spec._replace(drafts="draft_ratio" in config, draft_ratio=config.get("draft_ratio", 1.0))
+    spec = spec._replace(draft_times=tuple(config.get("draft_times", ())), draft_ratio=config.get("draft_ratio", 1.0))
     method = build_method(config["method"])
     each = config.get("memory", MEMORY) // len(prompts)
     with _replayed(0):

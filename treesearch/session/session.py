@@ -160,7 +160,7 @@ class Session:
             **({} if self.spec.departs is None else {"departs": self.spec.departs}),
             **({} if self.spec.base_law is None else {"base_law": self.spec.base_law}),
             **({"valued": True} if self.spec.valued else {}),
-            **({"draft_ratio": self.spec.draft_ratio} if getattr(self.method, "draft", None) else {}),
+            **(self._drafting() if getattr(self.method, "draft", None) else {}),
             **({"measured": {"nfe": self._measured().nfe}} if self._measured().nfe else {}),
             "reward": self.reward.name,
             "reward_settings": self.reward.settings,
@@ -337,6 +337,10 @@ class Session:
             found: Measured | None = optional(self.kernel, "measured")
             self._found_out = Measured({}, 0) if found is None else found
         return self._found_out
+
+    def _drafting(self) -> dict[str, Any]:
+        """What decides the prices of drafts."""
+        return {"draft_ratio": self.spec.draft_ratio, "draft_times": list(self.spec.draft_times)}
 
     def _remarks(self) -> list[list[str]]:
         """What the reward says of each task's prompt; it is asked once a search."""
