@@ -10,7 +10,8 @@ and at x_0: log G_0 = λ r(x_0) - Σ log G, so that each surviving lineage's pot
 
 With `value="rollout"` a level is scored by the reward of one full rollout from x_t, in place of its endpoint's:
 exp(λ r) of a rollout is unbiased for exp(λ V_t), the soft value, where an endpoint's is not. It is noisy and dear: a
-particle costs T + Σ t over the levels above 0 in place of T (150 for 50 at five levels). Offspring draw afresh.
+particle costs T + Σ t over the levels above 0 in place of T (150 for 50 at five levels). Offspring draw afresh. With
+`value="draft"` it is a rollout in a few leaps, on noise of its own for the same reason.
 
 Ẑ = Π mean(w) is unbiased for Z for every value, potential, scheme, fixed schedule and for ESS-adaptive resampling,
 because weights are carried over the levels that do not resample. For max, sum and immediate that is true and empty:
@@ -42,7 +43,7 @@ from treesearch.methods import genealogy, population
 from treesearch.methods.base import Method, Problem, Readout, Unit
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Bias, Claims, Flag, Interval
 from treesearch.methods.genealogy import Genealogy
-from treesearch.methods.settings import as_schedule, check_lam, check_whole, number, scored_levels
+from treesearch.methods.settings import as_schedule, check_drafts, check_lam, check_whole, number, scored_levels
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.potentials import POTENTIALS, Running
 
@@ -56,7 +57,7 @@ SINGHAL = Paper(
     2025,
 )
 
-VALUES = ("endpoint", "rollout")
+VALUES = ("endpoint", "rollout", "draft")
 NOT_A_VALUE = (
     "potential {!r} leads particles away from the target and takes it back at the end: unbiased, but nearly all of Ẑ "
     "comes from runs too rare to be met, so that most are far too low; use potential='difference'"
@@ -76,7 +77,8 @@ class FeynmanKac(Method):
         schedule: levels t at which endpoints are scored, 0 (x_0 itself) among them; None for five equally spaced.
         resampling: multinomial, residual, stratified, systematic or ssp (`treesearch.core.resampling`).
         ess_threshold: resample where ESS < threshold·K; 0 never, 1 always.
-        value: endpoint, or rollout for one full rollout a particle and level.
+        value: endpoint, rollout for one full rollout a particle and level, or draft for a draft.
+        draft: evaluations of a draft from T, fewer from below.
         tempering: None for λ at every level, a sequence with one factor in (0, 1] a level that ends in 1, or "ess":
             the largest λ_t whose weights keep an ESS of ess_target·K, the last one where none does, resampling until λ
             is reached (difference potential; consistent only).
@@ -93,6 +95,7 @@ class FeynmanKac(Method):
     resampling: str = "systematic"
     ess_threshold: float = 0.5
     value: str = "endpoint"
+    draft: int | None = None
     tempering: tuple[float, ...] | str | None = None
     ess_target: float = 0.5
 
@@ -102,6 +105,11 @@ class FeynmanKac(Method):
         choose("potential", self.potential, POTENTIALS)
         choose("resampling scheme", self.resampling, SCHEMES)
         choose("value", self.value, VALUES)
+        check_drafts(() if self.draft is None else (self.draft,), self.draft)
+        if (self.value == "draft") != (self.draft is not None):
+            raise ValueError(
+                f"value={self.value!r} with draft={self.draft}: drafts are values with value='draft', draft=10"
+            )
         if not is_number(self.ess_threshold, 0, 1):
             raise ValueError(f"ess_threshold is {self.ess_threshold!r}, expected 0 (never) to 1 (always)")
         if not (is_number(self.ess_target) and 0 < self.ess_target < 1):
@@ -134,7 +142,8 @@ class FeynmanKac(Method):
         return levels
 
     def unit(self, spec: Spec) -> Unit:
-        return population.unit(spec, self.num_particles, self.levels(spec), rollouts=self.value == "rollout")
+        rollouts = self.value == "rollout"
+        return population.unit(spec, self.num_particles, self.levels(spec), rollouts=rollouts, draft=self.draft or 0)
 
     def start(self, problem: Problem) -> FeynmanKacSearch:
         return FeynmanKacSearch(self, problem)
@@ -227,7 +236,8 @@ class FeynmanKacSearch(population.PopulationSearch):
             running = Running(np.full(k, -math.inf), zeros)
             return Particles(method, self.lam, len(levels), zeros, zeros, running, zeros, Genealogy.of(k), zeros)
 
-        super().__init__(problem, method.num_particles, levels, particles, rollouts=method.value == "rollout")
+        rollouts, draft = method.value == "rollout", method.draft or 0
+        super().__init__(problem, method.num_particles, levels, particles, rollouts=rollouts, draft=draft)
 
     def readout(self) -> Readout:
         done = self.finished

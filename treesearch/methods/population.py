@@ -5,8 +5,10 @@
 A population of K particles costs exactly K·T NFE: the evaluation that scores a level is the one its offspring draw
 from. The terminal level scores x_0 itself and never resamples. With `rollouts` a level scores a sample instead: each
 particle is rolled out to x_0 with the noise of its own key, the rollout hangs below it in the tree, and its offspring
-draw afresh; a particle then costs T + Σ t over the levels above 0. Several populations run side by side in groups whose
-size is fixed, so that no result depends on the batch size; what is left of a budget makes a last, smaller one.
+draw afresh; a particle then costs T + Σ t over the levels above 0. With `draft` it scores the end of a draft, on noise
+of its own: a value that had seen the noise of the offspring would be none. Several populations run side by side in
+groups whose size is fixed, so that no result depends on the batch size; what is left of a budget makes a last, smaller
+one.
 
 A population of no given size is as large as the budget pays for and as fits the memory planned for it. The plan is
 `MEMORY` for all tasks together, or less where a share of what the process may take at all (`treesearch.host`) is less.
@@ -81,6 +83,7 @@ class PopulationSearch(Search):
         levels: the schedule, descending and ending in 0.
         steer: makes the decisions of a population from its size.
         rollouts: score a level by a rollout of each particle, in place of its endpoint.
+        draft: score a level by a draft of so many evaluations from T, on noise of its own; 0 for none.
     """
 
     def __init__(
@@ -91,9 +94,11 @@ class PopulationSearch(Search):
         steer: Callable[[int], Any],
         *,
         rollouts: bool = False,
+        draft: int = 0,
     ) -> None:
         super().__init__(problem)
-        self.size, self.levels, self.make, self.rollouts = size, levels, steer, rollouts
+        self.size, self.levels, self.make, self.rollouts, self.draft = size, levels, steer, rollouts, draft
+        self.price = price(problem.spec, levels, rollouts=rollouts, draft=draft)
         self.finished: list[Population] = []
         self.group: list[Population] = []
         self.groups: list[list[int]] = []  # sizes of the populations begun, by group
@@ -108,8 +113,7 @@ class PopulationSearch(Search):
     @property
     def committed(self) -> int:
         """NFE of the populations begun, to their end."""
-        steps = price(self.problem.spec, self.levels, rollouts=self.rollouts)
-        return steps * sum(sum(group) for group in self.groups) if self.group else 0
+        return self.price * sum(sum(group) for group in self.groups) if self.group else 0
 
     def frontier(self) -> Ids:
         return np.concatenate([p.nodes for p in self.group]) if self.group else NO_NODES
@@ -125,7 +129,8 @@ class PopulationSearch(Search):
         above = np.stack([parents, new], 1)[:, :each]  # a rollout's sample is the first child of its particle
         self.tree.append(above.ravel(), np.tile([level, 0][:each], len(parents)), np.repeat(keys, each))
         self._place(new)
-        return Segments(parents, new, new + each - 1, hold=each == 1 and level > 0)
+        hold = each == 1 and level > 0
+        return Segments(parents, new, new + each - 1, hold=hold, draft=self.draft if hold else 0)
 
     def tell(self, segments: Segments) -> None:
         last = self.level == len(self.levels) - 1
@@ -200,7 +205,7 @@ class PopulationSearch(Search):
 
     def _sizes(self) -> list[int]:
         """Sizes of the next group of populations that fit."""
-        steps, calls = price(self.problem.spec, self.levels, rollouts=self.rollouts), len(self.levels)
+        steps, calls = self.price, len(self.levels)
         done = [k for g in self.groups for k in g]
         if self._unlimited:
             return [] if done or self.size is None else [self.size]
@@ -265,12 +270,20 @@ def memory_cap(problem: Problem) -> int:
     return max(1, problem.memory // (8 * max(8, problem.spec.state_bytes)))
 
 
-def price(spec: Spec, levels: tuple[int, ...], *, rollouts: bool = False) -> int:
-    """NFE of one particle: the walk, and rollouts from every level above 0."""
-    return spec.num_steps + rollouts * sum(levels)
+def price(spec: Spec, levels: tuple[int, ...], *, rollouts: bool = False, draft: int = 0) -> int:
+    """NFE of one particle: the walk, and rollouts or drafts from every level above 0.
+
+    Raises:
+        ValueError: drafts that the kernel cannot make.
+    """
+    if draft and spec.valued:
+        raise ValueError("the kernel declares values of its states, which drafts would only blur: leave draft out")
+    drafts = spec.draft_prices(draft) if draft else (0,) * (spec.num_steps + 1)
+    return spec.num_steps + rollouts * sum(levels) + sum(drafts[level] for level in levels if level > 0)
 
 
-def unit(spec: Spec, size: int | None, levels: tuple[int, ...], *, rollouts: bool = False) -> Unit:
+def unit(spec: Spec, size: int | None, levels: tuple[int, ...], *, rollouts: bool = False, draft: int = 0) -> Unit:
     """The least that populations cost: one of the given size, or a single particle."""
     k = size or 1
-    return Unit(f"one population of {k}", k * price(spec, levels, rollouts=rollouts), k * len(levels))
+    each = price(spec, levels, rollouts=rollouts, draft=draft)
+    return Unit(f"one population of {k}", k * each, k * len(levels))

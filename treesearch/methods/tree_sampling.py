@@ -20,7 +20,10 @@ looking at it, nothing here weighs a node by a reward that decided how often the
 Values that a kernel declares (`Spec.valued`) are λ V̂ as they stand, ψ = λ v: slope 1, no fit and no floor in any wave,
 for a fit to a few dozen rollouts is worse than what is known. Then a wave is Feynman-Kac steering by v.
 
-Cost: T NFE and one reward call a scheduled level for each leaf.
+Drafts. r̂ may be the reward of a draft (`draft`), on noise of its own: ψ is a function of the state and of noise that
+nothing below takes, and the claims stand. Fitted slopes shrink what that noise adds.
+
+Cost: T NFE and one reward call a scheduled level for each leaf, and its drafts.
 
 Sources: Unbiased estimates from populations: Feynman-Kac Formulae (Del Moral, 2004). Twists from past populations: The
 Iterated Auxiliary Particle Filter (Guarniero, Johansen and Lee, 2017). α: The square root rule for adaptive importance
@@ -47,7 +50,7 @@ from treesearch.methods import genealogy, population
 from treesearch.methods.base import Ids, Method, Problem, Readout, Unit
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Claims
 from treesearch.methods.genealogy import Genealogy
-from treesearch.methods.settings import as_schedule, check_lam, number, scored_levels
+from treesearch.methods.settings import as_schedule, check_drafts, check_lam, number, scored_levels
 
 GUARNIERO = Paper(
     "article",
@@ -82,6 +85,7 @@ class TreeSampling(Method):
         lam: λ of the target, or "auto".
         schedule: levels t at which endpoints are scored, 0 (x_0 itself) among them; None for twenty equally spaced.
             Fewer cost fewer reward calls and decodes.
+        draft: evaluations of a draft from T, fewer from below, whose reward a level is valued by; None for endpoints.
     """
 
     name = "tree_sampling"
@@ -89,9 +93,11 @@ class TreeSampling(Method):
 
     lam: float | str = 1.0
     schedule: tuple[int, ...] | None = None
+    draft: int | None = None
 
     def __post_init__(self) -> None:
         check_lam(self.lam)
+        check_drafts(() if self.draft is None else (self.draft,), self.draft)
         object.__setattr__(self, "schedule", as_schedule(self.schedule, "x_0 itself is weighed last"))
 
     @property
@@ -103,7 +109,8 @@ class TreeSampling(Method):
         return scored_levels(self.schedule, spec, LEVELS)
 
     def unit(self, spec: Spec) -> Unit:
-        return Unit.rollout(spec, len(self.levels(spec)))
+        levels = self.levels(spec)
+        return Unit("one rollout", population.price(spec, levels, draft=self.draft or 0), len(levels))
 
     def start(self, problem: Problem) -> TreeSamplingSearch:
         return TreeSamplingSearch(self, problem)
@@ -166,7 +173,7 @@ class TreeSamplingSearch(population.PopulationSearch):
 
     def __init__(self, method: TreeSampling, problem: Problem) -> None:
         self.method, self.lam = method, number(method.lam)
-        super().__init__(problem, None, method.levels(problem.spec), self._splitting_tree)
+        super().__init__(problem, None, method.levels(problem.spec), self._splitting_tree, draft=method.draft or 0)
 
     def _splitting_tree(self, n: int) -> SplittingTree:
         zeros = np.zeros(n)
@@ -197,8 +204,8 @@ class TreeSamplingSearch(population.PopulationSearch):
             return []
         done = sum(k for sizes in self.groups for k in sizes)
         calls = len(self.levels)
-        left = self.share.less(self.problem.num_steps * done, calls * done, done)
-        fits = left.units(self.problem.num_steps, calls)
+        left = self.share.less(self.price * done, calls * done, done)
+        fits = left.units(self.price, calls)
         if fits < 1:
             return []
         size = self._held(min(self._planned(done, fits), fits))
