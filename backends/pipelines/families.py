@@ -9,6 +9,7 @@ from typing import Any
 from treesearch.backends.chains.schedules import refuse_scheduler
 from treesearch.backends.pipelines.checkpoint import components as parts_of
 from treesearch.backends.pipelines.family import Family
+from treesearch.backends.pipelines.kinds import KINDS
 from treesearch.backends.pipelines.settings import Settings
 
 FAMILIES = {
@@ -24,6 +25,7 @@ FAMILIES = {
     "FluxPipeline": "flux:Flux",
     "WanPipeline": "wan:Wan",
     "LTXPipeline": "ltx:LTX",
+    **dict.fromkeys(KINDS, "modular:Modular"),
 }
 
 

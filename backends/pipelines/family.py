@@ -25,6 +25,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Shared
 from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines import vae
 from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_inputs
 from treesearch.backends.pipelines.settings import Settings
@@ -46,6 +47,7 @@ class Family(ABC):
     fills: ClassVar[tuple[str, ...]] = ("timestep", "return_dict")  # arguments of the network that are not the user's
     scaled_by: ClassVar[str] = ""  # input of the network whose "scale" the pipeline hands to its text encoders too
     longest: ClassVar[int | None] = None  # tokens that the pipeline lets through
+    plain: ClassVar[bool] = True  # whether a VAE alone, after `unpack`, draws states and reads pictures
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings = pipe, settings
@@ -94,6 +96,11 @@ class Family(ABC):
     def device(self) -> torch.device:
         """Where the network is; other parts of the pipeline may be elsewhere."""
         return self.network.device
+
+    @property
+    def text_encoders(self) -> list[str]:
+        """Names of the components without which prompts cannot be encoded."""
+        return [name for name in self.needs if "encoder" in name]
 
     @property
     def guided(self) -> bool:
@@ -155,6 +162,23 @@ class Family(ABC):
             raise ValueError(f"strength is {strength}, expected {1 / schedule.num_steps:.3g}..1")
         return schedule.last(steps)
 
+    def on(self, pipe: Any) -> Family:
+        """The same family of another copy of the pipeline."""
+        return type(self)(pipe, self.settings)
+
+    def verify(self, schedule: Schedule) -> None:
+        """Try what cannot be read beforehand, once the networks are where they compute; most have nothing to try.
+
+        Raises:
+            ValueError: it is not as the chain needs it.
+        """
+        return
+
+    def draw(self, x0: Tensor, batch: int) -> Tensor:
+        """Images (n, c, h, w) or videos (n, f, c, h, w) in [0, 1], `batch` states at a time."""
+        decoder, latents = getattr(self.pipe, "vae", None), self.unpack(x0)
+        return vae.to_unit(latents) if decoder is None else vae.decode(decoder, latents, batch)
+
     def unpack(self, x: Tensor) -> Tensor:
         """Latents that the decoder takes, from states."""
         return x
@@ -206,6 +230,24 @@ def separate(
         if value is not None:
             out[f"negative_{name}"] = Shared(value[:1].clone())
     return out
+
+
+def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of several encodings in one, as long as the longest; what is shared is the same in all."""
+    first = parts[0]
+    return {
+        name: value if isinstance(value, Shared) else _cat([part[name] for part in parts])
+        for name, value in first.items()
+    }
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    """Rows of unequal length are filled up with zeros, which masks and lengths leave out."""
+    longest = max(part.shape[1] for part in parts) if parts[0].ndim > 1 else 0
+    fill = (0, 0) * (parts[0].ndim - 2)
+    if not longest:
+        return torch.cat(parts)
+    return torch.cat([torch.nn.functional.pad(part, (*fill, 0, longest - part.shape[1])) for part in parts])
 
 
 def call_default(pipe: Any, name: str, otherwise: Any) -> Any:

@@ -19,13 +19,14 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from treesearch.backends.base import Cond, Gaussian, Shared, fingerprint
+from treesearch.backends.base import Cond, Gaussian, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain, Step
 from treesearch.backends.chains.schedules import Schedule, settings_of
 from treesearch.backends.pipelines import memory, meta, vae
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
+from treesearch.backends.pipelines.family import join
 from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
 from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
 from treesearch.backends.pipelines.roots import noise_of, state_of
@@ -124,11 +125,10 @@ class DiffusersKernel:
         self.family = kind(pipe, settings)
         self.family.refuse()
         refuse_memory(self._networks())
+        if preview is not None and not self.family.plain:
+            raise ValueError(f"{name} draws with blocks of its own, and takes no preview: leave it out")
         self.text_encoders, self.decode_batch = text_encoders, decode_batch
-        self.state_shape, self.dtype = self.family.state_shape, torch.float32
-        schedule = Schedule.of(pipe.scheduler, num_steps, **self.family.grid(num_steps))
-        self.chain = _chain(pipe.scheduler, schedule, eta, step)
-        self._whole = schedule  # of which chains from an image take the last steps
+        self.dtype = torch.float32
         self._root: Tensor | None = None
         self._root_is_prior = False
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -140,7 +140,12 @@ class DiffusersKernel:
         if getattr(pipe, "vae", None) is not None:
             pipe.vae.enable_tiling() if tiling else None
             pipe.vae.enable_slicing() if slicing else None
-        self.to(as_device(device))
+        self._move(as_device(device))  # first: some families ask their networks for the shape of a state
+        self.state_shape = self.family.state_shape
+        schedule = Schedule.of(pipe.scheduler, num_steps, **self.family.grid(num_steps))
+        self.chain = _chain(pipe.scheduler, schedule, eta, step).to(self.device)
+        self._whole = schedule  # of which chains from an image take the last steps
+        self.family.verify(schedule)
         network = self.family.network
         if channels_last:
             network.to(memory_format=torch.channels_last)
@@ -218,16 +223,19 @@ class DiffusersKernel:
 
     def to(self, device: str | torch.device) -> DiffusersKernel:
         """The same kernel, moved to a device."""
-        self.device = torch.device(device)
-        for name, module in self.modules().items():
-            if self.text_encoders == "keep" or not name.startswith("text_encoder") or self._encoded is None:
-                module.to(self.device)
+        self._move(torch.device(device))
         self.chain.to(self.device)
-        if self._tiny is not None:
-            self._tiny.to(self.device)
         if self._root is not None:
             self._root = self._root.to(self.device)
         return self
+
+    def _move(self, device: torch.device) -> None:
+        self.device = device
+        for name, module in self.modules().items():
+            if self.text_encoders == "keep" or not name.startswith("text_encoder") or self._encoded is None:
+                module.to(device)
+        if self._tiny is not None:
+            self._tiny.to(device)
 
     def memory_plan(
         self, batch_size: int, *, prompts: Sequence[Any] = ("",), backward: bool = False
@@ -247,7 +255,7 @@ class DiffusersKernel:
         other.pipe, other.device = copy.copy(self.pipe), torch.device("meta")
         vars(other.pipe).update({name: meta.shadow(module) for name, module in self.modules().items()})
         other._quiet = Quiet(*other.modules().values())
-        other.family = type(self.family)(other.pipe, self.family.settings)
+        other.family = self.family.on(other.pipe)
         other.chain = copy.copy(self.chain).to("meta")
         other.text_encoders = "free" if self.text_encoders == "free" else "keep"
         if self._encoded is not None:
@@ -344,13 +352,13 @@ class DiffusersKernel:
         if self._encoded is None or self._encoded[0] != asked:
             if not asked:
                 raise ValueError("no prompts to encode: give at least one")
-            if gone := [n for n in self.family.needs if "encoder" in n and getattr(self.pipe, n) is None]:
+            if gone := [n for n in self.family.text_encoders if getattr(self.pipe, n) is None]:
                 raise ValueError(f"{gone[0]} was freed after the first prompts: use text_encoders='offload'")
             self._place_encoders(self.device)
             self._quiet.look()
             with self._quiet, torch.no_grad(), kept_scales(self.modules().values()):
                 parts = [self.family.encode(asked[i : i + _ENCODE]) for i in range(0, len(asked), _ENCODE)]
-            self._encoded = (asked, _join(parts))
+            self._encoded = (asked, join(parts))
             if self.text_encoders != "keep":
                 self._place_encoders("cpu" if self.text_encoders == "offload" else None)
         return dict(self._encoded[1])
@@ -376,7 +384,7 @@ class DiffusersKernel:
         Raises:
             ValueError: the decoder overflowed.
         """
-        images = self._draw(getattr(self.pipe, "vae", None), x0)
+        images = self._draw(None, x0)
         if not torch.isfinite(images).all():
             dtype = str(getattr(self.pipe, "vae", self.family.network).dtype).removeprefix("torch.")
             cure = (
@@ -394,8 +402,10 @@ class DiffusersKernel:
 
     def _draw(self, decoder: Any, x0: Tensor) -> Tensor:
         with self._quiet, torch.set_grad_enabled(x0.requires_grad and torch.is_grad_enabled()):
-            latents = self.family.unpack(x0.to(self.device))
-            return vae.to_unit(latents) if decoder is None else vae.decode(decoder, latents, self.decode_batch)
+            x0 = x0.to(self.device)
+            if decoder is None:
+                return self.family.draw(x0, self.decode_batch)
+            return vae.decode(decoder, self.family.unpack(x0), self.decode_batch)
 
     def _networks(self) -> dict[str, nn.Module]:
         """What takes part in a step."""
@@ -438,12 +448,3 @@ def _upcast(pipe: Any) -> None:
     decoder = getattr(pipe, "vae", None)
     if decoder is not None and decoder.dtype == torch.float16 and decoder.config.get("force_upcast"):
         decoder.float()
-
-
-def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows of several encodings in one; what is shared is the same in all."""
-    first = parts[0]
-    return {
-        name: value if isinstance(value, Shared) else torch.cat([part[name] for part in parts])
-        for name, value in first.items()
-    }

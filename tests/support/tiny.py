@@ -104,6 +104,45 @@ def t5_text(kind="T5", width=32):
     return stirred(getattr(transformers, f"{kind}EncoderModel")(config))
 
 
+QWEN_WORDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen_tokenizer():
+    """One token a byte, and the marks of a chat."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*letters, *QWEN_WORDS])}
+    found = transformers.Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=list(QWEN_WORDS))
+    found.chat_template = CHAT
+    return found
+
+
+def qwen_text(layers=2, width=32):
+    """What the text encoders of Qwen2.5-VL and Qwen3 have in common."""
+    return {
+        "vocab_size": 256 + len(QWEN_WORDS),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "pad_token_id": 256,
+        "bos_token_id": 257,
+        "eos_token_id": 258,
+    }
+
+
+def qwen_vl():
+    text = qwen_text() | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    marks = {"image_token_id": 261, "vision_start_token_id": 259, "vision_end_token_id": 260}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks)
+    return stirred(transformers.Qwen2_5_VLForConditionalGeneration(config))
+
+
 # Autoencoders
 
 
@@ -377,6 +416,103 @@ def flux():
 def schnell():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
     return flux_pipeline(scheduler, guidance_embeds=False)
+
+
+def qwen_vae():
+    """Images of 16×16 pixels, latents of 4×1×8×8."""
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[-0.8, -0.7, 0.1, 0.4],
+        latents_std=[2.8, 1.5, 2.3, 1.2],
+    )
+    return stirred(vae)
+
+
+@family
+def qwen_image():
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    return diffusers.QwenImagePipeline(scheduler, qwen_vae(), qwen_vl(), qwen_tokenizer(), stirred(transformer))
+
+
+def qwen3(causal, layers):
+    kind = transformers.Qwen3ForCausalLM if causal else transformers.Qwen3Model
+    return stirred(kind(transformers.Qwen3Config(**qwen_text(layers, width=16), head_dim=8)))
+
+
+@family
+def z_image():
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[256, 16, 16],
+    )
+    vae = autoencoder(scaling_factor=0.3611, shift_factor=0.1159, **NO_QUANT)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    text = qwen3(causal=False, layers=3)
+    return diffusers.ZImagePipeline(scheduler, vae, text, qwen_tokenizer(), stirred(transformer))
+
+
+def flux2_parts(text_width, guidance_embeds):
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=text_width,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        "vae": stirred(vae),
+        "transformer": stirred(transformer),
+    }
+
+
+def klein(is_distilled):
+    """28 layers of text: three of them, the last one too, are what the network reads."""
+    parts = flux2_parts(3 * 16, guidance_embeds=False)
+    text = qwen3(causal=True, layers=28)
+    tokens = qwen_tokenizer()
+    return diffusers.Flux2KleinPipeline(**parts, text_encoder=text, tokenizer=tokens, is_distilled=is_distilled)
+
+
+@family
+def flux2_klein():
+    return klein(is_distilled=True)
+
+
+@family
+def flux2_klein_base():
+    return klein(is_distilled=False)
 
 
 # Video: 5 frames of 32×32 pixels are latents of 3×8×8

@@ -1,0 +1,203 @@
+"""The modular blocks of a pipeline, in the order in which they run, cut where the chain takes over.
+
+    encode    what text encoders and autoencoders make of the user's prompts and pictures
+    prepare   rows of the network: positions, masks, the grid, guidance inputs
+    loop      one network call, without the solver's step that follows it
+    finish    latents to pictures
+
+Blocks run one after another on a `PipelineState`, with the components of the user's pipeline. They forbid gradients;
+here they are called beneath that, so that it is the caller who decides.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from treesearch.backends.pipelines.kinds import Kind, modular_form
+
+Blocks = dict[str, Any]
+
+
+class Program:
+    """Blocks of one kind, with the components that they use.
+
+    Args:
+        kind: of the pipeline.
+        pipe: the diffusers pipeline whose components they are.
+        scheduler: a copy that the blocks may set.
+        guider: settings of the guider, if the blocks have one.
+        given: names of the user's inputs, which choose among the blocks.
+    """
+
+    def __init__(self, kind: Kind, pipe: Any, scheduler: Any, guider: Mapping[str, Any], given: Sequence[str]) -> None:
+        form, blocks = modular_form(kind, pipe.config)
+        blocks = blocks.get_execution_blocks(**dict.fromkeys(given, True))
+        with _unsaid():
+            self.runner = form(blocks=blocks)
+            names = self.runner.component_names
+            parts = {name: part for name, part in pipe.components.items() if name in names and not is_text(name)}
+            self.guided = "guider" in names
+            if self.guided:
+                parts["guider"] = self.runner.guider.new(**guider)
+            configs = {
+                spec.name: pipe.config[spec.name] for spec in blocks.expected_configs if spec.name in pipe.config
+            }
+            self.runner.update_components(**parts | {"scheduler": scheduler}, **configs)
+        self._cut(dict(blocks.sub_blocks))
+
+    def _cut(self, blocks: Blocks) -> None:
+        from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks
+
+        names = list(blocks)
+        at = next(i for i, name in enumerate(names) if isinstance(blocks[name], LoopSequentialPipelineBlocks))
+        group = names[at].split(".")[0]
+        start = next(i for i, name in enumerate(names) if name.split(".")[0] == group)
+        self.encoders = {name: blocks[name] for name in names[:start]}
+        self.preparers = {name: blocks[name] for name in names[start:at]}
+        self.finishers = {name: blocks[name] for name in names[at + 1 :]}
+        self.loop = blocks[names[at]]
+        self.loop.set_progress_bar_config(disable=True)
+        self._once = _without_solver(self.loop)
+
+    @property
+    def inputs(self) -> set[str]:
+        """Names of what the blocks read from a user."""
+        return set(self.runner.blocks.input_names)
+
+    @property
+    def text_encoders(self) -> list[str]:
+        return [name for name in self.runner.component_names if is_text(name)]
+
+    @property
+    def encoded(self) -> list[str]:
+        """Names of what the encoders make."""
+        return list(dict.fromkeys(name for block in self.encoders.values() for name in block.intermediate_output_names))
+
+    def encode(self, pipe: Any, state: Any) -> Any:
+        """Run the encoders, with the text encoders of a pipeline."""
+        for name in self.text_encoders:
+            setattr(self.runner, name, getattr(pipe, name))
+        try:
+            return self._run(self.encoders, state)
+        finally:
+            for name in self.text_encoders:  # not held on to: the kernel may let go of them
+                setattr(self.runner, name, None)
+
+    def prepare(self, state: Any) -> Any:
+        return self._run(self.preparers, state)
+
+    def finish(self, state: Any) -> Any:
+        return self._run(self.finishers, state)
+
+    def solve(self, state: Any) -> Any:
+        """The loop with its own solver, over the timesteps of the state."""
+        return _call(self.loop, self.runner, state)[1]
+
+    def predict(self, state: Any, x: Tensor, timestep: Tensor) -> Tensor:
+        """The network's output, guided, for x (n, *state) and timestep (n,): one turn of the loop."""
+        state = copied(state, latents=x, timesteps=timestep[None], num_inference_steps=1)
+        _call(self._once, self.runner, state)
+        return self._once.sub_blocks["kept"].take()
+
+    def _run(self, blocks: Blocks, state: Any) -> Any:
+        for block in blocks.values():
+            _, state = _call(block, self.runner, state)
+        return state
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Every guider warns that its kind is new, and components that they were not made here."""
+    log = logging.getLogger("diffusers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def is_text(name: str) -> bool:
+    """Whether a component encodes text."""
+    return name.startswith("text_encoder")
+
+
+def state_of(values: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> Any:
+    """A state of diffusers' blocks.
+
+    Args:
+        values: by name.
+        kinds: names of the values that the blocks ask for by what they are.
+    """
+    from diffusers.modular_pipelines.modular_pipeline import PipelineState
+
+    return PipelineState(dict(values), {kind: list(names) for kind, names in kinds.items()})
+
+
+def copied(state: Any, **values: Any) -> Any:
+    """The same state with other values."""
+    return state_of(state.values | values, state.kwargs_mapping)
+
+
+def _call(block: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a block beneath its decorators."""
+    return inspect.unwrap(type(block).__call__)(block, *args, **kwargs)
+
+
+def _without_solver(loop: Any) -> Any:
+    """A loop that ends with the network's output instead of the solver's step."""
+    from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
+
+    names = list(loop.sub_blocks)
+    last = next(i for i, name in enumerate(names) if name.startswith("after"))
+    once = copy.copy(loop)
+    once.sub_blocks = InsertableDict((name, _open(loop.sub_blocks[name])) for name in names[:last])
+    once.sub_blocks["kept"] = _kept()
+    return once
+
+
+def _open(block: Any) -> Any:
+    """A block of a loop that lets gradients through."""
+    opened = type(f"Open{type(block).__name__}", (type(block),), {"__call__": inspect.unwrap(type(block).__call__)})
+    other = object.__new__(opened)
+    vars(other).update(vars(block))
+    return other
+
+
+def _kept() -> Any:
+    """The last block of a loop: it hands out what the network said."""
+    from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
+
+    class Kept(ModularPipelineBlocks):
+        output: Tensor | None = None
+
+        def __call__(self, components: Any, block_state: Any, i: int, t: Tensor) -> tuple[Any, Any]:
+            self.output = block_state.noise_pred
+            return components, block_state
+
+        def take(self) -> Tensor:
+            output, self.output = self.output, None
+            assert output is not None
+            return output
+
+    return Kept()
+
+
+def no_noise(scheduler: Any) -> Any:
+    """A scheduler whose steps draw none, where it is the configuration that says so."""
+    if scheduler.config.get("stochastic_sampling"):
+        scheduler.register_to_config(stochastic_sampling=False)
+    return scheduler
+
+
+def generator() -> torch.Generator:
+    """What blocks draw from instead of the process's own generator; nothing of it stays in the chain."""
+    return torch.Generator("cpu").manual_seed(0)

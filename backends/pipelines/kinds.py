@@ -1,0 +1,51 @@
+"""Pipelines that run by the blocks of their own modular form: one row of facts a kind.
+
+Everything else (sizes, the grid, positions, masks, packing, decoding) is what the blocks say when they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the blocks of a pipeline do not say themselves.
+
+    Args:
+        model: its name in diffusers' table of modular pipelines.
+        scale: argument of the pipeline's own `__call__` that is its guidance scale.
+        distilled: whether the scale is an input of the network, and not a guider's.
+        guider: settings of the guider beside its scale.
+        images: whether it begins from a picture of the user's.
+    """
+
+    model: str
+    scale: str = "guidance_scale"
+    distilled: bool = False
+    guider: tuple[tuple[str, Any], ...] = ()
+    images: bool = False
+
+
+KINDS = {
+    "Flux2KleinPipeline": Kind(model="flux2-klein"),
+    "QwenImagePipeline": Kind(model="qwenimage", scale="true_cfg_scale"),
+    "ZImagePipeline": Kind(model="z-image", guider=(("use_original_formulation", True),)),
+}
+
+
+def modular_form(kind: Kind, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The class of diffusers' modular pipeline for a checkpoint so configured, such as a distilled one, and its blocks.
+
+    Raises:
+        ImportError: the installed diffusers has none.
+    """
+    import diffusers
+    from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
+
+    if kind.model not in MODULAR_PIPELINE_MAPPING:
+        raise ImportError(f"diffusers {diffusers.__version__} has no modular blocks of {kind.model}: update it")
+    found = getattr(diffusers, MODULAR_PIPELINE_MAPPING[kind.model](dict(config)))
+    return found, getattr(diffusers, found.default_blocks_name)()

@@ -1,0 +1,291 @@
+"""Any pipeline with a row in `kinds`, run by the modular blocks that diffusers has of it.
+
+    prompts → encode → rows;   rows, x_t, t → prepare → one turn of the loop → ε̃;   x_0 → finish → pictures
+
+States are what the loop steps on, packed where it packs. The grid is what the blocks hand to their scheduler. The loop
+takes one timestep a row, though it never does so itself: `verify` holds that, and two steps of the loop's own solver,
+against the chain before anything is searched.
+
+    ‖mixed - alone‖ ≤ √eps ‖alone‖,    ‖x - own‖ ≤ √eps ‖own - x_T‖ + 2 eps ‖own‖      eps of the network's dtype
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from treesearch.backends.base import Cond, Shared
+from treesearch.backends.base.quiet import Quiet
+from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines.blocks import Program, copied, generator, is_text, no_noise, state_of
+from treesearch.backends.pipelines.checkpoint import CheckpointError
+from treesearch.backends.pipelines.family import OPTIONAL, Family, check_prompts, sides
+from treesearch.backends.pipelines.kinds import KINDS, modular_form
+from treesearch.backends.pipelines.settings import Settings
+
+_OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length")
+_PARTS = ("scheduler", "vae", "transformer", "unet")
+_MEMORYLESS = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler", "DDIMScheduler")
+_OUTPUTS = ("images", "videos")
+_ANY = 2  # steps of a grid that is not used: some have none of a single one
+_FEW, _MORE = "", "a red cube beside two blue ones"  # prompts of unequal length, to try rows on
+
+
+class Modular(Family):
+    """A pipeline by its own blocks.
+
+    Raises:
+        ValueError: a setting that the blocks do not read.
+    """
+
+    plain: ClassVar[bool] = False
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        self.pipe, self.settings, self.name = pipe, settings, type(pipe).__name__
+        self.kind = KINDS[self.name]
+        self.network_name = "transformer" if getattr(pipe, "unet", None) is None else "unet"  # pyright: ignore
+        self.guidance_scale = _scale(pipe, self.kind.scale, settings.guidance_scale)
+        self.scheduler = no_noise(copy.deepcopy(pipe.scheduler))
+        self._program = self._load()
+        self._rows: dict[str, Sequence[str]] = {}  # names of conditioning, by what the blocks ask for it as
+        self._prepared: tuple[Any, ...] | None = None
+        self._first: dict[str, Any] | None = None
+        self._shape: tuple[int, ...] | None = None
+
+    def _load(self) -> Program:
+        guider = dict(self.kind.guider) | {"guidance_scale": self.guidance_scale, "enabled": True}
+        if self.settings.guidance_rescale:
+            guider["guidance_rescale"] = self.settings.guidance_rescale
+        return Program(self.kind, self.pipe, self.scheduler, guider, ["prompt"])
+
+    @classmethod
+    def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
+        _, blocks = modular_form(KINDS[name], {})
+        for part in blocks.component_names:
+            if (part in _PARTS or is_text(part)) and part not in parts:
+                raise CheckpointError(f"{name} has no {part}: load it whole")
+        default, known = Settings(), set(blocks.input_names)
+        if "guider" in blocks.component_names:
+            known.add("guidance_rescale")
+        for option in OPTIONAL:
+            set_ = getattr(settings, option) != getattr(default, option)
+            if set_ and not (option in _OF_THE_BLOCKS and option in known):
+                raise ValueError(f"{name} takes no {option}")
+        if settings.control_scale != 1:
+            raise ValueError(f"{name} has no ControlNet for a control_scale")
+
+    def on(self, pipe: Any) -> Modular:
+        other = copy.copy(self)
+        other.pipe, other._prepared = pipe, None
+        other._program = other._load()
+        return other
+
+    def refuse(self) -> None:
+        runner = self._program.runner
+        sides(self.pipe, self.settings, (runner.default_height, runner.default_width), 2 * runner.vae_scale_factor)
+        if self.settings.negative_prompt is not None and not self.guided:
+            raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
+        reserved = {"prompt", "latents", "timesteps", "sigmas", "generator", "num_inference_steps", "output_type"}
+        free = sorted(self._program.inputs - reserved - {*vars(self.settings)})
+        for name in self.settings.network_inputs:
+            if name not in free:
+                raise ValueError(f"the blocks of {self.name} take no {name!r}: choose {', '.join(free)}")
+
+    @property
+    def text_encoders(self) -> list[str]:
+        return self._program.text_encoders
+
+    @property
+    def guided(self) -> bool:
+        return self._program.guided and self._program.runner.guider.num_conditions > 1
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        if self._shape is None:
+            self._shape = tuple(self._ready(self._example(1), _ANY).get("latents").shape[1:])
+        return self._shape
+
+    def grid(self, num_steps: int) -> dict[str, Any]:
+        asked: dict[str, Any] = {}
+        own = self.scheduler.set_timesteps
+
+        @functools.wraps(own)
+        def record(*args: Any, **kwargs: Any) -> None:
+            asked.update(inspect.signature(own).bind(*args, **kwargs).arguments)
+            own(*args, **kwargs)
+
+        self.scheduler.set_timesteps = record
+        try:
+            self._ready(self._example(1), num_steps)
+        finally:
+            del self.scheduler.set_timesteps
+        return {k: v for k, v in asked.items() if k not in ("num_inference_steps", "device") and v is not None}
+
+    # Conditioning
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        texts = check_prompts(prompts)
+        state = self._program.encode(self.pipe, self._state({"prompt": texts}, {}))
+        self._rows = state.kwargs_mapping
+        out: dict[str, Any] = {}
+        for name in self._program.encoded:
+            if (value := state.get(name)) is not None:
+                out |= _as_rows(name, value, len(texts))
+        return out
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the user chose, as the blocks call it."""
+        names = ("height", "width", *_OF_THE_BLOCKS)
+        chosen = {name: getattr(self.settings, name) for name in names if name in self._program.inputs}
+        if self.kind.distilled:
+            chosen["guidance_scale"] = self.guidance_scale
+        return {k: v for k, v in chosen.items() if v is not None} | dict(self.settings.network_inputs)
+
+    def _state(self, values: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> Any:
+        return state_of(self._inputs() | {"generator": generator(), "output_type": "pt"} | dict(values), kinds)
+
+    def _example(self, n: int) -> dict[str, Any]:
+        """Conditioning of n rows without a prompt, where only shapes matter."""
+        if self._first is None:
+            with torch.no_grad(), Quiet(*(part for part in self.pipe.components.values() if _is_module(part))):
+                self._first = self.encode([_FEW])
+        return {k: v.value if isinstance(v, Shared) else v.expand(n, *v.shape[1:]) for k, v in self._first.items()}
+
+    def _ready(self, cond: Mapping[str, Any], num_steps: int) -> Any:
+        """The state of the blocks before their loop, for rows of conditioning."""
+        n = len(next(value for name, value in cond.items() if not name.startswith("negative_")))
+        values = _as_blocks_take_them(cond, n)
+        with torch.no_grad():
+            return self._program.prepare(self._state(values | {"num_inference_steps": num_steps}, self._rows))
+
+    # Steps
+
+    def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        if cond is None or not any(name in cond for names in self._rows.values() for name in names):
+            raise ValueError(f"{self.name} needs prompts: prompts=[...], or prompts=[''] for no text")
+        rows = {name: value for name, value in cond.items() if name != "task"}
+        key = tuple(rows.values())
+        if self._prepared is None or not _same(self._prepared[0], key):
+            self._prepared = (key, self._ready(rows, _ANY))
+        return self._program.predict(self._prepared[1], x, timestep)
+
+    # Pictures
+
+    def draw(self, x0: Tensor, batch: int) -> Tensor:
+        parts = []
+        for part in x0.split(batch):
+            keeps = part.requires_grad and torch.is_grad_enabled()
+            parts.append(checkpoint(self._draw, part, use_reentrant=False) if keeps else self._draw(part))
+        return torch.cat(parts)
+
+    def _draw(self, x0: Tensor) -> Tensor:
+        with Quiet(self.pipe.vae):  # here, since a checkpoint calls this again when the gradient is taken
+            state = self._ready(self._example(len(x0)), _ANY)
+            done = self._program.finish(copied(state, latents=x0.to(self.pipe.vae.dtype)))
+        return next(done.get(name) for name in _OUTPUTS if done.get(name) is not None).float()
+
+    # Proof
+
+    def verify(self, schedule: Schedule) -> None:
+        """Hold a batch at mixed levels against its rows alone, and the chain against the loop's own solver.
+
+        Raises:
+            ValueError: they differ; the message has the difference.
+        """
+        with torch.no_grad(), Quiet(*(part for part in self.pipe.components.values() if _is_module(part))):
+            chain = Chain(schedule, eta=0.0).to(self.device)
+            noise = torch.randn(2, *self.state_shape, generator=generator(), device="cpu").to(self.device)
+            self._verify_rows(chain, noise)
+            self._verify_steps(chain, noise[:1])
+        self._prepared = None
+
+    def _verify_rows(self, chain: Chain, x: Tensor) -> None:
+        t = torch.tensor([1, chain.schedule.num_steps], device=self.device)
+        mixed = self._output(chain, x, t, self._cond([_FEW, _MORE]))
+        for i, prompt in enumerate((_FEW, _MORE)):
+            alone = self._output(chain, x[i : i + 1], t[i : i + 1], self._cond([prompt]))
+            self._refuse_difference("a row in a batch at mixed timesteps", mixed[i : i + 1], alone, alone, 0.0)
+
+    def _verify_steps(self, chain: Chain, x_T: Tensor) -> None:
+        T = chain.schedule.num_steps
+        steps = min(2, T) if type(self.scheduler).__name__ in _MEMORYLESS else 1
+        cond, x = self._cond([_MORE]), chain.schedule.prior_std * x_T
+        state = self._ready(cond, T)
+        own = copied(state, latents=x.to(self._dtype), timesteps=state.get("timesteps")[:steps])
+        own = self._program.solve(own).get("latents").float()
+        began = x
+        for t in range(T, T - steps, -1):
+            levels = torch.tensor([t], device=self.device)
+            x = chain.law(x, levels, self._output(chain, x, levels, cond)).mean
+        self._refuse_difference(f"{steps} steps of the chain and of the blocks' own loop", x, own, own - began, 2.0)
+
+    def _cond(self, prompts: Sequence[str]) -> dict[str, Any]:
+        return {k: getattr(v, "value", v) for k, v in self.encode(prompts).items()}
+
+    def _output(self, chain: Chain, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.predict(x.to(self._dtype), chain.timestep[t], cond).float()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    def _refuse_difference(self, what: str, one: Tensor, other: Tensor, scale: Tensor, roundings: float) -> None:
+        eps = torch.finfo(self._dtype).eps
+        bound = eps**0.5 * float(scale.norm()) + roundings * eps * float(other.norm())
+        found = float((one - other).norm())
+        if not found <= bound:
+            raise ValueError(f"{self.name} cannot be searched: {what} differ by {found:.3g}, expected {bound:.3g} at "
+                             "most; its blocks keep something that is not of the row")  # fmt: skip
+
+
+def _scale(pipe: Any, name: str, chosen: float | None) -> float:
+    """The guidance scale: the user's, else what the pipeline's own `__call__` takes."""
+    if chosen is not None:
+        return float(chosen)
+    default = inspect.signature(type(pipe).__call__).parameters[name].default
+    return 1.0 if default is None else float(default)
+
+
+def _as_rows(name: str, value: Any, n: int) -> dict[str, Any]:
+    """Conditioning as rows (n, ...), or shared by all: what stands for no prompt is."""
+    if isinstance(value, list) and len(value) == n and all(isinstance(each, Tensor) for each in value):
+        lengths = torch.tensor([len(each) for each in value], device=value[0].device)
+        padded = torch.nn.utils.rnn.pad_sequence(value, batch_first=True)
+        return _shared_if(name, name, padded) | _shared_if(name, f"{name}{_LENGTHS}", lengths)
+    if isinstance(value, Tensor):
+        return _shared_if(name, name, value)
+    raise TypeError(f"{name} is {type(value).__name__}, expected rows of a tensor")
+
+
+def _shared_if(name: str, key: str, value: Tensor) -> dict[str, Any]:
+    return {key: Shared(value[:1].clone()) if name.startswith("negative_") else value}
+
+
+_LENGTHS = "_lengths"
+
+
+def _as_blocks_take_them(cond: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """Rows as the blocks know them: lists where lengths say so, and n of what is shared."""
+    rows = {k: v.expand(n, *v.shape[1:]) if k.startswith("negative_") else v for k, v in cond.items()}
+    lengths = {k.removesuffix(_LENGTHS): v.tolist() for k, v in rows.items() if k.endswith(_LENGTHS)}
+    return {
+        k: [row[:m] for row, m in zip(v, lengths[k], strict=True)] if k in lengths else v
+        for k, v in rows.items()
+        if not k.endswith(_LENGTHS)
+    }
+
+
+def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:
+    return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))
+
+
+def _is_module(part: Any) -> bool:
+    return isinstance(part, torch.nn.Module)

@@ -1,0 +1,217 @@
+"""Pipelines run by their own modular blocks, beside their own `__call__`."""
+
+import functools
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import treesearch as ts
+from tests.support import tiny
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.backends.pipelines.families import FAMILIES
+from treesearch.backends.pipelines.kinds import KINDS
+from treesearch.rewards.base import as_reward
+
+T = 3
+PROMPTS = ["a cat", "two red dogs beside a house"]
+SIZE = {"height": 16, "width": 32}
+NAMES = ["qwen_image", "z_image", "flux2_klein", "flux2_klein_base"]
+STATES = {"qwen_image": (32, 16), "z_image": (4, 8, 16), "flux2_klein": (32, 16), "flux2_klein_base": (32, 16)}
+SHORT = {"max_sequence_length": 64}
+CALLS = {"z_image": SHORT, "flux2_klein": SHORT, "flux2_klein_base": SHORT}
+
+
+def folder(name, root):
+    return str(tiny.checkpoint(name, root))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_root):
+    """Pipeline of a checkpoint, loaded once: a kernel leaves it as it was."""
+
+    def of(name):
+        if name not in kept:
+            kept[name] = DiffusionPipeline.from_pretrained(folder(name, tiny_root))
+            kept[name].set_progress_bar_config(disable=True)
+        return kept[name]
+
+    kept = {}
+    return of
+
+
+def wrap(pipe, name, **settings):
+    return DiffusersKernel(pipe, **{"num_steps": T, "device": "cpu"} | SIZE | CALLS.get(name, {}) | settings)
+
+
+def cond_of(kernel, prompts):
+    encoded = kernel.encode(prompts)
+    return {k: getattr(v, "value", v) for k, v in encoded.items()} | {"task": torch.arange(len(prompts))}
+
+
+def walk(kernel, x_T, cond):
+    x = kernel.prior(x_T, cond)
+    for t in range(kernel.num_steps, 0, -1):
+        x = kernel.transition(x, torch.full((len(x),), t), cond).mean
+    return x
+
+
+def noises(kernel, n=2):
+    return torch.randn(n, *kernel.state_shape, generator=torch.Generator().manual_seed(3))
+
+
+def as_taken(name, noise):
+    """Noise as the pipeline takes it: FLUX.2 packs what it is given."""
+    return noise.mT.reshape(len(noise), 16, 4, 8) if name.startswith("flux2") else noise
+
+
+GUIDED = {
+    "qwen_image": [({"guidance_scale": 3.0}, {"true_cfg_scale": 3.0, "negative_prompt": ["", ""]}, 2),
+                   ({"guidance_scale": 1.0}, {}, 1),
+                   ({"negative_prompt": "blur"}, {"true_cfg_scale": 4.0, "negative_prompt": ["blur", "blur"]}, 2)],
+    "z_image": [({"guidance_scale": 3.0}, {"guidance_scale": 3.0}, 2),
+                ({"guidance_scale": 0.0}, {"guidance_scale": 0.0}, 1),
+                ({"negative_prompt": "blur"}, {"negative_prompt": ["blur", "blur"]}, 2)],
+    "flux2_klein": [({}, {}, 1)],
+    "flux2_klein_base": [({}, {}, 2), ({"guidance_scale": 1.0}, {"guidance_scale": 1.0}, 1)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_noise_is_the_pipeline_s_own(name, pipeline):
+    pipe = pipeline(name)
+    for settings, call, rows in GUIDED[name]:
+        kernel = wrap(pipe, name, eta=0.0, **settings)
+        assert (kernel.state_shape, kernel.rows_per_nfe) == (STATES[name], rows)
+        noise = noises(kernel)
+        drawn = kernel.decode(walk(kernel, noise, cond_of(kernel, PROMPTS)))
+        call = {"num_inference_steps": T, **SIZE, **CALLS.get(name, {}), **call}
+        theirs = pipe(prompt=list(PROMPTS), latents=as_taken(name, noise), output_type="pt", **call).images
+        assert theirs.shape == (2, 3, 16, 32)
+        assert (drawn - theirs).abs().max() < 1e-4
+        assert float(theirs.std()) > 0.02
+        assert (theirs[0] - theirs[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_do_not_depend_on_their_batch(name, pipeline):
+    kernel = wrap(pipeline(name), name)
+    prompts = [*PROMPTS, ""]
+    x, t = noises(kernel, 8), torch.tensor([3, 1, 2, 3, 1, 2, 3, 1])
+    rows = torch.arange(8) % 3
+    together = kernel.encode(prompts)
+    cond = {k: getattr(v, "value", None) if hasattr(v, "value") else v[rows] for k, v in together.items()}
+    law = kernel.transition(x, t, cond | {"task": rows})
+    for i in range(8):
+        alone = kernel.transition(x[i : i + 1], t[i : i + 1], cond_of(kernel, [prompts[rows[i]]]))
+        for part in ("mean", "endpoint"):
+            a, b = getattr(law, part)[i], getattr(alone, part)[0]
+            assert (a - b).abs().max() < 1e-5 * max(1.0, float(b.abs().max()))
+    other = kernel.transition(x[:1], t[:1], cond_of(kernel, [PROMPTS[1]]))
+    assert (other.mean - law.mean[:1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_leaks_between_calls(name, pipeline):
+    pipe = pipeline(name)
+    call = {"prompt": list(PROMPTS), "num_inference_steps": 2, "output_type": "pt", **SIZE, **CALLS.get(name, {})}
+    theirs = pipe(generator=torch.Generator().manual_seed(0), **call).images
+    before = torch.get_rng_state()
+    kernel = wrap(pipe, name)
+    noise = noises(kernel)
+    first = walk(kernel, noise, cond_of(kernel, PROMPTS))
+    walk(kernel, noise[:1], cond_of(kernel, ["something else"]))
+    bright = as_reward(lambda samples: samples.mean((1, 2, 3)), "bright")
+    ts.search(kernel, bright, ts.FeynmanKac(num_particles=2), prompts=["a", "b"], budget=ts.Budget(nfe=4 * T))
+    assert torch.equal(walk(kernel, noise, cond_of(kernel, PROMPTS)), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(
+        pipe(**call | {"prompt": list(PROMPTS)}, generator=torch.Generator().manual_seed(0)).images, theirs
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_go_through_blocks(name, pipeline):
+    """Along a direction, the gradient of a picture's brightness and a difference of two."""
+    kernel = wrap(pipeline(name), name, decode_batch=1)
+    cond, t = cond_of(kernel, PROMPTS), torch.tensor([2, 3])
+    x = noises(kernel)
+    along = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+
+    def value(step):
+        return kernel.decode(kernel.transition(x + step * along, t, cond).endpoint).mean((1, 2, 3)).sum()
+
+    step = torch.zeros((), requires_grad=True)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(value(step), step)
+    h = 1e-2
+    difference = (value(torch.tensor(h)) - value(torch.tensor(-h))) / (2 * h)
+    assert abs(float(slope)) > 1e-4
+    assert abs(float(slope - difference)) < 0.05 * abs(float(slope)) + 1e-4
+
+
+def test_loads_as_real_ones_do(tiny_root):
+    """By a folder's name, text encoders run once and go, and many prompts of unequal lengths are one list."""
+    kernel = DiffusersKernel.from_pretrained(
+        folder("z_image", tiny_root), num_steps=2, device="cpu", text_encoders="free", **SIZE, **SHORT
+    )
+    prompts = ["a" * (1 + i % 5) for i in range(18)]
+    rows = kernel.encode(prompts)["prompt_embeds"]
+    assert len(rows) == 18
+    assert kernel.pipe.text_encoder is None
+    assert kernel.encode(prompts)["prompt_embeds"].equal(rows)
+    with pytest.raises(ValueError, match="freed"):
+        kernel.encode(["another"])
+
+
+def test_every_kind_has_a_family():
+    assert set(KINDS) == {name for name, place in FAMILIES.items() if place == "modular:Modular"}
+
+
+def test_a_loop_that_mixes_rows_is_refused(pipeline, monkeypatch):
+    pipe = pipeline("qwen_image")
+    forward = type(pipe.transformer).forward
+
+    @functools.wraps(forward)
+    def mixing(self, hidden_states, **more):
+        out = forward(self, hidden_states, **more)
+        return (out[0] + 0.1 * hidden_states.roll(1, 0), *out[1:])
+
+    monkeypatch.setattr(type(pipe.transformer), "forward", mixing)
+    with pytest.raises(ValueError, match="a row in a batch at mixed timesteps differ by"):
+        wrap(pipe, "qwen_image")
+
+
+def test_a_solver_of_another_law_is_refused(pipeline, monkeypatch):
+    pipe = pipeline("z_image")
+    step = type(pipe.scheduler).step
+    longer = lambda self, out, *a, **k: step(self, 1.1 * out, *a, **k)  # noqa: E731
+    monkeypatch.setattr(type(pipe.scheduler), "step", longer)
+    with pytest.raises(ValueError, match="2 steps of the chain and of the blocks' own loop differ by"):
+        wrap(pipe, "z_image")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("qwen_image", {"height": 15}, "height is 15, expected a multiple of 4 for QwenImagePipeline: 12 or 16"),
+        ("flux2_klein", {"width": 18}, "width is 18, expected a multiple of 4"),
+        ("qwen_image", {"clip_skip": 1}, "takes no clip_skip"),
+        ("qwen_image", {"num_frames": 5}, "takes no num_frames"),
+        ("qwen_image", {"guidance_scale": 1.0, "negative_prompt": "x"}, "has no effect"),
+        ("qwen_image", {"network_inputs": {"colour": 1}}, "take no 'colour': choose"),
+        ("qwen_image", {"preview": "x"}, "takes no preview"),
+        ("flux2_klein", {"negative_prompt": "x"}, "takes no negative_prompt"),
+    ],
+)
+def test_bad_settings(name, settings, message, pipeline):
+    with pytest.raises(ValueError, match=message):
+        wrap(pipeline(name), name, **settings)
+
+
+def test_pictures_are_no_roots(pipeline):
+    kernel = wrap(pipeline("z_image"), "z_image")
+    with pytest.raises(ValueError, match="from_noise"):
+        kernel.from_image(torch.rand(3, 16, 32), 0.5)
+    with pytest.raises(ValueError, match="needs prompts"):
+        kernel.transition(noises(kernel), torch.tensor([1, 2]))
