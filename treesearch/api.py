@@ -14,7 +14,7 @@ import numpy as np
 from treesearch.backends.base import Kernel
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError
-from treesearch.methods.base import Greedy, Method
+from treesearch.methods.base import Method
 from treesearch.registry.recipe import Recipe
 from treesearch.report.outputs import write_outputs
 from treesearch.report.progress import Progress, shown
@@ -259,7 +259,7 @@ def _running(workers: Workers | None) -> AbstractContextManager[Any]:
 def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None, *, outputs: bool) -> SearchResult:
     """Drive a session to its end, with a line that tells how far it is; then write what people look at."""
     after = PATIENCE if progress is None else 0.0
-    weighed, quiet = not isinstance(session.method, Greedy), not shown(progress)
+    weighed, quiet = not session.method.claims.greedy, not shown(progress)
     with Progress(type(session.method).__name__, quiet=quiet, error=True, after=after, weighed=weighed) as line:
         for snapshot in _drive(session, callbacks, told=line.ending):
             line(snapshot)

@@ -20,7 +20,7 @@ from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
 from treesearch.compare import unused
 from treesearch.errors import UsageError
 from treesearch.methods.advice import GOALS, advise
-from treesearch.methods.base import Greedy, Method
+from treesearch.methods.base import Method
 from treesearch.registry import expressions
 from treesearch.report import outputs
 from treesearch.report import tables as report
@@ -160,7 +160,7 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
 
 def finish(session: Session, path: Path, name: str, command: Mapping[str, str], *, quiet: bool) -> SearchResult:
     """Run with a progress line, then write outputs and the card."""
-    with Progress(name, quiet=quiet, weighed=not isinstance(session.method, Greedy)) as progress:
+    with Progress(name, quiet=quiet, weighed=not session.method.claims.greedy) as progress:
         for snapshot in session.waves():
             progress(snapshot)
         result = session.result()

@@ -100,6 +100,11 @@ class Claims:
     weighs: bool = True
     no_interval: str = "the method gives no standard error"
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it looks for high rewards alone: its samples have no weights towards π."""
+        return any(flag.name == Bias.GREEDY for flag in self.flags)
+
 
 GREEDY = Flag(Bias.GREEDY, "it looks for high rewards: its samples are no draws of π, and no Z is estimated")
 SHARED = Flag(Bias.SHARED_ANCESTORS, "samples share ancestors: they are not independent, and fewer than they look")
