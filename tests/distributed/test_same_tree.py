@@ -24,10 +24,12 @@ from tests.support.workers import (
 )
 from treesearch.backends.chains.inversion import invert
 from treesearch.backends.exact.gaussian_states import GaussianStates
+from treesearch.backends.exact.gaussian_trajectories import GaussianTrajectories
 from treesearch.backends.guidance import TDS
 from treesearch.backends.roots import Rooted
 from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.rewards.analytic import linear
+from treesearch.rewards.channels import Channels
 
 ALIKE = ("mixture", "ring", "gaussian-3d")  # in what workers do, to others
 EACH = [pytest.param(bed, marks=pytest.mark.slow) if bed in ALIKE else bed for bed in KERNELS]
@@ -53,6 +55,18 @@ def descend(workers, **options):
         same(found, want, where=name)
         assert want.cost.repeated_nfe == 0
         assert found.cost.repeated_nfe == found.tasks[0].diagnostics["workers"]["stolen_rows"], name
+
+
+def test_drafts_are_made_there_too(three):
+    mean, cov = torch.zeros(3, 2).double(), torch.eye(6).double()
+    kernel = GaussianTrajectories(mean, cov, channels=Channels(1, 1), num_steps=10)
+    for drafts in ({"draft": (2, 5)}, {"draft": 3, "floor": 0.2}):
+        options = {"prompts": ["a", "b"], "budget": ts.Budget(nfe=2_400), "batch_size": 8}
+        found, want = (
+            ts.search(kernel, kernels.total, ts.BestOfN(**drafts), workers=w, **options) for w in (three, None)
+        )
+        same(found, want, where=str(drafts))
+        assert 0 < found.cost.draft_nfe == want.cost.draft_nfe < want.cost.nfe
 
 
 def test_pictures_are_tasks_there_too(three):

@@ -62,16 +62,27 @@ def estimate(session: Session) -> dict[str, Any]:
     rollouts = nfe // spec.num_steps
     nodes = rollouts * (1 if isinstance(session.method, BestOfN) else 6) + tasks
     row = Tree(1, root_key(0, 0)).bytes_per_node
+    drafts = _drafts_at_most(session, nfe)
     return {
         "nfe": nfe,
         "full_rollouts": rollouts,
         "ms_per_nfe": round(1e3 * per_nfe, 3),
         "ms_per_reward": round(1e3 * per_reward, 3),
         "reward_calls": rewards,
+        **({"drafts_at_most": drafts} if drafts else {}),
         "seconds": round(nfe * per_nfe + rewards * per_reward, 1),
         "nodes_at_most": nodes,
         "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
     } | plan
+
+
+def _drafts_at_most(session: Session, nfe: int) -> int:
+    """How many drafts the NFE would pay for, each of them a reward call more; 0 of methods that make none."""
+    drafts = getattr(session.method, "draft", None)
+    if drafts is None:
+        return 0
+    first = drafts[0] if isinstance(drafts, tuple) else drafts
+    return nfe // session.spec.draft_prices(first)[-1]
 
 
 def _memory(session: Session) -> dict[str, Any]:

@@ -147,9 +147,8 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
         say(json.dumps(found, indent=2))
         return 0
     report.print_table(report.rows(name, found["tasks"], result.cost))
-    for task in found["tasks"]:
-        for warning in task["warnings"]:
-            say(f"  note: {warning}")
+    for note in report.notes(found["tasks"], result.cost):
+        say(f"  note: {note}")
     if session.lost is not None:
         return 1
     for line in edits.lines(pictured or {}):

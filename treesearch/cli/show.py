@@ -87,9 +87,8 @@ class Show(Command):
         for key in ("method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
             say(f"{key:<9}{config[key]}")
         report.print_table(report.rows(name, tasks, result.cost))
-        for task in tasks:
-            for warning in task["warnings"]:
-                say(f"  note: {warning}")
+        for note in report.notes(tasks, result.cost):
+            say(f"  note: {note}")
         report.print_table([[str(v) for v in row] for row in levels], ("task", "t", "nodes", "visits", "mean value"))
         for heading, claimed in report.certified(name, tasks).items():
             say("\n".join([f"\ncertificate of {heading}", *(f"  {line}" for line in claimed)]))

@@ -40,7 +40,7 @@ def table(comparison: Comparison, found: Tasks) -> tuple[list[list[str]], Sequen
 
 def notes(comparison: Comparison, found: Tasks) -> dict[str, list[str]]:
     """What to know before using the numbers, by method."""
-    told = {name: [w for task in tasks for w in task["warnings"]] for name, tasks in found.items()}
+    told = {name: tables.notes(tasks, comparison.ran[name].cost) for name, tasks in found.items()}
     return told | {name: [why] for name, why in comparison.refused.items()}
 
 

@@ -83,7 +83,7 @@ def _write(
     pictures = _sheets(samples, outputs)
     pictures += if_plots(lambda: draw_curves({name: result}, told, outputs / "reward.png"), CURVE, "outputs/")
     told |= {"method": repr(context.method), "seed": context.config["seed"]}
-    notes = {name: [w for task in found for w in task["warnings"]]}
+    notes = {name: tables.notes(found, result.cost)}
     lines, claimed = tables.rows(name, found, result.cost), tables.certified(name, found)
     card(folder, f"{name} run", told, lines, notes, pictures, claimed)
 

@@ -87,6 +87,12 @@ def rows(name: str, tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[list
     return out
 
 
+def notes(tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[str]:
+    """What to know before using the numbers of one search."""
+    drafted = [f"{cost.draft_nfe:,} of {cost.nfe:,} NFE went into drafts"] if cost.draft_nfe else []
+    return [warning for task in tasks for warning in task["warnings"]] + drafted
+
+
 COLUMNS = ("method", "best", "mean", "log Z", "ESS", "roots", "NFE", "rewards", "seconds")
 
 

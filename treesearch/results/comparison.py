@@ -139,7 +139,8 @@ class Comparison:
     @property
     def baseline(self) -> Compared | None:
         """The first best-of-N with a finite reward, None without one."""
-        found = (e for e in self.ran.values() if isinstance(e.method, BestOfN) and e.best is not None)
+        plain = (e for e in self.ran.values() if isinstance(e.method, BestOfN) and not e.method.rungs)
+        found = (e for e in plain if e.best is not None)
         return next(found, None)
 
     def savings(self) -> dict[str, Saving]:

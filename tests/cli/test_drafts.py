@@ -1,0 +1,52 @@
+"""Drafts on the command line: what they cost is told, runs go on, and what cannot be drafted is said."""
+
+import json
+
+import pytest
+
+from treesearch.cli.main import main
+from treesearch.cli.show import read_result_of
+
+FEW = ["--kernel", "mnist(num_steps=6)", "--reward", "brightness()"]
+
+
+def run(*words):
+    return main(["run", "best-of-n", *FEW, *words])
+
+
+def test_a_run_with_drafts_tells_goes_on_and_is_shown(tmp_path, capsys):
+    straight, first = str(tmp_path / "straight"), str(tmp_path / "first")
+    assert run("--draft", "2", "--nfe", "240", "--store", straight) == 0
+    assert "NFE went into drafts" in capsys.readouterr().out
+    assert "NFE went into drafts" in (tmp_path / "straight" / "README.md").read_text("utf-8")
+    assert run("--draft", "2", "--floor", "0.5", "--nfe", "96", "--store", first) == 0
+    assert main(["resume", first, "--nfe", "192"]) == 0
+    capsys.readouterr()
+    assert main(["show", straight]) == 0
+    assert "NFE went into drafts" in capsys.readouterr().out
+    assert main(["show", first, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["config"]["draft_ratio"] == 1.0
+    assert 0 < told["summary"]["cost"]["draft_nfe"] < told["summary"]["cost"]["nfe"] <= 192
+    assert read_result_of(first)[1].log_z is not None
+
+
+def test_a_dry_run_knows_of_drafts(tmp_path, capsys):
+    assert run("--draft", "2", "3", "--nfe", "600", "--dry-run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["nfe"], found["drafts_at_most"]) == (600, 300)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--draft", "1"], "expected evaluations of a draft"),
+        (["--draft", "7"], "expected 2..T = 6"),
+        (["--draft", "2", "--kernel", "gaussian(dim=2)", "--reward", "linear(1.0)"], "no `chain`"),
+        (["--floor", "0.5"], "floor"),
+    ],
+)
+def test_what_cannot_be_drafted(words, said, capsys):
+    assert run("--nfe", "600", *words) in (1, 2)
+    told = capsys.readouterr()
+    assert said in " ".join((told.out + told.err).split())
