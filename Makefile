@@ -26,11 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## search for heavy eights with five methods at equal NFE, into runs/demo: who reaches best-of-N's best first
+demo: $(STAMP)  ## search for heavy eights with six methods at equal NFE, into runs/demo: who reaches best-of-N's best first
 	@rm -rf runs/demo
 	@$(PY) -m treesearch compare --store runs/demo --kernel "mnist(num_steps=10)" --nfe 5k \
 	    --reward "digit(8) + 200*brightness(target=0.2)" \
-	    --methods best_of_n tree_search tree_sampling fk "dts_star(widening_c=1, widening_alpha=0.5)"
+	    --methods best_of_n "best_of_n(draft=3)" tree_search tree_sampling fk "dts_star(widening_c=1, widening_alpha=0.5)"
 
 demo-restore: $(STAMP)  ## restore test digits by published rules and by search, with log p(y) and a picture, into runs/demo-restore
 	@$(PY) -m experiments.observations.demo_restore

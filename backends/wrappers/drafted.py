@@ -17,9 +17,10 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from treesearch.backends.base import Kernel, Wrapper, describe, optional
+from treesearch.backends.base import Cond, Gaussian, Kernel, Wrapper, describe, optional
 from treesearch.rewards.numeric import is_positive
 
 SAME = ("num_steps", "state_shape", "noise_shape", "dtype")
@@ -50,7 +51,8 @@ class Drafted(Wrapper):
 
     @property
     def drafter(self) -> Any:
-        return self.other
+        """The other kernel, its steps those of this one's chain."""
+        return _Onto(self.other, self.kernel.chain)
 
     @cached_property
     def _counted(self) -> float:
@@ -67,6 +69,18 @@ class Drafted(Wrapper):
     def _settings(self) -> str | None:
         other = optional(self.other, "fingerprint")
         return None if other is None else f"{other}, {self.ratio}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Onto(Wrapper):
+    """Endpoints of a kernel on the steps of a chain, whatever steps it has itself: a student renoises, say."""
+
+    chain: Any
+
+    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
+        endpoint = self.kernel.transition(x, t, cond).endpoint
+        eps = (x - self.chain.at("alpha", t, x) * endpoint) / self.chain.at("sigma", t, x)
+        return self.chain.law(x, t, (endpoint, eps))
 
 
 def operations(kernel: Kernel) -> int:
