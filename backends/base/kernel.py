@@ -45,7 +45,8 @@ class Kernel(Protocol):
             each t in 0..T [1]
         backward_per_nfe: backward passes of an evaluation, a number or one for each t in 0..T [0]
         rewards_per_nfe: reward calls of an evaluation, likewise [0]
-        draft_times: τ of levels 0..T, see `backends.base.grids`, for stand-ins [those of its chain]
+        draft_times: τ of levels 0..T, see `backends.base.grids`; () of steps that drafts cannot leap, although there is
+            a chain [those of its chain]; stand-ins
         draft_ratio: what an evaluation of a draft costs, in evaluations of the kernel [1]
         memory_plan: (batch_size, prompts=, backward=) -> bytes a search takes of the device [unknown]; command line
     Guidance

@@ -41,6 +41,7 @@ PASSED_ON = frozenset(
         *(
             "chain",
             "drafter",
+            "draft_times",
             "draft_ratio",
             "offset",
             "channels",

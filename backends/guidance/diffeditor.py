@@ -205,6 +205,12 @@ class DiffEditor(Wrapper):
         return self.kernel
 
     @property
+    def draft_times(self) -> tuple[float, ...] | None:
+        """None are made of shifts without weights, of which a leap would know one step's alone."""
+        published = not self.weights and self.scale > 0
+        return () if published else optional(self.kernel, "draft_times")
+
+    @property
     def departs(self) -> str | None:
         """Why its chain is another law than the kernel's."""
         published = "DiffEditor as published: the shifts of its energies have no weights"

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -72,6 +72,8 @@ class LabelledStep:
 @dataclass(frozen=True)
 class Labelled(Wrapper, ABC):
     """A kernel whose states carry a label; subclasses have a field `levels`, at which it is drawn."""
+
+    draft_times: ClassVar[tuple[float, ...]] = ()  # a leap would pass levels that draw one
 
     @property
     @abstractmethod

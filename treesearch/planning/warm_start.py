@@ -72,6 +72,9 @@ class WarmStart(Wrapper):
     def rewards_per_nfe(self) -> tuple[int, ...]:
         return self._spec.rewards_per_nfe[: self.level + 1]
 
+    def _passed(self, name: str, value: Any) -> Any:
+        return value.on(value.schedule.last(self.level)) if name == "chain" else value
+
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         """x_t of a plan. Which one, the first noise entry says: the first observation is known and needs none."""
         count = self.plans.shape[1]

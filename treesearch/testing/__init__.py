@@ -10,6 +10,7 @@ How near is near enough is said in `compare`.
 from treesearch.testing.chains import bare_chain, conditioning, noise
 from treesearch.testing.compare import LAM, UNSEEN, CheckFailed, Room, require, same_result, same_task
 from treesearch.testing.counting import Counting, Tally
+from treesearch.testing.drafts import check_drafts
 from treesearch.testing.kernels import check_kernel, rounding
 from treesearch.testing.methods import check_budget, check_edges, check_method, check_noise
 from treesearch.testing.rewards import check_reward, total
@@ -24,6 +25,7 @@ __all__ = [
     "Tally",
     "bare_chain",
     "check_budget",
+    "check_drafts",
     "check_edges",
     "check_kernel",
     "check_method",
