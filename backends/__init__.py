@@ -18,6 +18,7 @@ if __name__ != "treesearch.backends":
 
 KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of a kernel
     "mnist": ("models.mnist:mnist_kernel", "mnist(num_steps=50)"),
+    "student": ("models.student:student", "student('mnist_student.safetensors', num_steps=2)"),
     "spd": ("models.shortest_path:shortest_path_kernel", "spd(num_steps=10)"),
     "multitask": ("models.multi_task:multi_task_kernel", "multitask(num_steps=25)"),
     "diffusers": (
@@ -47,6 +48,11 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
         "diffeditor(mnist(eta=0.0), './digit.png', './digit_mask.png', by=(0, 3))",
     ),
     "regional": ("roots.regional:regional", "regional(mnist(eta=0.0), './mask.png', eta=0.4)"),
+    "completed": (
+        "wrappers.completed:Completed",
+        "completed(mnist(num_steps=50), student(num_steps=50), levels=(40, 30, 20))",
+    ),
+    "spliced": ("wrappers.spliced:Spliced", "spliced(mnist(num_steps=50), student(num_steps=50), at=25)"),
     "cycle": ("wrappers.cycle:Cycle", "cycle(mnist(), low=8, high=18, times=3)"),
     "edited": ("roots:edited", "edited(mnist(), './digit.png', keep='./mask.png', strength=0.8)"),
     "valued": ("guidance:Valued", "valued(mnist(), digit(8), 'ppap.safetensors')"),

@@ -9,7 +9,7 @@ At s = 0 it is consistency distillation, at s = t - 1 the step itself. The optim
 
 The network is called as network(x, timestep of t, timestep of s), conditions after these; at s = 0 it is told -1.
 
-Sources: Consistency Trajectory Models (Kim et al., 2024), section 3, without its adversarial part. The Principles of
+Sources: Consistency Trajectory Models (Kim et al., 2024), without its adversarial part. The Principles of
 Diffusion Models (Lai et al., 2025), flow maps.
 """
 

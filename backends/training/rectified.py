@@ -15,8 +15,8 @@ schedule of the teacher. The loss is in x̂_0: in ε it forgives at t ≈ T what
 A phased student is sampled by K deterministic steps that end where phases do; its x̂_0 is none of a sample above the
 last phase. The optimum of either is reached only where the teacher's map from noise to samples is learnt.
 
-Source: Rectified Diffusion: Straightness Is Not Your Need in Rectified Flow (Wang et al., 2024), sections 3 and 4. The
-linear solution for (x̄_0, ε̄), which stays finite at α_t = 0, is ours.
+Source: Rectified Diffusion: Straightness Is Not Your Need in Rectified Flow (Wang et al., 2024). The linear solution
+for (x̄_0, ε̄), which stays finite at α_t = 0, is ours.
 """
 
 from __future__ import annotations

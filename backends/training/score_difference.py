@@ -16,7 +16,7 @@ InstaRevive's rule of the scope and its weights were published nowhere that we c
 a dynamic scope is better than a fixed one was not found on our beds.
 
 Sources: InstaRevive: One-Step Image Enhancement via Dynamic Score Matching (Zhu et al., 2025). SNOOPI: Supercharged
-One-step Diffusion Distillation with Proper Guidance (Nguyen et al., 2024), section 4.1. One-step Diffusion with
+One-step Diffusion Distillation with Proper Guidance (Nguyen et al., 2024). One-step Diffusion with
 Distribution Matching Distillation (Yin et al., 2024), eqs. 7-8, the gradient and w.
 """
 

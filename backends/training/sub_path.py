@@ -15,7 +15,7 @@ where α_T is small. γ = 1 is consistency distillation bit for bit.
 Students are told γ by the time, which lies between those of t and s as γ says; the paper has an embedding of its own,
 which few networks have room for. That it is better than consistency distillation was not found on our beds.
 
-Source: Accelerating Image Generation with Sub-Path Linear Approximation Model (Xu et al., 2024), eqs. 8-12.
+Source: Accelerating Image Generation with Sub-Path Linear Approximation Model (Xu et al., 2024).
 """
 
 from __future__ import annotations

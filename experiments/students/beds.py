@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiments.shared.distances import Reference
 from treesearch.backends.base import Kernel
 from treesearch.backends.chains.diffusion import Chain, DiffusionKernel, from_endpoint
-from treesearch.backends.chains.inversion import walk
+from treesearch.backends.chains.inversion import predicted, still_of, walk
 from treesearch.backends.chains.schedules import Prediction, Schedule
 from treesearch.backends.models.unet2d import positions
 from treesearch.backends.training.distil import Pairs, Student, any_level, distil, levels, noised, normal
@@ -86,20 +86,26 @@ class Denoising:
         return (student.called(x, chain.timestep[t], rows.told) - wanted).square().mean()
 
 
-def plan(steps: int, lr: float = 1e-3, ema: float = 0.95) -> Plan:
-    """How weights move."""
-    return Plan(epochs=1, steps=steps, lr=lr, warmup=50, cooldown=0.5, weight_decay=0.0, ema=ema)
+def plan(steps: int, lr: float = 1e-3, ema: float = 0.95, epochs: int = 1) -> Plan:
+    """How weights move, over so many steps in all."""
+    each = steps // epochs
+    return Plan(epochs=epochs, steps=each, lr=lr, warmup=50, cooldown=0.5, weight_decay=0.0, ema=ema)
+
+
+def untrained(seed: int, extra: int = 0, times: int = 1) -> Planar:
+    """A network as it begins."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Planar(extra, times)
 
 
 @cache
-def teacher(name: str = "sd", seed: int = 0, steps: int = 6000) -> nn.Module:
+def teacher(name: str, seed: int, steps: int = 5000) -> nn.Module:
     """A network trained on the ring."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = Planar()
     draws, _ = ring(50_000, seed)
-    grid = kernel(network, schedule(name, 1000))
-    return distil(grid, network, Denoising(), Pairs(draws, draws), plan(steps, 2e-3, 0.999), batch_size=256, seed=seed)
+    network = untrained(seed)
+    grid, how = kernel(network, schedule(name, 1000)), plan(steps, 2e-3, 0.999)
+    return distil(grid, network, Denoising(), Pairs(draws, draws), how, batch_size=256, seed=seed)
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -117,14 +123,14 @@ def deterministic(of: DiffusionKernel, steps: int, seed: int) -> Tensor:
     """Samples (DRAWS, 2) of so many deterministic steps."""
     chain = Chain(of.chain.schedule.coarse(steps), eta=0.0)
     few = of.with_network(of.model, chain, "few")  # pyright: ignore[reportArgumentType]
-    return walk(few, _noise(seed), steps)
+    return walk(few, noise(seed), steps)
 
 
 def renoised(of: DiffusionKernel, steps: int, seed: int) -> Tensor:
     """Samples (DRAWS, 2) of a consistency student: x̂_0, noised anew, and so on."""
     chain = Chain(of.chain.schedule.coarse(steps), step="renoise")
     few = of.with_network(of.model, chain, "few")  # pyright: ignore[reportArgumentType]
-    x, rng = _noise(seed), torch.Generator().manual_seed(seed + 1)
+    x, rng = noise(seed), torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for t in range(steps, 0, -1):
             law = few.transition(x, torch.full((len(x),), t))
@@ -132,5 +138,25 @@ def renoised(of: DiffusionKernel, steps: int, seed: int) -> Tensor:
     return x
 
 
-def _noise(seed: int) -> Tensor:
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| of draws (n, D), unbiased."""
+    x, y = x.double(), y.double()
+    within = sum(torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
+    return float(2 * torch.cdist(x, y).mean() - within)
+
+
+def eps_variance(of: DiffusionKernel, seed: int) -> float:
+    """Variance of ε̂ along deterministic paths, a mean over entries: 0 of first-order paths."""
+    x, seen = noise(seed), []
+    with torch.no_grad():
+        for t in range(of.num_steps, 0, -1):
+            level = torch.full((len(x),), t)
+            law = of.transition(x, level)
+            seen.append(predicted(of.chain, law, x, level)[1])
+            x = still_of(of.chain, law, x, level)
+    return float(torch.stack(seen).var(0, correction=0).mean())
+
+
+def noise(seed: int) -> Tensor:
+    """x_T (DRAWS, 2) of samples."""
     return torch.randn(DRAWS, 2, generator=torch.Generator().manual_seed(2_000_003 + seed))

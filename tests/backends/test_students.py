@@ -1,19 +1,22 @@
 """Students as kernels, as endpoints of their teacher and as its last steps."""
 
 import math
+from importlib.resources import files
 
 import pytest
 import torch
 
 import treesearch as ts
+from experiments.mnist.judge import grade
 from tests.backends.test_distil import POINT, Certain, Small, T, kernel, rng, small
 from tests.support.tolerance import float32_tolerance
 from treesearch.backends.base import describe
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance import TDS
-from treesearch.backends.models.mnist import load_network
-from treesearch.backends.models.student import card_of, load_student, save_student, student
+from treesearch.backends.models.mnist import load_network, mnist_kernel
+from treesearch.backends.models.student import WEIGHTS, card_of, load_student, save_student, student
 from treesearch.backends.wrappers.completed import Completed
+from treesearch.backends.wrappers.drafted import Drafted
 from treesearch.backends.wrappers.spliced import Spliced
 from treesearch.rewards.base import Reward
 from treesearch.testing import check_kernel
@@ -85,6 +88,20 @@ def test_files_hold_the_difference_to_the_teacher_in_eight_bits(tmp_path):
         gap = network.state_dict()[name] - base[name]
         allowed = gap.abs() / 16 + gap.abs().max() / 448 * 2.0**-10 + float32_tolerance(float(base[name].abs().max()))
         assert ((weight - network.state_dict()[name]).abs() <= allowed).all(), name
+
+
+def test_the_shipped_student_draws_digits_in_one_step_and_says_how_it_came_about():
+    one = student(num_steps=1)
+    check_kernel(student(num_steps=2))
+    x = one.prior(torch.randn(64, 1, 28, 28, generator=rng()))
+    drawn = one.decode(one.transition(x, at(1, 64)).mean)
+    sure = grade(drawn)[0].amax(1) > 0.9
+    assert sure.float().mean() > 0.5  # .74 of 100; six standard errors of 64
+    assert files("treesearch.backends").joinpath("weights", WEIGHTS).stat().st_size < 3e6
+    card = card_of()
+    assert {"teacher", "script", "seed", "pairs", "steps", "epochs", "lr", "stage"} <= set(card)
+    beside = Drafted(mnist_kernel(T), student(num_steps=T))
+    assert beside.draft_ratio == 1.0
 
 
 # endpoints of a student
