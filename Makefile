@@ -162,8 +162,9 @@ hspace-evidence: $(STAMP)  ## what directions of h-space change, how far sibling
 	@$(PY) -m experiments.interventions.hspace run --out $(RESULTS)/interventions/hspace.jsonl
 	@$(PY) -m experiments.interventions.hspace report --rows $(RESULTS)/interventions/hspace.jsonl --out $(RESULTS)/interventions/hspace.md
 
-pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md and the pages of restorations, experts and interventions from the result files
+pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the pages of restorations, experts and interventions from the result files
 	@$(PY) -m experiments.shared.pages --out docs
+	@$(PY) -m experiments.bench.models --out docs/models.md
 	@$(PY) -m experiments.interventions.memory report --rows $(RESULTS)/interventions/memory.jsonl --out $(RESULTS)/interventions/memory.md
 	@$(PY) -m experiments.observations.restore report --rows $(RESULTS)/observations/restore.jsonl --out $(RESULTS)/observations/restore.md
 	@$(PY) -m experiments.observations.experts report --rows $(RESULTS)/observations/experts.jsonl \

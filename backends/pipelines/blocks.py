@@ -3,7 +3,8 @@
     encode    what text encoders and autoencoders make of the user's prompts and pictures
     prepare   rows of the network: positions, masks, the grid, guidance inputs
     loop      one network call, without the solver's step that follows it
-    finish    latents to pictures
+    unpack    states to latents, where the loop steps on packed ones
+    decode    latents to pictures
 
 Blocks run one after another on a `PipelineState`, with the components of the user's pipeline. They forbid gradients;
 here they are called beneath that, so that it is the caller who decides.
@@ -51,6 +52,10 @@ class Program:
                 spec.name: pipe.config[spec.name] for spec in blocks.expected_configs if spec.name in pipe.config
             }
             self.runner.update_components(**parts | {"scheduler": scheduler}, **configs)
+        for block in blocks.sub_blocks.values():
+            for name, attribute in kind.says:
+                if hasattr(block, name):
+                    setattr(block, name, getattr(pipe, attribute))
         self._cut(dict(blocks.sub_blocks))
 
     def _cut(self, blocks: Blocks) -> None:
@@ -62,7 +67,9 @@ class Program:
         start = next(i for i, name in enumerate(names) if name.split(".")[0] == group)
         self.encoders = {name: blocks[name] for name in names[:start]}
         self.preparers = {name: blocks[name] for name in names[start:at]}
-        self.finishers = {name: blocks[name] for name in names[at + 1 :]}
+        end = next(i for i, name in enumerate(names) if i > at and name.split(".")[0] != group)
+        self.unpackers = {name: blocks[name] for name in names[at + 1 : end]}
+        self.decoders = {name: blocks[name] for name in names[end:]}
         self.loop = blocks[names[at]]
         self.loop.set_progress_bar_config(disable=True)
         self._once = _without_solver(self.loop)
@@ -94,8 +101,11 @@ class Program:
     def prepare(self, state: Any) -> Any:
         return self._run(self.preparers, state)
 
-    def finish(self, state: Any) -> Any:
-        return self._run(self.finishers, state)
+    def unpack(self, state: Any) -> Any:
+        return self._run(self.unpackers, state)
+
+    def decode(self, state: Any) -> Any:
+        return self._run(self.decoders, state)
 
     def solve(self, state: Any) -> Any:
         """The loop with its own solver, over the timesteps of the state."""

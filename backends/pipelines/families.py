@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -56,6 +57,45 @@ def family_of(name: str) -> type[Family]:
     """
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(f"{name} is no pipeline that can be searched, expected one of {known}")
+        raise ValueError(f"{name} is no pipeline that can be searched, expected one of {known}; {why_not(name)}")
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(f"treesearch.backends.pipelines.{module}"), attribute)
+
+
+def why_not(name: str) -> str:
+    """What stands against a pipeline's class that no family has, and what to do instead."""
+    without = {"PAG": name.replace("PAG", ""), "ControlNet": re.sub("ControlNet(Union)?", "", name)}
+    for part, plain in without.items():
+        if part in name and plain in FAMILIES:
+            return f"no family knows what {part} adds to a step: load the checkpoint as {plain}"
+    models = {found: model for listed in tasks().values() for model, found in listed.items()}
+    plain = {model: found for found, model in models.items() if found in FAMILIES}.get(models.get(name, ""))
+    if "Inpaint" in name and plain:
+        return f"no family hands its network a mask: load a text-to-image checkpoint as {plain}"
+    if "Img2Img" in name and plain:
+        return f"load the checkpoint as {plain}; if that takes pictures as roots, begin with kernel.from_image(image)"
+    if models.get(name) in _modular_models():
+        return "its modular blocks in diffusers have not been tried here: they take a row in pipelines/kinds.py"
+    return "no family and no modular blocks of diffusers have it: wrap its network as a kernel, see docs/extending.md"
+
+
+def tasks() -> dict[str, dict[str, str]]:
+    """Classes that diffusers' auto pipelines list: {task: {model: class}}."""
+    from diffusers.pipelines import auto_pipeline
+
+    listed = {name: getattr(auto_pipeline, name) for name in vars(auto_pipeline) if name.endswith(_LISTED)}
+    return {
+        name.removeprefix("AUTO_").removesuffix(_LISTED).lower().replace("2", " to "): {
+            model: kind.__name__ for model, kind in classes.items()
+        }
+        for name, classes in listed.items()
+    }
+
+
+_LISTED = "_PIPELINES_MAPPING"
+
+
+def _modular_models() -> set[str]:
+    from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
+
+    return set(MODULAR_PIPELINE_MAPPING)

@@ -174,9 +174,10 @@ class Family(ABC):
         """
         return
 
-    def draw(self, x0: Tensor, batch: int) -> Tensor:
-        """Images (n, c, h, w) or videos (n, f, c, h, w) in [0, 1], `batch` states at a time."""
-        decoder, latents = getattr(self.pipe, "vae", None), self.unpack(x0)
+    def draw(self, x0: Tensor, batch: int, decoder: Any = None) -> Tensor:
+        """Images (n, c, h, w) or videos (n, f, c, h, w) in [0, 1], `batch` states at a time; None takes the VAE."""
+        latents = self.unpack(x0)
+        decoder = getattr(self.pipe, "vae", None) if decoder is None else decoder
         return vae.to_unit(latents) if decoder is None else vae.decode(decoder, latents, batch)
 
     def unpack(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from treesearch.backends.base import Cond, Gaussian, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain, Step
 from treesearch.backends.chains.schedules import Schedule, settings_of
-from treesearch.backends.pipelines import memory, meta, vae
+from treesearch.backends.pipelines import memory, meta
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
 from treesearch.backends.pipelines.family import join
@@ -247,6 +247,8 @@ class DiffusersKernel:
             prompts: of the search; an unconditional pipeline reads none.
             backward: whether a gradient guide is used.
         """
+        if not self.family.plain:
+            self.encode(prompts)  # text that blocks cut by its length has no shape of its own
         return memory.plan(self, batch_size, prompts, backward=backward)
 
     def shadow(self) -> DiffusersKernel:
@@ -402,10 +404,7 @@ class DiffusersKernel:
 
     def _draw(self, decoder: Any, x0: Tensor) -> Tensor:
         with self._quiet, torch.set_grad_enabled(x0.requires_grad and torch.is_grad_enabled()):
-            x0 = x0.to(self.device)
-            if decoder is None:
-                return self.family.draw(x0, self.decode_batch)
-            return vae.decode(decoder, self.family.unpack(x0), self.decode_batch)
+            return self.family.draw(x0.to(self.device), self.decode_batch, decoder)
 
     def _networks(self) -> dict[str, nn.Module]:
         """What takes part in a step."""

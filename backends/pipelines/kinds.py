@@ -19,18 +19,19 @@ class Kind:
         scale: argument of the pipeline's own `__call__` that is its guidance scale.
         distilled: whether the scale is an input of the network, and not a guider's.
         guider: settings of the guider beside its scale.
-        images: whether it begins from a picture of the user's.
+        says: attributes of blocks and the attributes of the pipeline that stand for them, where the two differ.
     """
 
     model: str
     scale: str = "guidance_scale"
     distilled: bool = False
     guider: tuple[tuple[str, Any], ...] = ()
-    images: bool = False
+    says: tuple[tuple[str, str], ...] = ()
 
 
 KINDS = {
     "Flux2KleinPipeline": Kind(model="flux2-klein"),
+    "Flux2Pipeline": Kind(model="flux2", distilled=True, says=(("DEFAULT_SYSTEM_MESSAGE", "system_message"),)),
     "QwenImagePipeline": Kind(model="qwenimage", scale="true_cfg_scale"),
     "ZImagePipeline": Kind(model="z-image", guider=(("use_original_formulation", True),)),
 }

@@ -1,6 +1,6 @@
 """Any pipeline with a row in `kinds`, run by the modular blocks that diffusers has of it.
 
-    prompts → encode → rows;   rows, x_t, t → prepare → one turn of the loop → ε̃;   x_0 → finish → pictures
+    prompts → encode → rows;   rows, x_t, t → prepare → one turn of the loop → ε̃;   x_0 → unpack, decode → pictures
 
 States are what the loop steps on, packed where it packs. The grid is what the blocks hand to their scheduler. The loop
 takes one timestep a row, though it never does so itself: `verify` holds that, and two steps of the loop's own solver,
@@ -29,6 +29,7 @@ from treesearch.backends.pipelines.blocks import Program, copied, generator, is_
 from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.family import OPTIONAL, Family, check_prompts, sides
 from treesearch.backends.pipelines.kinds import KINDS, modular_form
+from treesearch.backends.pipelines.meta import to_meta
 from treesearch.backends.pipelines.settings import Settings
 
 _OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length")
@@ -83,9 +84,12 @@ class Modular(Family):
             raise ValueError(f"{name} has no ControlNet for a control_scale")
 
     def on(self, pipe: Any) -> Modular:
+        assert self.latent_shape  # while there are values to unpack by
         other = copy.copy(self)
         other.pipe, other._prepared = pipe, None
         other._program = other._load()
+        if self._first is not None and other.network.device.type == "meta":
+            other._first = to_meta(self._first)
         return other
 
     def refuse(self) -> None:
@@ -112,6 +116,11 @@ class Modular(Family):
         if self._shape is None:
             self._shape = tuple(self._ready(self._example(1), _ANY).get("latents").shape[1:])
         return self._shape
+
+    @functools.cached_property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one state as the decoder takes it."""
+        return tuple(self._program.unpack(self._ready(self._example(1), _ANY)).get("latents").shape[1:])
 
     def grid(self, num_steps: int) -> dict[str, Any]:
         asked: dict[str, Any] = {}
@@ -179,7 +188,8 @@ class Modular(Family):
 
     # Pictures
 
-    def draw(self, x0: Tensor, batch: int) -> Tensor:
+    def draw(self, x0: Tensor, batch: int, decoder: Any = None) -> Tensor:
+        assert decoder is None, "previews are refused"
         parts = []
         for part in x0.split(batch):
             keeps = part.requires_grad and torch.is_grad_enabled()
@@ -188,8 +198,12 @@ class Modular(Family):
 
     def _draw(self, x0: Tensor) -> Tensor:
         with Quiet(self.pipe.vae):  # here, since a checkpoint calls this again when the gradient is taken
-            state = self._ready(self._example(len(x0)), _ANY)
-            done = self._program.finish(copied(state, latents=x0.to(self.pipe.vae.dtype)))
+            state = copied(self._ready(self._example(len(x0)), _ANY), latents=x0.to(self.pipe.vae.dtype))
+            if x0.is_meta:  # some unpack by the values of positions, which are not there
+                state = copied(state, latents=state.get("latents").new_empty(len(x0), *self.latent_shape))
+            else:
+                state = self._program.unpack(state)
+            done = self._program.decode(state)
         return next(done.get(name) for name in _OUTPUTS if done.get(name) is not None).float()
 
     # Proof
@@ -275,12 +289,18 @@ _LENGTHS = "_lengths"
 def _as_blocks_take_them(cond: Mapping[str, Any], n: int) -> dict[str, Any]:
     """Rows as the blocks know them: lists where lengths say so, and n of what is shared."""
     rows = {k: v.expand(n, *v.shape[1:]) if k.startswith("negative_") else v for k, v in cond.items()}
-    lengths = {k.removesuffix(_LENGTHS): v.tolist() for k, v in rows.items() if k.endswith(_LENGTHS)}
+    names = [k.removesuffix(_LENGTHS) for k in rows if k.endswith(_LENGTHS)]
+    lengths = {k: _numbers(rows[k + _LENGTHS], rows[k].shape[1]) for k in names}
     return {
         k: [row[:m] for row, m in zip(v, lengths[k], strict=True)] if k in lengths else v
         for k, v in rows.items()
         if not k.endswith(_LENGTHS)
     }
+
+
+def _numbers(lengths: Tensor, longest: int) -> list[int]:
+    """Lengths of rows; on the meta device, which has no values, the longest there can be."""
+    return [longest] * len(lengths) if lengths.is_meta else lengths.tolist()
 
 
 def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:

@@ -8,18 +8,18 @@ from diffusers import DiffusionPipeline
 
 import treesearch as ts
 from tests.support import tiny
-from treesearch.backends.pipelines import DiffusersKernel
-from treesearch.backends.pipelines.families import FAMILIES
+from treesearch.backends.pipelines import DiffusersKernel, memory, meta
+from treesearch.backends.pipelines.families import FAMILIES, family_of
 from treesearch.backends.pipelines.kinds import KINDS
 from treesearch.rewards.base import as_reward
 
 T = 3
 PROMPTS = ["a cat", "two red dogs beside a house"]
 SIZE = {"height": 16, "width": 32}
-NAMES = ["qwen_image", "z_image", "flux2_klein", "flux2_klein_base"]
-STATES = {"qwen_image": (32, 16), "z_image": (4, 8, 16), "flux2_klein": (32, 16), "flux2_klein_base": (32, 16)}
+NAMES = ["qwen_image", "z_image", "flux2", "flux2_klein", "flux2_klein_base"]
+STATES = dict.fromkeys(NAMES, (32, 16)) | {"z_image": (4, 8, 16)}
 SHORT = {"max_sequence_length": 64}
-CALLS = {"z_image": SHORT, "flux2_klein": SHORT, "flux2_klein_base": SHORT}
+CALLS = {"z_image": SHORT, "flux2": {"max_sequence_length": 256}, "flux2_klein": SHORT, "flux2_klein_base": SHORT}
 
 
 def folder(name, root):
@@ -72,6 +72,7 @@ GUIDED = {
     "z_image": [({"guidance_scale": 3.0}, {"guidance_scale": 3.0}, 2),
                 ({"guidance_scale": 0.0}, {"guidance_scale": 0.0}, 1),
                 ({"negative_prompt": "blur"}, {"negative_prompt": ["blur", "blur"]}, 2)],
+    "flux2": [({}, {}, 1), ({"guidance_scale": 2.5}, {"guidance_scale": 2.5}, 1)],
     "flux2_klein": [({}, {}, 1)],
     "flux2_klein_base": [({}, {}, 2), ({"guidance_scale": 1.0}, {"guidance_scale": 1.0}, 1)],
 }  # fmt: skip
@@ -131,6 +132,19 @@ def test_nothing_leaks_between_calls(name, pipeline):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_plan_s_peaks_are_measured(name, pipeline):
+    """Bytes of a step and of a decoding, by shapes on the meta device and by tensors on this one."""
+    kernel = wrap(pipeline(name), name)
+    plan, encoded = kernel.memory_plan(2, prompts=PROMPTS[1:]), kernel.encode(PROMPTS[1:])
+    for planned, work in ((plan.network, lambda: memory.step(kernel, encoded, 2)),
+                          (plan.decode, lambda: memory.decoding(kernel, 2))):  # fmt: skip
+        work()
+        with meta.LiveBytes("cpu") as live, torch.no_grad():
+            work()
+        assert 0.8 < planned / live.peak < 1.25
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_go_through_blocks(name, pipeline):
     """Along a direction, the gradient of a picture's brightness and a difference of two."""
     kernel = wrap(pipeline(name), name, decode_batch=1)
@@ -166,6 +180,23 @@ def test_loads_as_real_ones_do(tiny_root):
 
 def test_every_kind_has_a_family():
     assert set(KINDS) == {name for name, place in FAMILIES.items() if place == "modular:Modular"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("StableDiffusionXLPAGPipeline", "what PAG adds to a step: load the checkpoint as StableDiffusionXLPipeline"),
+        ("FluxControlNetPipeline", "what ControlNet adds to a step: load the checkpoint as FluxPipeline"),
+        ("StableDiffusionInpaintPipeline", "hands its network a mask: load .* as StableDiffusionPipeline"),
+        ("FluxImg2ImgPipeline", "as FluxPipeline; .* begin with kernel.from_image"),
+        ("WanImageToVideoPipeline", "its modular blocks in diffusers have not been tried here"),
+        ("SanaPipeline", "wrap its network as a kernel, see docs/extending.md"),
+        ("MyPipeline", "wrap its network as a kernel"),
+    ],
+)
+def test_other_classes_say_what_to_do(name, message):
+    with pytest.raises(ValueError, match=message):
+        family_of(name)
 
 
 def test_a_loop_that_mixes_rows_is_refused(pipeline, monkeypatch):

@@ -111,13 +111,44 @@ CHAT = (
 )
 
 
-def qwen_tokenizer():
+def byte_vocab(words):
     """One token a byte, and the marks of a chat."""
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*letters, *QWEN_WORDS])}
-    found = transformers.Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=list(QWEN_WORDS))
+    return {token: index for index, token in enumerate([*letters, *words])}
+
+
+def qwen_tokenizer():
+    words = list(QWEN_WORDS)
+    found = transformers.Qwen2Tokenizer(vocab=byte_vocab(words), merges=[], additional_special_tokens=words)
     found.chat_template = CHAT
     return found
+
+
+PIXTRAL_WORDS = ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+TURNS = (
+    "{% for message in messages %}[INST]{% for part in message.content %}{{ part.text }}{% endfor %}[/INST]{% endfor %}"
+)
+
+
+def mistral_tokenizer():
+    """What a Pixtral processor, which needs torchvision, asks of its tokenizer when there is no picture."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=byte_vocab(PIXTRAL_WORDS), merges=[]))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.add_special_tokens(list(PIXTRAL_WORDS))
+    marks = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, chat_template=TURNS, **marks)
+
+
+def mistral3(layers):
+    text = qwen_text(layers, width=16) | {
+        "vocab_size": 256 + len(PIXTRAL_WORDS),
+        "head_dim": 8,
+        "model_type": "mistral",
+    }
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"model_type": "pixtral", "image_size": 32, "head_dim": 8}
+    config = transformers.Mistral3Config(text_config=text, vision_config=vision, image_token_index=262)
+    return stirred(transformers.Mistral3ForConditionalGeneration(config))
 
 
 def qwen_text(layers=2, width=32):
@@ -495,6 +526,13 @@ def flux2_parts(text_width, guidance_embeds):
         "vae": stirred(vae),
         "transformer": stirred(transformer),
     }
+
+
+@family
+def flux2():
+    """31 layers of text, of which the network reads three."""
+    parts = flux2_parts(3 * 16, guidance_embeds=True)
+    return diffusers.Flux2Pipeline(**parts, text_encoder=mistral3(31), tokenizer=mistral_tokenizer())
 
 
 def klein(is_distilled):
