@@ -63,7 +63,6 @@ def restored(process):
 PLAN = [{"start": [1.0, 1.0, 0.0, 0.0], "goal": [2.0, 1.0]}]
 MODELS = {
     "mnist": (lambda: mnist_kernel(num_steps=4), None),
-    "mnist, half": (lambda: mnist_kernel(num_steps=4, eta=0.5), None),
     "multitask": (lambda: multi_task_kernel(num_steps=4), None),
     "maze": (lambda: maze_kernel("medium", num_steps=4), PLAN),
     "mean reverting": (lambda: restored(MeanReverting()), None),
