@@ -369,7 +369,7 @@ def test_a_log_damaged_in_its_last_block_goes_on_from_the_wave_before(
         (lambda path: (path / "run.json").write_text("[]"), "run.json cannot be read: it is no JSON object"),
         (
             lambda path: edit(path, format=99),
-            r"has format 99 \(treesearch .*\), this version reads format 2: use the version that wrote it",
+            r"has format 99 \(treesearch .*\), this version reads format 3: use the version that wrote it",
         ),
         (lambda path: edit(path, drop="seed"), "run.json lacks 'seed': it is damaged"),
         (lambda path: edit(path, method={"name": "MagicSearch"}), "unknown method 'MagicSearch'"),
@@ -378,7 +378,7 @@ def test_a_log_damaged_in_its_last_block_goes_on_from_the_wave_before(
             "BestOfN has settings this version does not know",
         ),
         (lambda path: (path / "tree.bin").unlink(), "has no readable tree.bin: No such file"),
-        (lambda path: (path / "tree.bin").write_bytes(b"not a log"), "tree.bin is no tree log of format 2"),
+        (lambda path: (path / "tree.bin").write_bytes(b"not a log"), "tree.bin is no tree log of format 3"),
     ],
 )
 def test_a_folder_that_is_no_good_run(store: Path, spoil_folder: Callable[[Path], object], message: str) -> None:
