@@ -17,9 +17,9 @@ from treesearch.core import nested_effects
 from treesearch.core.nested_effects import Law, fit, improvement, index_of, masses, posterior, scores
 from treesearch.core.noise import root_key
 from treesearch.core.tree import ROOT
-from treesearch.methods import METHODS, tree_search
+from treesearch.methods import METHODS, nested_search
 from treesearch.methods.base import Problem, Status
-from treesearch.methods.tree_search import START, Pool
+from treesearch.methods.nested_search import START, Pool
 from treesearch.registry import registry as specs
 from treesearch.report import trees
 from treesearch.rewards.analytic import linear
@@ -274,7 +274,7 @@ def plain_wave(search, wave):
     line = [int(np.nanargmax(tree.reward))]
     while line[0] != ROOT:
         line.insert(0, int(tree.parent[line[0]]))
-    margin = tree_search.MARGIN * tau2.sum() ** 0.5
+    margin = nested_search.MARGIN * tau2.sum() ** 0.5
     flying = np.zeros(len(tree))
 
     def index(x):

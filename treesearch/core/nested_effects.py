@@ -4,7 +4,8 @@
 
     scores        y: normal scores of the rewards, rank within p
     fit           τ_1²..τ_L² by restricted likelihood
-    posterior     mean m(x) and variance v(x) of V(x) given all rewards: one sweep up the tree, one down
+    posterior     mean m(x) and variance v(x) of V(x) given all rewards: one sweep up the tree, one down; nodes without
+                  rewards below them may have been seen with an error, o = V(x) + e,  e ~ N(0, ω²)
     index_of      expected improvement of a child of x for its price, shrunk by the children that did not improve
 
 `treesearch.methods.tree_search` says what it is for; docs/tree_search.md has what was measured.
@@ -39,6 +40,22 @@ KNOT = 0.5  # distance of the quantiles through which rewards are scaled, in nor
 LOWEST = -0.75  # normal score below which rewards are not told apart
 
 
+class Seen(NamedTuple):
+    """What is known of the values of inner nodes beside rewards of samples.
+
+    Args:
+        value: o = V + e, (nodes,).
+        precision: 1 / Var e, 0 where nothing is known, (nodes,).
+    """
+
+    value: F64
+    precision: F64
+
+    def at(self, nodes: NDArray[np.bool_]) -> Seen:
+        """At the given nodes alone, (nodes,)."""
+        return Seen(self.value, np.where(nodes, self.precision, 0.0))
+
+
 class Posterior(NamedTuple):
     """What the rewards say about the values of the nodes.
 
@@ -59,15 +76,18 @@ def _sweeps(
     parent: NDArray[Any],
     depth: NDArray[Any],
     y: F64,
+    seen: F64,
+    sure: F64,
     tau2: F64,
     mean: F64,
     var: F64,
     counts: F64,
     squares: F64,
 ) -> None:
-    """Exact posterior of the nested model with a flat prior at the root; y is NaN except at leaves with a reward."""
+    """Exact posterior of the nested model with a flat prior at the root; y is NaN except at leaves with a reward, and
+    `sure` is the precision of `seen`."""
     n = len(parent)
-    precision, weighted = np.zeros(n), np.zeros(n)  # of V(x) from the rewards below x
+    precision, weighted = sure.copy(), sure * seen  # of V(x) from what is known at x and below
     for x in range(n - 1, 0, -1):
         q = tau2[depth[x]]
         if not math.isnan(y[x]):
@@ -92,10 +112,18 @@ def _sweeps(
             squares[depth[x]] += (mean[x] - mean[above]) ** 2
 
 
-def posterior(parent: NDArray[Any], depth: NDArray[Any], y: F64, tau2: F64) -> Posterior:
-    """Posterior of V at every node, given rewards y (nodes,), NaN where there is none, and τ² by depth."""
+def posterior(parent: NDArray[Any], depth: NDArray[Any], y: F64, tau2: F64, seen: Seen | None = None) -> Posterior:
+    """Posterior of V at every node.
+
+    Args:
+        parent, depth: of the nodes.
+        y: rewards (nodes,), NaN where there is none.
+        tau2: τ² by depth.
+        seen: what else is known of inner nodes.
+    """
     found = Posterior(np.empty(len(y)), np.empty(len(y)), np.zeros(len(tau2)), np.zeros(len(tau2)))
-    _sweeps(parent, depth, y, tau2, *found)
+    seen = Seen(np.zeros(len(y)), np.zeros(len(y))) if seen is None else seen
+    _sweeps(parent, depth, y, *seen, tau2, *found)
     return found
 
 

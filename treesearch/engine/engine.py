@@ -36,7 +36,7 @@ from treesearch.errors import KernelError
 from treesearch.rewards.values import anew
 
 _SEGMENT = ("source", "first", "last")
-_SETTING = ("hold", "draft", "paid")
+_SETTING = ("draft", "paid")
 
 
 class Engine:
@@ -164,7 +164,8 @@ class Engine:
         model, spec = self.model, self.model.spec
         size = [len(s.first) for _, s in work]
         task = np.repeat([i for i, _ in work], size)
-        hold, draft, paid = (np.repeat([getattr(s, name) for _, s in work], size) for name in _SETTING)
+        hold = np.concatenate([np.broadcast_to(s.hold, n) for n, (_, s) in zip(size, work, strict=True)])
+        draft, paid = (np.repeat([getattr(s, name) for _, s in work], size) for name in _SETTING)
         source, first, last = (np.concatenate([getattr(s, name) for _, s in work]) for name in _SEGMENT)
         level = np.concatenate([trees[i].t[s.source] for i, s in work]).astype(np.int64)
         stop = np.concatenate([trees[i].t[s.first] for i, s in work]).astype(np.int64)

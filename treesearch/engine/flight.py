@@ -24,8 +24,10 @@ class Held:
     node: Ids  # increasing
 
     def only(self, nodes: Ids) -> Held | None:
-        """Those of the given nodes; None where there are none."""
-        rows = np.flatnonzero(np.isin(self.node, nodes))
+        """Those of the given nodes, one at least and in order; None where there are none."""
+        rows = np.flatnonzero(nodes[np.searchsorted(nodes, self.node).clip(max=len(nodes) - 1)] == self.node)
+        if len(rows) == len(self.node):
+            return self
         return Held(self.transition.take(torch.from_numpy(rows)), self.node[rows]) if len(rows) else None
 
 
@@ -89,7 +91,7 @@ class Transitions:
 
     def keep_only(self, task: int, nodes: Ids) -> None:
         """Let go of a task's transitions, but for those of the given nodes."""
-        held = self._of.pop(task, [])
+        held, nodes = self._of.pop(task, []), np.sort(nodes)
         self._of[task] = [part for h in held if (part := h.only(nodes))] if len(nodes) else []
 
     def leaving(self, task: Ids, source: Ids, beside: NDArray[np.bool_]) -> Iterator[tuple[Ids, Transition]]:

@@ -40,7 +40,7 @@ class Segments:
 
     Args:
         source, first, last: node numbers, (n,).
-        hold: score the endpoint of `last` and keep its transition, instead of scoring a sample.
+        hold: score the endpoint of `last` and keep its transition, instead of scoring a sample; for all, or by row.
         keep: nodes whose transitions, held since earlier waves, are kept for later ones; all others are let go.
         draft: evaluations of a draft, 0 for none. `last` is above t = 0, and its reward is that of the x_0 at which a
             draft from it ends. Without `hold` the draft takes the noise that the node's first child will take: once
@@ -52,14 +52,15 @@ class Segments:
     source: Ids
     first: Ids
     last: Ids
-    hold: bool = False
+    hold: bool | NDArray[np.bool_] = False
     keep: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     draft: int = 0
     paid: bool = True
 
     def take(self, rows: Ids) -> Segments:
         """Some of its walks."""
-        return replace(self, source=self.source[rows], first=self.first[rows], last=self.last[rows])
+        mine = {name: getattr(self, name)[rows] for name in ("source", "first", "last")}
+        return replace(self, hold=self.hold if isinstance(self.hold, bool) else self.hold[rows], **mine)
 
 
 class Leg(NamedTuple):
