@@ -78,9 +78,10 @@ class _Onto(Wrapper):
     chain: Any
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        endpoint = self.kernel.transition(x, t, cond).endpoint
-        eps = (x - self.chain.at("alpha", t, x) * endpoint) / self.chain.at("sigma", t, x)
-        return self.chain.law(x, t, (endpoint, eps))
+        endpoint, offset = self.kernel.transition(x, t, cond).endpoint, optional(self.kernel, "offset")
+        m = torch.zeros_like(x) if offset is None else offset(x, cond)
+        eps = (x - m - self.chain.at("alpha", t, x) * (endpoint - m)) / self.chain.at("sigma", t, x)
+        return self.chain.law(x, t, (endpoint - m, eps), None if offset is None else m)
 
 
 def operations(kernel: Kernel) -> int:

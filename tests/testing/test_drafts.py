@@ -21,6 +21,7 @@ from treesearch.backends.models.multi_task import multi_task_kernel
 from treesearch.backends.models.restoration import RestorationKernel
 from treesearch.backends.models.trajectory import maze_kernel
 from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.backends.wrappers.drafted import Drafted
 from treesearch.planning.warm_start import WarmStart
 from treesearch.testing import CheckFailed, Counting, check_drafts
 
@@ -66,6 +67,7 @@ MODELS = {
     "multitask": (lambda: multi_task_kernel(num_steps=4), None),
     "maze": (lambda: maze_kernel("medium", num_steps=4), PLAN),
     "mean reverting": (lambda: restored(MeanReverting()), None),
+    "another's": (lambda: Drafted(*[restored(MeanReverting())] * 2, 1.0).drafter, None),
     "residual": (lambda: restored(Residual(predicts="residual")), None),
 }
 
