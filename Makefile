@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence hspace-evidence pie-evidence train-painter pages clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -138,6 +138,16 @@ train-restoration: $(STAMP)  ## train the shipped restoration model again, minut
 	@$(PY) -m experiments.processes.train_restoration --data $(DATA) --out checkpoints/restoration \
 	    --weights backends/weights/blur.safetensors --curve $(RESULTS)/processes/restoration_curve.csv
 
+train-student: $(STAMP)  ## train the shipped student of the MNIST model again: twenty minutes of an idle core
+	@$(PY) -m experiments.students.train_mnist --out checkpoints/students/mnist
+	@cp checkpoints/students/mnist/consistency.safetensors backends/weights/mnist_student.safetensors
+	@cp checkpoints/students/mnist/curve.csv $(RESULTS)/students/mnist_curve.csv
+
+students-evidence: $(STAMP)  ## the shipped student, and every target on the ring, then the page: make students-evidence DATA=path/to/mnist.npz
+	@$(PY) -m experiments.students.evaluate_mnist --data $(DATA) --out $(RESULTS)/students/mnist.json
+	@$(PY) -m experiments.students.evidence run --seeds 0 --out $(RESULTS)/students/ring.jsonl
+	@$(PY) -m experiments.students.evidence report --rows $(RESULTS)/students/ring.jsonl --out $(RESULTS)/students/ring.md
+
 restoration-evidence: $(STAMP)  ## restoration by steps and order, and by search, minutes: make restoration-evidence DATA=path/to/mnist.npz
 	@$(PY) -m experiments.processes.restoration --data $(DATA) --out $(RESULTS)/processes/restoration.json
 
@@ -176,6 +186,7 @@ pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the
 	@$(PY) -m experiments.roots.reconstruction report --rows $(RESULTS)/roots/reconstruction.jsonl --out $(RESULTS)/roots/reconstruction.md
 	@$(PY) -m experiments.roots.drag report --rows $(RESULTS)/roots/drag.jsonl --out $(RESULTS)/roots/drag.md
 	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
+	@$(PY) -m experiments.students.evidence report --rows $(RESULTS)/students/ring.jsonl --out $(RESULTS)/students/ring.md
 	@$(PY) -m experiments.pie_mini.search report --rows $(RESULTS)/pie_mini/search.jsonl \
 	    --out $(RESULTS)/pie_mini/search.md --figure $(RESULTS)/pie_mini/search.png
 

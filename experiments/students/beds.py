@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,15 @@ def teacher(name: str, seed: int, steps: int = 5000) -> nn.Module:
 def copied(network: nn.Module) -> nn.Module:
     """A student as it begins."""
     return copy.deepcopy(network).requires_grad_(True)
+
+
+def two_times(network: Any) -> Planar:
+    """The same network with room for another time, which it does not heed yet."""
+    made, kept = untrained(0, times=2), network.state_dict()
+    first = kept["body.0.weight"]
+    kept["body.0.weight"] = torch.cat([first, torch.zeros(len(first), 32)], 1)
+    made.load_state_dict(kept)
+    return made
 
 
 @cache

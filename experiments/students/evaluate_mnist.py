@@ -1,9 +1,8 @@
 """Figures of the shipped student beside its teacher: python -m experiments.students.evaluate_mnist --data mnist.npz
 
-    samples   of 1, 2 and 4 evaluations, and of the teacher's deterministic steps (50 with noise too): share that the
-              judge is sure of (top probability > .9), Fréchet distance of its features to the 10,000 test images
-
-The judge is no reward of a search; the floor of the Fréchet distance is that of as many training images.
+Of samples of 1, 2 and 4 evaluations, and of the teacher's deterministic steps (50 with noise too): the share that the
+judge is sure of (top probability > .9), and the Fréchet distance of its features to the 10,000 test images. The judge
+is no reward of a search; the floor is that of as many training images.
 """
 
 from __future__ import annotations

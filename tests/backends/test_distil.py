@@ -180,8 +180,9 @@ def test_what_a_network_predicts_of_a_sub_path_is_read_as_it_is_meant(prediction
         def forward(self, x, timestep):
             alpha, _ = levels(teacher.chain, t, x)
             spread = sub_path_sigma(teacher.chain, t, gamma, x, "linear")
-            assert torch.allclose(x, alpha * x0 + spread * eps, atol=16 * EPS)
-            return from_endpoint(prediction, x0, eps, alpha, spread)
+            norm = alpha + spread if prediction == "flow" else (alpha**2 + spread**2).sqrt()  # a state of the process
+            assert torch.allclose(x, (alpha * x0 + spread * eps) / norm, atol=16 * EPS)
+            return from_endpoint(prediction, x0, eps, alpha / norm, spread / norm)
 
     teacher = DiffusionKernel(Meant(), state_shape=(2,), schedule=table)
     t, gamma = torch.tensor([1, 2, 3, 4, 5, 6, 3, 2]), torch.linspace(0.1, 1, 8)
