@@ -40,7 +40,8 @@ from treesearch.backends.base import Spec
 from treesearch.citations import Paper
 from treesearch.methods.base import Greedy, Problem, Unit
 from treesearch.methods.nested_search import NestedSearch
-from treesearch.methods.settings import as_levels, check_whole, node_levels
+from treesearch.methods.settings import as_levels, check_drafts, check_whole, node_levels
+from treesearch.methods.tree_drafts import DraftingSearch
 from treesearch.methods.tree_looks import LookingSearch
 from treesearch.rewards.numeric import is_number
 
@@ -73,6 +74,8 @@ class TreeSearch(Greedy):
         overhead: what a rollout costs beside its NFE, in units of T: small values spend more reward calls.
         looks: "endpoints" looks at endpoints on the way and stops where they promise little, as far as they have told
             something (`treesearch.methods.tree_looks`), for several times as many reward calls; "none" does not.
+        draft: evaluations of a draft of new children, the promising of which are finished
+            (`treesearch.methods.tree_drafts`); None for none.
     """
 
     name = "tree_search"
@@ -83,6 +86,7 @@ class TreeSearch(Greedy):
     fresh: float = 0.25
     overhead: float = 0.1
     looks: str = "none"
+    draft: int | None = None
 
     def __post_init__(self) -> None:
         check_whole(wave=self.wave)
@@ -92,6 +96,9 @@ class TreeSearch(Greedy):
             raise ValueError(f"overhead is {self.overhead!r}, expected a number >= 0")
         if self.looks not in ("none", "endpoints"):
             raise ValueError(f"unknown looks {self.looks!r}: choose none or endpoints")
+        check_drafts(() if self.draft is None else (self.draft,), self.draft)
+        if self.draft is not None and self.looks != "none":
+            raise ValueError(f"draft is {self.draft} with looks={self.looks!r}: choose one of the two")
         object.__setattr__(self, "branch_at", as_levels("branch_at", self.branch_at))
 
     def levels(self, spec: Spec) -> tuple[int, ...]:
@@ -107,9 +114,13 @@ class TreeSearch(Greedy):
 
     def unit(self, spec: Spec) -> Unit:
         self.levels(spec)
+        if self.draft is not None:
+            spec.draft_prices(self.draft)
         return Unit.rollout(spec)
 
     def start(self, problem: Problem) -> NestedSearch:
+        if self.draft is not None:
+            return DraftingSearch(self, problem)
         return LookingSearch(self, problem) if self.looks == "endpoints" else NestedSearch(self, problem)
 
 
