@@ -45,6 +45,7 @@ class Program:
             self.runner = form(blocks=blocks)
             names = self.runner.component_names
             parts = {name: part for name, part in pipe.components.items() if name in names and not is_text(name)}
+            parts |= _own_processors(pipe, self.runner)
             self.guided = "guider" in names
             if self.guided:
                 parts["guider"] = self.runner.guider.new(**guider)
@@ -84,9 +85,13 @@ class Program:
         return [name for name in self.runner.component_names if is_text(name)]
 
     @property
-    def encoded(self) -> list[str]:
-        """Names of what the encoders make."""
-        return list(dict.fromkeys(name for block in self.encoders.values() for name in block.intermediate_output_names))
+    def encoded(self) -> dict[str, bool]:
+        """Names of what the encoders make, and whether each has a row a prompt: where a text encoder makes it."""
+        return {
+            name: any(map(is_text, block.component_names))
+            for block in self.encoders.values()
+            for name in block.intermediate_output_names
+        }
 
     def encode(self, pipe: Any, state: Any) -> Any:
         """Run the encoders, with the text encoders of a pipeline."""
@@ -121,6 +126,13 @@ class Program:
         for block in blocks.values():
             _, state = _call(block, self.runner, state)
         return state
+
+
+def _own_processors(pipe: Any, runner: Any) -> dict[str, Any]:
+    """What a pipeline keeps beside its components, by its own sizes: blocks make theirs for the published model's."""
+    made = {name: part for name, part in runner.components.items() if name.endswith("_processor") and part is not None}
+    own = {name: getattr(pipe, name, None) for name in made}
+    return {name: part for name, part in own.items() if isinstance(part, type(made[name]))}
 
 
 @contextmanager

@@ -30,7 +30,10 @@ from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_inputs
 from treesearch.backends.pipelines.settings import Settings
 
-OPTIONAL = ("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames")
+OPTIONAL = (
+    *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames"),
+    "image",
+)
 
 
 class Family(ABC):

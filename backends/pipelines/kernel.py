@@ -91,34 +91,12 @@ class DiffusersKernel:
         clip_skip: int | None = None,
         control_image: Any = None,
         control_scale: float = 1.0,
+        image: Any = None,
         network_inputs: Mapping[str, Any] | None = None,
     ) -> None:
-        check(
-            {
-                "num_steps": num_steps,
-                "eta": eta,
-                "step": step,
-                "text_encoders": text_encoders,
-                "decode_batch": decode_batch,
-                "tiling": tiling,
-                "slicing": slicing,
-                "compile": compile,
-                "channels_last": channels_last,
-            }
-        )
-        settings = Settings(
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            negative_prompt=negative_prompt,
-            max_sequence_length=max_sequence_length,
-            clip_skip=clip_skip,
-            control_image=control_image,
-            control_scale=control_scale,
-            network_inputs={} if network_inputs is None else network_inputs,
-        )
+        chosen = dict(locals()) | {"network_inputs": {} if network_inputs is None else network_inputs}
+        check(chosen)
+        settings = Settings.of(chosen)
         self.pipe = pipe
         kind, name = family_of(type(pipe).__name__), type(pipe).__name__
         kind.check(name, settings, {part for part, value in pipe.components.items() if value is not None})

@@ -18,6 +18,7 @@ class Kind:
         model: its name in diffusers' table of modular pipelines.
         scale: argument of the pipeline's own `__call__` that is its guidance scale.
         distilled: whether the scale is an input of the network, and not a guider's.
+        edits: whether a picture stands beside the noise, and does not begin the chain.
         guider: settings of the guider beside its scale.
         says: attributes of blocks and the attributes of the pipeline that stand for them, where the two differ.
     """
@@ -25,13 +26,16 @@ class Kind:
     model: str
     scale: str = "guidance_scale"
     distilled: bool = False
+    edits: bool = False
     guider: tuple[tuple[str, Any], ...] = ()
     says: tuple[tuple[str, str], ...] = ()
 
 
 KINDS = {
-    "Flux2KleinPipeline": Kind(model="flux2-klein"),
-    "Flux2Pipeline": Kind(model="flux2", distilled=True, says=(("DEFAULT_SYSTEM_MESSAGE", "system_message"),)),
+    "Flux2KleinPipeline": Kind(model="flux2-klein", edits=True),
+    "Flux2Pipeline": Kind(
+        model="flux2", distilled=True, edits=True, says=(("DEFAULT_SYSTEM_MESSAGE", "system_message"),)
+    ),
     "QwenImagePipeline": Kind(model="qwenimage", scale="true_cfg_scale"),
     "ZImagePipeline": Kind(model="z-image", guider=(("use_original_formulation", True),)),
 }

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from treesearch.backends.base import Cond, Shared
@@ -32,7 +33,8 @@ from treesearch.backends.pipelines.kinds import KINDS, modular_form
 from treesearch.backends.pipelines.meta import to_meta
 from treesearch.backends.pipelines.settings import Settings
 
-_OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length")
+_OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length", "image")
+_SIZES = ("height", "width", "num_frames")
 _PARTS = ("scheduler", "vae", "transformer", "unet")
 _MEMORYLESS = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler", "DDIMScheduler")
 _OUTPUTS = ("images", "videos")
@@ -57,6 +59,7 @@ class Modular(Family):
         self.scheduler = no_noise(copy.deepcopy(pipe.scheduler))
         self._program = self._load()
         self._rows: dict[str, Sequence[str]] = {}  # names of conditioning, by what the blocks ask for it as
+        self._shared: dict[str, Any] = {}  # what the blocks make of pictures, and sizes that they take from them
         self._prepared: tuple[Any, ...] | None = None
         self._first: dict[str, Any] | None = None
         self._shape: tuple[int, ...] | None = None
@@ -65,7 +68,8 @@ class Modular(Family):
         guider = dict(self.kind.guider) | {"guidance_scale": self.guidance_scale, "enabled": True}
         if self.settings.guidance_rescale:
             guider["guidance_rescale"] = self.settings.guidance_rescale
-        return Program(self.kind, self.pipe, self.scheduler, guider, ["prompt"])
+        given = ["prompt"] if self.settings.image is None else ["prompt", "image"]
+        return Program(self.kind, self.pipe, self.scheduler, guider, given)
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
@@ -76,6 +80,8 @@ class Modular(Family):
         default, known = Settings(), set(blocks.input_names)
         if "guider" in blocks.component_names:
             known.add("guidance_rescale")
+        if not KINDS[name].edits:
+            known.discard("image")
         for option in OPTIONAL:
             set_ = getattr(settings, option) != getattr(default, option)
             if set_ and not (option in _OF_THE_BLOCKS and option in known):
@@ -90,6 +96,7 @@ class Modular(Family):
         other._program = other._load()
         if self._first is not None and other.network.device.type == "meta":
             other._first = to_meta(self._first)
+            other._shared = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, self._shared)
         return other
 
     def refuse(self) -> None:
@@ -144,10 +151,15 @@ class Modular(Family):
         texts = check_prompts(prompts)
         state = self._program.encode(self.pipe, self._state({"prompt": texts}, {}))
         self._rows = state.kwargs_mapping
+        self._shared = {name: size for name in _SIZES if (size := state.get(name)) is not None}
         out: dict[str, Any] = {}
-        for name in self._program.encoded:
-            if (value := state.get(name)) is not None:
+        for name, is_row in self._program.encoded.items():
+            if (value := state.get(name)) is None:
+                continue
+            if is_row:
                 out |= _as_rows(name, value, len(texts))
+            else:
+                self._shared[name] = value
         return out
 
     def _inputs(self) -> dict[str, Any]:
@@ -171,7 +183,7 @@ class Modular(Family):
     def _ready(self, cond: Mapping[str, Any], num_steps: int) -> Any:
         """The state of the blocks before their loop, for rows of conditioning."""
         n = len(next(value for name, value in cond.items() if not name.startswith("negative_")))
-        values = _as_blocks_take_them(cond, n)
+        values = self._shared | _as_blocks_take_them(cond, n)
         with torch.no_grad():
             return self._program.prepare(self._state(values | {"num_inference_steps": num_steps}, self._rows))
 

@@ -86,6 +86,15 @@ def place(name: str, value: Any) -> None:
         raise ValueError(f"{name} is empty, expected a folder or a hub id")
 
 
+def pictures(name: str, value: Any) -> None:
+    """A PIL image, or several."""
+    from PIL.Image import Image
+
+    given = value if isinstance(value, list) else [value]
+    if not given or not all(isinstance(each, Image) for each in given):
+        raise TypeError(f"{name} is {_short(value)}, expected a PIL image, or a list of them")
+
+
 def inputs(name: str, value: Any) -> None:
     """Named values."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
@@ -115,6 +124,7 @@ RULES: dict[str, Rule] = {
     "max_sequence_length": optional(whole(1)),
     "clip_skip": optional(whole(0)),
     "control_scale": number(),
+    "image": optional(pictures),
     "network_inputs": inputs,
     # of the chain and of what surrounds it
     "num_steps": whole(1),
@@ -164,6 +174,7 @@ class Settings:
         clip_skip: layers to leave out at the end of CLIP's text encoder.
         control_image: input of a ControlNet: an image, or one a ControlNet.
         control_scale: weight of what the ControlNet adds.
+        image: picture that the model edits or begins from, a PIL image, or several in a list.
         network_inputs: handed to every network call as they are, such as {"cross_attention_kwargs": {"scale": 0.5}};
             the scale of a LoRA reaches the text encoders too, as in the pipelines.
 
@@ -181,6 +192,7 @@ class Settings:
     clip_skip: int | None = None
     control_image: Any = None
     control_scale: float = 1.0
+    image: Any = None
     network_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 
 from treesearch.backends.pipelines.families import FAMILIES, family_of, tasks, why_not
+from treesearch.backends.pipelines.kinds import KINDS
 
 HEAD = """# Models
 
@@ -44,8 +45,14 @@ def verdict(name: str, task: str) -> tuple[str, str, str]:
     except ValueError:
         why = why_not(name)
         return name, "not tried" if "not been tried" in why else "refused", why
-    how = "by blocks" if FAMILIES[name].startswith("modular:") else "by hand"
-    return name, f"works, {how}" if task.startswith("text") else f"works from text alone, {how}", ""
+    how = "by blocks" if name in KINDS else "by hand"
+    if task.startswith("text"):
+        return name, f"works, {how}", ""
+    return (
+        name,
+        f"works, {how}",
+        "the picture is `image=`" if name in KINDS and KINDS[name].edits else "from text alone",
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 import treesearch as ts
 from tests.support import tiny
@@ -94,6 +95,22 @@ def test_without_noise_is_the_pipeline_s_own(name, pipeline):
         assert (theirs[0] - theirs[1]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("name", ["flux2", "flux2_klein_base"])
+def test_pictures_are_edited(name, pipeline):
+    """Two pictures beside the noise; the first one's size is the result's where none is given."""
+    pipe, size = pipeline(name), {"height": None, "width": None}
+    draw = torch.Generator().manual_seed(2)
+    images = [Image.fromarray(torch.randint(0, 256, (64, 68, 3), generator=draw, dtype=torch.uint8).numpy())]
+    images.append(images[0].rotate(90).resize((64, 64)))
+    kernel = wrap(pipe, name, eta=0.0, image=images, **size)
+    noise = noises(kernel)
+    drawn = kernel.decode(walk(kernel, noise, cond_of(kernel, PROMPTS)))
+    call = {"num_inference_steps": T, **CALLS[name], "image": images, "output_type": "pt"}
+    theirs = pipe(prompt=list(PROMPTS), latents=noise.mT.reshape(2, 16, 16, 17), **call).images
+    assert theirs.shape == (2, 3, 64, 68)
+    assert (drawn - theirs).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_do_not_depend_on_their_batch(name, pipeline):
     kernel = wrap(pipeline(name), name)
@@ -112,7 +129,7 @@ def test_rows_do_not_depend_on_their_batch(name, pipeline):
     assert (other.mean - law.mean[:1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["qwen_image", "z_image", "flux2_klein"])
 def test_nothing_leaks_between_calls(name, pipeline):
     pipe = pipeline(name)
     call = {"prompt": list(PROMPTS), "num_inference_steps": 2, "output_type": "pt", **SIZE, **CALLS.get(name, {})}
@@ -131,7 +148,7 @@ def test_nothing_leaks_between_calls(name, pipeline):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["qwen_image", "z_image", "flux2_klein"])
 def test_a_plan_s_peaks_are_measured(name, pipeline):
     """Bytes of a step and of a decoding, by shapes on the meta device and by tensors on this one."""
     kernel = wrap(pipeline(name), name)
@@ -144,7 +161,7 @@ def test_a_plan_s_peaks_are_measured(name, pipeline):
         assert 0.8 < planned / live.peak < 1.25
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["qwen_image", "z_image", "flux2_klein"])
 def test_gradients_go_through_blocks(name, pipeline):
     """Along a direction, the gradient of a picture's brightness and a difference of two."""
     kernel = wrap(pipeline(name), name, decode_batch=1)
@@ -231,6 +248,8 @@ def test_a_solver_of_another_law_is_refused(pipeline, monkeypatch):
         ("qwen_image", {"num_frames": 5}, "takes no num_frames"),
         ("qwen_image", {"guidance_scale": 1.0, "negative_prompt": "x"}, "has no effect"),
         ("qwen_image", {"network_inputs": {"colour": 1}}, "take no 'colour': choose"),
+        ("z_image", {"image": Image.new("RGB", (64, 64))}, "takes no image"),
+        ("flux2_klein", {"image": Image.new("RGB", (32, 64))}, "Image too small: 32×64"),
         ("qwen_image", {"preview": "x"}, "takes no preview"),
         ("flux2_klein", {"negative_prompt": "x"}, "takes no negative_prompt"),
     ],
@@ -238,6 +257,12 @@ def test_a_solver_of_another_law_is_refused(pipeline, monkeypatch):
 def test_bad_settings(name, settings, message, pipeline):
     with pytest.raises(ValueError, match=message):
         wrap(pipeline(name), name, **settings)
+
+
+@pytest.mark.parametrize("image", ["a.png", [], torch.rand(3, 64, 64), [Image.new("RGB", (64, 64)), 1]])
+def test_what_is_no_picture(image, pipeline):
+    with pytest.raises(TypeError, match=r"image is .*, expected a PIL image, or a list of them"):
+        wrap(pipeline("flux2_klein"), "flux2_klein", image=image)
 
 
 def test_pictures_are_no_roots(pipeline):
