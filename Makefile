@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter pages clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -172,6 +172,11 @@ hspace-evidence: $(STAMP)  ## what directions of h-space change, how far sibling
 	@$(PY) -m experiments.interventions.hspace run --out $(RESULTS)/interventions/hspace.jsonl
 	@$(PY) -m experiments.interventions.hspace report --rows $(RESULTS)/interventions/hspace.jsonl --out $(RESULTS)/interventions/hspace.md
 
+drafts-evidence: $(STAMP)  ## what drafts know of rollouts, what nodes are worth, and searches with them: hours; run again to go on
+	@$(PY) -m experiments.drafts.correlation run --out $(RESULTS)/drafts/correlation.jsonl
+	@$(PY) -m experiments.drafts.values run --states 32 --rollouts 24 --seeds 2 --student "student(num_steps=50)" --out $(RESULTS)/drafts/values.jsonl
+	@$(MAKE) --no-print-directory pages
+
 pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the pages of restorations, experts and interventions from the result files
 	@$(PY) -m experiments.shared.pages --out docs
 	@$(PY) -m experiments.bench.models --out docs/models.md
@@ -185,6 +190,7 @@ pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the
 	@$(PY) -m experiments.interventions.lina report --rows $(RESULTS)/interventions/lina.jsonl --out $(RESULTS)/interventions/lina.md
 	@$(PY) -m experiments.roots.reconstruction report --rows $(RESULTS)/roots/reconstruction.jsonl --out $(RESULTS)/roots/reconstruction.md
 	@$(PY) -m experiments.drafts.correlation report --rows $(RESULTS)/drafts/correlation.jsonl --out $(RESULTS)/drafts/correlation.md
+	@$(PY) -m experiments.drafts.values report --rows $(RESULTS)/drafts/values.jsonl --out $(RESULTS)/drafts/values.md
 	@$(PY) -m experiments.roots.drag report --rows $(RESULTS)/roots/drag.jsonl --out $(RESULTS)/roots/drag.md
 	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
 	@$(PY) -m experiments.students.evidence report --rows $(RESULTS)/students/ring.jsonl --out $(RESULTS)/students/ring.md
