@@ -20,14 +20,14 @@ def test_a_run_with_drafts_tells_goes_on_and_is_shown(tmp_path, capsys):
     assert "NFE went into drafts" in capsys.readouterr().out
     assert "NFE went into drafts" in (tmp_path / "straight" / "README.md").read_text("utf-8")
     assert run("--draft", "2", "--floor", "0.5", "--nfe", "96", "--store", first) == 0
-    assert main(["resume", first, "--nfe", "192"]) == 0
+    assert main(["resume", first, "--nfe", "1200"]) == 0
     capsys.readouterr()
     assert main(["show", straight]) == 0
     assert "NFE went into drafts" in capsys.readouterr().out
     assert main(["show", first, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["config"]["draft_ratio"] == 1.0
-    assert 0 < told["summary"]["cost"]["draft_nfe"] < told["summary"]["cost"]["nfe"] <= 192
+    assert 0 < told["summary"]["cost"]["draft_nfe"] < told["summary"]["cost"]["nfe"] <= 1200
     assert read_result_of(first)[1].log_z is not None
 
 

@@ -117,3 +117,28 @@ def test_waves_are_weighed_by_their_planned_sizes():
     ones = [two_phase.Terms(0.0, np.ones(3)), two_phase.Terms(-700.0, np.full(2, np.exp(700.0)))]
     assert two_phase.combine(ones, two_phase.shares(np.array([1, 2]))).log_z == pytest.approx(0.0, abs=1e-12)
     assert np.isnan(two_phase.combine([two_phase.Terms(0.0, np.array([-2.0, 1.0]))], np.ones(1)).log_z)
+
+
+@pytest.mark.parametrize("lam", [1.0, 1e2, 1e3, 1e5])
+@pytest.mark.parametrize("kind", ["line", "steps", "apart"])
+def test_fits_at_large_lam(lam, kind):
+    """Where exp(λ r) underflows beside the largest: on logs, m has the scale of w."""
+    rng = np.random.default_rng(7)
+    r = rng.normal(size=60)
+    d = 0.3 * r + rng.normal(size=60)
+    log_w = lam * {"line": r, "steps": (r > 1).astype(float), "apart": 5 * r}[kind]
+    found = two_phase.fit(Pairs(lam * d, log_w, np.zeros(60)))
+    assert found is not None
+    assert np.isfinite([found.log_s, found.log_rest]).all() or found.log_rest == -np.inf
+    ceiling = log_w.max() - np.log(60) + np.log((log_w == log_w.max()).sum()) + 60 * np.exp(-lam)
+    assert np.logaddexp.reduce(found.m(lam * d)) - np.log(60) <= ceiling + 2
+    two_phase.share(found, lam * d, 0.1, lambda p: 1.0 if p is None else 0.2 + p)
+
+
+def test_a_fit_does_not_depend_on_the_unit_of_weights():
+    u = RNG.normal(size=40)
+    log_w = u + RNG.normal(size=40)
+    one, other = (two_phase.fit(Pairs(u, log_w + shift, np.zeros(40))) for shift in (0.0, 900.0))
+    assert other.m(u) - one.m(u) == pytest.approx(np.full(40, 900.0), abs=1e-9)
+    assert other.s(u) - one.s(u) == pytest.approx(np.full(40, 900.0), abs=1e-9)
+    assert other.log_rest - one.log_rest == pytest.approx(1800.0, abs=1e-9)

@@ -92,7 +92,7 @@ def test_it_obeys_the_laws():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="draft is 1, expected evaluations"):
+    with pytest.raises(ValueError, match="draft is 1, expected one number"):
         ts.TreeSearch(draft=1)
     with pytest.raises(ValueError, match="choose one of the two"):
         ts.TreeSearch(draft=3, looks="endpoints")

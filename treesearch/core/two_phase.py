@@ -119,8 +119,8 @@ def fit(pairs: Pairs) -> Fit | None:
     value = values.fit(u, log_w, log_w + log_mass, log_mass, SLOPE)
     mass = np.exp(log_mass - log_sum(log_mass))
     guess = np.where(u > -math.inf, value.fitted(np.where(u > -math.inf, u, 0.0)), -math.inf)
-    top = max(float(log_w.max()), float(guess.max()))
-    w, g = np.exp(log_w - top), np.exp(guess - top)
+    unit = float(log_w.max()), float(guess.max())  # at large λ either may be nothing beside the other
+    w, g = np.exp(log_w - unit[0]), np.exp(guess - unit[1])
     mean_w, mean_g = float(mass @ w), float(mass @ g)
     spread, var = float(mass @ (g - mean_g) ** 2), float(mass @ (w - mean_w) ** 2)
     slope = float(mass @ ((g - mean_g) * (w - mean_w))) / spread if spread > 0 else 0.0
@@ -129,7 +129,8 @@ def fit(pairs: Pairs) -> Fit | None:
     size = math.sqrt((float(mass @ w**2) + left) / float(mass @ g**2))
     with np.errstate(divide="ignore"):
         log_m, log_s, log_rest = np.log([slope, size, max(var - left, 0.0)])
-    return Fit(value, float(log_m), float(log_s), float(log_rest) + 2 * top)
+    apart = unit[0] - unit[1]
+    return Fit(value, float(log_m) + apart, float(log_s) + apart, float(log_rest) + 2 * unit[0])
 
 
 def chances(log_s: F64, count: float, floor: float) -> F64:

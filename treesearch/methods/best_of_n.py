@@ -64,7 +64,7 @@ class BestOfN(Method):
         check_lam(self.lam)
         if isinstance(self.draft, (list, tuple)):
             object.__setattr__(self, "draft", as_levels("draft", self.draft))
-        check_drafts(self.rungs, self.draft)
+        check_drafts(self.draft)
         if self.floor is not None and not (is_number(self.floor, 0, 1) and self.floor > 0):
             raise ValueError(f"floor is {self.floor!r}, expected a probability in (0, 1]")
         if self.floor is not None and len(self.rungs) != 1:

@@ -43,7 +43,7 @@ from treesearch.methods import genealogy, population
 from treesearch.methods.base import Method, Problem, Readout, Unit
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Bias, Claims, Flag, Interval
 from treesearch.methods.genealogy import Genealogy
-from treesearch.methods.settings import as_schedule, check_drafts, check_lam, check_whole, number, scored_levels
+from treesearch.methods.settings import as_schedule, check_draft, check_lam, check_whole, number, scored_levels
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.potentials import POTENTIALS, Running
 
@@ -105,7 +105,7 @@ class FeynmanKac(Method):
         choose("potential", self.potential, POTENTIALS)
         choose("resampling scheme", self.resampling, SCHEMES)
         choose("value", self.value, VALUES)
-        check_drafts(() if self.draft is None else (self.draft,), self.draft)
+        check_draft(self.draft)
         if (self.value == "draft") != (self.draft is not None):
             raise ValueError(
                 f"value={self.value!r} with draft={self.draft}: drafts are values with value='draft', draft=10"

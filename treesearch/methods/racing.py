@@ -7,7 +7,8 @@
 that it has in best-of-N, and its reading the reward of that node; a further rung is a node of the same key. A finished
 one is best-of-N's sample, bit for bit, so that the best here is the best of a subset of those. Drafts that predict
 nothing cost the trials': then candidates are finished as they come. Towards the end of a budget what is left goes to
-the best drafts that wait.
+the best drafts that wait. Every draft leaves enough to finish one, and nothing is tried that cannot be finished: a
+budget that pays for no trial is best-of-N. So is a search that has found no finite reward in its trials, until it does.
 
 Greedy: samples are no draws of π, no Z is estimated. Log p/q of proposals are not looked at.
 """
@@ -16,10 +17,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from treesearch.budget import INFINITE, Share
 from treesearch.core import backup, reservation
 from treesearch.core.backup import Rule
 from treesearch.core.noise import child_keys
@@ -104,47 +108,74 @@ class RacingSearch(Search):
     def _decide(self) -> tuple[int, Ids]:
         """The rung and the candidates that are read at it; nobody where the budget ends."""
         rung, who = self._trials()
-        if len(who) or not (self.seen[self.last] > -np.inf).any():
+        if len(who):
             return rung, who
+        if not self._found:
+            return self._plain()
         self._learn()
+        for rung, who in self._planned():
+            if len(found := self._afford(rung, who)):
+                return rung, found
+        return self._rest()
+
+    def _planned(self) -> Iterator[tuple[int, Ids]]:
+        """Readings by plan, the most urgent first: of drafts that are worth it, then of new candidates."""
         assert self.plan is not None
         at = self._at()
-        steps = list(itertools.pairwise(self.plan.rungs))
-        for rung, following in reversed(steps):
+        for rung, following in reversed(list(itertools.pairwise(self.plan.rungs))):
             waiting = np.flatnonzero(at == rung)
             worth = self.plan.worth(rung, self.scores[rung, waiting])
             ready = waiting[np.argsort(-worth, kind="stable")][: int((worth > 0).sum())]
-            if len(ready):
-                most = self._wave // AT_ONCE if following == self.last else len(ready)
-                return self._afford(following, ready[:most])
-        first = self.plan.rungs[0]
-        fresh = self._afford(first, self._fresh(self._wave), reserve=first != self.last)[1]
-        return (first, fresh) if len(fresh) else self._rest()
+            yield following, ready[: self._wave // AT_ONCE if following == self.last else None]
+        yield self.plan.rungs[0], self._fresh(self._wave)
 
     def _trials(self) -> tuple[int, Ids]:
         """The next reading of candidates on trial; new ones where pairs of some rung are few for what is finished."""
-        who = np.arange(self.trial[0], min(self.trial[1], len(self.node)))
+        who = np.arange(*self.trial)
         who = who[np.isnan(self.seen[self.last, who])]
         if len(who):
             rungs = (~np.isnan(self.seen[:, who])).sum(0)
-            return self._afford(int(rungs.min()), who[rungs == rungs.min()])
+            rung = int(rungs.min())
+            return rung, self._afford(rung, who[rungs == rung])
+        whole = self._left.units(sum(self.nfe), len(self.nfe))  # trials that are not finished teach nothing
+        who = self._fresh(min(max(self._untried(), 0), whole))
+        self.trial = len(self.node), len(self.node) + len(who)
+        return 0, who
+
+    def _untried(self) -> int:
+        """Trials that lack; no more than the first while nothing finite is found."""
         done = ~np.isnan(self.seen[self.last])
         pairs = int((~np.isnan(self.seen[: self.last]) & done).sum(1).min(initial=len(done)))
-        more = max(TRIALS, int(done.sum()) // LATER) - pairs
-        self.trial = len(self.node), len(self.node) + max(more, 0)
-        return self._afford(0, self._fresh(max(more, 0)), reserve=True)
+        return max(TRIALS, int(done.sum()) // LATER if self._found else 0) - pairs
+
+    @property
+    def _found(self) -> bool:
+        """Whether a finished sample is allowed at all."""
+        return bool((self.seen[self.last] > -np.inf).any())
+
+    def _plain(self) -> tuple[int, Ids]:
+        """Where nothing finite is found: finish the candidates read furthest, the best first, then new ones."""
+        at = self._at()
+        waiting = np.flatnonzero(at >= 0)
+        order = np.lexsort((-self.seen[at[waiting], waiting], -at[waiting]))
+        ready = waiting[order] if len(waiting) else self._fresh(self._wave)
+        return self.last, self._afford(self.last, ready[: self._wave])
 
     def _fresh(self, count: int) -> Ids:
         """Candidates that were not drawn yet."""
         limit = self.share.iterations if self.n is None else min(self.n, self.share.iterations)
         return np.arange(len(self.node), min(len(self.node) + count, limit))
 
-    def _afford(self, rung: int, who: Ids, *, reserve: bool = False) -> tuple[int, Ids]:
-        """Those of them that the budget pays for; with a reserve for finishing one."""
-        kept = int(reserve)
-        nfe = self.share.nfe - self._spent - kept * self.num_steps
-        calls = self.share.reward_calls - int((~np.isnan(self.seen)).sum()) - kept
-        return rung, who[: max(0, min(nfe // self.nfe[rung], calls))]
+    def _afford(self, rung: int, who: Ids) -> Ids:
+        """Those of them that the budget pays for; drafts leave enough to finish one."""
+        left = self._left if rung == self.last else self._left.less(self.num_steps, 1, 0)
+        return who[: left.units(self.nfe[rung], 1)]
+
+    @property
+    def _left(self) -> Share:
+        """What is not spent, of NFE and reward calls."""
+        read = (~np.isnan(self.seen)).sum(1)
+        return replace(self.share.less(int(read @ self.nfe), int(read.sum()), 0), iterations=INFINITE)
 
     def _rest(self) -> tuple[int, Ids]:
         """Where nothing can be drawn any more: what is left of a budget goes to the best drafts, then to fresh ones."""
@@ -154,12 +185,12 @@ class RacingSearch(Search):
         waiting = np.flatnonzero(self._at() >= 0)
         hope = np.array([self._hope(int(who), best) for who in waiting])
         ready = waiting[np.argsort(-hope, kind="stable")] if len(waiting) else self._fresh(self._wave)
-        return self._afford(self.last, ready[: self._wave])
+        return self.last, self._afford(self.last, ready[: self._wave])
 
     def _hope(self, who: int, best: float) -> float:
         """Expected improvement of finishing a candidate."""
         rung = self._at()[who]
-        line = self.lines[rung, self.last]
+        line = self.lines.get((rung, self.last), reservation.line(np.zeros(1), np.zeros(1)))
         return float(reservation.hoped(line.a + line.b * self.scores[rung, [who]], line.sd, best)[0])
 
     def _at(self) -> Ids:
@@ -171,10 +202,6 @@ class RacingSearch(Search):
     @property
     def _wave(self) -> int:
         return max(WAVE, len(self.node) // GROWTH)
-
-    @property
-    def _spent(self) -> int:
-        return int((~np.isnan(self.seen)).sum(1) @ self.nfe)
 
     def _learn(self) -> None:
         """Scores, lines through the pairs seen, and the plan that they lead to."""
@@ -239,7 +266,8 @@ class RacingSearch(Search):
         }
         if self.plan is not None:
             extra["plan"] = [self.drafts[rung] for rung in self.plan.rungs if rung < self.last]
-            extra["correlation"] = {m: self._correlation(r) for r, m in enumerate(self.drafts)}
+            known = {m: self._correlation(r) for r, m in enumerate(self.drafts) if (r, self.last) in self.lines}
+            extra["correlation"] = known
         return Readout.greedy(leaves, **extra)
 
     def _correlation(self, rung: int) -> float:

@@ -51,11 +51,23 @@ def check_whole(**values: int | None) -> None:
             raise ValueError(f"{name} is {value!r}, expected a positive whole number")
 
 
-def check_drafts(evaluations: Sequence[int], given: object) -> None:
+def check_draft(draft: int | None) -> None:
     """Raises:
-    ValueError: evaluations of drafts that are no increasing whole numbers >= 2.
+    ValueError: evaluations of a draft that are no whole number >= 2.
     """
-    if not all(is_whole(m) and m > 1 for m in evaluations) or list(evaluations) != sorted(set(evaluations)):
+    if draft is not None and not (is_whole(draft) and draft > 1):
+        raise ValueError(f"draft is {draft!r}, expected one number, the evaluations of a draft: whole and >= 2")
+
+
+def check_drafts(given: int | tuple[int, ...] | None) -> None:
+    """Raises:
+    ValueError: evaluations of drafts that are no increasing whole numbers >= 2, or none at all.
+    """
+    if given is None:
+        return
+    several = given if isinstance(given, tuple) else (given,)
+    whole = all(is_whole(m) and m > 1 for m in several)
+    if not several or not whole or list(several) != sorted(set(several)):
         raise ValueError(
             f"draft is {given!r}, expected evaluations of a draft, a whole number >= 2, or several that rise"
         )

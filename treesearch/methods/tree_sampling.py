@@ -50,7 +50,7 @@ from treesearch.methods import genealogy, population
 from treesearch.methods.base import Ids, Method, Problem, Readout, Unit
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Claims
 from treesearch.methods.genealogy import Genealogy
-from treesearch.methods.settings import as_schedule, check_drafts, check_lam, number, scored_levels
+from treesearch.methods.settings import as_schedule, check_draft, check_lam, number, scored_levels
 
 GUARNIERO = Paper(
     "article",
@@ -97,7 +97,7 @@ class TreeSampling(Method):
 
     def __post_init__(self) -> None:
         check_lam(self.lam)
-        check_drafts(() if self.draft is None else (self.draft,), self.draft)
+        check_draft(self.draft)
         object.__setattr__(self, "schedule", as_schedule(self.schedule, "x_0 itself is weighed last"))
 
     @property

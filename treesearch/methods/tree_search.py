@@ -40,7 +40,7 @@ from treesearch.backends.base import Spec
 from treesearch.citations import Paper
 from treesearch.methods.base import Greedy, Problem, Unit
 from treesearch.methods.nested_search import NestedSearch
-from treesearch.methods.settings import as_levels, check_drafts, check_whole, node_levels
+from treesearch.methods.settings import as_levels, check_draft, check_whole, node_levels
 from treesearch.methods.tree_drafts import DraftingSearch
 from treesearch.methods.tree_looks import LookingSearch
 from treesearch.rewards.numeric import is_number
@@ -96,7 +96,7 @@ class TreeSearch(Greedy):
             raise ValueError(f"overhead is {self.overhead!r}, expected a number >= 0")
         if self.looks not in ("none", "endpoints"):
             raise ValueError(f"unknown looks {self.looks!r}: choose none or endpoints")
-        check_drafts(() if self.draft is None else (self.draft,), self.draft)
+        check_draft(self.draft)
         if self.draft is not None and self.looks != "none":
             raise ValueError(f"draft is {self.draft} with looks={self.looks!r}: choose one of the two")
         object.__setattr__(self, "branch_at", as_levels("branch_at", self.branch_at))

@@ -8,8 +8,8 @@
 
 `treesearch.core.two_phase` has Ẑ_k, its π and its proof. α_k follows from the planned sizes alone, in rollouts of
 best-of-N. A candidate is a child of the root at level T with the key that it has in best-of-N, and d_i the reward of
-that node; its sample is the node's only child, bit for bit that of best-of-N. Where drafts do not pay a wave is
-best-of-N; so are budgets of fewer than 64 rollouts.
+that node; its sample is the node's only child, bit for bit that of best-of-N. Where drafts do not pay, or pairs
+teach nothing, a wave is best-of-N; so are budgets of fewer than 64 rollouts.
 
 log Ẑ and the draws come of two estimates, the difference estimator and Horvitz-Thompson weights: weights are scaled so
 that their log-mean-exp is log Ẑ, which changes no draw.
@@ -40,6 +40,7 @@ from treesearch.methods.claims import Interval, Standing
 from treesearch.methods.settings import number
 from treesearch.methods.tree_sampling import FIRST, GROWTH, SMALLEST, TIMED_FIRST, TIMED_MOST
 
+TRIED = 2 * two_phase.FEWEST  # pairs from which nothing is learnt, after which there are no drafts
 SOURCE = "terms of the difference estimator (Särndal, Swensson and Wretman, 1992)"
 
 
@@ -199,7 +200,7 @@ class TwoPhaseSearch(Search):
     def _numbers(self, size: int, left: int) -> tuple[int, int, bool]:
         """Candidates, how many of them are finished, and whether they are drafted."""
         part = self._part(size, left)
-        share = self._share(part, few=not self.waves and left < SMALLEST)
+        share = self._share(part, last=size == left)
         if share is None:
             count = part.units(self.num_steps, 1)
             return count, count, False
@@ -214,7 +215,8 @@ class TwoPhaseSearch(Search):
         drafts = sum(wave.count for wave in self.waves if wave.drafted)
         finished = sum(wave.finish for wave in self.waves)
         rest = self.share.less(drafts * self.nfe + finished * self.num_steps, drafts + finished, self._candidates)
-        rest = replace(rest, iterations=rest.iterations if self.n is None else self.n - self._candidates)
+        wanted = INFINITE if self.n is None else self.n - self._candidates
+        rest = replace(rest, iterations=min(rest.iterations, wanted))
         nfe, calls, candidates = (
             INFINITE if limit > INFINITE // 2 else limit * size // left
             for limit in (rest.nfe, rest.reward_calls, rest.iterations)
@@ -235,14 +237,15 @@ class TwoPhaseSearch(Search):
         nfe, calls = (self.num_steps, 1.0) if share is None else (self.nfe + share * self.num_steps, 1 + share)
         return max(nfe / part.nfe, calls / part.reward_calls)
 
-    def _share(self, part: Share, *, few: bool) -> float | None:
-        """Share of the candidates to finish, None for no drafts; all of them while nothing is known."""
-        if few or self.lam == 0 or self._most(part, 1) < 1:
+    def _share(self, part: Share, *, last: bool) -> float | None:
+        """Share of the candidates to finish, None for no drafts; all of them where a later wave may learn from it."""
+        if self.lam == 0 or self.floor == 1 or self._most(part, 1) < 1:
             return None
         found = self._fit()
+        drafted = [wave for wave in self.waves if wave.drafted]
         if found is None:
-            return 1.0
-        u = np.concatenate([wave.u for wave in self.waves if wave.drafted])
+            return None if last or sum(wave.finish for wave in drafted) >= TRIED else 1.0
+        u = np.concatenate([wave.u for wave in drafted])
         return two_phase.share(found, u, self.floor, lambda share: self._price(part, share))
 
     def _fit(self) -> Fit | None:
@@ -295,14 +298,31 @@ class TwoPhaseSearch(Search):
         }
         scale = math.log(len(leaves))
         if found.log_z == -math.inf:
-            return Readout(leaves, log_w + scale, -math.inf, extra=extra)
+            return Readout(leaves, log_w + scale, -math.inf, warnings=self._unused(), extra=extra)
         if math.isnan(found.log_z):
             reason = f"Ẑ = {found.relative:.2g} ± {found.error:.2g}: drafts mislead here; spend more, or raise floor"
             known = Interval(source=SOURCE, standing=Standing.NOT_POSITIVE, reason=reason)
             return Readout(leaves, log_w + scale, interval=known, extra=extra)
         known = genealogy.stated(SOURCE, found.log_z, found.apart, log_w - found.log_z)
         log_w += scale + found.log_z - log_sum(log_w)
-        return Readout(leaves, log_w, found.log_z, known.se, extra=extra, interval=known)
+        return Readout(leaves, log_w, found.log_z, known.se, self._unused(), extra, known)
+
+    def _unused(self) -> list[str]:
+        """What a reader must know where every candidate was finished."""
+        if any(wave.finish < wave.count for wave in self.waves):
+            return []
+        return [f"drafts decided nothing, all was finished as in best-of-N: {self._why()}"]
+
+    def _why(self) -> str:
+        if self.floor == 1:
+            return "floor is 1, lower it"
+        if self.lam == 0:
+            return "all samples weigh the same at λ = 0"
+        if self._total < SMALLEST:
+            return f"fewer than {SMALLEST} rollouts are too few to learn from, raise the budget"
+        if self._fit() is None:
+            return f"fewer than {two_phase.FEWEST} drafted samples carry weight, or all weigh the same"
+        return "they say too little of the samples for their price"
 
 
 def _terms(wave: Wave) -> Terms:
