@@ -45,8 +45,8 @@ class Kernel(Protocol):
             each t in 0..T [1]
         backward_per_nfe: backward passes of an evaluation, a number or one for each t in 0..T [0]
         rewards_per_nfe: reward calls of an evaluation, likewise [0]
-        draft_times: τ of levels 0..T, see `backends.base.grids`; () of steps that drafts cannot leap, although there is
-            a chain [those of its chain]; stand-ins
+        draft_times: τ of levels 0..T, see `backends.base.grids` [those of its chain]; stand-ins
+        undrafted: str, why drafts cannot leap along its steps, though there may be a chain [its chain says]; stand-ins
         draft_ratio: what an evaluation of a draft costs, in evaluations of the kernel [1]
         memory_plan: (batch_size, prompts=, backward=) -> bytes a search takes of the device [unknown]; command line
     Guidance
@@ -123,6 +123,9 @@ class Measured(NamedTuple):
     nfe: int
 
 
+NO_CHAIN = "it has no `chain` (backends.chains.diffusion.Chain) whose steps a draft could take several at a time"
+
+
 class Spec(NamedTuple):
     """A kernel's shapes and optional attributes, resolved once by `describe`."""
 
@@ -142,6 +145,7 @@ class Spec(NamedTuple):
     valued: bool = False  # states are scored by values that it declares
     sample_range: tuple[float, float] | None = None  # of the entries of samples
     draft_times: tuple[float, ...] = ()  # (T + 1,), by which drafts space levels; () where none can be made
+    undrafted: str = NO_CHAIN  # why none can be made; "" where they can
     draft_ratio: float = 1.0  # cost of an evaluation of a draft, in evaluations of the kernel
 
     @property
@@ -162,14 +166,10 @@ class Spec(NamedTuple):
         """NFE that a draft of so many evaluations from T is charged, by the level that it begins at, (T + 1,).
 
         Raises:
-            ValueError: a kernel without a chain, fewer than 2 evaluations or more than T.
+            ValueError: a kernel that drafts cannot leap along, fewer than 2 evaluations or more than T.
         """
         if not self.drafts:
-            raise ValueError(
-                "draft: this kernel has no `chain` (backends.chains.diffusion.Chain) whose steps a draft could take "
-                "several at a time, of states that are x_t alone and entries that share their noise level: leave draft "
-                "out"
-            )
+            raise ValueError(f"no drafts of this kernel: {self.undrafted}. Leave draft out")
         return prices(self.draft_times, evaluations, self.draft_ratio)
 
     def branchable(self, t: int) -> bool:
@@ -216,7 +216,8 @@ def describe(kernel: Kernel, *, identify: bool = True) -> Spec:
         base_law=optional(kernel, "base_law"),
         valued=_declares(kernel),
         sample_range=_range(kernel),
-        draft_times=_draft_times(kernel, shape, steps),
+        draft_times=() if (why := _undrafted(kernel, shape, steps)) else _draft_times(kernel),
+        undrafted=why,
         draft_ratio=_ratio(kernel),
     )
 
@@ -254,16 +255,27 @@ def _declares(kernel: Kernel) -> bool:
     return valued
 
 
-def _draft_times(kernel: Kernel, shape: tuple[int, ...], steps: int) -> tuple[float, ...]:
-    """τ by level, of `grids`; () where steps of the chain cannot be taken several at a time."""
-    found, chain = optional(kernel, "draft_times"), optional(kernel, "chain")
-    if found is not None or chain is None:
-        return tuple(found or ())
-    alpha, sigma = chain.schedule.alpha, chain.schedule.sigma
-    alone = tuple(optional(kernel, "noise_shape", shape)) == shape and len(alpha) == steps + 1
-    if not alone or chain.std.numel() > steps + 1:
-        return ()
-    return tuple(time_of(a, s) for a, s in zip(alpha.flatten().tolist(), sigma.flatten().tolist(), strict=True))
+def _undrafted(kernel: Kernel, shape: tuple[int, ...], steps: int) -> str:
+    """Why steps of the chain cannot be taken several at a time; "" where they can."""
+    chain, said = optional(kernel, "chain"), optional(kernel, "undrafted")
+    if said or optional(kernel, "draft_times"):
+        return said or ""
+    if chain is None:
+        return NO_CHAIN
+    if tuple(optional(kernel, "noise_shape", shape)) != shape:
+        return "its states hold more than x_t, which a leap would not make"
+    if len(chain.schedule.alpha) != steps + 1:
+        return "its levels are not those of its chain"
+    return "the noise of a leap would differ from entry to entry" if chain.std.numel() > steps + 1 else ""
+
+
+def _draft_times(kernel: Kernel) -> tuple[float, ...]:
+    """τ by level, of `grids`."""
+    if (found := optional(kernel, "draft_times")) is not None:
+        return tuple(found)
+    schedule = kernel.chain.schedule  # type: ignore[attr-defined]
+    pairs = zip(schedule.alpha.flatten().tolist(), schedule.sigma.flatten().tolist(), strict=True)
+    return tuple(time_of(a, s) for a, s in pairs)
 
 
 def _ratio(kernel: Kernel) -> float:

@@ -42,6 +42,7 @@ PASSED_ON = frozenset(
             "chain",
             "drafter",
             "draft_times",
+            "undrafted",
             "draft_ratio",
             "offset",
             "channels",

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Packed(Wrapper, ABC):
     Raises:
         TypeError: another kernel, or steps of it that are not Gaussian.
     """
+
+    undrafted: ClassVar[str] = "a state remembers what a leap would not make"
 
     def __post_init__(self) -> None:
         if not isinstance(optional(self.kernel, "chain"), Chain) or self._spec.noise_shape != self._spec.state_shape:

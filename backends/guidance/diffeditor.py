@@ -205,10 +205,11 @@ class DiffEditor(Wrapper):
         return self.kernel
 
     @property
-    def draft_times(self) -> tuple[float, ...] | None:
-        """None are made of shifts without weights, of which a leap would know one step's alone."""
-        published = not self.weights and self.scale > 0
-        return () if published else optional(self.kernel, "draft_times")
+    def undrafted(self) -> str | None:
+        """Why no drafts are made of it as published."""
+        if self.weights or self.scale == 0:
+            return optional(self.kernel, "undrafted")
+        return "moves without weights, of which a leap would know one"
 
     @property
     def departs(self) -> str | None:

@@ -62,7 +62,7 @@ class PolicyGuided(RewardGuided):
     normalise: bool = True
     at: At = "noised"
 
-    draft_times = ()  # a leap would know of one step's move alone
+    undrafted = "moves without weights, of which a leap would know one"
     departs = "policy guidance as published: its steps move x_t without weights, towards no known law"
 
     def __post_init__(self) -> None:

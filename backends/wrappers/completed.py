@@ -26,6 +26,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, fingerprint, optional
 from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.wrappers.inpainting import hold_the_same
 from treesearch.rewards.numeric import is_whole
 
 
@@ -41,13 +42,14 @@ class Completed(Wrapper):
 
     Raises:
         TypeError: a kernel without such a chain.
-        ValueError: a student of other states or levels, or levels out of 1..T.
+        ValueError: a student of other states or levels, that knows other entries, or levels out of 1..T.
     """
 
     student: Any
     levels: Sequence[int] | None = None
 
     withheld: ClassVar[frozenset[str]] = frozenset({"chain"})
+    undrafted: ClassVar[str] = "completed endpoints are a student's, not those that the chain leads to"
 
     def __post_init__(self) -> None:
         refuse_other_levels(self.kernel, self.student)
@@ -100,7 +102,7 @@ def refuse_other_levels(kernel: Any, student: Any) -> None:
 
     Raises:
         TypeError: one of them has no chain.
-        ValueError: other states or other levels.
+        ValueError: other states, other levels or other known entries.
     """
     for each in (kernel, student):
         if not isinstance(optional(each, "chain"), Chain):
@@ -113,3 +115,6 @@ def refuse_other_levels(kernel: Any, student: Any) -> None:
     levels = [(each.chain.schedule.alpha.cpu(), each.chain.schedule.sigma.cpu()) for each in (kernel, student)]
     if not all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(*levels, strict=True)):
         raise ValueError("the student's noise levels are others than the kernel's: make it on the grid of its teacher")
+    if not hold_the_same(kernel, student):
+        raise ValueError("the kernel and the student do not know the same entries, and the student's would end up in "
+                         "samples: put the same clamp around both")  # fmt: skip

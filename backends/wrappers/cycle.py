@@ -49,6 +49,7 @@ class Cycle(Wrapper):
     times: int = 1
 
     withheld = frozenset({"chain", "renoise"})  # of another number of levels
+    undrafted = "levels of a cycle are not those of one chain"
 
     def __post_init__(self) -> None:
         steps, name = self._spec.num_steps, type(self.kernel).__name__

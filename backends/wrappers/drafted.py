@@ -4,7 +4,9 @@
 
 A draft leaps down the chain of the kernel, with the noise of its path (`backends.chains.coarse`), and asks the other
 network where the path leads. The kernel's law is untouched. The two share states, T, prior and noise levels, so that a
-state of one is a state of the other; conditioning is encoded by the kernel, and handed to both.
+state of one is a state of the other; conditioning is encoded by the kernel, and handed to both. A guide or a clamp goes
+around both, `TDS(Drafted(kernel, other), ...)`, and then drafts are guided or clamped too; a guide around the kernel
+alone guides what is finished, and no draft.
 
 Caches of blocks that compare a call with the one before (diffusers' first-block and TaylorSeer caches) have no place
 here: they take a batch for one trajectory, and rows of a search stand at mixed levels.
@@ -20,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from treesearch.backends.base import Cond, Gaussian, Kernel, Wrapper, describe, optional
+from treesearch.backends.base import Cond, Gaussian, Kernel, Spec, Wrapper, describe, optional
+from treesearch.backends.wrappers.inpainting import clamps, hold_the_same
 from treesearch.rewards.numeric import is_positive
 
 SAME = ("num_steps", "state_shape", "noise_shape", "dtype")
@@ -37,7 +40,8 @@ class Drafted(Wrapper):
             of both, once, which takes kernels that need no prompts.
 
     Raises:
-        ValueError: kernels of other states, T, prior or noise levels; a ratio that is no positive number.
+        ValueError: kernels of other states, T, prior or noise levels, or of steps that drafts cannot leap along; a
+            guide that drafts, or a clamp within; a ratio that is no positive number.
         TypeError: no kernel.
     """
 
@@ -78,10 +82,22 @@ class _Onto(Wrapper):
     chain: Any
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        endpoint, offset = self.kernel.transition(x, t, cond).endpoint, optional(self.kernel, "offset")
+        endpoint, offset = self._endpoint(x, t, cond), optional(self.kernel, "offset")
         m = torch.zeros_like(x) if offset is None else offset(x, cond)
         eps = (x - m - self.chain.at("alpha", t, x) * (endpoint - m)) / self.chain.at("sigma", t, x)
         return self.chain.law(x, t, (endpoint - m, eps), None if offset is None else m)
+
+    def _endpoint(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Raises:
+        ValueError: it is told less than it needs.
+        """
+        try:
+            return self.kernel.transition(x, t, cond).endpoint
+        except KeyError as error:
+            raise ValueError(
+                f"what drafts needs {error} in its conditioning, which the kernel that is searched encodes, without: "
+                "search the kernel of more guidance, and draft by that of less"
+            ) from error
 
 
 def operations(kernel: Kernel) -> int:
@@ -106,16 +122,29 @@ def operations(kernel: Kernel) -> int:
 
 def _refuse(kernel: Kernel, other: Kernel) -> None:
     mine, theirs = describe(kernel, identify=False), describe(other, identify=False)
-    for name in SAME:
-        if getattr(mine, name) != getattr(theirs, name):
-            raise ValueError(
-                f"drafts by a kernel of another {name}: {getattr(theirs, name)}, expected {getattr(mine, name)}, as of "
-                "the kernel that is searched"
-            )
-    if not (mine.drafts and theirs.drafts):
-        raise ValueError("drafts take kernels with a `chain`, by which their noise levels are compared")
+    _refuse_others(mine, theirs)
+    for each in (mine, theirs):
+        if not each.drafts:
+            raise ValueError(f"drafts cannot leap along the steps of this kernel: {each.undrafted}")
+    if any(theirs.rewards_per_nfe) or any(theirs.backward_per_nfe):
+        raise ValueError("a guide drafts for the kernel: put it around both, guide(Drafted(kernel, other), ...)")
+    if clamps(kernel) or not hold_the_same(kernel, other):
+        raise ValueError("known entries would be known to one of the two, or drawn anew: put the clamp around both, "
+                         "Clamp(Drafted(kernel, other), ...)")  # fmt: skip
     ours, grid = kernel.chain.schedule, other.chain.schedule  # type: ignore[attr-defined]
     for name in ("alpha", "sigma"):
         pair = [getattr(of, name).double().cpu() for of in (ours, grid)]
         if pair[0].shape != pair[1].shape or not torch.allclose(*pair, rtol=1e-5, atol=1e-7):
             raise ValueError(f"drafts by a kernel of other noise levels ({name} by t): its states are not this one's")
+
+
+def _refuse_others(mine: Spec, theirs: Spec) -> None:
+    """Raises:
+    ValueError: kernels of other states or T.
+    """
+    for name in SAME:
+        have, want = getattr(theirs, name), getattr(mine, name)
+        if have != want:
+            advice = f": make it with num_steps={want}" if name == "num_steps" else ""
+            raise ValueError(f"drafts by a kernel of another {name}: {have}, expected {want}, as of the kernel that is "
+                             f"searched{advice}")  # fmt: skip

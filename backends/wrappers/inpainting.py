@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, final
 
 import torch
@@ -178,6 +179,25 @@ class Clamp(Wrapper):
             return ((levels, len(self.mask), *state),)
         of_images = self.values.shape[1:2] if self.values.ndim == len(state) + 2 else ("n",)
         return state, (levels, *state), (levels, *of_images, *state)  # type: ignore[return-value]
+
+
+def clamps(kernel: Any) -> list[Clamp]:
+    """Those around a kernel, outermost first."""
+    inside = clamps(kernel.kernel) if isinstance(kernel, Wrapper) else []
+    return [kernel, *inside] if isinstance(kernel, Clamp) else inside
+
+
+def hold_the_same(kernel: Any, other: Any) -> bool:
+    """Whether two kernels know the same entries of samples: by clamps alike, and by themselves or not."""
+    one, two = (optional(each, "held") is None for each in (kernel, other))
+    return one == two and all(_alike(*pair) for pair in zip_longest(clamps(kernel), clamps(other)))
+
+
+def _alike(one: Clamp | None, two: Clamp | None) -> bool:
+    if one is None or two is None:
+        return False
+    pairs = ((one.mask, two.mask), (one.values, two.values))
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 def _gaussian(law: Any) -> Gaussian:

@@ -73,7 +73,7 @@ class LabelledStep:
 class Labelled(Wrapper, ABC):
     """A kernel whose states carry a label; subclasses have a field `levels`, at which it is drawn."""
 
-    draft_times: ClassVar[tuple[float, ...]] = ()  # a leap would pass levels that draw one
+    undrafted: ClassVar[str] = "steps draw labels, which a leap would pass"
 
     @property
     @abstractmethod

@@ -35,13 +35,14 @@ class Spliced(Wrapper):
 
     Raises:
         TypeError: a kernel without such a chain.
-        ValueError: a student of other states or levels, or a level out of range.
+        ValueError: a student of other states or levels, that knows other entries, or a level out of range.
     """
 
     student: Any
     at: int
 
     withheld: ClassVar[frozenset[str]] = frozenset({"chain", "renoise"})  # of another number of levels
+    undrafted: ClassVar[str] = "levels of a spliced chain are not those of one chain"
 
     def __post_init__(self) -> None:
         refuse_other_levels(self.kernel, self.student)

@@ -17,6 +17,7 @@ from treesearch.backends.models.mnist import load_network, mnist_kernel
 from treesearch.backends.models.student import WEIGHTS, card_of, load_student, save_student, student
 from treesearch.backends.wrappers.completed import Completed
 from treesearch.backends.wrappers.drafted import Drafted
+from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.backends.wrappers.spliced import Spliced
 from treesearch.rewards.base import Reward
 from treesearch.testing import check_kernel
@@ -160,6 +161,20 @@ def test_a_guide_inside_a_spliced_chain_guides_what_is_left(teacher, pupil):
     assert spec.rewards_per_nfe[2] == 1
 
 
+KNOWN = torch.tensor([True, False]), torch.tensor([0.7, 0.0])
+
+
+def test_known_entries_are_known_to_both(teacher, pupil):
+    kernels = [Clamp(each, *KNOWN) for each in (teacher, pupil)]
+    spliced, completed = Spliced(*kernels, 4), Completed(*kernels, (4, 2))
+    ends = spliced.transition(STATES, at(1)).mean, completed.transition(STATES, at(4)).endpoint
+    for end in ends:
+        assert torch.equal(end[:, 0], torch.full((5,), 0.7))
+    assert torch.equal(ends[0][:, 1], pupil.transition(STATES, at(4)).endpoint[:, 1])
+    drawn = ts.search(spliced, reward, ts.BestOfN(n=3), seed=0, progress=False).tasks[0].samples
+    assert torch.equal(drawn[:, 0], torch.full((3,), 0.7))
+
+
 # bad input
 
 REFUSED = {
@@ -183,6 +198,21 @@ REFUSED = {
     "levels": (lambda k, s: Completed(k, s, (0,)), ValueError, f"one or more of 1..{T}"),
     "no levels": (lambda k, s: Completed(k, s, ()), ValueError, f"one or more of 1..{T}"),
     "at": (lambda k, s: Spliced(k, s, 1), ValueError, f"a level in 2..{T}"),
+    "known to the kernel alone": (
+        lambda k, s: Spliced(Clamp(k, *KNOWN), s, 3),
+        ValueError,
+        "the same clamp around both",
+    ),
+    "known to the student alone": (
+        lambda k, s: Completed(k, Clamp(s, *KNOWN)),
+        ValueError,
+        "the same clamp around both",
+    ),
+    "other entries known": (
+        lambda k, s: Completed(Clamp(k, *KNOWN), Clamp(s, KNOWN[0], 2 * KNOWN[1])),
+        ValueError,
+        "the same clamp around both",
+    ),
     "a guide inside": (
         lambda k, s: Completed(TDS(k, Reward(reward, "r")), s).transition(STATES, at(3)),
         TypeError,

@@ -55,17 +55,17 @@ class Bed(GaussianTrajectories):
         return type(law)(law.mean + alpha_s * (bent - law.endpoint), law.std, bent)
 
 
-def engine(kernel=None, batch_size=4, **options):
+def engine(kernel=None, batch_size=4, reward=REWARD, **options):
     kernel = kernel or Bed()
     spec = describe(kernel)
-    tree = Tree(T, 7)
-    model = Model(kernel, spec, REWARD, batch_size=batch_size, **options)
+    tree = Tree(spec.num_steps, 7)
+    model = Model(kernel, spec, reward, batch_size=batch_size, **options)
     return Engine(model, [tree], MemoryStates(spec.state_shape, spec.dtype), Cost()), tree
 
 
 def candidates(tree, level=T, n=N):
     """Children of the root, and the walks to them."""
-    keys = child_keys(tree.key[:1], T + 1, np.arange(n), at_root=True)
+    keys = child_keys(tree.key[:1], int(tree.t[ROOT]), np.arange(n), at_root=True)
     new = tree.append(np.full(n, ROOT), np.full(n, level), keys)
     return Segments(np.full(n, ROOT), new, new)
 
@@ -171,7 +171,7 @@ def test_levels_of_a_draft_are_spaced_by_noise():
 
 def test_drafts_of_kernels_whose_entries_have_noise_levels_of_their_own():
     kernel = Bed(eta=torch.tensor([[[0.0, 1.0]] * 3]))
-    with pytest.raises(ValueError, match="share their noise level"):
+    with pytest.raises(ValueError, match="differ from entry to entry"):
         describe(kernel).draft_prices(3)
 
 
@@ -220,6 +220,14 @@ def test_a_walk_that_nothing_scores():
     runner, tree = engine()
     with pytest.raises(ValueError, match="held or drafted"):
         ran(runner, candidates(tree))
+
+
+def test_a_draft_that_begins_where_it_ends():
+    runner, tree = engine()
+    walks = candidates(tree, 0)
+    walks.draft = 3
+    with pytest.raises(ValueError, match="draft from t = 0"):
+        ran(runner, walks)
 
 
 # Drafts by another network.

@@ -8,29 +8,35 @@ import pytest
 import torch
 from torch import nn
 
-from tests.backends.test_wrappers import CONCRETE, Bed, Known, bed, make
+import treesearch as ts
+from tests.backends.test_wrappers import CONCRETE, REWARD, Bed, Known, bed, make
 from tests.support import tiny
 from treesearch.backends import spd
 from treesearch.backends.base import Wrapper, describe
+from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.mean_reverting import MeanReverting
 from treesearch.backends.chains.residual import Residual
-from treesearch.backends.guidance import PolicyGuided
+from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.guidance import TDS, GuidanceScales, PolicyGuided
 from treesearch.backends.interventions import Actions
 from treesearch.backends.models.mnist import mnist_kernel
 from treesearch.backends.models.multi_task import multi_task_kernel
 from treesearch.backends.models.restoration import RestorationKernel
+from treesearch.backends.models.student import student
 from treesearch.backends.models.trajectory import maze_kernel
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.backends.wrappers.drafted import Drafted
+from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.planning.warm_start import WarmStart
 from treesearch.testing import CheckFailed, Counting, check_drafts
 
 NONE = {  # drafts cannot leap along them
-    *("Bdia", "SecondOrder", "Heun"),  # states remember
-    *("Cycle", "Completed", "Spliced"),  # levels are not those of a chain
-    *("Actions", "GuidanceScales"),  # steps draw labels
-    *("Regional",),  # noise by entry
-    *("PolicyGuided",),  # moves without weights
+    **dict.fromkeys(("Bdia", "SecondOrder", "Heun"), "remembers"),
+    **dict.fromkeys(("Cycle", "Spliced"), "levels of a"),
+    **dict.fromkeys(("Actions", "GuidanceScales"), "steps draw labels"),
+    "Completed": "endpoints are a student's",
+    "Regional": "from entry to entry",
+    "PolicyGuided": "moves without weights",
 }
 OWN = {"Absent", "Aligned", "DiffEditor", "Expanded", "LaCon"}  # of a network that the bed has not
 
@@ -39,8 +45,16 @@ OWN = {"Absent", "Aligned", "DiffEditor", "Expanded", "LaCon"}  # of a network t
 def test_wrappers_are_drafted_by_their_chain_or_say_that_they_are_not(kind):
     kernel = make(kind, bed(kind))
     assert describe(kernel, identify=False).drafts == (kind.__name__ not in NONE)
-    if kind.__name__ not in NONE | OWN:
+    if kind.__name__ not in OWN | {*NONE}:
         check_drafts(kernel, rows=3)
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_a_search_with_drafts_that_cannot_be_made_says_why_before_it_runs(name):
+    kind = next(kind for kind in CONCRETE if kind.__name__ == name)
+    spec = describe(Counting(make(kind, bed(kind))))
+    with pytest.raises(ValueError, match=NONE[name]):
+        ts.BestOfN(draft=3).unit(spec)
 
 
 class Guess(nn.Module):
@@ -122,3 +136,70 @@ def test_what_refuses_drafts_refuses_them_for_what_is_around_it():
 def test_a_warm_start_is_drafted_along_the_steps_that_are_left():
     kernel = make(WarmStart, Bed())
     assert describe(kernel).draft_times == describe(Bed()).draft_times[:4]
+
+
+# Drafted: what may draft for what.
+
+
+def guided():
+    return TDS(Bed(), REWARD)
+
+
+def clamped():
+    return make(Clamp, Bed())
+
+
+def told(scale):
+    """Classifier-free guidance on the prompt's length."""
+
+    def network(x, t, condition):
+        return 0.5 * x + condition
+
+    def condition(prompts):
+        return torch.tensor([[float(len(p))] * 4 for p in prompts])
+
+    grid = Schedule.flow(torch.linspace(0, 1, 5))
+    return DiffusionKernel(network, state_shape=(4,), schedule=grid, condition=condition, guidance_scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (lambda: (Bed(), guided()), "a guide drafts for the kernel: put it around both"),
+        (lambda: (clamped(), Bed()), "put the clamp around both"),
+        (lambda: (Bed(), clamped()), "put the clamp around both"),
+        (lambda: (clamped(), clamped()), "put the clamp around both"),
+        (lambda: (make(GuidanceScales, Bed()),) * 2, "steps draw labels"),
+        (lambda: (mnist_kernel(num_steps=4), student()), "make it with num_steps=4"),
+    ],
+    ids=["a guide", "one clamp", "another's clamp", "two clamps", "labels", "steps"],
+)
+def test_what_cannot_draft_for_another_kernel_says_what_to_do(pair, message):
+    with pytest.raises(ValueError, match=message):
+        Drafted(*pair(), 1.0)
+
+
+def test_a_drafting_kernel_of_more_guidance_is_told_too_little():
+    budget = ts.Budget(nfe=40)
+    with pytest.raises(ValueError, match="search the kernel of more guidance"):
+        ts.search(
+            Drafted(told(1.0), told(3.0), 2.0),
+            total,
+            ts.BestOfN(draft=2),
+            prompts=["ab"],
+            budget=budget,
+            progress=False,
+        )
+
+
+def total(samples, prompts=None):
+    return samples.double().sum(1)
+
+
+def test_what_drafts_and_what_it_costs_tell_drafted_kernels_apart():
+    made = [Drafted(Bed(), Bed(name), ratio) for name in ("a", "b") for ratio in (0.5, 0.25)]
+    assert len({kernel.fingerprint for kernel in made}) == 4
+
+
+def test_a_drafted_kernel_moves_with_what_drafts():
+    assert Drafted(Bed(), Bed("other"), 1.0).to("cpu").other.name == "to cpu"

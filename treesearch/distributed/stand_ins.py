@@ -49,7 +49,7 @@ class RemoteKernel:
         self.rewards_per_nfe, self.preview = spec.rewards_per_nfe, spec.previews or None
         self.departs, self.base_law, self.valued = spec.departs, spec.base_law, spec.valued
         self.sample_range = spec.sample_range
-        self.draft_times, self.draft_ratio = spec.draft_times, spec.draft_ratio
+        self.draft_times, self.draft_ratio, self.undrafted = spec.draft_times, spec.draft_ratio, spec.undrafted
         self.scores = None if scores is None else Reward(Elsewhere(recipe), **scores)
         self._here: Any = None
 

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from treesearch.backends.base import Kernel, optional
+from treesearch.backends.base import Kernel, describe, optional
 from treesearch.backends.chains.coarse import Coarse
 from treesearch.budget import Cost
 from treesearch.core.noise import draft_keys, sums_of_normals
 from treesearch.engine.asking import as_states
 from treesearch.engine.flight import Flight, grouped
-from treesearch.engine.model import Model
+from treesearch.engine.model import Model, Work
 from treesearch.engine.segments import Ids
 
 
@@ -54,6 +54,7 @@ class Leaps:
         self.model, self.prices = model, np.array(model.spec.draft_prices(evaluations))
         other: Kernel | None = optional(model.kernel, "drafter")
         self.kernel = model.kernel if other is None else other
+        self.work = model.work if other is None else Work(other, describe(other, identify=False))
         self.chain = Coarse(model.kernel.chain, model.spec.draft_levels(evaluations))  # type: ignore[attr-defined]
         self.below, self.left = self.chain.below.cpu().numpy(), self.chain.evaluations
         self._offset = optional(model.kernel, "offset")
@@ -174,7 +175,7 @@ class Drafting:
         leap = leaps.leap(going.x, going.t, going.task, going.key, going.end, going.begun)
         padding = leap.padding
         for flight, at in going.flights():
-            self.model.charge_work(flight.cost, leap.at[at], leap.at[at], padding)
+            leaps.work.charge(flight.cost, leap.at[at], leap.at[at], padding)
             padding = 0
         going.x, going.end, going.t = leap.x, leap.end, leaps.below[going.t]
         going.begun = np.ones(len(going.t), np.bool_)

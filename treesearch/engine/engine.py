@@ -99,12 +99,11 @@ class Engine:
         flight.stays = held is None
         for task, segments in work if flight.stays else ():
             self._held.keep_only(task, segments.keep)
+        end = np.concatenate([trees[task].t[s.last] for task, s in work])
+        _refuse_unscored(flight, end)
         flight.unscored = len(flight.t)
         self._flights.append(flight)
         rows = np.arange(len(flight.t))
-        end = np.concatenate([trees[task].t[s.last] for task, s in work])
-        if ((end > 0) & ~flight.hold & (flight.draft == 0)).any():
-            raise ValueError("a segment that ends above t = 0 is scored only where it is held or drafted")
         self._arrive(flight, rows[flight.t == flight.stop])
         flight.enqueue(rows, flight.t - end + flight.hold)
         return flight
@@ -327,3 +326,13 @@ class Engine:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _refuse_unscored(flight: Flight, end: NDArray[Any]) -> None:
+    """Raises:
+    ValueError: walks to levels `end` that nothing scores.
+    """
+    if ((end > 0) & ~flight.hold & (flight.draft == 0)).any():
+        raise ValueError("a segment that ends above t = 0 is scored only where it is held or drafted")
+    if ((end == 0) & (flight.draft > 0)).any():
+        raise ValueError("a draft from t = 0: a segment that ends there is scored as it is, leave draft out of it")

@@ -62,12 +62,9 @@ class Model:
         self.kernel, self.spec, self.reward = kernel, spec, reward
         self.prompts, self.encoded, self.angle = prompts, encoded or {}, angle
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
-        guide: Reward | None = optional(kernel, "scores")
+        self.work = Work(kernel, spec)
         self.guide_scores = guide_scores or knows(kernel, spec, reward)
         refuse_unseen(reward, spec.sample_range)
-        self._guide_decodes = guide is not None and guide.input == "sample"
-        self._rows, self._backward = np.array(spec.rows_per_nfe), np.array(spec.backward_per_nfe)
-        self._guiding = np.array(spec.rewards_per_nfe)
         self._gathered: tuple[Ids, dict[str, Any]] | None = None
         self.passes = self.evaluated = 0  # forward passes, and rows in them without padding
 
@@ -101,15 +98,7 @@ class Model:
         repeated = int(again.sum())
         cost.nfe += len(t) - repeated
         cost.repeated_nfe += repeated
-        self.charge_work(cost, t, t[~again], padding)
-
-    def charge_work(self, cost: Cost, t: Ids, new: Ids, padding: int = 0) -> None:
-        """Enter what evaluations at levels t take beside NFE; a guide's reward calls where they are new."""
-        guided = int(self._guiding[new].sum())
-        cost.rows += int(self._rows[t].sum()) + padding * int(self._rows[t[0]])  # the first row pads a pass
-        cost.backward_nfe += int(self._backward[t].sum())
-        cost.reward_calls += guided
-        cost.decodes += guided * self._guide_decodes
+        self.work.charge(cost, t, t[~again], padding)
 
     def draw(self, law: Transition, key: NDArray[np.uint64], t: Ids) -> tuple[Tensor, NDArray[np.float64]]:
         """x_{t-1} and the log p/q of the step, from each row's own noise."""
@@ -207,6 +196,28 @@ class Model:
         before = self.reward.calls() if self.reward.calls else 0
         values = self.reward(samples, None if self.prompts is None else [self.prompts[i] for i in task])
         return values.numpy(), self.reward.calls() - before if self.reward.calls else None
+
+
+class Work:
+    """What evaluations take beside NFE, by level.
+
+    Args:
+        kernel, spec: that evaluates, and its `describe`.
+    """
+
+    def __init__(self, kernel: Kernel, spec: Spec) -> None:
+        guide: Reward | None = optional(kernel, "scores")
+        self._guide_decodes = guide is not None and guide.input == "sample"
+        self._rows, self._backward = np.array(spec.rows_per_nfe), np.array(spec.backward_per_nfe)
+        self._guiding = np.array(spec.rewards_per_nfe)
+
+    def charge(self, cost: Cost, t: Ids, new: Ids, padding: int = 0) -> None:
+        """Enter evaluations at levels t; a guide's reward calls where they are new."""
+        guided = int(self._guiding[new].sum())
+        cost.rows += int(self._rows[t].sum()) + padding * int(self._rows[t[0]])  # the first row pads a pass
+        cost.backward_nfe += int(self._backward[t].sum())
+        cost.reward_calls += guided
+        cost.decodes += guided * self._guide_decodes
 
 
 def knows(kernel: Kernel, spec: Spec, reward: Reward) -> bool:
