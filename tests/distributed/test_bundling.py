@@ -89,6 +89,29 @@ def test_what_a_row_costs(trees):
     assert held.nfe.tolist() == [5, 2]
 
 
+def test_what_a_draft_costs(trees, states):
+    """Its price beside the walk to where it begins; a node that was drafted was not evaluated, and is paid for."""
+    price = SPEC.draft_prices(3)
+    assert price[4] < price[T]
+    free = wave(trees, {0: [ROOT]}, T, draft=3)
+    assert (free.nfe.tolist(), free.draft_nfe.tolist(), free.draft.tolist()) == ([price[T]], [price[T]], [3])
+    held = wave(trees, {0: [ROOT, 1]}, 2, draft=3, hold=True)
+    assert held.nfe.tolist() == [5 + price[2], 2 + price[2]]
+    assert held.draft_nfe.tolist() == [price[2]] * 2
+    finished = wave(trees, {0: [1]}, 0, paid=False)
+    assert finished.nfe.tolist() == [4]
+    assert packed(whole(finished), trees, states).again.tolist() == [False]
+    assert packed(whole(held), trees, states).draft.tolist() == [3, 3]
+
+
+def test_drafts_are_charged_to_those_who_made_them(trees):
+    plain, drafted = wave(trees, {0: [ROOT]}, 0, number=1), wave(trees, {0: [ROOT] * 2}, T, draft=3, number=2)
+    price = SPEC.draft_prices(3)[T]
+    charge(whole(plain) + whole(drafted), Cost(nfe=T + 2 * price, draft_nfe=2 * price, reward_calls=3))
+    assert (plain.cost.nfe, plain.cost.draft_nfe, plain.cost.reward_calls) == (T, 0, 1)
+    assert (drafted.cost.nfe, drafted.cost.draft_nfe, drafted.cost.reward_calls) == (2 * price, 2 * price, 2)
+
+
 def test_rows_travel_with_the_states_that_they_start_from(trees, states):
     job = wave(trees, {0: [ROOT, 1, 3, 1], 1: [1]}, 0)
     found = packed(whole(job), trees, states, forget=(4,))

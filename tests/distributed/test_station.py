@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.engine.test_drafting import REWARD, Bed, candidates, engine, ran
 from tests.support import kernels
 from tests.support.beds import BEDS
 from tests.support.kernels import noted
@@ -381,3 +382,30 @@ def joined(one, other):
         if isinstance(getattr(one, f.name), np.ndarray)
     }
     return replace(one, **rows)
+
+
+# Drafts.
+
+
+class Scarce(Bed):
+    """Memory for two rows, once drafts are under way."""
+
+    def transition(self, x, t, cond=None):
+        if len(x) > 2 and int(t.max()) < 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().transition(x, t, cond)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("kernel", [Bed(), Scarce()], ids=["bed", "scarce"])
+def test_drafts_are_those_of_one_process(hold, kernel):
+    """Whatever was tried again: plain ones on the path's noise, those of held nodes on their own."""
+    runner, tree = engine()
+    walks = candidates(tree, 8)
+    walks.draft, walks.hold = 3, hold
+    cost = ran(runner, walks)
+    of = Station(kernel, REWARD, batch_size=8)
+    found = finish(of, bundle(1, tree.key[walks.first], 0, (8,), t=13, hold=hold, draft=3))
+    assert np.array_equal(found[1].reward, tree.reward[walks.last])
+    assert (found[1].cost.nfe, found[1].cost.draft_nfe) == (cost.nfe, cost.draft_nfe)
+    assert (found[1].cost.repeated_nfe > 0) == isinstance(kernel, Scarce)

@@ -26,7 +26,7 @@ def script(name, *words, code=0):
 
 
 COMMITTED = ("experiments/", "backends/", "rewards/", "treesearch/", "docs/", "tests/")
-READ = {("evaluate_trajectory.py", "weights")}  # an input
+READ = {("evaluate_trajectory.py", "weights"), ("search.py", "beside")}  # inputs
 
 
 def committed_defaults():

@@ -240,7 +240,7 @@ class Station:
         out: list[tuple[int, Reply | Exception]] = []
         for one in again:
             spent = lost.get(one.bundle.number, Cost())
-            spent.repeated_nfe, spent.nfe = spent.repeated_nfe + spent.nfe, 0
+            spent.repeated_nfe, spent.nfe, spent.draft_nfe = spent.repeated_nfe + spent.nfe, 0, 0
             spent.add(one.beside)
             try:
                 self._begin(one.bundle, spent)

@@ -48,6 +48,7 @@ class Verification:
         Raises:
             StoreError: the kernel or the reward does not reproduce the run.
         """
+        self._verify_drafts()
         if self.spec.fingerprint is None and not self._of_same_content():
             self._verify_kernel()
         while True:
@@ -55,6 +56,16 @@ class Verification:
                 return self._verify_reward()
             except LostStates as lost:
                 forget(lost, self._slots())
+
+    def _verify_drafts(self) -> None:
+        """Drafts are charged what they were when the run began, or its budget would mean something else."""
+        was = self.run.config
+        now = {"draft_ratio": self.spec.draft_ratio, "draft_times": list(self.spec.draft_times)}
+        if other := [name for name, value in now.items() if name in was and was[name] != value]:
+            raise StoreError(
+                f"{', '.join(other)}: drafts of this kernel are not charged as those of the run were (another network "
+                "drafts, or ratio= is another): resume with the original kernel"
+            )
 
     def _of_same_content(self) -> bool:
         """Whether a kernel without a fingerprint is, code and all that it holds, the one that the run began with."""
