@@ -34,7 +34,7 @@ def test_a_run_with_drafts_tells_goes_on_and_is_shown(tmp_path, capsys):
 def test_a_dry_run_knows_of_drafts(tmp_path, capsys):
     assert run("--draft", "2", "3", "--nfe", "600", "--dry-run", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["nfe"], found["drafts_at_most"]) == (600, 300)
+    assert (found["nfe"], found["reward_calls_at_most"]) == (600, 300)
 
 
 @pytest.mark.parametrize(

@@ -68,16 +68,15 @@ def estimate(session: Session) -> dict[str, Any]:
         "full_rollouts": rollouts,
         "ms_per_nfe": round(1e3 * per_nfe, 3),
         "ms_per_reward": round(1e3 * per_reward, 3),
-        "reward_calls": rewards,
-        **({"drafts_at_most": drafts} if drafts else {}),
-        "seconds": round(nfe * per_nfe + rewards * per_reward, 1),
+        **({"reward_calls_at_most": max(drafts, rewards)} if drafts else {"reward_calls": rewards}),
+        "seconds": round(nfe * per_nfe + max(drafts, rewards) * per_reward, 1),
         "nodes_at_most": nodes,
         "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
     } | plan
 
 
 def _drafts_at_most(session: Session, nfe: int) -> int:
-    """How many drafts the NFE would pay for, each of them a reward call more; 0 of methods that make none."""
+    """How many drafts the NFE would pay for, each of them a reward call; 0 of methods that make none."""
     drafts = getattr(session.method, "draft", None)
     if drafts is None:
         return 0
