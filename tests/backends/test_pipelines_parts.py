@@ -26,11 +26,12 @@ WHOLE = ("height", "width", "num_frames", "max_sequence_length", "clip_skip", "n
 TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "lora", "checkpoint", "device", "dtype")
 FLAGS = ("tiling", "slicing", "compile", "channels_last")
 NAMED = ("network_inputs", "components")
+PICTURES = ("image",)
 
 
 def test_every_setting_has_a_rule():
     """Objects aside, which their own readers check."""
-    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED} == set(RULES)
+    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED, *PICTURES} == set(RULES)
     taken = set(inspect.signature(DiffusersKernel.__init__).parameters)
     taken |= set(inspect.signature(DiffusersKernel.from_pretrained).parameters)
     assert taken - set(RULES) == {"self", "pipe", "preview", "control_image", "settings"}
@@ -44,6 +45,7 @@ def test_every_setting_has_a_rule():
         (TEXTS, (3, True, ["a", "b"], ("a",), b"a", {})),
         (FLAGS, (1, 0, "no", [True])),
         (NAMED, (3, "a", [1], {1: 2})),
+        (PICTURES, (3, "seen.png", ["seen.png"], [None], {})),
     ],
 )
 def test_settings_of_another_kind(names, values):
