@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.test_drafting import ROUNDING, Bed, N, T, candidates, drafted, engine, finish, ran, total
+import treesearch as ts
+from tests.engine.test_drafting import REWARD, ROUNDING, Bed, N, T, candidates, drafted, engine, finish, ran, total
 from tests.testing.test_drafts import restored, told
 from treesearch.backends.base import describe
 from treesearch.backends.chains.mean_reverting import MeanReverting
 from treesearch.backends.chains.residual import Residual
 from treesearch.backends.guidance import TDS
 from treesearch.backends.wrappers.drafted import Drafted
+from treesearch.errors import BudgetError
 from treesearch.rewards.base import Reward
 
 LEVELS = (12, 9, 7)  # that a draft of 3 from T = 12 evaluates: the second jump, from 10, is probed at 9
@@ -84,6 +86,13 @@ def test_drafts_are_charged_what_drafts_and_not_what_is_searched(make, guided):
     assert (cost.nfe, cost.draft_nfe, cost.rows) == (3 * N, 3 * N, 3 * N)
     assert cost.backward_nfe == 3 * N * guided
     assert cost.reward_calls == counted.asked == N + 3 * N * guided
+
+
+def test_reward_calls_of_guides_around_both_are_planned_by_no_budget():
+    kernel = TDS(Drafted(Bed(), Bed(0.5), 1.0), REWARD)
+    budget = ts.Budget(reward_calls=200)
+    with pytest.raises(BudgetError, match="a guide calls the reward"):
+        ts.search(kernel, REWARD, ts.BestOfN(draft=3), budget=budget, progress=False)
 
 
 def test_work_is_charged_at_the_levels_that_are_evaluated():
