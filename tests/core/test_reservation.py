@@ -32,9 +32,22 @@ def test_the_rate_is_that_of_the_best_threshold(best):
 
 
 def test_drafts_that_predict_nothing_are_left_out():
-    assert plan(1, {(0, 1): Line(0.0, 0.0, 1.0)}, PRICES, 2.0) == ((1,), 1.0, ())
+    assert plan(1, {(0, 1): Line(0.0, 0.0, 1.0)}, PRICES, 2.0) == ((1,), 1.0, (), False)
     assert plan(1, {(0, 1): Line(-3.0, 0.3, 0.01)}, PRICES, 2.0).rungs == (1,)
     assert plan(1, {}, PRICES, 2.0).rungs == (1,)
+
+
+def test_a_gain_that_few_pairs_promise_is_in_doubt():
+    """A plan must gain 2/√n more than finishing everything; until then it is said to be doubtful."""
+    weak = Line(0.0, 0.4, float(np.sqrt(0.84)))
+    gain = plan(1, {(0, 1): weak}, PRICES, 2.0).gain
+    assert 1.2 < gain < 1.6
+    enough = (2 / (gain - 1)) ** 2
+    for pairs, rungs in ((0.9 * enough, (1,)), (1.1 * enough, (0, 1))):
+        found = plan(1, {(0, 1): weak._replace(pairs=pairs)}, PRICES, 2.0)
+        assert (found.rungs, found.doubtful) == (rungs, len(rungs) == 1)
+    assert plan(1, {(0, 1): GOOD._replace(pairs=16)}, PRICES, 2.0).rungs == (0, 1)
+    assert reservation.line(np.arange(5.0), np.arange(5.0)).pairs == 5
 
 
 def test_two_rungs_are_read_where_each_is_worth_its_price():

@@ -11,7 +11,9 @@ finished (rung R + 1, at c). With normal scores z of the rewards of each rung, a
 (Weitzman's reservation price of a box, for boxes of several lids): a draft is read on where V_r(z) > 0, and another
 candidate is drawn where none is. Of all plans, subsets of the rungs, the one is followed that gains most over finishing
 every candidate, ρ / (E[(Z - z*)⁺] / c) with Z as the plan's own lines have it, for tails are not quite those of normal
-scores. Where none gains, candidates are finished without drafts: lines of b = 0 cost and decide nothing.
+scores. Where none gains, candidates are finished without drafts: lines of b = 0 cost and decide nothing. Of n pairs the
+best-looking plan gains by chance, in half of all cases of b = 0 and 16 pairs; it has to by 2/√n, which b = 0 does in a
+tenth, b = .7 nearly always.
 
 Lines are Bayesian with a prior of no prediction (b ~ N(0, 1), s² = 1 for two pairs). Selection by z_r leaves them as
 they are. Scores: rank among all candidates drawn, each of the read ones standing for those near it that were dropped.
@@ -39,15 +41,17 @@ from treesearch.core.weights import F64
 
 GRID = np.linspace(-5.0, 7.0, 241)  # scores at which values are known
 STEPS = 50  # halvings of an interval of ρ
+ERRORS = 2.0
 PRIOR_PAIRS = 2.0  # pairs that s² = 1 counts for
 
 
 class Line(NamedTuple):
-    """z_s | z_r ~ N(a + b z_r, s²)."""
+    """z_s | z_r ~ N(a + b z_r, s²), as so many pairs say."""
 
     a: float
     b: float
     sd: float
+    pairs: float = math.inf
 
 
 class Plan(NamedTuple):
@@ -57,11 +61,13 @@ class Plan(NamedTuple):
         rungs: that are read, in order, the finished sample last.
         gain: ρ over the improvement per price of finishing every candidate.
         values: V less its cost at `GRID`, of each rung but the last.
+        doubtful: whether another would gain more, if its lines are what they look like.
     """
 
     rungs: tuple[int, ...]
     gain: float
     values: tuple[F64, ...]
+    doubtful: bool = False
 
     def worth(self, rung: int, z: F64) -> F64:
         """E[V of the next rung | z] - ρ c of it (n,); drop a candidate where it is not positive."""
@@ -93,11 +99,11 @@ def line(x: F64, y: F64) -> Line:
     dx, dy = x - mean_x, y - mean_y
     b = float(dx @ dy) / (float(dx @ dx) + 1.0)
     left = float(np.sum((dy - b * dx) ** 2)) + b * b + PRIOR_PAIRS
-    return Line(mean_y - b * mean_x, b, math.sqrt(left / (n - 1 + PRIOR_PAIRS)))
+    return Line(mean_y - b * mean_x, b, math.sqrt(left / (n - 1 + PRIOR_PAIRS)), n)
 
 
 def plan(rungs: int, lines: Mapping[tuple[int, int], Line], prices: Sequence[float], best: float) -> Plan:
-    """The plan that gains most.
+    """The plan that gains most of those whose gain is beyond doubt.
 
     Args:
         rungs: R; rung R is the finished sample, the others are drafts 0..R-1.
@@ -111,7 +117,14 @@ def plan(rungs: int, lines: Mapping[tuple[int, int], Line], prices: Sequence[flo
         for drafts in itertools.combinations(range(rungs), count)
         if all(pair in lines for pair in itertools.pairwise((*drafts, rungs)))
     ]
-    return max(found, key=lambda each: each.gain)
+    sure = max((each for each in found if each.gain >= 1 + _doubt(each, lines)), key=lambda each: each.gain)
+    return sure._replace(doubtful=any(each.gain > sure.gain for each in found))
+
+
+def _doubt(found: Plan, lines: Mapping[tuple[int, int], Line]) -> float:
+    """What the gain of a plan must exceed 1 by: so many standard errors of a slope of normal scores."""
+    pairs = min((lines[pair].pairs for pair in itertools.pairwise(found.rungs)), default=math.inf)
+    return ERRORS / math.sqrt(pairs)
 
 
 def _rated(rungs: tuple[int, ...], lines: Mapping[tuple[int, int], Line], prices: Sequence[float], best: float) -> Plan:

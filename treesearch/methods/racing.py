@@ -1,6 +1,7 @@
 """Best-of-N that finishes the best drafts only: `BestOfN(draft=...)` as a search.
 
-    trials   the first candidates are read at every rung and finished, and later ones while drafts are off
+    trials   the first candidates are read at every rung and finished, and more while it is in doubt whether drafts
+             pay, and later ones while they are off
     wave     finish those that the plan finds worth it, or read them at the next rung; where there are none, draw more
 
 `treesearch.core.reservation` has the plan and its formulas. A candidate is a child of the root at level T with the key
@@ -35,6 +36,7 @@ from treesearch.errors import StoreError
 from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Status
 
 TRIALS, LATER = 16, 16  # candidates that are tried at first, and of those finished later one in so many
+DOUBTFUL = 64  # pairs that a plan is tried for whose gain is in doubt
 WAVE, GROWTH = 32, 8  # candidates of a wave: at least, and all so far over this
 AT_ONCE = 4  # of a wave's size: at most one in so many is finished before the rewards are looked at again
 
@@ -107,12 +109,15 @@ class RacingSearch(Search):
 
     def _decide(self) -> tuple[int, Ids]:
         """The rung and the candidates that are read at it; nobody where the budget ends."""
-        rung, who = self._trials()
+        rung, who = self._on_trial()
         if len(who):
             return rung, who
+        if self._found:
+            self._learn()
+        if len(who := self._trials()):
+            return 0, who
         if not self._found:
             return self._plain()
-        self._learn()
         for rung, who in self._planned():
             if len(found := self._afford(rung, who)):
                 return rung, found
@@ -129,24 +134,29 @@ class RacingSearch(Search):
             yield following, ready[: self._wave // AT_ONCE if following == self.last else None]
         yield self.plan.rungs[0], self._fresh(self._wave)
 
-    def _trials(self) -> tuple[int, Ids]:
-        """The next reading of candidates on trial; new ones where pairs of some rung are few for what is finished."""
+    def _on_trial(self) -> tuple[int, Ids]:
+        """The next reading of candidates on trial."""
         who = np.arange(*self.trial)
         who = who[np.isnan(self.seen[self.last, who])]
-        if len(who):
-            rungs = (~np.isnan(self.seen[:, who])).sum(0)
-            rung = int(rungs.min())
-            return rung, self._afford(rung, who[rungs == rung])
+        rungs = (~np.isnan(self.seen[:, who])).sum(0)
+        rung = int(rungs.min(initial=self.last))
+        return rung, self._afford(rung, who[rungs == rung])
+
+    def _trials(self) -> Ids:
+        """New ones, where pairs of some rung are few for what is finished, or for a plan that may gain."""
         whole = self._left.units(sum(self.nfe), len(self.nfe))  # trials that are not finished teach nothing
         who = self._fresh(min(max(self._untried(), 0), whole))
         self.trial = len(self.node), len(self.node) + len(who)
-        return 0, who
+        return who
 
     def _untried(self) -> int:
         """Trials that lack; no more than the first while nothing finite is found."""
         done = ~np.isnan(self.seen[self.last])
         pairs = int((~np.isnan(self.seen[: self.last]) & done).sum(1).min(initial=len(done)))
-        return max(TRIALS, int(done.sum()) // LATER if self._found else 0) - pairs
+        if not self._found or self.plan is None:
+            return TRIALS - pairs
+        least = min(pairs + TRIALS, DOUBTFUL) if self.plan.doubtful else TRIALS
+        return max(least, int(done.sum()) // LATER) - pairs
 
     @property
     def _found(self) -> bool:
