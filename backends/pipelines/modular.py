@@ -90,7 +90,7 @@ class Modular(Family):
             raise ValueError(f"{name} has no ControlNet for a control_scale")
 
     def on(self, pipe: Any) -> Modular:
-        assert self.latent_shape  # while there are values to unpack by
+        _ = self.latent_shape  # found while there are values to unpack by
         other = copy.copy(self)
         other.pipe, other._prepared = pipe, None
         other._program = other._load()

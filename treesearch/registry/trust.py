@@ -30,6 +30,7 @@ REACHING = frozenset(
         "restoration",
         "spd",
         "multitask",
+        "student",
         "lacon",
         "hspace",
         "memory",
