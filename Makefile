@@ -175,6 +175,7 @@ hspace-evidence: $(STAMP)  ## what directions of h-space change, how far sibling
 drafts-evidence: $(STAMP)  ## what drafts know of rollouts, what nodes are worth, and searches with them: hours; run again to go on
 	@$(PY) -m experiments.drafts.correlation run --out $(RESULTS)/drafts/correlation.jsonl
 	@$(PY) -m experiments.drafts.sampling run --out $(RESULTS)/drafts/sampling.jsonl
+	@$(PY) -m experiments.drafts.search run --out $(RESULTS)/drafts/search.jsonl
 	@$(PY) -m experiments.drafts.values run --states 32 --rollouts 24 --seeds 2 --student "student(num_steps=50)" --out $(RESULTS)/drafts/values.jsonl
 	@$(MAKE) --no-print-directory pages
 
@@ -192,6 +193,7 @@ pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the
 	@$(PY) -m experiments.roots.reconstruction report --rows $(RESULTS)/roots/reconstruction.jsonl --out $(RESULTS)/roots/reconstruction.md
 	@$(PY) -m experiments.drafts.correlation report --rows $(RESULTS)/drafts/correlation.jsonl --out $(RESULTS)/drafts/correlation.md
 	@$(PY) -m experiments.drafts.sampling report --rows $(RESULTS)/drafts/sampling.jsonl --out $(RESULTS)/drafts/sampling.md
+	@$(PY) -m experiments.drafts.search report --rows $(RESULTS)/drafts/search.jsonl --out $(RESULTS)/drafts/search.md
 	@$(PY) -m experiments.drafts.values report --rows $(RESULTS)/drafts/values.jsonl --out $(RESULTS)/drafts/values.md
 	@$(PY) -m experiments.roots.drag report --rows $(RESULTS)/roots/drag.jsonl --out $(RESULTS)/roots/drag.md
 	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
