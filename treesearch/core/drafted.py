@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.core.compiled import compiled
-from treesearch.core.looks import FEWEST, LEAST, MOST, UNREAD, Looks, pooled, standard
+from treesearch.core.looks import LEAST, MOST, UNREAD, Looks, learnt
 from treesearch.core.nested_effects import Law, Seen, improvement
 from treesearch.core.weights import F64
 
@@ -49,18 +49,7 @@ def read_drafts(depth: NDArray[Any], reward: F64, mass: F64, fresh: int, tau2: F
         y: of finished drafts, by the node that they began at, (nodes,), NaN elsewhere.
     """
     levels, total = len(tau2), float(tau2.sum())
-    z, found, counts = np.full(len(depth), np.nan), np.zeros(levels), np.zeros(levels)
-    for level in range(1, levels - 1):
-        at = np.flatnonzero((depth == level) & np.isfinite(reward))
-        level_z = standard(reward[at], mass[at], fresh) if len(at) >= FEWEST else None
-        if level_z is None:
-            continue
-        z[at] = level_z
-        taught = at[~np.isnan(y[at])]
-        if len(taught) >= FEWEST:
-            found[level], counts[level] = slope(z[taught], y[taught], total)
-    c = np.zeros(levels)
-    c[1:-1] = np.clip(pooled(found[1:-1], counts[1:-1]), -MOST, MOST)
+    z, c = learnt(depth, reward, mass, fresh, levels, ~np.isnan(y), lambda _, at, z: slope(z, y[at], total))
     noise, told = np.full(levels, UNREAD), np.abs(c) > LEAST
     noise[told] = total * (1.0 / c[told] ** 2 - 1.0)
     use = told[depth] & ~np.isnan(z)

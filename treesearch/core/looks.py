@@ -19,6 +19,7 @@ Ours. The regression on what is known with an error of its own: Are There Two Re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +90,38 @@ def pooled(found: F64, counts: F64) -> F64:
     return (counts * found + OWN_COUNT * guess) / (counts + OWN_COUNT)
 
 
+def learnt(
+    depth: NDArray[Any],
+    reward: F64,
+    mass: F64,
+    fresh: int,
+    levels: int,
+    taught: NDArray[np.bool_],
+    estimate: Callable[[int, NDArray[np.int64], F64], tuple[float, float]],
+) -> tuple[F64, F64]:
+    """Normal scores z of the nodes within their levels, (nodes,), and c by depth.
+
+    Args:
+        depth, reward, mass, fresh: as for `read`.
+        levels: how many depths there are.
+        taught: (nodes,) those whose values are known from samples.
+        estimate: (depth, nodes, their z) -> ĉ and what it counts for.
+    """
+    z, found, counts = np.full(len(depth), np.nan), np.zeros(levels), np.zeros(levels)
+    for level in range(1, levels - 1):
+        at = np.flatnonzero((depth == level) & np.isfinite(reward))
+        level_z = standard(reward[at], mass[at], fresh) if len(at) >= FEWEST else None
+        if level_z is None:
+            continue
+        z[at] = level_z
+        known = at[taught[at]]
+        if len(known) >= FEWEST:
+            found[level], counts[level] = estimate(level, known, z[known])
+    c = np.zeros(levels)
+    c[1:-1] = np.clip(pooled(found[1:-1], counts[1:-1]), -MOST, MOST)
+    return z, c
+
+
 def read(depth: NDArray[Any], reward: F64, mass: F64, fresh: int, tau2: F64, known: Posterior) -> Looks:
     """What the looks say.
 
@@ -101,18 +134,11 @@ def read(depth: NDArray[Any], reward: F64, mass: F64, fresh: int, tau2: F64, kno
         known: V given samples alone; var NaN at nodes with none below.
     """
     levels, total = len(tau2), np.cumsum(tau2)
-    z, found, counts = np.full(len(depth), np.nan), np.zeros(levels), np.zeros(levels)
-    for level in range(1, levels - 1):
-        at = np.flatnonzero((depth == level) & np.isfinite(reward))
-        level_z = standard(reward[at], mass[at], fresh) if len(at) >= FEWEST else None
-        if level_z is None:
-            continue
-        z[at] = level_z
-        taught = at[~np.isnan(known.var[at])]
-        if len(taught) >= FEWEST:
-            found[level], counts[level] = regression(z[taught], known.mean[taught], known.var[taught], total[level])
-    c = np.zeros(levels)
-    c[1:-1] = np.clip(pooled(found[1:-1], counts[1:-1]), -MOST, MOST)
+
+    def estimate(level: int, at: NDArray[np.int64], z: F64) -> tuple[float, float]:
+        return regression(z, known.mean[at], known.var[at], float(total[level]))
+
+    z, c = learnt(depth, reward, mass, fresh, levels, ~np.isnan(known.var), estimate)
     noise, told = np.full(levels, UNREAD), np.abs(c) > LEAST
     noise[told] = total[told] * (1.0 / c[told] ** 2 - 1.0)
     use = told[depth] & ~np.isnan(z)
