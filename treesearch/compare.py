@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,33 @@ def compare(
     return found
 
 
-def name_methods(methods: Mapping[str, Method] | Iterable[Method | str]) -> dict[str, Method]:
-    """Methods by name: registered ones, or as they are given; one that is taken gets a number.
+def name_methods(methods: Mapping[str, Method] | Sequence[Method | str]) -> dict[str, Method]:
+    """Methods by name: registered ones, or as they are given; where several have one name, with what they have set.
 
     Raises:
         UsageError: a name or an expression that cannot be read.
     """
     if isinstance(methods, Mapping):
         return {file_name(name): method for name, method in methods.items()}
+    made = [specs.method(given) if isinstance(given, str) else given for given in methods]
+    heads = [_head(given) for given in methods]
     found: dict[str, Method] = {}
-    for given in methods:
-        method = specs.method(given) if isinstance(given, str) else given
-        name = given.partition("(")[0].replace("-", "_") if isinstance(given, str) else _registered(method)
+    for method, head in zip(made, heads, strict=True):
+        name = head + _settings(method) if heads.count(head) > 1 else head
         found[unused(file_name(name), found)] = method
     return found
+
+
+def _head(given: Method | str) -> str:
+    """A method's name without its settings."""
+    return given.partition("(")[0].replace("-", "_") if isinstance(given, str) else _registered(given)
+
+
+def _settings(method: Method) -> str:
+    """What is not as by default, such as _draft_3."""
+    own = [(each.name, getattr(method, each.name), each.default) for each in fields(method)]
+    several = [(name, value if isinstance(value, tuple) else (value,)) for name, value, usual in own if value != usual]
+    return "".join("_" + "_".join(map(str, (name, *values))) for name, values in several)
 
 
 def _registered(method: Method) -> str:

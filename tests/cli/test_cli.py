@@ -289,8 +289,8 @@ def test_a_comparison_goes_on_without_a_method_that_cannot_run(tmp_path, capsys)
     ]
     assert main(["compare", *TOY, *words]) == 1
     out = capsys.readouterr().out
-    assert "fk: not run: Budget(nfe=400) is below one population of 500" in out
-    assert set(json.loads((folder / "summary.json").read_text())) == {"best_of_n", "fk_1"}
+    assert "fk_num_particles_500: not run: Budget(nfe=400) is below one population of 500" in out
+    assert set(json.loads((folder / "summary.json").read_text())) == {"best_of_n", "fk_num_particles_8"}
 
 
 def test_a_method_has_one_set_of_defaults():

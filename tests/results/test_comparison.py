@@ -70,16 +70,16 @@ def test_without_best_of_n_there_is_no_headline():
 
 
 def test_a_comparison_has_the_results_of_its_searches(found):
-    assert list(found.entries) == ["best_of_n", "tree_search", "fk", "fk_1"]
+    assert list(found.entries) == ["best_of_n", "tree_search", "fk_num_particles_8", "fk_num_particles_500"]
     alone = ts.search(KERNEL, linear(1.0), ts.TreeSearch(), budget=BUDGET, seed=1)
     assert torch.equal(found["tree_search"].found.rewards, alone.rewards)
     assert found["tree_search"].best == float(alone.rewards.max())
     assert found["best_of_n"].cost.nfe == 300
     assert found["best_of_n"].log_z == found["best_of_n"].found.log_z
     assert found["best_of_n"].also[0]["also_best"] == pytest.approx(-float(found["best_of_n"].found.best(16)[1].mean()))
-    assert "population" in found.refused["fk_1"]
+    assert "population" in found.refused["fk_num_particles_500"]
     with pytest.raises(ts.TreeSearchError, match="below one population"):
-        found["fk_1"].best  # noqa: B018
+        found["fk_num_particles_500"].best  # noqa: B018
     assert "best_of_n's best of 300 NFE" in str(found)
 
 
@@ -103,5 +103,9 @@ def test_a_recorded_comparison_goes_on_and_is_not_written_over(tmp_path):
 
 
 def test_names_of_methods():
-    assert list(name_methods([ts.BestOfN(), "dts-star", ts.BestOfN(n=3)])) == ["best_of_n", "dts_star", "best_of_n_1"]
+    assert list(name_methods(["tree-search(draft=3)", ts.FeynmanKac()])) == ["tree_search", "fk"]
+    given = [ts.BestOfN(draft=(2, 4)), "best-of-n(draft=3, floor=0.5)", "best_of_n", ts.BestOfN(), "dts-star"]
+    assert list(name_methods(given)) == [
+        "best_of_n_draft_2_4", "best_of_n_draft_3_floor_0.5", "best_of_n", "best_of_n_1", "dts_star"
+    ]  # fmt: skip
     assert list(name_methods({"mine": ts.BestOfN()})) == ["mine"]
