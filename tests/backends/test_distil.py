@@ -256,6 +256,35 @@ def test_a_flow_map_is_told_both_times_and_stays_where_it_is_asked_to():
     assert torch.allclose(mapped(student, x, t, s), a_s * (x - s_t * eps) / a_t + s_s * eps, atol=1e-6)
 
 
+def test_the_flow_map_s_loss_is_its_formula_and_its_gradient_the_student_s_alone():
+    """Its target is where the mean of the weights leads from the teacher's state, not where the student does."""
+    teacher, pairs = kernel(small()), draws(T)
+    student, average = (Student(small(seed, told=1), teacher.chain) for seed in (1, 2))
+    found = FlowMap().loss(teacher, student, average, pairs, rng())
+    g = after_levels(T)
+    t = 1 + torch.arange(T)[torch.randperm(T, generator=g)]
+    alpha, sigma = teacher.chain.schedule.alpha.float()[:, None], teacher.chain.schedule.sigma.float()[:, None]
+    x = alpha[t] * pairs.x0 + sigma[t] * torch.randn(T, 2, generator=g)
+    s = (torch.rand(T, generator=g) * t).long()
+    assert 0 < (s == t - 1).sum() < T
+    eps = teacher.network(x, teacher.chain.timestep[t])
+    below = alpha[t - 1] * (x - sigma[t] * eps) / alpha[t] + sigma[t - 1] * eps
+
+    def to_s(network, x, t):
+        told = torch.where(s > 0, teacher.chain.timestep[s], -1)
+        eps = network(x, teacher.chain.timestep[t.clamp_min(1)], told)
+        return alpha[s] * (x - sigma[t] * eps) / alpha[t] + sigma[s] * eps
+
+    goal = torch.where((s == t - 1)[:, None], below, to_s(average.network, below, t - 1)).detach()
+    expected = huber(to_s(student.network, x, t), goal)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    found.backward()
+    expected_grad = torch.autograd.grad(expected, list(student.network.parameters()))
+    for weight, want in zip(student.network.parameters(), expected_grad, strict=True):
+        assert torch.allclose(weight.grad, want, rtol=1e-3, atol=1e-6)
+    assert all(w.grad is None for other in (average.network, teacher.network) for w in other.parameters())
+
+
 def test_inconsistency_is_measured():
     exact, other = kernel(Certain(POINT), "sample"), kernel(small())
     assert self_consistency(exact, Student(exact.network, exact.chain), draws(), rng()) < EPS

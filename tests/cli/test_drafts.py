@@ -1,11 +1,14 @@
 """Drafts on the command line: what they cost is told, runs go on, and what cannot be drafted is said."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 from treesearch.cli.main import main
 from treesearch.cli.show import read_result_of
+from treesearch.runs.folder import read_blocks
 
 FEW = ["--kernel", "mnist(num_steps=6)", "--reward", "brightness()"]
 
@@ -29,6 +32,26 @@ def test_a_run_with_drafts_tells_goes_on_and_is_shown(tmp_path, capsys):
     assert told["config"]["draft_ratio"] == 1.0
     assert 0 < told["summary"]["cost"]["draft_nfe"] < told["summary"]["cost"]["nfe"] <= 1200
     assert read_result_of(first)[1].log_z is not None
+
+
+def test_a_tree_with_drafts_that_is_killed_ends_like_one_that_is_not(tmp_path, capsys):
+    """The log ends in the middle of its second wave, and run.json still says running."""
+    words = ["run", "tree-search", *FEW, "--draft", "2", "--nfe", "600", "--store"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert main([*words, str(straight)]) == 0
+    assert "NFE went into drafts" in capsys.readouterr().out
+    shutil.copytree(straight, killed)
+    log, ends = (straight / "tree.bin").read_bytes(), [end for _, end in read_blocks(straight)]
+    (killed / "tree.bin").write_bytes(log[: (ends[0] + ends[1]) // 2])
+    config = json.loads((killed / "run.json").read_text("utf-8")) | {"status": "running"}
+    (killed / "run.json").write_text(json.dumps(config), "utf-8")
+    assert read_result_of(str(killed))[1].cost.nfe < 200
+    assert main(["resume", str(killed)]) == 0
+    found, want = (read_result_of(str(folder))[1] for folder in (killed, straight))
+    assert found.cost.draft_nfe == want.cost.draft_nfe > 0
+    assert found.cost.nfe == want.cost.nfe
+    for column in ("parent", "t", "reward", "key"):
+        assert np.array_equal(getattr(found.tree, column), getattr(want.tree, column), equal_nan=column == "reward")
 
 
 def test_a_dry_run_knows_of_drafts(tmp_path, capsys):

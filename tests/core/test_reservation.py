@@ -50,6 +50,24 @@ def test_a_gain_that_few_pairs_promise_is_in_doubt():
     assert reservation.line(np.arange(5.0), np.arange(5.0)).pairs == 5
 
 
+@pytest.mark.parametrize(
+    ("b", "pairs", "chance", "passed"), [(0.0, 16, 0.74, 0.24), (0.0, 256, 0.22, 0.03), (0.7, 16, 1.0, 0.97)]
+)
+def test_the_margin_keeps_most_of_what_gains_by_chance_out(b, pairs, chance, passed):
+    """Shares of 150 draws of pairs, beside those of 300 others: four standard errors of either."""
+    rng, n, ones = np.random.default_rng(1), 150, np.ones(pairs)
+    best, gain = float(reservation.scores(np.arange(float(pairs)), ones).max()), []
+    for _ in range(n):
+        z = rng.standard_normal(pairs)
+        y = b * z + np.sqrt(1 - b * b) * rng.standard_normal(pairs)
+        of = reservation.line(reservation.scores(z, ones), reservation.scores(y, ones))
+        gain.append(plan(1, {(0, 1): of._replace(pairs=1e12)}, (0.1, 1.0), best).gain)
+        sure = plan(1, {(0, 1): of}, (0.1, 1.0), best)
+        assert (sure.gain > 1) == (gain[-1] >= 1 + 2 / np.sqrt(pairs))
+    for share, want in ((np.greater(gain, 1), chance), (np.greater(gain, 1 + 2 / np.sqrt(pairs)), passed)):
+        assert abs(share.mean() - want) < 4 * np.sqrt(max(want * (1 - want), 0.01) * (1 / n + 1 / 300))
+
+
 def test_two_rungs_are_read_where_each_is_worth_its_price():
     """By simulation: the rate of the plan is what it earns."""
     lines = {(0, 1): Line(0.0, 0.8, 0.6), (1, 2): Line(0.0, 0.9, np.sqrt(0.19)), (0, 2): Line(0.0, 0.72, 0.69)}

@@ -60,12 +60,10 @@ def descend(workers, **options):
 def test_drafts_are_made_there_too(three):
     mean, cov = torch.zeros(3, 2).double(), torch.eye(6).double()
     kernel = GaussianTrajectories(mean, cov, channels=Channels(1, 1), num_steps=10)
-    for drafts in ({"draft": (2, 5)}, {"draft": 3, "floor": 0.2}):
+    for method in (ts.BestOfN(draft=(2, 5)), ts.BestOfN(draft=3, floor=0.2), ts.TreeSearch(draft=3)):
         options = {"prompts": ["a", "b"], "budget": ts.Budget(nfe=2_400), "batch_size": 8}
-        found, want = (
-            ts.search(kernel, kernels.total, ts.BestOfN(**drafts), workers=w, **options) for w in (three, None)
-        )
-        same(found, want, where=str(drafts))
+        found, want = (ts.search(kernel, kernels.total, method, workers=w, **options) for w in (three, None))
+        same(found, want, where=str(method))
         assert 0 < found.cost.draft_nfe == want.cost.draft_nfe < want.cost.nfe
 
 
