@@ -44,12 +44,17 @@ def ended(error: BaseException) -> Exception:
     return made
 
 
+SHOWN = 24  # names that a message lists
+
+
 def unknown(what: str, got: Any, known: Iterable[str]) -> str:
-    """Message for an unknown name, with the nearest known one."""
+    """Message for an unknown name, with the nearest known one, and all of them where they are few."""
     known = sorted(known)
     near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {got!r}{hint} (known: {', '.join(known)})"
+    shown = known if len(known) <= SHOWN else sorted(difflib.get_close_matches(str(got), known, n=SHOWN, cutoff=0))
+    more = f" and {len(known) - len(shown)} more" if len(shown) < len(known) else ""
+    return f"unknown {what} {got!r}{hint} (known: {', '.join(shown)}{more})"
 
 
 def choose(what: str, got: Any, known: Iterable[str]) -> str:

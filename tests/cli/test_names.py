@@ -12,9 +12,10 @@ import treesearch as ts
 from treesearch import backends, rewards
 from treesearch.backends.base import describe
 from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.cli.choices import CHOICES
 from treesearch.cli.main import main
 from treesearch.cli.names import described, named
-from treesearch.errors import UsageError
+from treesearch.errors import UsageError, unknown
 from treesearch.methods.advice import advise
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
@@ -144,3 +145,24 @@ def test_examples_of_guides_search_for_the_reward_that_they_are_of(capsys):
     assert capsys.readouterr().out.count("--reward kernel") == 1
     main(["list", "mnist"])
     assert "--reward kernel" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_a_choice_tells_what_it_is_and_who_takes_it(capsys, kind):
+    assert main(["list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(CHOICES[kind].names))
+    for name, line in zip(CHOICES[kind].names, lines, strict=True):
+        assert main(["list", name]) == 0
+        shown = capsys.readouterr().out
+        assert f"{name}   {CHOICES[kind].argument}" in shown
+        told = line.removeprefix(name).strip()
+        assert len(told) > 5
+        assert f"\n{told}\n  " in shown, "a method takes it"
+
+
+def test_a_message_lists_few_names():
+    few, many = unknown("name", "ab", ["abc", "x"]), unknown("name", "n7x", [f"n{i}" for i in range(100)])
+    assert few == "unknown name 'ab'; did you mean 'abc'? (known: abc, x)"
+    assert many.endswith("and 76 more)")
+    assert "'n7'?" in many

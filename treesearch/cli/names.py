@@ -13,22 +13,18 @@ from tyro.conf import Positional
 
 from treesearch import backends, rewards
 from treesearch.cli.arguments import Command, pick
-from treesearch.core import backup, resampling, selection
+from treesearch.cli.choices import CHOICES, lines_of, listed
 from treesearch.methods import METHODS
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.report.tables import say
-from treesearch.rewards.potentials import POTENTIALS
 
 NAMES: dict[str, Iterable[str]] = {
     "kernels": specs.KERNELS,
     "rewards": specs.REWARDS,
     "operators": specs.OPERATORS,
     "methods": specs.METHOD_NAMES,
-    "potentials": POTENTIALS,
-    "resampling": resampling.SCHEMES,
-    "selection": selection.RULES,
-    "backups": backup.RULES,
+    **{kind: found.names for kind, found in CHOICES.items()},
 }
 LONGEST = 50  # letters of a default
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
@@ -41,17 +37,19 @@ class Names(Command):
 
     what: Positional[str | None] = None
     """kernels, rewards, operators, methods, potentials, resampling, selection, backups, or the name of a kernel, a
-    guide, a reward, an operator or a method; by default all names"""
+    guide, a reward, an operator, a method or a choice; by default all names"""
 
     def run(self) -> int:
         if self.what is None:
             say("\n".join(f"{what:<12}{', '.join(found)}" for what, found in NAMES.items()))
         elif self.what == "rewards":
             _print_rewards()
+        elif self.what in CHOICES:
+            say("\n".join(listed(self.what)))
         elif self.what in NAMES:
             say("\n".join(NAMES[self.what]))
         else:
-            say("\n".join(_lines(named(self.what))))
+            say("\n".join(lines_of(self.what) or _lines(named(self.what))))
         return 0
 
 
@@ -74,7 +72,7 @@ def named(text: str) -> Named:
     spelt = {path.rpartition(":")[2].rpartition(".")[2]: name for table in tables for name, path in table.items()}
     known = [name for table in tables for name in table]
     name = text if text in known else spelt.get(text, text.replace("-", "_"))
-    pick("name", name, [*NAMES, *known])
+    pick("name", name, [*NAMES, *known, *(choice for found in CHOICES.values() for choice in found.names)])
     if name in specs.METHOD_NAMES:
         return _method(name)
     if name in specs.OPERATORS:
