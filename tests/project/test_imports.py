@@ -94,11 +94,12 @@ ROOMS = {
     | {f"{BACKENDS}.diagnostics"}
     | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
+    "page": {"core", "engine", "report", "results", "runs", "session", "errors"},
     "export": {"core", "report", "results", "runs", "errors", CHANNELS},
     "testing": {"api", "core", "methods", "results", "runs", "budget", "errors"} | BASES,
 }
 INNER = set(ROOMS)
-ROOMS["treesearch"] = INNER - {"report", "export", "testing", REWARDS, BACKENDS}
+ROOMS["treesearch"] = INNER - {"report", "export", "page", "testing", REWARDS, BACKENDS}
 ROOMS["cli"] = INNER | {"treesearch"}
 ROOMS["__main__"] = {"cli"}
 LIGHT = {"rewards": {"torch"}, "backends": {"torch", "numpy", "diffusers"}}

@@ -41,6 +41,13 @@ def test_the_wheel_brings_weights_and_types(wheel):
     assert {path.parent.name for path in wheel.rglob("py.typed")} == {"treesearch", "backends", "rewards"}
 
 
+def test_the_wheel_brings_the_live_page(wheel):
+    static = Path("treesearch/page/static")
+    files = {path.name for path in (ROOT / static).iterdir()}
+    assert {"index.html", "app.js", "style.css"} <= files
+    assert files == {path.name for path in (wheel / static).iterdir()}
+
+
 def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     code = (
         "import treesearch as ts, treesearch.backends.exact.gaussian as g, sys; "

@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from treesearch import host
-from treesearch.cli import about, compare, diagnose, edit, export, names, run, show
+from treesearch.cli import about, compare, diagnose, edit, export, names, run, serve, show
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
 from treesearch.registry.blame import where
@@ -47,6 +47,7 @@ COMMANDS = {
     "ls": show.Ls,
     "show": show.Show,
     "plot": show.Plot,
+    "serve": serve.Serve,
     "export": export.Export,
     "compare": compare.Compare,
     "diagnose": diagnose.Diagnose,

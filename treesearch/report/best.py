@@ -110,18 +110,29 @@ def pictures(folder: Path, task: int) -> dict[int, Any]:
 
     Whatever is not as it was written is left out: a picture of a tree must not fail for want of thumbnails.
     """
-    from PIL import Image
+    found = {node: picture(folder, task, node) for node in known(folder, task)}
+    return {node: small for node, small in found.items() if small is not None}
 
-    found = {}
+
+def known(folder: Path, task: int) -> dict[int, dict[str, Any]]:
+    """Lines of the index of a task's best samples by node; empty where there is none that can be read."""
+    found: dict[int, dict[str, Any]] = {}
     for line in _index(folder / INDEX):
         if line.get("task") == task and isinstance(line.get("node"), int):
-            try:
-                with reading(folder / _name(line), FILE_BYTES) as file, Image.open(file, formats=("PNG",)) as image:
-                    mode = "L" if image.mode == "L" else "RGB"
-                    found[line["node"]] = np.asarray(thumbnail(image.convert(mode)))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                continue
+            found.setdefault(line["node"], line)
     return found
+
+
+def picture(folder: Path, task: int, node: int) -> Any:
+    """The thumbnail (h, w) or (h, w, 3) of one of the best samples; None where there is none that can be seen."""
+    from PIL import Image
+
+    try:
+        line = known(folder, task).get(node, {})
+        with reading(folder / _name(line), FILE_BYTES) as file, Image.open(file, formats=("PNG",)) as image:
+            return np.asarray(thumbnail(image.convert("L" if image.mode == "L" else "RGB")))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def _index(path: Path) -> Iterator[dict[str, Any]]:

@@ -119,11 +119,12 @@ def packed(run: str, block: Block) -> bytes:
     return head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
-def read_blocks(path: Path, waves: int = 0) -> Iterator[tuple[Block, int]]:
+def read_blocks(path: Path, waves: int = 0, *, at: int = len(MAGIC), wave: int = 0) -> Iterator[tuple[Block, int]]:
     """Whole blocks of tree.bin in order, each with the position of its end; an interrupted last one is left out.
 
     Args:
         waves: how many there are at least, if that is known.
+        at, wave: position and number of the first one wanted, where those before it are read.
 
     Raises:
         StoreError: the file is missing, no tree log of this format, or damaged before its last block.
@@ -136,7 +137,6 @@ def read_blocks(path: Path, waves: int = 0) -> Iterator[tuple[Block, int]]:
         size = os.fstat(file.fileno()).st_size
         if file.read(len(MAGIC)) != MAGIC:
             raise StoreError(f"{path}/tree.bin is no tree log of format {FORMAT}")
-        at, wave = len(MAGIC), 0
         while at < size:
             found = _read_block(file, at, size, wave)
             if isinstance(found, str):
