@@ -36,7 +36,9 @@ PREDICTIONS: dict[str, Prediction] = {
 }
 # Schedulers of diffusers, by where the levels of their grid stand: ᾱ at their timesteps, or their own σ/α, where the
 # scaled ones draw x_T / α_T.
-_AT_TIMESTEPS = ("DDIM", "DDPM", "LCM", "TCD", "PNDM", "DDIMParallel", "DDPMParallel")
+_AT_TIMESTEPS = (
+    *("DDIM", "DDPM", "LCM", "TCD", "PNDM", "DDIMParallel", "DDPMParallel", "CogVideoXDDIM", "CogVideoXDPM"),
+)
 _SCALED = (
     "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
     "KDPM2AncestralDiscrete", "DPMSolverSDE",
@@ -233,6 +235,14 @@ def settings_of(scheduler: Any) -> dict[str, Any]:
     """What a scheduler of diffusers is set to: `from_config` keeps settings of other classes beside its own."""
     taken = inspect.signature(type(scheduler).__init__).parameters
     return {name: value for name, value in scheduler.config.items() if name in taken}
+
+
+def clip_of(scheduler: Any) -> float | None:
+    """Limit of |x̂_0| by which a scheduler's step cuts; None where it cuts nothing, whatever its settings say."""
+    config = settings_of(scheduler)
+    if not config.get("clip_sample") or _name(scheduler).startswith("CogVideoX"):
+        return None
+    return config.get("clip_sample_range", 1.0)
 
 
 def refuse_scheduler(kind: str) -> None:

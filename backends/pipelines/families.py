@@ -11,6 +11,7 @@ from treesearch.backends.chains.schedules import refuse_scheduler
 from treesearch.backends.pipelines.checkpoint import components as parts_of
 from treesearch.backends.pipelines.family import Family
 from treesearch.backends.pipelines.kinds import KINDS
+from treesearch.backends.pipelines.listed import CALLED
 from treesearch.backends.pipelines.settings import Settings
 
 FAMILIES = {
@@ -27,6 +28,7 @@ FAMILIES = {
     "WanPipeline": "wan:Wan",
     "LTXPipeline": "ltx:LTX",
     **dict.fromkeys(KINDS, "modular:Modular"),
+    **dict.fromkeys(CALLED, "called:Called"),
 }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from treesearch.backends.base import Cond, Gaussian, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain, Step
-from treesearch.backends.chains.schedules import Schedule, settings_of
+from treesearch.backends.chains.schedules import Schedule, clip_of, settings_of
 from treesearch.backends.pipelines import memory, meta
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
@@ -104,7 +104,7 @@ class DiffusersKernel:
         self.family.refuse()
         refuse_memory(self._networks())
         if preview is not None and not self.family.plain:
-            raise ValueError(f"{name} draws with blocks of its own, and takes no preview: leave it out")
+            raise ValueError(f"{name} draws with code of its own, and takes no preview: leave it out")
         self.text_encoders, self.decode_batch = text_encoders, decode_batch
         self.dtype = torch.float32
         self._root: Tensor | None = None
@@ -407,12 +407,11 @@ class DiffusersKernel:
 def _chain(scheduler: Any, schedule: Schedule, eta: float | Tensor, step: Step | None) -> Chain:
     name, config = type(scheduler).__name__, settings_of(scheduler)
     renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or config.get("stochastic_sampling")
-    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
     if config.get("variance_type") not in (None, "fixed_small"):
         log.warning("%s: %s is not used, steps have DDIM's variance", name, config["variance_type"])
     if step is None:
         step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and is_number(eta, 1, 1) else "ddim"
-    return Chain(schedule, eta=eta, step=step, clip_sample=clip)
+    return Chain(schedule, eta=eta, step=step, clip_sample=clip_of(scheduler))
 
 
 def _dtype_of(pipe: Any) -> torch.dtype:

@@ -14,6 +14,7 @@ import diffusers
 
 from treesearch.backends.pipelines.families import FAMILIES, family_of, tasks, why_not
 from treesearch.backends.pipelines.kinds import KINDS
+from treesearch.backends.pipelines.listed import CALLED
 
 HEAD = """# Models
 
@@ -22,8 +23,10 @@ by `python -m experiments.bench.models --out docs/models.md`; the words of a ref
 
 "Works" is: the same noise gives the same pictures as the pipeline's own `__call__`, to 1e-4 in float32, on a tiny
 checkpoint of random weights, saved and loaded as a real one; rows of a batch do not depend on each other. By hand is a
-family of its own, by blocks is diffusers' modular form of the pipeline ([pipelines.md](pipelines.md)).
+family of its own, by blocks is diffusers' modular form of the pipeline, by its call is the pipeline's own `__call__`,
+one step at a time ([pipelines.md](pipelines.md)).
 """
+OTHERS = "\n## Not in the auto pipelines\n\n| class | |\n|---|---|\n"
 
 
 def page() -> str:
@@ -35,7 +38,8 @@ def page() -> str:
         text += f"\n## {task.capitalize()}\n\n| class | | why, and what to do |\n|---|---|---|\n"
         rows = (verdict(name, task) for name in dict.fromkeys(classes.values()))
         text += "".join(f"| `{name}` | {what} | {why} |\n" for name, what, why in rows)
-    return text
+    others = sorted(set(FAMILIES) - names)
+    return text + OTHERS + "".join(f"| `{name}` | works, {_how(name)} |\n" for name in others)
 
 
 def verdict(name: str, task: str) -> tuple[str, str, str]:
@@ -45,14 +49,17 @@ def verdict(name: str, task: str) -> tuple[str, str, str]:
     except ValueError:
         why = why_not(name)
         return name, "not tried" if "not been tried" in why else "refused", why
-    how = "by blocks" if name in KINDS else "by hand"
     if task.startswith("text"):
-        return name, f"works, {how}", ""
+        return name, f"works, {_how(name)}", ""
     return (
         name,
-        f"works, {how}",
+        f"works, {_how(name)}",
         "the picture is `image=`" if name in KINDS and KINDS[name].edits else "from text alone",
     )
+
+
+def _how(name: str) -> str:
+    return "by blocks" if name in KINDS else "by its call" if name in CALLED else "by hand"
 
 
 def main(arguments: list[str] | None = None) -> None:

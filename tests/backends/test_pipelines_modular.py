@@ -207,7 +207,8 @@ def test_every_kind_has_a_family():
         ("StableDiffusionInpaintPipeline", "hands its network a mask: load .* as StableDiffusionPipeline"),
         ("FluxImg2ImgPipeline", "as FluxPipeline; .* begin with kernel.from_image"),
         ("WanImageToVideoPipeline", "its modular blocks in diffusers have not been tried here"),
-        ("SanaPipeline", "wrap its network as a kernel, see docs/extending.md"),
+        ("GlmImagePipeline", "wrap its network as a kernel, see docs/extending.md"),
+        ("SanaPAGPipeline", "what PAG adds to a step: load the checkpoint as SanaPipeline"),
         ("MyPipeline", "wrap its network as a kernel"),
     ],
 )

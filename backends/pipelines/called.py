@@ -1,0 +1,385 @@
+"""Any pipeline of `CALLED`, run by its own `__call__`, one step at a time (`backends.pipelines.calls`).
+
+    prompts → encode_prompt → rows;   rows, x_t, t → the call up to its scheduler → ε̃;   x_0 → the rest of it → pictures
+
+States are what the pipeline hands to its scheduler. Where it takes one timestep for all rows, the rows of a batch are
+told theirs all the same if that changes none of them, and else are called level by level. `verify` holds rows in a
+batch against rows alone, and the chain against the pipeline's own call: at its first step, its middle one and its last.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+from treesearch.backends.base import Cond, Shared
+from treesearch.backends.base.quiet import Quiet
+from treesearch.backends.chains.diffusion import Chain
+from treesearch.backends.chains.schedules import Schedule, clip_of
+from treesearch.backends.pipelines import calls
+from treesearch.backends.pipelines.blocks import generator, is_text
+from treesearch.backends.pipelines.calls import Levels, Stage
+from treesearch.backends.pipelines.checkpoint import CheckpointError
+from treesearch.backends.pipelines.family import OPTIONAL, Family, call_default, check_prompts, join
+from treesearch.backends.pipelines.listed import CALLED
+from treesearch.backends.pipelines.loading import log
+from treesearch.backends.pipelines.meta import to_meta
+from treesearch.backends.pipelines.parts import refuse_adapters
+from treesearch.backends.pipelines.proof import FEW, LONG, MORE, is_memoryless, refuse_difference
+from treesearch.backends.pipelines.settings import Settings
+
+_OF_THE_CALL = ("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "num_frames")
+_SIZES = ("height", "width", "num_frames")
+_RESERVED = {
+    *("self", "prompt", "latents", "timesteps", "sigmas", "generator", "num_inference_steps", "output_type"),
+    *("return_dict", "eta", "callback", "callback_steps", "callback_on_step_end", "num_images_per_prompt"),
+    *("callback_on_step_end_tensor_inputs", "num_videos_per_prompt", "guidance_scale", *_OF_THE_CALL, *_SIZES),
+}
+
+
+class Called(Family):
+    """A pipeline by its own call.
+
+    Raises:
+        ValueError: a setting that the call does not take.
+    """
+
+    plain: ClassVar[bool] = False
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        self.pipe, self.settings, self.name = pipe, settings, type(pipe).__name__
+        self.row = CALLED[self.name]
+        scale = settings.guidance_scale
+        self.guidance_scale = float(call_default(pipe, self.row.scale, 1.0) if scale is None else scale)
+        self.mixes = True  # whether rows at other levels share a call
+        self._leaves: list[int] | None = None
+        self._specs: list[TreeSpec] = []
+        self._rest: list[Any] = []  # what is no tensor
+        self._known: dict[str, list[Any]] = {}  # leaves of the prompts that are tried, until they have been
+        self._first: dict[str, Any] | None = None
+        self._shape: tuple[int, ...] | None = None
+        self._rows = 1
+        self._encoders = [name for name, part in pipe.components.items() if is_text(name) and part is not None]
+
+    @classmethod
+    def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
+        import diffusers
+
+        kind = getattr(diffusers, name)
+        optional = {*kind._optional_components}
+        for part, taken in inspect.signature(kind.__init__).parameters.items():
+            needed = taken.default is inspect.Parameter.empty and part not in ("self", "args", "kwargs")
+            if needed and part not in optional and part not in parts:
+                raise CheckpointError(f"{name} has no {part}: load it whole")
+        default, known = Settings(), {*inspect.signature(kind.__call__).parameters}
+        for option in OPTIONAL:
+            set_ = getattr(settings, option) != getattr(default, option)
+            if set_ and not (option in _OF_THE_CALL and option in known):
+                raise ValueError(f"{name} takes no {option}")
+        if settings.control_scale != 1:
+            raise ValueError(f"{name} has no ControlNet for a control_scale")
+
+    @property
+    def network_name(self) -> str:  # pyright: ignore
+        return "transformer" if getattr(self.pipe, "unet", None) is None else "unet"
+
+    @property
+    def networks(self) -> tuple[Any, ...]:
+        return calls.networks(self.pipe)
+
+    @property
+    def text_encoders(self) -> list[str]:
+        return self._encoders
+
+    @property
+    def guided(self) -> bool:
+        _ = self.state_shape
+        return self._rows > 1
+
+    def on(self, pipe: Any) -> Called:
+        other = copy.copy(self)
+        other.pipe = pipe
+        if self._first is not None and other.network.device.type == "meta":
+            other._first = to_meta(self._first)
+            other._rest = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, self._rest)
+        return other
+
+    def refuse(self) -> None:
+        refuse_adapters(self.name, self.network, self.settings.network_inputs)
+        free = sorted({*inspect.signature(type(self.pipe).__call__).parameters} - _RESERVED - {self.row.scale})
+        for name in self.settings.network_inputs:
+            if name not in free:
+                raise ValueError(f"the call of {self.name} takes no {name!r} from you: choose {', '.join(free)}")
+
+    def _inputs(self, n: int) -> dict[str, Any]:
+        """What a call of n rows is given, beside states."""
+        settings, taken = self.settings, inspect.signature(type(self.pipe).__call__).parameters
+        chosen = {name: getattr(settings, name) for name in (*_OF_THE_CALL, *_SIZES) if name in taken}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        if settings.negative_prompt is not None:
+            chosen["negative_prompt"] = [settings.negative_prompt] * n
+        if settings.guidance_scale is not None:
+            chosen[self.row.scale] = self.guidance_scale
+        return {"prompt": [FEW] * n} | chosen | dict(self.row.given) | dict(settings.network_inputs)
+
+    # Conditioning
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        """Each prompt alone: what an encoder pads it to must not depend on the others."""
+        parts = [self._known.get(text) or self._encode([text]) for text in check_prompts(prompts)]
+        out: dict[str, Any] = {}
+        lengths = torch.zeros(len(parts), len(self._kinds()), dtype=torch.int64, device=self.device)
+        for i, (kind, *leaves) in enumerate(zip(self._kinds(), *parts, strict=True)):
+            if kind == _SAME:
+                if any(leaf.shape != leaves[0].shape for leaf in leaves):
+                    raise ValueError(f"{self.name} encodes ∅ by the length of the prompt: make prompts shorter")
+                out[f"text_{i}"] = Shared(leaves[0].clone())
+            elif kind != _FIXED:
+                rows = [leaf[None] if kind == _WHOLE else leaf for leaf in leaves]
+                lengths[:, i] = torch.tensor([_longest(row) for row in rows])
+                out[f"text_{i}"] = join([{"": row} for row in rows])[""]
+        return out | {"lengths": lengths}
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        """Leaves of what the pipeline makes of texts in one call."""
+        said = calls.encoded(self.pipe, self._inputs(len(texts)) | {"prompt": texts}, Stage(self.device))
+        found = [tree_flatten(each) for each in said]
+        self._specs = [spec for _, spec in found]
+        return [leaf for leaves, _ in found for leaf in leaves]
+
+    def _kinds(self) -> list[int]:
+        """What each of the leaves is, by prompts of unequal length."""
+        if self._leaves is None:
+            several = self._encode([FEW, MORE])
+            self._known = {text: self._encode([text]) for text in (FEW, MORE, LONG)}
+            alone = [*self._known.values()]
+            self._leaves = [_kind(both, each) for both, *each in zip(several, *alone, strict=True)]
+            self._rest = [leaf if k == _FIXED else None for leaf, k in zip(alone[0], self._leaves, strict=True)]
+        return self._leaves
+
+    def _told(self, cond: Mapping[str, Any], rows: Any, n: int) -> list[Any]:
+        """What `encode_prompt` would return for n rows of one length."""
+        lengths = cond["lengths"][rows][0].tolist() if not cond["lengths"].is_meta else None
+        leaves = []
+        for i, (rest, kind) in enumerate(zip(self._rest, self._kinds(), strict=True)):
+            row = None if kind == _FIXED else cond[f"text_{i}"]
+            if row is None or kind == _SAME:
+                leaves.append(rest if row is None else row.expand(n, *row.shape[1:]))
+                continue
+            row = row[rows] if lengths is None or row.ndim < 2 else row[rows][:, : lengths[i]]
+            leaves.append(row[0] if kind == _WHOLE else row)
+        told = []
+        for spec in self._specs:
+            told.append(tree_unflatten(leaves[: spec.num_leaves], spec))
+            leaves = leaves[spec.num_leaves :]
+        return told
+
+    def _example(self) -> dict[str, Any]:
+        """Conditioning of a row without a prompt, where only shapes matter."""
+        if self._first is None:
+            with self._still():
+                self._first = {k: getattr(v, "value", v) for k, v in self.encode([FEW]).items()}
+        return self._first
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        modules = (part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module))
+        with torch.no_grad(), Quiet(*modules), calls.unsaid():
+            yield
+
+    # States
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        if self._shape is None:
+            self._look()
+        assert self._shape is not None
+        return self._shape
+
+    def _look(self) -> None:
+        """One call with noise of the pipeline's own, to see its states and how many rows it makes of one."""
+        told = self._told(self._example(), slice(0, 1), 1)
+        stage = Stage(self.device, torch.tensor([_SOME], device=self.device), told)
+        rows: list[int] = []
+        with self._still(), calls.before(self.networks, lambda _, args, kwargs: rows.append(_length(args, kwargs))):
+            calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": 1}, stage)
+        if stage.state is None:
+            raise ValueError(f"{self.name} does not hand its network's output to its scheduler's step")
+        self._rows, self._shape = sum(rows), tuple(stage.state.shape[1:])
+        if self.settings.negative_prompt is not None and self._rows < 2:
+            raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
+
+    def grid(self, num_steps: int) -> dict[str, Any]:
+        stage = Stage(self.device, told=self._told(self._example(), slice(0, 1), 1))
+        with self._still(), calls.before(self.networks, calls.stop):
+            calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": num_steps}, stage)
+        left_out = ("self", "num_inference_steps", "device")
+        return {k: v for k, v in stage.grid.items() if k not in left_out and v is not None}
+
+    # Steps
+
+    def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        if cond is None or "lengths" not in cond:
+            raise ValueError(f"{self.name} needs prompts: prompts=[...], or prompts=[''] for no text")
+        groups = [slice(None)] if x.is_meta else self._groups(timestep, cond["lengths"])
+        parts = [(rows, self._step(x[rows], self._grid_of(timestep[rows]), cond, rows)) for rows in groups]
+        if len(parts) == 1:
+            return parts[0][1]
+        output = torch.empty_like(x, dtype=parts[0][1].dtype)
+        for rows, part in parts:
+            output[rows] = part
+        return output
+
+    def _groups(self, timestep: Tensor, lengths: Tensor) -> list[Any]:
+        """Rows that share a call: of the same lengths, and at the same level where they must be."""
+        levels = [0.0] * len(timestep) if self.mixes else timestep.tolist()
+        keys = list(zip(levels, map(tuple, lengths.tolist()), strict=True))
+        found = dict.fromkeys(keys)
+        if len(found) == 1:
+            return [slice(None)]
+        return [torch.tensor([each == key for each in keys], device=timestep.device) for key in found]
+
+    def _grid_of(self, timestep: Tensor) -> Tensor:
+        """A grid of one entry: a timestep, or one a row."""
+        if timestep.is_meta or (timestep == timestep[0]).all():
+            return timestep[:1]
+        return timestep.as_subclass(Levels)[None]
+
+    def _step(self, x: Tensor, timesteps: Tensor, cond: Mapping[str, Any], rows: Any) -> Tensor:
+        """The network's output, guided, for states of one call."""
+        n = len(x)
+        stage = Stage(self.device, timesteps, self._told(cond, rows, n))
+        calls.call(self.pipe, self._inputs(n) | {"latents": x, "num_inference_steps": 1}, stage)
+        if stage.output is None or stage.state is None or stage.state.shape != x.shape:
+            raise ValueError(f"{self.name} does not step from the latents that it is given")
+        return _of_state(stage.output, x)
+
+    # Pictures
+
+    def draw(self, x0: Tensor, batch: int, decoder: Any = None) -> Tensor:
+        if decoder is not None:
+            raise ValueError(f"{self.name} has no previews: leave preview out")
+        parts = []
+        for part in x0.split(batch):
+            keeps = part.requires_grad and torch.is_grad_enabled()
+            parts.append(checkpoint(self._draw, part, use_reentrant=False) if keeps else self._draw(part))
+        return torch.cat(parts)
+
+    def _draw(self, x0: Tensor) -> Tensor:
+        n, cond = len(x0), self._example()
+        stage = Stage(self.device, x0.new_empty(0), self._told(cond, [0] * n, n))
+        decoder = getattr(self.pipe, "vae", None)
+        latents = x0.to(self.network.dtype if decoder is None else decoder.dtype)
+        inputs = {"latents": latents, "num_inference_steps": 1, "output_type": "pt"}
+        with Quiet(*([] if decoder is None else [decoder])):  # here: a checkpoint calls this again for the gradient
+            done = calls.call(self.pipe, self._inputs(n) | inputs, stage)
+        return tree_flatten(tuple(done.values()))[0][0].float()
+
+    # Proof
+
+    def verify(self, schedule: Schedule) -> None:
+        """See the module.
+
+        Raises:
+            ValueError: what differs; the message has the difference.
+        """
+        with self._still():
+            chain = Chain(schedule, eta=0.0, clip_sample=clip_of(self.pipe.scheduler)).to(self.device)
+            noise = torch.randn(4, *self.state_shape, generator=generator(), device="cpu").to(self.device)
+            self._verify_size(noise[:1])
+            self._verify_rows(chain, noise)
+            self._verify_steps(chain, noise[:1])
+        self._known = {}
+
+    def _verify_size(self, x: Tensor) -> None:
+        if all(getattr(self.settings, name) is None for name in _SIZES):
+            return
+        try:
+            drawn = self._draw(x)
+        except NotImplementedError as error:
+            raise ValueError(f"{self.name} does not decode so ({error}): try tiling=True") from error
+        found = {"height": drawn.shape[-2], "width": drawn.shape[-1]}
+        found |= {"num_frames": drawn.shape[1]} if drawn.ndim == 5 else {}
+        for name, size in found.items():
+            if (asked := getattr(self.settings, name)) not in (None, size):
+                raise ValueError(f"{name} is {asked}, of which {self.name} makes {size}: ask for a size that it keeps")
+
+    def _verify_rows(self, chain: Chain, x: Tensor) -> None:
+        """Of two levels and two prompts, so that some share both."""
+        T, texts = chain.schedule.num_steps, [FEW, MORE, FEW, MORE]
+        t = torch.tensor([1, T, T, T], device=self.device)
+        alone = torch.cat([self._output(chain, x[[i]], t[[i]], [text]) for i, text in enumerate(texts)])
+        try:
+            self._refuse(_TOGETHER, self._output(chain, x, t, texts), alone)
+        except Exception as error:  # whatever a pipeline says where it expects one timestep
+            log.info("%s takes one timestep at a time: %s", self.name, error)
+            self.mixes = False
+            self._refuse(_TOGETHER, self._output(chain, x, t, texts), alone)
+
+    def _output(self, chain: Chain, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
+        cond = {k: getattr(v, "value", v) for k, v in self.encode(prompts).items()}
+        return self.predict(x.to(self.network.dtype), chain.timestep[t], cond).float()
+
+    def _verify_steps(self, chain: Chain, x_T: Tensor) -> None:
+        """At its first, middle and last step; the network's calls in between are left out."""
+        T = chain.schedule.num_steps
+        kept: dict[int, tuple[Tensor, ...]] = {}
+        wanted = {0, T // 2, T - 1}
+        cond = {k: getattr(v, "value", v) for k, v in self.encode([MORE]).items()}
+        stage = Stage(self.device, told=self._told(cond, [0], 1), watch=lambda i, *seen: kept.update({i: seen}))
+        inputs = {"latents": x_T.to(self.network.dtype), "num_inference_steps": T, "output_type": "latent"}
+        with calls.lazy(self.networks, lambda: stage.steps in wanted):
+            calls.call(self.pipe, self._inputs(1) | inputs, stage)
+        alike = is_memoryless(self.pipe.scheduler, T)
+        for i in sorted(wanted):
+            t = torch.tensor([T - i], device=self.device)
+            output, x, after = (v.float() for v in kept[i])
+            # Where x_T is not of unit variance, the solver steps on x / α.
+            x = x if chain.schedule.prior_std == 1 else float(chain.alpha[t]) * x
+            found = self.predict(x.to(self.network.dtype), chain.timestep[t], cond).float()
+            self._refuse(f"step {i + 1} of {T}, and the pipeline's own,", found, _of_state(output, found))
+            if alike:
+                self._refuse(f"states after step {i + 1} of {T}, and the pipeline's own,",
+                             chain.law(x, t, found).mean, after, scale=after - x)  # fmt: skip
+
+    def _refuse(self, what: str, one: Tensor, other: Tensor, scale: Tensor | None = None) -> None:
+        refuse_difference(self.name, self.network.dtype, what, one, other, scale)
+
+
+_FIXED, _SAME, _ROWS, _WHOLE = range(4)
+"""What encoders return: the same whatever the prompts, one row for all, a row a prompt, or one thing for a call."""
+_TOGETHER = "rows in a batch at mixed timesteps, and alone,"
+_SOME = 500.0  # a timestep, where any does
+
+
+def _kind(both: Any, alone: Sequence[Any]) -> int:
+    """Of what two prompts give in one call, and of what each of several gives alone."""
+    first = alone[0]
+    if not isinstance(first, Tensor):
+        return _FIXED
+    same = all(each.shape == first.shape and each.equal(first) for each in alone)
+    if first.ndim and len(first) == 1 and len(both) == 2:
+        return _SAME if same else _ROWS
+    return _FIXED if same else _WHOLE
+
+
+def _longest(row: Tensor) -> int:
+    return row.shape[1] if row.ndim > 1 else 0
+
+
+def _of_state(output: Tensor, x: Tensor) -> Tensor:
+    """Without a learned variance, which stands behind along the channels."""
+    return output if output.shape == x.shape else output[:, : x.shape[1]]
+
+
+def _length(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    given = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+    return len(given) if given is not None else 1

@@ -1,0 +1,233 @@
+"""A pipeline's own `__call__`, run for one step, for its prompts or for its decoder, and cut off where that is done.
+
+Between two calls of its scheduler's `step` a pipeline does all that a kernel wants of it: it joins the rows of ∅ to
+those of the prompts, tells the time as its network wants it, guides, turns signs and leaves learned variances out. So a
+step here is the pipeline's own call, on a copy of it whose scheduler has the timesteps of x as its whole grid, gives x
+to the network as it is, and stops the call when it is handed the network's output. Text encoders run once: the copy's
+`encode_prompt` hands out what it is told. With no timestep at all the call goes on to the decoder.
+
+`__call__` forbids gradients; here it is called beneath that, so that it is the caller who decides.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from treesearch.backends.pipelines.blocks import generator
+
+
+class Reached(BaseException):
+    """The call is where it was to be cut; no error, and nothing that a pipeline may catch."""
+
+
+@dataclass
+class Stage:
+    """What a call is told, and what it shows.
+
+    Args:
+        device: where the network is.
+        timesteps: the grid, of which pipelines take one entry after another; None for the scheduler's own.
+        told: leaves of what `encode_prompt` returns, call by call; None to run the text encoders.
+        watch: called with (i, network's output, state before) and the step's result, by a scheduler that does step.
+    """
+
+    device: torch.device
+    timesteps: Tensor | None = None
+    told: Sequence[Any] | None = None
+    watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
+    said: list[Any] = field(default_factory=list)  # what `encode_prompt` returned
+    grid: dict[str, Any] = field(default_factory=dict)  # what `set_timesteps` was asked for
+    output: Tensor | None = None  # of the network, guided
+    state: Tensor | None = None  # that the scheduler would step from
+    steps: int = 0
+
+
+class Levels(Tensor):
+    """Timesteps (n,), one a row, where a pipeline has a single one for all: spread over 2n rows they repeat."""
+
+    def expand(self, *sizes: Any) -> Tensor:
+        return self._spread(sizes)
+
+    def repeat(self, *sizes: Any) -> Tensor:
+        return self._spread(sizes)
+
+    def _spread(self, sizes: tuple[Any, ...]) -> Tensor:
+        (rows,) = sizes[0] if isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
+        return self.as_subclass(Tensor).tile(int(rows) // len(self))
+
+
+def encoded(pipe: Any, inputs: Mapping[str, Any], stage: Stage) -> list[Any]:
+    """What the pipeline's `encode_prompt` returns, in the order of its calls.
+
+    Raises:
+        ValueError: it has none, or does not call it.
+    """
+    with before(networks(pipe), stop):
+        call(pipe, inputs, stage)
+    if not stage.said:
+        raise ValueError(f"{type(pipe).__name__} does not encode prompts by encode_prompt")
+    return stage.said
+
+
+def call(pipe: Any, inputs: Mapping[str, Any], stage: Stage) -> Any:
+    """The pipeline's own call on a copy of it, with what a stage says; None where it was cut off."""
+    actor = _copied(pipe, stage)
+    try:
+        return inspect.unwrap(type(pipe).__call__)(actor, **{"generator": generator(), **inputs})
+    except Reached:
+        return None
+
+
+def networks(pipe: Any) -> tuple[Any, ...]:
+    """The denoisers of a pipeline, one or more experts."""
+    names = ("unet", "transformer", "transformer_2")
+    return tuple(part for name in names if (part := getattr(pipe, name, None)) is not None)
+
+
+@contextmanager
+def before(parts: Sequence[Any], look: Callable[..., Any]) -> Iterator[None]:
+    """Call look(network, args, kwargs) before each call of one of the networks."""
+    hooks = [network.register_forward_pre_hook(look, with_kwargs=True) for network in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def lazy(parts: Sequence[Any], wanted: Callable[[], bool]) -> Iterator[None]:
+    """Networks that answer with what they said last, where nobody asks what they say."""
+
+    def of(network: Any) -> Callable[..., Any]:
+        own, last = network.forward, []
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if wanted() or not last:
+                last[:] = [own(*args, **kwargs)]
+            return last[0]
+
+        return forward
+
+    for network in parts:
+        network.forward = of(network)
+    try:
+        yield
+    finally:
+        for network in parts:
+            del network.forward
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Without warnings of the libraries."""
+    logs = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+def stop(*_: Any) -> None:
+    """Cut the call off."""
+    raise Reached
+
+
+def _copied(pipe: Any, stage: Stage) -> Any:
+    other = copy.copy(pipe)
+    parts = {"scheduler": _scheduler(pipe.scheduler, stage), "_progress_bar_config": {"disable": True}}
+    vars(other).update(parts | {"stage": stage})  # beneath the setter, which writes to the pipeline's configuration
+    other.__class__ = _actor(type(pipe))
+    return other
+
+
+@functools.cache
+def _actor(kind: type) -> type:
+    """A pipeline whose prompts are encoded by its stage, and that is where its network is."""
+
+    def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stage = self.stage
+        told = stage.told
+        stage.said.append(kind.encode_prompt(self, *args, **kwargs) if told is None else told[len(stage.said)])
+        return stage.said[-1]
+
+    body = {
+        "encode_prompt": encode_prompt,
+        "_execution_device": property(lambda self: self.stage.device),
+        "maybe_free_model_hooks": lambda self: None,
+    }
+    return type(kind.__name__, (kind,), body)
+
+
+def _scheduler(scheduler: Any, stage: Stage) -> Any:
+    """A copy that says to the stage what it is asked, and has the stage's grid."""
+    steps = stage.timesteps is None
+    other = copy.deepcopy(scheduler) if steps else copy.copy(scheduler)
+    other.__class__ = (_watched if steps else _silent)(type(scheduler))
+    other.stage = stage
+    return other
+
+
+@functools.cache
+def _silent(kind: Any) -> type:
+    """A scheduler with a grid of its stage's, that gives states as they are and stops at a step."""
+
+    @functools.wraps(kind.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.timesteps = self.stage.timesteps
+        self.num_inference_steps = len(self.timesteps)
+
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = taken.bind(self, *args, **kwargs).arguments
+        self.stage.output, self.stage.state = given["model_output"], given["sample"]
+        raise Reached
+
+    taken = inspect.signature(kind.step)
+
+    def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return sample
+
+    body = {"set_timesteps": set_timesteps, "step": step, "init_noise_sigma": 1.0}
+    if hasattr(kind, "scale_model_input"):
+        body["scale_model_input"] = scale_model_input
+    return type(kind.__name__, (kind,), body)
+
+
+@functools.cache
+def _watched(kind: Any) -> type:
+    """A scheduler as it is, that tells its stage what it does."""
+
+    @functools.wraps(kind.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.stage.grid = dict(inspect.signature(kind.set_timesteps).bind(self, *args, **kwargs).arguments)
+        kind.set_timesteps(self, *args, **kwargs)
+
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = taken.bind(self, *args, **kwargs).arguments
+        done = kind.step(self, *args, **kwargs)
+        if self.stage.watch is not None:
+            after = tree_flatten(tuple(done.values()) if isinstance(done, dict) else done)[0][0]
+            self.stage.watch(self.stage.steps, given["model_output"], given["sample"], after)
+        self.stage.steps += 1
+        return done
+
+    taken = inspect.signature(kind.step)
+    body = {"set_timesteps": set_timesteps, "step": step}
+    return type(kind.__name__, (kind,), body)
