@@ -11,6 +11,7 @@ from treesearch.backends.base.laws import (
     log_normal,
     uniform,
 )
+from treesearch.backends.base.tokens import Tokens
 from treesearch.backends.base.wrapper import MAKES_KERNELS, PASSED_ON, Guide, Guided, Wrapper, shift_mean
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Mixture",
     "Shared",
     "Spec",
+    "Tokens",
     "Transition",
     "Wrapper",
     "bare",

@@ -56,9 +56,9 @@ def expand(rows: Tensor, like: Tensor) -> Tensor:
 def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
     """Index drawn from each row of probs (..., S) by its uniform u (...), in float64."""
     cdf = probs.double().cumsum(-1)
-    drawn = (u.double()[..., None] * cdf[..., -1:] >= cdf).sum(-1)
-    last = (probs > 0).long() * torch.arange(probs.shape[-1], device=probs.device)
-    return torch.minimum(drawn, last.amax(-1))
+    total = cdf[..., -1:].contiguous()
+    drawn = torch.searchsorted(cdf, u.double()[..., None] * total, right=True)
+    return torch.minimum(drawn, torch.searchsorted(cdf, total))[..., 0]  # at most the last that has any
 
 
 @dataclass(frozen=True)
