@@ -91,6 +91,14 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
         "guidance:PolicyGuided",
         "policy_guided(maze(), policy_likelihood('./mine.py':policy, (4, 2)))",
     ),
+    "drawn": (
+        "guidance.drawn:Drawn",
+        "drawn(masked_text('answerdotai/ModernBERT-base', length=32, num_steps=32), ./mine.py:score, draws=4)",
+    ),
+    "masked_text": (
+        "text.kernel:MaskedTextKernel.from_pretrained",
+        "masked_text('answerdotai/ModernBERT-base', length=32, num_steps=32)",
+    ),
     "gaussian": ("exact.gaussian:LinearGaussian", "gaussian(dim=2)"),
     "ring": ("exact.gaussian:GaussianMixture.ring", "ring(modes=8)"),
     "discrete": ("exact.enumerable:DiscreteChain.random", "discrete(states=4)"),

@@ -75,7 +75,7 @@ OTHERS = {  # what is no reward and has a name in Python only: where it lies
     "as_reward": "base",
     "edges": "outlines",
     "known": "channels",
-    "release": "images.loading",
+    "release": "loading",
     "silhouette": "outlines",
 }
 

@@ -166,6 +166,33 @@ class Tokens:
         return torch.where(inside, torch.cat(found), -math.inf)
 
 
+def level_normals(t: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
+    """Standard normals (n, *shape), the same for all states of a level, whatever their path; `draw` tells sets apart.
+
+    Scores that use them are functions of the state alone, so that weights stay exact and siblings are compared on equal
+    terms.
+    """
+    made = {}
+    for level in t.unique().tolist():
+        own = torch.Generator("cpu").manual_seed((draw << 16) + level)
+        made[level] = torch.randn(tuple(shape), generator=own, dtype=torch.float64, device="cpu")
+    return torch.stack([made[level] for level in t.tolist()]).to(t.device)
+
+
+def log_norm(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log Σ_v exp(ℓ_v / τ) of logits (m, V), (m,) float64, a few positions at a time."""
+    found = [logits.new_empty(0, dtype=torch.float64)]
+    for part in parts_of(logits):
+        found.append((logits[part].double() / temperature).logsumexp(-1))
+    return torch.cat(found)
+
+
+def parts_of(rows: Tensor) -> Iterator[slice]:
+    """Slices of rows (m, V) that are worked on at a time."""
+    step = max(1, ENTRIES // rows.shape[-1])
+    yield from (slice(first, first + step) for first in range(0, len(rows), step))
+
+
 def _without(rows: Tensor, tokens: Tensor, value: float) -> Tensor:
     """Rows (m, V), written into, with a value at one token of each; a mask outside of the vocabulary is no column."""
     known = tokens < rows.shape[-1]

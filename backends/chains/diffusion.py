@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from treesearch.backends.base import Cond, Gaussian, Shared, expand, fingerprint
+from treesearch.backends.base.cfg import extrapolated
 from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.schedules import Prediction, Schedule
@@ -307,7 +308,7 @@ class DiffusionKernel:
             if self.guidance_scale == 1:
                 return self.chain.law(x, t, self._called(x, timestep, *told))
             absent, given = self._called(torch.cat([x, x]), torch.cat([timestep, timestep]), *told).chunk(2)
-            return self.chain.law(x, t, absent + self.guidance_scale * (given - absent))
+            return self.chain.law(x, t, extrapolated(absent, given, self.guidance_scale))
 
     def _called(self, x: Tensor, *told: Tensor) -> Tensor:
         """What the network returns."""

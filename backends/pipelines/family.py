@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Shared
+from treesearch.backends.base.cfg import extrapolated
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import vae
 from treesearch.backends.pipelines.checkpoint import CheckpointError
@@ -213,7 +214,7 @@ class Family(ABC):
         if not self.guided:
             return output
         absent, given = output.chunk(2)
-        guided = absent + self.guidance_scale * (given - absent)
+        guided = extrapolated(absent, given, self.guidance_scale)
         if self.settings.guidance_rescale:
             axes = tuple(range(1, guided.ndim))
             scale = given.std(axes, keepdim=True) / guided.std(axes, keepdim=True)

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treesearch.rewards import loading
 from treesearch.rewards.base import Reward
-from treesearch.rewards.images import loading, vision
+from treesearch.rewards.images import vision
 
 DEFAULT = "openai/clip-vit-large-patch14"
 TOKENS = 77

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treesearch.rewards import loading
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import loading, vision
+from treesearch.rewards.images import vision
 from treesearch.rewards.images.clip import CUT, TOKENS, Clip, prompt_reward
 
 CHECKPOINT = "xswu/HPSv2/HPS_v2.1_compressed.pt"

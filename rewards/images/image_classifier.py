@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from treesearch.rewards import loading
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import loading, vision
+from treesearch.rewards.images import vision
 
 
 @facts(

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from treesearch.rewards import loading
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import loading, vision
+from treesearch.rewards.images import vision
 from treesearch.rewards.images.clip import SQUARE
 from treesearch.rewards.numeric import is_whole
 

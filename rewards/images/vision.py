@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from treesearch.rewards.images.loading import CheckpointError, load_part, once
+from treesearch.rewards.loading import CheckpointError, load_part, once
 from treesearch.rewards.numeric import is_whole
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

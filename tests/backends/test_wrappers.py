@@ -23,6 +23,7 @@ from treesearch.backends.exact.moments import Moments
 from treesearch.backends.exact.teleport import Teleport
 from treesearch.backends.guidance import DAS, DPS, TDS, Diffuser, GuidanceScales, PolicyGuided, TrustRegion, Valued
 from treesearch.backends.guidance.diffeditor import DiffEditor
+from treesearch.backends.guidance.drawn import Drawn
 from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.backends.guidance.lacon import Aligned, LaCon
@@ -142,6 +143,7 @@ def make(kind, kernel):
         DPS: lambda k: DPS(k, REWARD),
         TrustRegion: lambda k: TrustRegion(k, REWARD),
         Valued: lambda k: Valued(k, REWARD, worth),
+        Drawn: lambda k: Drawn(k, REWARD),
         FlowChef: lambda k: FlowChef(k, REWARD),
         EluCD: lambda k: EluCD(k, REWARD),
         Universal: lambda k: Universal(k, REWARD, steps=1),

@@ -21,6 +21,7 @@ BASES = {f"{BACKENDS}.base"} | REWARD
 CHANNELS = f"{REWARDS}.channels"
 COSINES = f"{REWARDS}.cosines"
 HEADED = f"{REWARDS}.headed"
+LOADING = f"{REWARDS}.loading"
 EVERYWHERE = f"{REWARDS}.numeric"  # what a number is
 ROOMS = {
     EVERYWHERE: set(),
@@ -40,9 +41,10 @@ ROOMS = {
     f"{REWARDS}.observation": REWARD | {COSINES, f"{REWARDS}.files"},
     f"{REWARDS}.outlines": set(),
     HEADED: set(),
-    f"{REWARDS}.images": FACTORY | {HEADED, f"{REWARDS}.files"},
+    LOADING: set(),
+    f"{REWARDS}.images": FACTORY | {HEADED, LOADING, f"{REWARDS}.files"},
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
-    f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.redact", f"{REWARDS}.images"},
+    f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.{name}" for name in ("redact", "images")},
     REWARDS: {f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "trajectories")},
     f"{BACKENDS}.base": REWARD | {f"{REWARDS}.files"},
     f"{BACKENDS}.chains": {f"{BACKENDS}.base"},
@@ -50,6 +52,7 @@ ROOMS = {
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS, COSINES},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
+    f"{BACKENDS}.text": {f"{BACKENDS}.base", f"{BACKENDS}.wrappers", LOADING},
     f"{BACKENDS}.training": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains", f"{REWARDS}.files"} | REWARD,
     f"{BACKENDS}.guidance": {

@@ -15,9 +15,9 @@ from torch import nn
 from tests.support import tiny_clip
 from tests.support.tolerance import float32_tolerance
 from treesearch import rewards
-from treesearch.rewards import Aesthetic, CLIPScore, HPSv2, ImageClassifier, PickScore, frames
+from treesearch.rewards import Aesthetic, CLIPScore, HPSv2, ImageClassifier, PickScore, frames, loading
 from treesearch.rewards.base import RewardError
-from treesearch.rewards.images import hps, loading, vision
+from treesearch.rewards.images import hps, vision
 
 PROMPTS = ["a red cube", "two owls, at night", "x"]
 LAYERS = 2 * (1 + 2 * 6 + 2)

@@ -17,9 +17,9 @@ from tests.support import tiny, tiny_clip
 from tests.support.tolerance import float32_tolerance
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.cli.main import main
-from treesearch.rewards import CLIPScore
+from treesearch.rewards import CLIPScore, loading
 from treesearch.rewards.base import RewardError
-from treesearch.rewards.images import image_reward, loading, vision
+from treesearch.rewards.images import image_reward, vision
 from treesearch.rewards.images.image_reward import ImageReward
 
 pytest.importorskip("transformers")

@@ -26,6 +26,7 @@ from treesearch.registry import expressions
 REACHING = frozenset(
     (
         "diffusers",
+        "masked_text",
         "trajectories",
         "restoration",
         "spd",

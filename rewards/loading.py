@@ -1,4 +1,4 @@
-"""Weights of image rewards: networks and their parts by checkpoint, loaded once.
+"""Networks that score, and their parts, by checkpoint, loaded once.
 
 Networks are held once per process, by checkpoint, device and dtype; a reward holds their names only, so that it is
 light and can be sent to workers. Weights are read from safetensors; pickles are refused unless asked for.
@@ -79,7 +79,7 @@ def built(kind: str, config: Any, state: dict[str, Tensor], checkpoint: str) -> 
         CheckpointError: weights are missing or of another shape.
         ImportError: transformers is not installed.
     """
-    cls = getattr(_needed("transformers"), kind)
+    cls = getattr(needed("transformers"), kind)
     try:
         network, info = cls.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     except RuntimeError as error:
@@ -125,7 +125,7 @@ def weights(checkpoint: str, filename: str = "model.safetensors", *, allow_pickl
     try:
         if path.suffix in PICKLES:
             return torch.load(path, map_location="cpu", weights_only=True)
-        return _needed("safetensors.torch").load_file(str(path))
+        return needed("safetensors.torch").load_file(str(path))
     except ImportError:
         raise
     except Exception as error:
@@ -166,12 +166,12 @@ def _local_file(checkpoint: str, filename: str) -> Path:
         if not path.is_file():
             raise CheckpointError(f"the folder {checkpoint} holds no {filename}: give the file itself")
         return path
-    hub = _needed("huggingface_hub")
+    hub = needed("huggingface_hub")
     repository, file = (_on_hub(checkpoint) if _is_file(checkpoint) else None) or (checkpoint, filename)
     try:
         return Path(hub.hf_hub_download(repository, file))
     except Exception as error:
-        raise _explained(checkpoint, error) from error
+        raise explained(checkpoint, error) from error
 
 
 def _complete(network: Any, info: dict[str, Any], checkpoint: str) -> Any:
@@ -184,16 +184,17 @@ def _complete(network: Any, info: dict[str, Any], checkpoint: str) -> Any:
 
 
 def _from_pretrained(kind: str, checkpoint: str, **options: Any) -> Any:
-    transformers = _needed("transformers")
+    transformers = needed("transformers")
     try:
         return getattr(transformers, kind).from_pretrained(checkpoint, **options)
     except ImportError:
         raise
     except Exception as error:
-        raise _explained(checkpoint, error) from error
+        raise explained(checkpoint, error) from error
 
 
-def _explained(checkpoint: str, error: Exception) -> CheckpointError:
+def explained(checkpoint: str, error: Exception) -> CheckpointError:
+    """What to do about whatever a loader of transformers raised."""
     text, chain = "", error
     while chain is not None:
         text, chain = f"{text} {type(chain).__name__} {chain}", chain.__cause__ or chain.__context__
@@ -210,10 +211,15 @@ def _explained(checkpoint: str, error: Exception) -> CheckpointError:
     )
 
 
-def _needed(module: str) -> Any:
+def needed(module: str) -> Any:
+    """A module of an optional library.
+
+    Raises:
+        ImportError: it is not installed; the message has the line that installs it.
+    """
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"image rewards need {module.split('.')[0]}: {INSTALL}") from error
+        raise ImportError(f"this checkpoint needs {module.split('.')[0]}: {INSTALL}") from error
