@@ -103,6 +103,10 @@ class Program:
             for name in self.text_encoders:  # not held on to: the kernel may let go of them
                 setattr(self.runner, name, None)
 
+    def see(self, state: Any) -> Any:
+        """Run the encoders of pictures alone."""
+        return self._run({k: v for k, v in self.encoders.items() if not any(map(is_text, v.component_names))}, state)
+
     def prepare(self, state: Any) -> Any:
         return self._run(self.preparers, state)
 

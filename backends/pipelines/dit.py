@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Shared
-from treesearch.backends.pipelines.family import Family, sides
+from treesearch.backends.pipelines.family import BEGINS, Family, sides
 from treesearch.backends.pipelines.parts import refuse_channels
 
 
@@ -25,6 +25,7 @@ class DiT(Family):
 
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae",)
+    takes: ClassVar[tuple[str, ...]] = BEGINS
     fills: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "class_labels", "return_dict")
 
     def refuse(self) -> None:

@@ -22,6 +22,31 @@ FAMILIES = {
     "LatentConsistencyModelPipeline": "stable_diffusion:LatentConsistency",
     "StableDiffusionXLPipeline": "sdxl:StableDiffusionXL",
     "StableDiffusionXLControlNetPipeline": "sdxl:StableDiffusionXL",
+    **dict.fromkeys(
+        (
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
+        ),
+        "stable_diffusion:StableDiffusion",
+    ),
+    "LatentConsistencyModelImg2ImgPipeline": "stable_diffusion:LatentConsistency",
+    **dict.fromkeys(
+        (
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline",
+        ),
+        "sdxl:StableDiffusionXL",
+    ),
+    **dict.fromkeys(("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"), "sd3:StableDiffusion3"),
+    **dict.fromkeys(("FluxImg2ImgPipeline", "FluxInpaintPipeline"), "flux:Flux"),
+    "FluxFillPipeline": "flux_told:FluxFill",
+    **dict.fromkeys(
+        ("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"), "flux_told:FluxControl"
+    ),
     "DiTPipeline": "dit:DiT",
     "StableDiffusion3Pipeline": "sd3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
@@ -73,9 +98,9 @@ def why_not(name: str) -> str:
     models = {found: model for listed in tasks().values() for model, found in listed.items()}
     plain = {model: found for found, model in models.items() if found in FAMILIES}.get(models.get(name, ""))
     if "Inpaint" in name and plain:
-        return f"no family hands its network a mask: load a text-to-image checkpoint as {plain}"
+        return f"load a text-to-image checkpoint as {plain}: if that takes a mask, image=... and mask=..."
     if "Img2Img" in name and plain:
-        return f"load the checkpoint as {plain}; if that takes pictures as roots, begin with kernel.from_image(image)"
+        return f"load the checkpoint as {plain}; if that takes pictures as roots, begin with image=..."
     if models.get(name) in _modular_models():
         return "its modular blocks in diffusers have not been tried here: they take a row in pipelines/kinds.py"
     return "no family and no modular blocks of diffusers have it: wrap its network as a kernel, see docs/extending.md"

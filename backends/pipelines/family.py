@@ -33,8 +33,9 @@ from treesearch.backends.pipelines.settings import Settings
 
 OPTIONAL = (
     *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames"),
-    "image",
+    *("image", "mask", "strength"),
 )
+BEGINS = ("image", "mask", "strength")  # settings of a chain that begins at a picture
 
 
 class Family(ABC):
@@ -76,6 +77,7 @@ class Family(ABC):
         for part in (cls.network_name, *cls.needs):
             if part not in parts:
                 raise CheckpointError(f"{name} has no {part}: load it with all of {(cls.network_name, *cls.needs)}")
+        check_pictures(name, settings)
         default = Settings()
         for option in OPTIONAL:
             if option not in cls.takes and getattr(settings, option) != getattr(default, option):
@@ -110,6 +112,23 @@ class Family(ABC):
     def guided(self) -> bool:
         """Whether a row takes two rows of the network."""
         return self.guidance_scale > 1
+
+    @property
+    def begins(self) -> bool:
+        """Whether the chain begins at the settings' picture, and not at noise."""
+        image = self.settings.image is not None
+        return image and not (self.sees and self.strength == 1)
+
+    @property
+    def sees(self) -> bool:
+        """Whether the network is told of the settings' picture."""
+        return False
+
+    @property
+    def strength(self) -> float:
+        """Share of the steps that a chain from the settings' picture takes."""
+        chosen = self.settings.strength
+        return float(call_default(self.pipe, "strength", 0.8) if chosen is None else chosen)
 
     @property
     @abstractmethod
@@ -192,6 +211,18 @@ class Family(ABC):
         """States, from latents of the encoder."""
         return latents
 
+    def state_of(self, image: Any) -> Tensor:
+        """x_0 (*state) of a picture, where a VAE alone does not make it.
+
+        Raises:
+            ValueError: nothing does.
+        """
+        raise ValueError(f"{self.name} begins from noise, with code of its own: begin from latents with from_noise")
+
+    def free(self, mask: Any) -> Tensor:
+        """Entries of a state (1, *state) that the chain draws under a mask, where `pack` does not place them."""
+        raise NotImplementedError
+
     def rows(self, cond: Cond, name: str) -> Tensor:
         """Conditioning of the network's rows: those of ∅ before those of the prompts, where a batch is guided.
 
@@ -224,6 +255,27 @@ class Family(ABC):
     def twice(self, x: Tensor) -> Tensor:
         """The network's rows of x."""
         return torch.cat([x, x]) if self.guided else x
+
+
+def check_pictures(name: str, settings: Settings, *, needs: bool = False) -> None:
+    """Hold the pictures that a pipeline is given against what its class is for.
+
+    Args:
+        name: of the class.
+        settings: the user's choices.
+        needs: whether the class is for a picture, whatever it is called.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    masked = "Inpaint" in name or "Fill" in name
+    if settings.image is None and (needs or masked or "Img2Img" in name or "ImageToVideo" in name):
+        raise ValueError(f"{name} works on a picture: give it one, image=...")
+    if settings.mask is None and masked:
+        raise ValueError(f"{name} draws where a mask is white: give it one, mask=...")
+    for option in ("mask", "strength"):
+        if settings.image is None and getattr(settings, option) is not None:
+            raise ValueError(f"{option} is of a picture, and there is none: give it too, image=...")
 
 
 def separate(

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Shared
-from treesearch.backends.pipelines.family import Family, call_default, check_prompts, sides, warn_of_long_prompts
+from treesearch.backends.pipelines.family import (
+    BEGINS,
+    Family,
+    call_default,
+    check_prompts,
+    sides,
+    warn_of_long_prompts,
+)
 from treesearch.backends.pipelines.flow import even_grid, steps_from_below
 from treesearch.backends.pipelines.parts import refuse_channels
 from treesearch.backends.pipelines.settings import Settings
@@ -27,7 +34,7 @@ class Flux(Family):
 
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
-    takes: ClassVar[tuple[str, ...]] = ("max_sequence_length",)
+    takes: ClassVar[tuple[str, ...]] = ("max_sequence_length", *BEGINS)
     fills: ClassVar[tuple[str, ...]] = (
         *("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections"),
         *("txt_ids", "img_ids", "return_dict"),
@@ -59,7 +66,7 @@ class Flux(Family):
     @property
     def state_shape(self) -> tuple[int, ...]:
         height, width = self.patches
-        return (height * width, self.network.config.in_channels)
+        return (height * width, 4 * self.pipe.vae.config.latent_channels)
 
     def grid(self, num_steps: int) -> dict[str, Any]:
         return even_grid(self.pipe.scheduler, num_steps, self.state_shape[0])
@@ -87,7 +94,7 @@ class Flux(Family):
             guidance = torch.full((len(x),), self.guidance_scale, dtype=torch.float32, device=x.device)
         assert cond is not None
         return self.network(
-            hidden_states=x,
+            hidden_states=self.told(x),
             timestep=timestep.to(x.dtype) / 1000,
             guidance=guidance,
             encoder_hidden_states=text,
@@ -97,6 +104,10 @@ class Flux(Family):
             **self.settings.network_inputs,
             return_dict=False,
         )[0]
+
+    def told(self, x: Tensor) -> Tensor:
+        """What the network is told of states: themselves."""
+        return x
 
     def _image_ids(self, x: Tensor) -> Tensor:
         """Row and column of every token, (tokens, 3)."""

@@ -23,7 +23,7 @@ from treesearch.backends.base import Cond, Gaussian, fingerprint
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain, Step
 from treesearch.backends.chains.schedules import Schedule, clip_of, settings_of
-from treesearch.backends.pipelines import memory, meta
+from treesearch.backends.pipelines import masks, memory, meta
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
 from treesearch.backends.pipelines.family import join
@@ -92,6 +92,8 @@ class DiffusersKernel:
         control_image: Any = None,
         control_scale: float = 1.0,
         image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
         network_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         chosen = dict(locals()) | {"network_inputs": {} if network_inputs is None else network_inputs}
@@ -109,6 +111,7 @@ class DiffusersKernel:
         self.dtype = torch.float32
         self._root: Tensor | None = None
         self._root_is_prior = False
+        self._free: Tensor | None = None  # entries that are drawn where a mask holds the root
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._network_dtype = _dtype_of(pipe)  # kept: the module walks through all of its parts to find it
         self._tiny = tiny_decoder(preview, self._network_dtype)
@@ -129,6 +132,8 @@ class DiffusersKernel:
             network.to(memory_format=torch.channels_last)
         if compile:
             network.compile()
+        if self.family.begins:
+            vars(self).update(vars(self.from_image(settings.image, self.family.strength, settings.mask)))
 
     @classmethod
     def from_pretrained(
@@ -205,6 +210,8 @@ class DiffusersKernel:
         self.chain.to(self.device)
         if self._root is not None:
             self._root = self._root.to(self.device)
+        if self._free is not None:
+            self._free = self._free.to(self.device)
         return self
 
     def _move(self, device: torch.device) -> None:
@@ -242,6 +249,8 @@ class DiffusersKernel:
             other._encoded = (self._encoded[0], meta.to_meta(self._encoded[1]))
         if self._root is not None:
             other._root = self._root.to("meta")
+        if self._free is not None:
+            other._free = self._free.to("meta")
         if self._tiny is not None:
             other._tiny = meta.shadow(self._tiny)
         return other
@@ -258,7 +267,7 @@ class DiffusersKernel:
         root = self._whole.prior_std * noise_of(x_T, self.state_shape)
         return self._rooted(root, self._whole, is_prior=True)
 
-    def from_image(self, image: Any, strength: float = 0.8) -> DiffusersKernel:
+    def from_image(self, image: Any, strength: float = 0.8, mask: Any = None) -> DiffusersKernel:
         """The last steps of the chain, from an image that is noised as far as they begin (img2img).
 
         The number of steps and their grid are those of the family's own image-to-image pipeline; pixel models and DiT,
@@ -268,6 +277,7 @@ class DiffusersKernel:
         Args:
             image: (3, h, w) in [0, 1] or a PIL image, of the kernel's size.
             strength: share of the T steps that are taken, in (0, 1].
+            mask: (1, h, w) in [0, 1] or a PIL image, white where the image is drawn anew; None draws all of it.
 
         Raises:
             TypeError: neither a tensor nor a PIL image.
@@ -275,7 +285,10 @@ class DiffusersKernel:
         """
         check({"strength": strength})
         schedule = self.family.image_schedule(self._whole, strength)
-        return self._rooted(self.state_of(image), schedule, is_prior=False)
+        other = self._rooted(self.state_of(image), schedule, is_prior=False)
+        if mask is not None and not self.family.sees:
+            other._free = masks.free(self.family, mask)
+        return other
 
     def state_of(self, image: Any) -> Tensor:
         """x_0 (*state) of a picture: the mode of the encoder's law.
@@ -310,7 +323,8 @@ class DiffusersKernel:
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
         with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             output = self.family.predict(x.to(self._network_dtype), self.chain.timestep[t], cond).float()
-            return self.chain.law(x, t, output)
+            law = self.chain.law(x, t, output)
+            return law if self._free is None else masks.held(self.chain, law, x, t, self._root, self._free)
 
     def diagnose(self, t: Tensor) -> str:
         """What may be wrong when the steps from levels t (k,) end in NaN."""
@@ -400,7 +414,7 @@ class DiffusersKernel:
         parts = self._freed | {name: fingerprint.of(module) for name, module in self.modules().items()}
         if self._tiny is not None:
             parts["preview"] = fingerprint.of(self._tiny)
-        digest = fingerprint.of([vars(self.family.settings), config, chain, self._root, parts])
+        digest = fingerprint.of([vars(self.family.settings), config, chain, self._root, self._free, parts])
         return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
 
 

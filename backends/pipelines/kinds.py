@@ -19,6 +19,9 @@ class Kind:
         scale: argument of the pipeline's own `__call__` that is its guidance scale.
         distilled: whether the scale is an input of the network, and not a guider's.
         edits: whether a picture stands beside the noise, and does not begin the chain.
+        needs_image: whether it does nothing without a picture.
+        sees: whether the text encoder sees the picture too, and so is handed one prompt at a time.
+        repeats: names of what a picture makes that the blocks want once a row.
         guider: settings of the guider beside its scale.
         says: attributes of blocks and the attributes of the pipeline that stand for them, where the two differ.
     """
@@ -27,17 +30,34 @@ class Kind:
     scale: str = "guidance_scale"
     distilled: bool = False
     edits: bool = False
+    needs_image: bool = False
+    sees: bool = False
+    repeats: tuple[str, ...] = ()
     guider: tuple[tuple[str, Any], ...] = ()
     says: tuple[tuple[str, str], ...] = ()
 
+
+_QWEN = Kind(model="qwenimage", scale="true_cfg_scale")
+_QWEN_EDIT = Kind(model="qwenimage-edit", scale="true_cfg_scale", edits=True, needs_image=True, sees=True)
+_Z_IMAGE = Kind(model="z-image", guider=(("use_original_formulation", True),))
 
 KINDS = {
     "Flux2KleinPipeline": Kind(model="flux2-klein", edits=True),
     "Flux2Pipeline": Kind(
         model="flux2", distilled=True, edits=True, says=(("DEFAULT_SYSTEM_MESSAGE", "system_message"),)
     ),
-    "QwenImagePipeline": Kind(model="qwenimage", scale="true_cfg_scale"),
-    "ZImagePipeline": Kind(model="z-image", guider=(("use_original_formulation", True),)),
+    "FluxKontextPipeline": Kind(model="flux-kontext", distilled=True, edits=True, repeats=("image_latents",)),
+    "QwenImagePipeline": _QWEN,
+    "QwenImageImg2ImgPipeline": _QWEN,
+    "QwenImageInpaintPipeline": _QWEN,
+    "QwenImageEditPipeline": _QWEN_EDIT,
+    "QwenImageEditInpaintPipeline": _QWEN_EDIT,
+    "QwenImageEditPlusPipeline": Kind(
+        model="qwenimage-edit-plus", scale="true_cfg_scale", edits=True, needs_image=True, sees=True
+    ),
+    "ZImagePipeline": _Z_IMAGE,
+    "ZImageImg2ImgPipeline": _Z_IMAGE,
+    "ZImageInpaintPipeline": _Z_IMAGE,
 }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,21 +24,26 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from treesearch.backends.base import Cond, Shared
+from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines import masks
 from treesearch.backends.pipelines.blocks import Program, copied, generator, is_text, no_noise, state_of
 from treesearch.backends.pipelines.checkpoint import CheckpointError
-from treesearch.backends.pipelines.family import OPTIONAL, Family, check_prompts, sides
+from treesearch.backends.pipelines.family import OPTIONAL, Family, check_pictures, check_prompts, join, sides
+from treesearch.backends.pipelines.flow import steps_from_below
 from treesearch.backends.pipelines.kinds import KINDS, modular_form
 from treesearch.backends.pipelines.meta import to_meta
 from treesearch.backends.pipelines.settings import Settings
 
 _OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length", "image")
+_OF_A_BEGINNING = ("image", "mask", "strength")
 _SIZES = ("height", "width", "num_frames")
 _PARTS = ("scheduler", "vae", "transformer", "unet")
 _MEMORYLESS = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler", "DDIMScheduler")
 _OUTPUTS = ("images", "videos")
+_LANCZOS = 1  # of PIL, by which blocks resize pictures
 _ANY = 2  # steps of a grid that is not used: some have none of a single one
 _FEW, _MORE = "", "a red cube beside two blue ones"  # prompts of unequal length, to try rows on
 
@@ -64,12 +70,14 @@ class Modular(Family):
         self._first: dict[str, Any] | None = None
         self._shape: tuple[int, ...] | None = None
 
-    def _load(self) -> Program:
+    def _load(self, given: Sequence[str] = ()) -> Program:
         guider = dict(self.kind.guider) | {"guidance_scale": self.guidance_scale, "enabled": True}
         if self.settings.guidance_rescale:
             guider["guidance_rescale"] = self.settings.guidance_rescale
-        given = ["prompt"] if self.settings.image is None else ["prompt", "image"]
-        return Program(self.kind, self.pipe, self.scheduler, guider, given)
+        return Program(self.kind, self.pipe, self.scheduler, guider, given or self._given())
+
+    def _given(self) -> list[str]:
+        return ["prompt", "image"] if self.kind.edits and self.settings.image is not None else ["prompt"]
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
@@ -77,14 +85,17 @@ class Modular(Family):
         for part in blocks.component_names:
             if (part in _PARTS or is_text(part)) and part not in parts:
                 raise CheckpointError(f"{name} has no {part}: load it whole")
-        default, known = Settings(), set(blocks.input_names)
+        check_pictures(name, settings, needs=KINDS[name].needs_image)
+        known = set(_OF_THE_BLOCKS) & set(blocks.input_names)
         if "guider" in blocks.component_names:
             known.add("guidance_rescale")
         if not KINDS[name].edits:
             known.discard("image")
+        if "strength" in blocks.input_names and (settings.mask is not None or not KINDS[name].edits):
+            known |= set(_OF_A_BEGINNING)
+        default = Settings()
         for option in OPTIONAL:
-            set_ = getattr(settings, option) != getattr(default, option)
-            if set_ and not (option in _OF_THE_BLOCKS and option in known):
+            if getattr(settings, option) != getattr(default, option) and option not in known:
                 raise ValueError(f"{name} takes no {option}")
         if settings.control_scale != 1:
             raise ValueError(f"{name} has no ControlNet for a control_scale")
@@ -129,6 +140,57 @@ class Modular(Family):
         """Shape of one state as the decoder takes it."""
         return tuple(self._program.unpack(self._ready(self._example(1), _ANY)).get("latents").shape[1:])
 
+    @property
+    def begins(self) -> bool:
+        return self.settings.image is not None and not (self.kind.edits and self.settings.mask is None)
+
+    def image_steps(self, num_steps: int, strength: float) -> int:
+        return steps_from_below(num_steps, strength)
+
+    @property
+    def _pixels(self) -> tuple[int, int]:
+        """Height and width of a picture."""
+        height, width = (self._program.runner.vae_scale_factor * side for side in self.latent_shape[-2:])
+        return height, width
+
+    def state_of(self, image: Any) -> Tensor:
+        """x_0 (*state) of a picture, by the blocks that begin at one.
+
+        Raises:
+            ValueError: there are none, or a picture of another size.
+        """
+        if self.kind.edits and self.settings.image is not None:
+            return self._edited()
+        if "strength" not in modular_form(self.kind, self.pipe.config)[1].input_names:
+            raise ValueError(f"{self.name} has no blocks that begin at a picture: begin from latents with from_noise")
+        program, cond = self._load(["prompt", "image"]), self._example(1)
+        given = {"image": pixels_of(image, 3, self._pixels)[None], "strength": 1.0, "num_inference_steps": _ANY}
+        seen = program.see(self._state(given, {})).get("image_latents")
+        values = self._shared | _as_blocks_take_them(cond, 1) | given | {"image_latents": seen}
+        return program.prepare(self._state(values, self._rows)).get("image_latents")[0].float()
+
+    def _edited(self) -> Tensor:
+        """x_0 of the picture that is edited, which the blocks make of their own size."""
+        found = self._ready(self._example(1), _ANY).get("image_latents")[0].float()
+        if tuple(found.shape) != self.state_shape:
+            raise ValueError(f"{self.name} draws {self._pixels} pixels, and sees its picture at another size: leave "
+                             "height and width out")  # fmt: skip
+        return found
+
+    def free(self, mask: Any) -> Tensor:
+        """Entries of a state (1, *state) that the chain draws under a mask, by where its entries are in latents."""
+        if self.kind.edits and hasattr(mask, "resize"):
+            mask = mask.convert("L").resize(self._pixels[::-1], _LANCZOS)
+        count = math.prod(self.state_shape)
+        index = torch.arange(count, dtype=torch.float64, device=self.device).reshape(1, *self.state_shape)
+        places = self._program.unpack(copied(self._ready(self._example(1), _ANY), latents=index)).get("latents")
+        if places.numel() != count or not torch.equal(places.flatten().sort().values, index.flatten()):
+            raise ValueError(f"{self.name} mixes its latents when it packs them, and a mask has no place there")
+        small = torch.nn.functional.interpolate(masks.white(mask, self._pixels), size=places.shape[-2:])
+        found = torch.empty(count, device=self.device)
+        found[places.flatten().long()] = small.to(self.device).expand(places.shape[:-2].numel(), 1, -1, -1).flatten()
+        return found.reshape(1, *self.state_shape)
+
     def grid(self, num_steps: int) -> dict[str, Any]:
         asked: dict[str, Any] = {}
         own = self.scheduler.set_timesteps
@@ -149,6 +211,11 @@ class Modular(Family):
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
+        if self.kind.sees:
+            return join([self._encode([text]) for text in texts])
+        return self._encode(texts)
+
+    def _encode(self, texts: list[str]) -> dict[str, Any]:
         state = self._program.encode(self.pipe, self._state({"prompt": texts}, {}))
         self._rows = state.kwargs_mapping
         self._shared = {name: size for name in _SIZES if (size := state.get(name)) is not None}
@@ -168,6 +235,8 @@ class Modular(Family):
         chosen = {name: getattr(self.settings, name) for name in names if name in self._program.inputs}
         if self.kind.distilled:
             chosen["guidance_scale"] = self.guidance_scale
+        if "max_area" in self._program.inputs and chosen.get("height") and chosen.get("width"):
+            chosen["max_area"] = chosen["height"] * chosen["width"]  # a size that is asked for is not rescaled
         return {k: v for k, v in chosen.items() if v is not None} | dict(self.settings.network_inputs)
 
     def _state(self, values: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> Any:
@@ -184,6 +253,9 @@ class Modular(Family):
         """The state of the blocks before their loop, for rows of conditioning."""
         n = len(next(value for name, value in cond.items() if not name.startswith("negative_")))
         values = self._shared | _as_blocks_take_them(cond, n)
+        values |= {
+            name: values[name].expand(n, *values[name].shape[1:]) for name in self.kind.repeats if name in values
+        }
         with torch.no_grad():
             return self._program.prepare(self._state(values | {"num_inference_steps": num_steps}, self._rows))
 

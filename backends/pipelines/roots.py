@@ -35,8 +35,7 @@ def state_of(family: Family, image: Any) -> Tensor:
         raise ValueError(f"{type(pipe).__name__} draws videos, of which an image is no state: begin from latents with "
                          "from_noise")  # fmt: skip
     if not family.plain:
-        raise ValueError(f"{type(pipe).__name__} begins from noise, with code of its own: begin from latents with "
-                         "from_noise")  # fmt: skip
+        return family.state_of(image)
     decoder = getattr(pipe, "vae", None)
     height, width = family.unpack(torch.empty(1, *shape, device="meta")).shape[-2:]
     if decoder is None:

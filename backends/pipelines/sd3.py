@@ -13,6 +13,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond
 from treesearch.backends.pipelines.family import (
+    BEGINS,
     Family,
     call_default,
     check_prompts,
@@ -29,7 +30,10 @@ class StableDiffusion3(Family):
 
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
-    takes: ClassVar[tuple[str, ...]] = ("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip")
+    takes: ClassVar[tuple[str, ...]] = (
+        *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip"),
+        *BEGINS,
+    )
     fills: ClassVar[tuple[str, ...]] = (
         *("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "return_dict"),
     )

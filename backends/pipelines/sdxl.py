@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond
-from treesearch.backends.pipelines.family import check_prompts, separate, warn_of_long_prompts
+from treesearch.backends.pipelines.family import call_default, check_prompts, separate, warn_of_long_prompts
 from treesearch.backends.pipelines.stable_diffusion import TextUNet
 
 
@@ -42,5 +42,11 @@ class StableDiffusionXL(TextUNet):
     def added(self, cond: Cond, rows: Tensor) -> dict[str, Tensor]:
         pooled = self.rows(cond, "pooled_embeds")
         height, width = self.size
-        times = torch.tensor([[height, width, 0, 0, height, width]], dtype=rows.dtype, device=rows.device)
-        return {"text_embeds": pooled, "time_ids": times.expand(len(rows), -1)}
+        last = [[height, width]]
+        if self.pipe.config.get("requires_aesthetics_score"):  # a refiner
+            last = [[call_default(self.pipe, name, 0.0)] for name in _SCORES[not self.guided :]]
+        times = torch.tensor([[height, width, 0, 0, *each] for each in last], dtype=rows.dtype, device=rows.device)
+        return {"text_embeds": pooled, "time_ids": times.repeat_interleave(len(rows) // len(times), 0)}
+
+
+_SCORES = ("negative_aesthetic_score", "aesthetic_score")  # of the rows of ∅ and of the prompts

@@ -87,12 +87,12 @@ def place(name: str, value: Any) -> None:
 
 
 def pictures(name: str, value: Any) -> None:
-    """A PIL image, or several."""
+    """A PIL image or its file, or several."""
     from PIL.Image import Image
 
     given = value if isinstance(value, list) else [value]
-    if not given or not all(isinstance(each, Image) for each in given):
-        raise TypeError(f"{name} is {_short(value)}, expected a PIL image, or a list of them")
+    if not given or not all(isinstance(each, (Image, str, os.PathLike)) for each in given):
+        raise TypeError(f"{name} is {_short(value)}, expected a PIL image or its file, or a list of them")
 
 
 def inputs(name: str, value: Any) -> None:
@@ -125,6 +125,7 @@ RULES: dict[str, Rule] = {
     "clip_skip": optional(whole(0)),
     "control_scale": number(),
     "image": optional(pictures),
+    "mask": optional(pictures),
     "network_inputs": inputs,
     # of the chain and of what surrounds it
     "num_steps": whole(1),
@@ -137,7 +138,7 @@ RULES: dict[str, Rule] = {
     "slicing": FLAG,
     "compile": FLAG,
     "channels_last": FLAG,
-    "strength": number(0, 1),
+    "strength": optional(number(0, 1)),
     # of a checkpoint
     "checkpoint": place,
     "dtype": of_type((str, torch.dtype), "a name such as float32 or bfloat16"),
@@ -174,7 +175,10 @@ class Settings:
         clip_skip: layers to leave out at the end of CLIP's text encoder.
         control_image: input of a ControlNet: an image, or one a ControlNet.
         control_scale: weight of what the ControlNet adds.
-        image: picture that the model edits or begins from, a PIL image, or several in a list.
+        image: picture that the model edits, or that the chain begins at, a PIL image or its file; models that edit take
+            several in a list.
+        mask: white where a picture is drawn anew, black where it stays, of the picture's size.
+        strength: share of the T steps that a chain from a picture takes; None takes the pipeline's own default.
         network_inputs: handed to every network call as they are, such as {"cross_attention_kwargs": {"scale": 0.5}};
             the scale of a LoRA reaches the text encoders too, as in the pipelines.
 
@@ -193,6 +197,8 @@ class Settings:
     control_image: Any = None
     control_scale: float = 1.0
     image: Any = None
+    mask: Any = None
+    strength: float | None = None
     network_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -202,4 +208,26 @@ class Settings:
     def of(options: Mapping[str, Any]) -> Settings:
         """From the options of a kernel, the others left aside."""
         names = {each.name for each in fields(Settings)}
-        return Settings(**{name: value for name, value in options.items() if name in names})
+        chosen = {name: value for name, value in options.items() if name in names}
+        check(chosen)
+        return Settings(**chosen | {name: opened(chosen.get(name)) for name in ("image", "mask")})
+
+
+def opened(given: Any) -> Any:
+    """A picture, or several, from their files if need be; upright.
+
+    Raises:
+        ValueError: a file that is no picture, or is not there.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(given, list):
+        return [opened(each) for each in given]
+    if not isinstance(given, (str, os.PathLike)):
+        return given
+    try:
+        with Image.open(given) as found:
+            found.load()
+            return ImageOps.exif_transpose(found)
+    except OSError as error:
+        raise ValueError(f"cannot read {os.fspath(given)!r} as a picture: {error}") from error

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond
 from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines import masks
 from treesearch.backends.pipelines.family import (
+    BEGINS,
     Family,
     both_sides,
     check_prompts,
@@ -35,7 +37,10 @@ class TextUNet(Family):
     """A text-conditioned U-Net on VAE latents; `StableDiffusion` and `StableDiffusionXL` differ in their encoders."""
 
     needs: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
-    takes: ClassVar[tuple[str, ...]] = ("guidance_rescale", "negative_prompt", "clip_skip", "control_image")
+    takes: ClassVar[tuple[str, ...]] = (
+        *("guidance_rescale", "negative_prompt", "clip_skip", "control_image"),
+        *BEGINS,
+    )
     fills: ClassVar[tuple[str, ...]] = (
         *("sample", "timestep", "encoder_hidden_states", "timestep_cond", "return_dict"),
         *("down_block_additional_residuals", "mid_block_additional_residual"),
@@ -46,10 +51,12 @@ class TextUNet(Family):
         super().__init__(pipe, settings)
         self.controlnet: Any = getattr(pipe, "controlnet", None)
         self._control: Any = None
+        self._seen: Tensor | None = None
 
     def refuse(self) -> None:
         super().refuse()
-        refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
+        if not self.sees:
+            refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
         if self.controlnet is not None:
             _check_controlnets(self.controlnet, self.settings.control_image)
 
@@ -64,6 +71,12 @@ class TextUNet(Family):
     @property
     def guided(self) -> bool:
         return self.guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
+
+    @property
+    def sees(self) -> bool:
+        """Whether the U-Net is one that fills in: of 2c + 1 channels, for latents, a mask and what it leaves."""
+        filling = self.network.config.in_channels == 2 * self.pipe.vae.config.latent_channels + 1
+        return filling and self.settings.mask is not None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -81,12 +94,26 @@ class TextUNet(Family):
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         text, rows, at = self.rows(cond, "prompt_embeds"), self.twice(x), self.twice(timestep)
+        told = torch.cat([rows, self._beside().expand(len(rows), -1, -1, -1)], 1) if self.sees else rows
         inputs: dict[str, Any] = {"encoder_hidden_states": text, "timestep_cond": self._embedded_scale(rows)}
         if added := self.added(cond, rows):
             inputs["added_cond_kwargs"] = added
         if self.controlnet is not None:
             inputs |= self._controlled(rows, at, text, inputs.get("added_cond_kwargs"))
-        return self.guide(self.network(rows, at, **inputs, **self.settings.network_inputs, return_dict=False)[0])
+        return self.guide(self.network(told, at, **inputs, **self.settings.network_inputs, return_dict=False)[0])
+
+    def on(self, pipe: Any) -> TextUNet:
+        other = type(self)(pipe, self.settings)
+        other._seen = self._beside() if self.sees else None
+        return other
+
+    def _beside(self) -> Tensor:
+        """A mask and the latents of what it leaves, (1, 1 + c, h, w)."""
+        if self._seen is None:
+            drawn, latents = masks.left(self, self.settings.image, self.settings.mask)
+            small = torch.nn.functional.interpolate(drawn, size=latents.shape[-2:])
+            self._seen = torch.cat([small, latents], 1).to(self.network.dtype)
+        return self._seen.to(self.device)
 
     def added(self, cond: Cond, rows: Tensor) -> dict[str, Tensor]:
         """Conditioning beside the text."""
@@ -106,9 +133,8 @@ class TextUNet(Family):
             height, width = self.size
             image = self.settings.control_image
             images = [_opened(i) for i in (image if isinstance(image, (list, tuple)) else [image])]
-            ready = [
-                self.pipe.prepare_image(i, width, height, 1, 1, rows.device, self.controlnet.dtype) for i in images
-            ]
+            prepare = self.pipe.control_image_processor.preprocess
+            ready = [prepare(i, height=height, width=width).to(rows.device, self.controlnet.dtype) for i in images]
             self._control = ready if isinstance(image, (list, tuple)) else ready[0]
         control = self._control
         shape = (len(rows), -1, -1, -1)

@@ -49,13 +49,18 @@ def verdict(name: str, task: str) -> tuple[str, str, str]:
     except ValueError:
         why = why_not(name)
         return name, "not tried" if "not been tried" in why else "refused", why
-    if task.startswith("text"):
-        return name, f"works, {_how(name)}", ""
-    return (
-        name,
-        f"works, {_how(name)}",
-        "the picture is `image=`" if name in KINDS and KINDS[name].edits else "from text alone",
-    )
+    how = f"works, {_how(name)}"
+    if task.startswith("text") and not _wants_a_picture(name):
+        return name, how, ""
+    if "Inpaint" in name:
+        return name, how, "`image=`, `mask=` and `strength=`"
+    if "Img2Img" in name:
+        return name, how, "`image=` and `strength=`"
+    return name, how, "the picture is `image=`" if _wants_a_picture(name) else "from text alone"
+
+
+def _wants_a_picture(name: str) -> bool:
+    return (name in KINDS and KINDS[name].edits) or "ImageToVideo" in name
 
 
 def _how(name: str) -> str:

@@ -387,6 +387,10 @@ def dit():
 @family
 def sd3():
     """Without T5: `from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)`, no saved folder can say so."""
+    return sd3_pipeline()
+
+
+def sd3_pipeline():
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         in_channels=4,
@@ -463,8 +467,7 @@ def qwen_vae():
     return stirred(vae)
 
 
-@family
-def qwen_image():
+def qwen_image_parts():
     transformer = diffusers.QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
@@ -475,7 +478,12 @@ def qwen_image():
         axes_dims_rope=(4, 6, 6),
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
-    return diffusers.QwenImagePipeline(scheduler, qwen_vae(), qwen_vl(), qwen_tokenizer(), stirred(transformer))
+    return scheduler, qwen_vae(), qwen_vl(), qwen_tokenizer(), stirred(transformer)
+
+
+@family
+def qwen_image():
+    return diffusers.QwenImagePipeline(*qwen_image_parts())
 
 
 def qwen3(causal, layers):
