@@ -51,7 +51,9 @@ FAMILIES = {
     "StableDiffusion3Pipeline": "sd3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
     "WanPipeline": "wan:Wan",
+    "WanImageToVideoPipeline": "first_frames:WanImage",
     "LTXPipeline": "ltx:LTX",
+    "LTXImageToVideoPipeline": "first_frames:LTXImage",
     **dict.fromkeys(KINDS, "modular:Modular"),
     **dict.fromkeys(CALLED, "called:Called"),
 }

@@ -33,7 +33,7 @@ from treesearch.backends.pipelines.settings import Settings
 
 OPTIONAL = (
     *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames"),
-    *("image", "mask", "strength"),
+    *("image", "mask", "strength", "guidance_scale_2"),
 )
 BEGINS = ("image", "mask", "strength")  # settings of a chain that begins at a picture
 
@@ -148,6 +148,11 @@ class Family(ABC):
         settings = self.settings
         refuse_inputs(self.network, settings.network_inputs, self.fills)
         refuse_adapters(self.name, self.network, settings.network_inputs)
+        self.refuse_settings()
+
+    def refuse_settings(self) -> None:
+        """The part of `refuse` that is about settings alone."""
+        settings = self.settings
         if settings.negative_prompt is not None and not self.guided:
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
         if settings.clip_skip is not None:
@@ -240,12 +245,12 @@ class Family(ABC):
             self._kept[name] = kept
         return kept[2]
 
-    def guide(self, output: Tensor) -> Tensor:
-        """ε̃ (n, ...) from the network's output on its rows."""
+    def guide(self, output: Tensor, scale: float | None = None) -> Tensor:
+        """ε̃ (n, ...) from the network's output on its rows, under the settings' scale or another."""
         if not self.guided:
             return output
         absent, given = output.chunk(2)
-        guided = extrapolated(absent, given, self.guidance_scale)
+        guided = extrapolated(absent, given, self.guidance_scale if scale is None else scale)
         if self.settings.guidance_rescale:
             axes = tuple(range(1, guided.ndim))
             scale = given.std(axes, keepdim=True) / guided.std(axes, keepdim=True)

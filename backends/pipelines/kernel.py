@@ -85,6 +85,7 @@ class DiffusersKernel:
         width: int | None = None,
         num_frames: int | None = None,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
         guidance_rescale: float = 0.0,
         negative_prompt: str | None = None,
         max_sequence_length: int | None = None,

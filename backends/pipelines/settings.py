@@ -119,6 +119,7 @@ RULES: dict[str, Rule] = {
     "width": optional(whole()),
     "num_frames": optional(whole()),
     "guidance_scale": optional(number(0, hint="; 1 or less is unguided")),
+    "guidance_scale_2": optional(number(0)),
     "guidance_rescale": number(0, 1),
     "negative_prompt": optional(ONE_TEXT),
     "max_sequence_length": optional(whole(1)),
@@ -169,6 +170,7 @@ class Settings:
         height, width: of the images, in pixels.
         num_frames: of videos.
         guidance_scale: w; 1 or less is unguided. Distilled models read it as an input.
+        guidance_scale_2: w of the second expert, where there are two; None takes that of the first.
         guidance_rescale: φ in [0, 1].
         negative_prompt: what ∅ says, for all prompts.
         max_sequence_length: tokens of a T5 encoder.
@@ -190,6 +192,7 @@ class Settings:
     width: int | None = None
     num_frames: int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
     guidance_rescale: float = 0.0
     negative_prompt: str | None = None
     max_sequence_length: int | None = None

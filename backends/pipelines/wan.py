@@ -1,9 +1,9 @@
 """Wan 2.1 and 2.2, text to video: a flow transformer on latents (16, f/4, h/8, w/8), and one T5 (UMT5).
 
 Wan 2.2 A14B has two experts: `transformer` where the timestep is at least boundary_ratio · N, `transformer_2` below.
-Rows of both kinds share a batch, and each meets its own expert once; one scale guides both. Wan 2.2 TI2V tells the time
-of every token, which is one and the same without an input image, and so is told once. The pipeline's UniPC gives its
-grid of flow sigmas; the solver itself, which has memory, is not used.
+Rows of both kinds share a batch, and each meets its own expert once, under one scale or its own (`guidance_scale_2`).
+Wan 2.2 TI2V tells the time of every token, which is one and the same without an input image, and so is told once. The
+pipeline's UniPC gives its grid of flow sigmas; the solver itself, which has memory, is not used.
 
 References:
     Wan: Open and Advanced Large-Scale Video Generative Models (Wan Team, 2025).
@@ -34,7 +34,10 @@ class Wan(Family):
 
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
-    takes: ClassVar[tuple[str, ...]] = ("num_frames", "negative_prompt", "max_sequence_length")
+    takes: ClassVar[tuple[str, ...]] = (
+        *("num_frames", "negative_prompt", "max_sequence_length"),
+        "guidance_scale_2",
+    )
     fills: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states", "return_dict")
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
@@ -52,9 +55,15 @@ class Wan(Family):
     def state_shape(self) -> tuple[int, ...]:
         config = self.network.config
         stride, factor = self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
-        _, *patch = config.patch_size
-        frames, height, width = extent(self.pipe, self.settings, stride, *(factor * side for side in patch), 16)
+        frames, height, width = self.extent
         return (config.in_channels, (frames - 1) // stride + 1, height // factor, width // factor)
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels."""
+        stride, factor = self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
+        _, *patch = self.network.config.patch_size
+        return extent(self.pipe, self.settings, stride, *(factor * side for side in patch), 16)
 
     def refuse(self) -> None:
         super().refuse()
@@ -62,6 +71,14 @@ class Wan(Family):
             if expert is not None:
                 refuse_channels(self.name, expert, self.pipe.vae.config.z_dim)
                 refuse_adapters(self.name, expert, self.settings.network_inputs)
+        self.refuse_size()
+
+    def refuse_size(self) -> None:
+        """Refuse videos that are longer or larger than the network has positions for.
+
+        Raises:
+            ValueError: they are.
+        """
         config = self.network.config
         tokens = [size // part for size, part in zip(self.state_shape[1:], config.patch_size, strict=True)]
         if max(tokens) > config.rope_max_seq_len:
@@ -96,10 +113,14 @@ class Wan(Family):
 
     def _evaluate(self, expert: Any, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         output = expert(
-            hidden_states=self.twice(x),
-            timestep=self.twice(timestep),
             encoder_hidden_states=text,
+            **self.inputs(x, timestep),
             **self.settings.network_inputs,
             return_dict=False,
         )[0]
-        return self.guide(output)
+        second = self.settings.guidance_scale_2 if expert is not self.network else None
+        return self.guide(output, second)
+
+    def inputs(self, x: Tensor, timestep: Tensor) -> dict[str, Any]:
+        """What the network is told beside the text."""
+        return {"hidden_states": self.twice(x), "timestep": self.twice(timestep)}

@@ -284,3 +284,44 @@ def test_bad_pictures(kind, settings, message):
 def test_pictures_of_another_size(settings, message, opened):
     with pytest.raises(ValueError, match=message):
         DiffusersKernel(opened("flux", "FluxInpaintPipeline"), num_steps=T, device="cpu", **settings, **SIDE)
+
+
+VIDEOS = [
+    ("wan_image", {}, {}),
+    ("wan_two", {"guidance_scale_2": 2.0}, {"guidance_scale_2": 2.0}),
+    ("wan_two", {"image": [picture(48, 32), picture(32, 32, 1)]}, {"last_image": picture(32, 32, 1)}),
+    ("wan_by_token", {}, {}),
+    ("ltx_image", {"num_steps": 2}, {"num_inference_steps": 2}),
+]
+FRAMES = {"height": 32, "width": 32, "num_frames": 5}
+
+
+@pytest.mark.parametrize(("name", "settings", "own"), VIDEOS)
+def test_videos_begin_with_a_picture(name, settings, own, opened):
+    """And one row at two levels, alone and in a batch, is the same."""
+    kind = "LTXImageToVideoPipeline" if name == "ltx_image" else "WanImageToVideoPipeline"
+    pipe, given = opened(name, kind), {"image": picture(48, 32), "guidance_scale": 3.0, **FRAMES}
+    kernel = DiffusersKernel(pipe, eta=0.0, device="cpu", **{"num_steps": 3} | given | settings)
+    noise, cond = noises(kernel), cond_of(kernel, PROMPTS)
+    drawn = kernel.decode(walk(kernel, noise, cond))
+    call = {"num_inference_steps": 3, "output_type": "pt", **given, **own}
+    for i, prompt in enumerate(PROMPTS):
+        begun = kernel.family.with_frame(noise) if name == "ltx_image" else noise
+        theirs = pipe(prompt=prompt, latents=begun[i : i + 1], **call).frames
+        assert theirs.shape == (1, 5, 3, 32, 32)
+        assert (drawn[i : i + 1] - theirs).abs().max() < 1e-4
+        assert float(theirs.std()) > 0.02
+    together = kernel.transition(noise, torch.tensor([2, 1]), cond).mean
+    for i, t in enumerate((2, 1)):
+        alone = kernel.transition(noise[i : i + 1], torch.tensor([t]), cond_of(kernel, [PROMPTS[i]])).mean
+        assert (together[i] - alone[0]).abs().max() < 1e-5 * max(1.0, float(alone.abs().max()))
+
+
+def test_a_video_s_plan_knows_its_picture(opened):
+    """On the meta device there is nothing to look at: what was seen is carried there."""
+    kernel = DiffusersKernel(
+        opened("wan_by_token", "WanImageToVideoPipeline"), num_steps=2, device="cpu", image=picture(32, 32), **FRAMES
+    )
+    assert kernel.memory_plan(2, prompts=PROMPTS).network > 0
+    with pytest.raises(ValueError, match="3 pictures, expected one picture, the first frame"):
+        DiffusersKernel(kernel.pipe, num_steps=2, device="cpu", image=[picture(32, 32)] * 3, **FRAMES)

@@ -564,7 +564,7 @@ def flux2_klein_base():
 # Video: 5 frames of 32×32 pixels are latents of 3×8×8
 
 
-def wan_pipeline(scheduler):
+def wan_parts(**config):
     vae = diffusers.AutoencoderKLWan(
         base_dim=8,
         z_dim=4,
@@ -576,18 +576,26 @@ def wan_pipeline(scheduler):
         scale_factor_temporal=2,
         scale_factor_spatial=4,
     )
+    return t5_tokenizer(512), t5_text("UMT5"), stirred(vae), wan_transformer(**config)
+
+
+def wan_transformer(**config):
     transformer = diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
+        **{"in_channels": 4, "out_channels": 4} | config,
         text_dim=32,
         freq_dim=32,
         ffn_dim=64,
         num_layers=2,
         rope_max_seq_len=32,
     )
-    return diffusers.WanPipeline(t5_tokenizer(512), t5_text("UMT5"), stirred(vae), scheduler, stirred(transformer))
+    return stirred(transformer)
+
+
+def wan_pipeline(scheduler):
+    *parts, transformer = wan_parts()
+    return diffusers.WanPipeline(*parts, scheduler, transformer)
 
 
 @family
@@ -605,6 +613,10 @@ def wan_euler():
 
 @family
 def ltx():
+    return diffusers.LTXPipeline(*ltx_parts())
+
+
+def ltx_parts():
     vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=8,
         block_out_channels=(8, 8),
@@ -637,7 +649,7 @@ def ltx():
         base_image_seq_len=1024,
         max_image_seq_len=4096,
     )
-    return diffusers.LTXPipeline(scheduler, stirred(vae), t5_text(), t5_tokenizer(128), stirred(transformer))
+    return scheduler, stirred(vae), t5_text(), t5_tokenizer(128), stirred(transformer)
 
 
 @family

@@ -8,12 +8,15 @@ from tests.support.tiny import (
     SD_BLOCKS,
     family,
     flux_pipeline,
+    ltx_parts,
     qwen_image_parts,
     qwen_tokenizer,
     sd3_pipeline,
     sd_parts,
     sdxl_parts,
     stirred,
+    wan_parts,
+    wan_transformer,
 )
 
 
@@ -126,3 +129,42 @@ def sdxl_controlnet():
     return diffusers.StableDiffusionXLControlNetPipeline(
         **sdxl_parts(), scheduler=scheduler, controlnet=stirred(controlnet)
     )
+
+
+def wan_flow():
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+@family
+def wan_image():
+    """Wan 2.1: CLIP sees the picture."""
+    tokens, text, vae, _ = wan_parts()
+    network = wan_transformer(in_channels=4 + 2 + 4, image_dim=16, added_kv_proj_dim=32)
+    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    eyes = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config, image_size=16, patch_size=8))
+    pictures = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return diffusers.WanImageToVideoPipeline(
+        tokens, text, vae, wan_flow(), image_processor=pictures, image_encoder=stirred(eyes), transformer=network
+    )
+
+
+@family
+def wan_two():
+    """Wan 2.2 A14B: two experts, and nobody sees."""
+    tokens, text, vae, _ = wan_parts()
+    experts = [wan_transformer(in_channels=4 + 2 + 4) for _ in range(2)]
+    return diffusers.WanImageToVideoPipeline(
+        tokens, text, vae, wan_flow(), transformer=experts[0], transformer_2=experts[1], boundary_ratio=0.9
+    )
+
+
+@family
+def wan_by_token():
+    """Wan 2.2 TI2V: a time for each token."""
+    tokens, text, vae, network = wan_parts()
+    return diffusers.WanImageToVideoPipeline(tokens, text, vae, wan_flow(), transformer=network, expand_timesteps=True)
+
+
+@family
+def ltx_image():
+    return diffusers.LTXImageToVideoPipeline(*ltx_parts())
