@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 
 import pytest
@@ -183,6 +184,9 @@ def test_a_run_changes_hands(three, tmp_path, name, keep):
 def test_a_kernel_without_a_fingerprint_is_checked_on_a_worker(three, tmp_path):
     kernel, other = kernels.Nameless(BEDS["gaussian"]), kernels.Nameless(KERNELS["drifting"])
     ts.search(kernel, kernels.total, METHODS["dts"], budget=ts.Budget(nfe=100), store=tmp_path / "run", workers=three)
+    by_worker = json.loads((tmp_path / "run" / "workers.json").read_text("utf-8"))["by_worker"]
+    assert set(by_worker) <= {"0", "1", "2"}
+    assert all(one["nfe"] <= 100 for one in by_worker.values())
     with pytest.raises(ts.StoreError, match="does not reproduce"):
         ts.resume(tmp_path / "run", other, kernels.total, budget=ts.Budget(nfe=200), workers=three)
     assert three.pool.tenants == []  # the one that failed is gone as well

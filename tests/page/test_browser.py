@@ -178,3 +178,12 @@ def test_a_run_that_cannot_be_read_says_why(browser, address, runs):
     open_run(browser, address, "broken")
     assert "this version reads format" in until(browser, "document.querySelector('main .error')?.innerText")
     complaints(browser)
+
+
+def test_the_script_that_measures_it():
+    from experiments.bench import page
+
+    found = page.measure(page.Args(nodes=300, wave=32, updates=2, opened=1))
+    assert found["nodes"] > 300
+    assert 0 < found["first_paint"] <= found["first_paint_most"]
+    assert 0 < found["update"] <= found["update_most"]

@@ -214,6 +214,19 @@ def test_half_a_wave_is_not_there_yet(tmp_path, fresh):
         assert view.state()["waves"] == wave + 1
 
 
+def test_workers_are_shown_as_far_as_their_file_can_be_believed(tmp_path, fresh):
+    pixels(tmp_path / "r", prompts=None, nfe=30)
+    view, file = View(tmp_path / "r"), tmp_path / "r" / "workers.json"
+    assert view.state()["workers"] is None
+    together = {"workers": 1, "busy": 0.5, "fill": 1.0, "queue": 2.0, "mb_in": 0.1, "mb_out": 0.2}
+    view._follower.blocks[-1].meta["history"]["workers"] = together
+    assert view.state()["workers"] == {"together": together, "each": {}}
+    one = {"node": "<b>", "device": "cpu", "busy": 0.5, "fill": 1.0, "nfe": 30, "nfe_per_second": 9.0, "batch_size": 4}
+    for worker, there in ((one | {"memory_mb": None}, True), (one, False), (one | {"memory_mb": "x"}, False)):
+        file.write_text(json.dumps(together | {"by_worker": {"0": worker}}))
+        assert view.state()["workers"]["each"] == ({"0": worker} if there else {})
+
+
 def test_a_run_that_was_killed_says_so(tmp_path, fresh, monkeypatch):
     from treesearch.runs.config import stamped
 

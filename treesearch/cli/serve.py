@@ -41,7 +41,7 @@ class Serve(Command):
         except ImportError as error:
             raise missing("uvicorn", "page") from error
         config = uvicorn.Config(
-            app, lifespan="off", log_level="error", server_header=False, timeout_graceful_shutdown=1
+            app, lifespan="off", log_level="critical", server_header=False, timeout_graceful_shutdown=1
         )
         with listen(self.host, self.port) as opened:
             shown = f"[{self.host}]" if ":" in self.host else self.host

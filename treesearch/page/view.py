@@ -11,6 +11,7 @@ The read-out costs as long as the tree is large, so it is made again when RESTS 
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -24,12 +25,19 @@ from treesearch.report import tables
 from treesearch.report.card import resume_command
 from treesearch.results.result import SearchResult
 from treesearch.results.text import lines
+from treesearch.runs import files, schema
 from treesearch.runs.follow import Follower
 from treesearch.runs.log import NODE
+from treesearch.runs.schema import maybe, number, plain, record, text
 from treesearch.session.rebuild import build_method, read_result
 
 RESTS = 5.0
 PATIENCE = 0.2  # seconds within which a second look finds nothing new
+_BYTES = 2**24
+_FIGURE = maybe(number(-sys.float_info.max, sys.float_info.max))
+_OF_ONE = ("busy", "fill", "nfe", "nfe_per_second", "batch_size", "memory_mb")
+_ONE = record({"node": text(1000), "device": text(1000)} | dict.fromkeys(_OF_ONE, _FIGURE))
+_WORKERS = record({"by_worker": record({}, rest=_ONE)}, rest=plain(8))
 CURVES = ("nfe", "seconds", "best_reward", "ess", "nodes")  # of a wave
 
 
@@ -74,9 +82,23 @@ class View:
                 "since": since,
                 "nodes": [len(table) for table in self._tables],
                 "readout": self._version,
-                "history": {name: [record[name] for record in history] for name in CURVES},
-                "workers": blocks[-1].meta["history"].get("workers") if blocks else None,
+                "history": {name: [wave[name] for wave in history] for name in CURVES},
+                "workers": self._workers(),
             }
+
+    def _workers(self) -> dict[str, Any] | None:
+        """What the workers do, all together and each; None where there are none."""
+        blocks = self._follower.blocks
+        together = blocks[-1].meta["history"].get("workers") if blocks else None
+        if not isinstance(together, dict):
+            return None
+        try:
+            with files.reading(self.path / "workers.json", _BYTES) as file:
+                found = schema.parse(file.read(), "workers.json")
+            _WORKERS(found, "workers.json")
+        except (OSError, schema.Invalid):
+            return {"together": together, "each": {}}
+        return {"together": together, "each": found["by_worker"]}
 
     def about(self) -> dict[str, Any]:
         """What was asked: it stays while the run grows."""

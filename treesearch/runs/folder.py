@@ -5,6 +5,7 @@
     states-*.safetensors  the states, in order of their slots; a node's record holds the checksum of its state
     events.jsonl          one line a wave, for people
     command.json          what the command line was asked, where it made the run
+    workers.json          what each worker does, where there are some; replaced now and then
     outputs/, README.md   what the command line adds: pictures and a card
 
 `kill -9` at any moment loses at most the waves in flight: a last block that is incomplete is cut off on resume, after
@@ -157,6 +158,11 @@ class Run:
         assert self._events is not None
         with self._guard():
             files.write_at(self._events, (json.dumps(record) + "\n").encode(), self._events.seek(0, os.SEEK_END))
+
+    def leave_beside(self, name: str, value: Any) -> None:
+        """Replace a JSON document that nothing is read back from, for those who look."""
+        with self._guard():
+            write_json(self.path / name, value)
 
     def save(self, **changes: Any) -> None:
         """Replace run.json."""

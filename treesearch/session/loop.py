@@ -117,7 +117,10 @@ class Loop:
         beside: dict[str, Any] = {"staleness": self.staleness.mean()} if self.method.mode == "async" else {}
         if workers := self.engine.summary():
             beside["workers"] = workers
-        return self.recorder.record(wave, self.searches, **beside)
+        record = self.recorder.record(wave, self.searches, **beside)
+        if workers:
+            self.recorder.account(self.engine.stats)
+        return record
 
     def _forget(self, wave: Wave) -> None:
         if self.frontier is not None:

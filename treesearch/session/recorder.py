@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from treesearch.runs.folder import Run
 from treesearch.runs.log import Block, records
 from treesearch.session.wave import Wave
 
+WORKERS = 2.0  # seconds between two accounts of what each worker does
 GROWTH = 1.1  # the ESS of the history is computed again when the trees have grown by this factor
 
 
@@ -38,6 +39,7 @@ class Recorder:
         self.history: list[dict[str, Any]] = []
         self.best, self.slots = -np.inf, 0
         self._ess = (0, 0.0)
+        self._told = -np.inf  # when the workers' account was written
         self._seconds = 0.0  # of earlier sessions
         self._began = time.perf_counter()
 
@@ -90,6 +92,12 @@ class Recorder:
         if self.run is not None and self.lost is None:
             self._write(self.run, wave, searches, record)
         return record
+
+    def account(self, stats: Callable[[], dict[str, Any]]) -> None:
+        """Leave what each worker does in the run folder, for those who look."""
+        if self.run is not None and self.lost is None and time.perf_counter() - self._told >= WORKERS:
+            self.run.leave_beside("workers.json", stats())
+            self._told = time.perf_counter()
 
     def close(self, status: str | None, ended: Sequence[str], *, out_of_time: bool) -> None:
         """Let go of the run folder; without a status the run keeps its own."""

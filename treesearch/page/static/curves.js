@@ -2,7 +2,7 @@
 
 import { colour, count, duration, figure } from "./dom.js";
 
-const SIDE = { left: 52, right: 12, top: 10, bottom: 22 };
+const SIDE = { left: 60, right: 12, top: 10, bottom: 22 };
 
 /** About `n` round numbers between two. */
 export function ticks(low, high, n) {

@@ -24,7 +24,7 @@ export function figure(x, digits = 4) {
   if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
   const size = Math.abs(x);
   if (size >= 1000 && size < 1e9) return Math.round(x).toLocaleString("en").replace("-", "−");
-  const text = size !== 0 && (size < 1e-3 || size >= 1e9) ? x.toExponential(2) : String(Number(x.toPrecision(digits)));
+  const text = size !== 0 && (size < 1e-3 || size >= 1e9) ? x.toExponential(2).replace(/\.?0+e/, "e") : String(Number(x.toPrecision(digits)));
   return text.replace("-", "−");
 }
 

@@ -16,7 +16,9 @@ export class Panels {
     this.claims = el("ul", { class: "claims", id: "certificate" }, el("li", { class: "quiet" }, "not read yet"));
     this.certificate = panel("Certificate", this.claims);
     this.rows = el("tbody");
-    this.workers = panel("Workers", el("table", { id: "workers" }, this.rows));
+    this.together = el("p", { class: "quiet" });
+    const head = ["", "machine", "device", "busy", "full", "NFE", "NFE/s", "rows", "memory"].map((name) => el("th", {}, name));
+    this.workers = panel("Workers", this.together, el("div", { class: "scroll" }, el("table", { id: "workers" }, el("thead", {}, el("tr", {}, ...head)), this.rows)));
     this.workers.hidden = true;
     this.resume = this.howToGoOn();
     this.asked = this.settings();
@@ -31,7 +33,9 @@ export class Panels {
   howToGoOn() {
     const text = el("code", { id: "resume" }, this.about.resume);
     const button = el("button", { type: "button", onclick: () => copy(this.about.resume, button) }, "copy");
-    return panel("Go on with it", el("p", { class: "quiet" }, "The run goes on where its log ends, with a larger budget:"),
+    const { nfe } = this.about.budget;
+    const more = nfe ? `, such as --nfe ${2 * nfe}` : "";
+    return panel("Go on with it", el("p", { class: "quiet" }, `It goes on where its log ends; a finished run with a larger budget${more}.`),
       el("div", { class: "command" }, text, button));
   }
 
@@ -58,7 +62,7 @@ export class Panels {
   }
 
   summary(found) {
-    this.tile["samples"](count(found.samples), `${count(found.roots)} roots among them`);
+    this.tile["samples"](count(found.samples), `${count(found.roots)} roots`);
     this.tile["ESS"](found.log_z === null ? "–" : figure(found.ess, 3), found.log_z === null ? "greedy: no weights" : "");
     const { low, high } = found.interval;
     this.tile["log Z"](figure(found.log_z), high === null ? (found.log_z === null ? "" : "no interval") : `${figure(low ?? -Infinity)} … ${figure(high)}`);
@@ -96,14 +100,19 @@ export class Panels {
   table(workers) {
     this.workers.hidden = !workers;
     if (!workers) return;
-    const { by_worker: each, ...all } = workers;
-    fill(this.rows, ...Object.entries(all).map(([key, value]) => el("tr", {}, el("th", {}, key.replace("_", " ")), el("td", {}, words(value)))));
+    const { busy, fill: filled, queue, mb_in, mb_out, workers: up } = workers.together;
+    this.together.textContent = `${words(up)} up, ${share(busy)} busy, passes ${share(filled)} full, queue ${words(queue)}, ${figure(mb_in, 3)} MB in, ${figure(mb_out, 3)} MB out`;
+    fill(this.rows, ...Object.entries(workers.each).map(([number, one]) => el("tr", {}, ...[
+      number, el("span", { title: one.node }, one.node.slice(0, 12)), one.device, share(one.busy), share(one.fill), count(one.nfe), count(one.nfe_per_second), count(one.batch_size),
+      one.memory_mb === null ? "–" : `${count(one.memory_mb)} MB`].map((cell) => el("td", {}, cell)))));
   }
 
   fault(text) {
     fill(this.about_, el("p", { class: "error" }, text));
   }
 }
+
+const share = (part) => (typeof part === "number" ? `${Math.round(100 * part)} %` : "–");
 
 async function copy(text, button) {
   try {
