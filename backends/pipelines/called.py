@@ -13,7 +13,7 @@ import copy
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -45,6 +45,10 @@ _RESERVED = {
 }
 
 
+Shares = Literal["all", "level", "none"]
+"""Which rows share a call of the pipeline: all of a batch, those at one level, or none."""
+
+
 class Called(Family):
     """A pipeline by its own call.
 
@@ -59,7 +63,7 @@ class Called(Family):
         self.row = CALLED[self.name]
         scale = settings.guidance_scale
         self.guidance_scale = float(call_default(pipe, self.row.scale, 1.0) if scale is None else scale)
-        self.mixes = True  # whether rows at other levels share a call
+        self.shares: Shares = "all"
         self._leaves: list[int] | None = None
         self._specs: list[TreeSpec] = []
         self._rest: list[Any] = []  # what is no tensor
@@ -210,7 +214,7 @@ class Called(Family):
         stage = Stage(self.device, torch.tensor([_SOME], device=self.device), told)
         rows: list[int] = []
         with self._still(), calls.before(self.networks, lambda _, args, kwargs: rows.append(_length(args, kwargs))):
-            calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": 1}, stage)
+            calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": _ANY}, stage)
         if stage.state is None:
             raise ValueError(f"{self.name} does not hand its network's output to its scheduler's step")
         self._rows, self._shape = sum(rows), tuple(stage.state.shape[1:])
@@ -223,6 +227,18 @@ class Called(Family):
             calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": num_steps}, stage)
         left_out = ("self", "num_inference_steps", "device")
         return {k: v for k, v in stage.grid.items() if k not in left_out and v is not None}
+
+    @property
+    def _turned(self) -> bool:
+        """Whether σ is the share of x_0, rising, and the network returns x_0 - ε, flow the other way."""
+        return bool(self.pipe.scheduler.config.get("invert_sigmas"))
+
+    def schedule(self, num_steps: int) -> Schedule:
+        if not self._turned:
+            return super().schedule(num_steps)
+        own = copy.deepcopy(self.pipe.scheduler)
+        own.set_timesteps(num_steps, **self.grid(num_steps))
+        return Schedule.flow(1 - own.sigmas.flip(0), own.timesteps.flip(0))
 
     # Steps
 
@@ -239,9 +255,10 @@ class Called(Family):
         return output
 
     def _groups(self, timestep: Tensor, lengths: Tensor) -> list[Any]:
-        """Rows that share a call: of the same lengths, and at the same level where they must be."""
-        levels = [0.0] * len(timestep) if self.mixes else timestep.tolist()
-        keys = list(zip(levels, map(tuple, lengths.tolist()), strict=True))
+        """Rows that share a call: of the same lengths, and at the same level or alone where they must be."""
+        n = len(timestep)
+        apart = {"all": [0] * n, "level": timestep.tolist(), "none": range(n)}[self.shares]
+        keys = list(zip(apart, map(tuple, lengths.tolist()), strict=True))
         found = dict.fromkeys(keys)
         if len(found) == 1:
             return [slice(None)]
@@ -257,10 +274,15 @@ class Called(Family):
         """The network's output, guided, for states of one call."""
         n = len(x)
         stage = Stage(self.device, timesteps, self._told(cond, rows, n))
-        calls.call(self.pipe, self._inputs(n) | {"latents": x, "num_inference_steps": 1}, stage)
+        calls.call(self.pipe, self._inputs(n) | {"latents": x, "num_inference_steps": _ANY}, stage)
         if stage.output is None or stage.state is None or stage.state.shape != x.shape:
             raise ValueError(f"{self.name} does not step from the latents that it is given")
-        return _of_state(stage.output, x)
+        return self._of_chain(stage.output, x)
+
+    def _of_chain(self, output: Tensor, x: Tensor) -> Tensor:
+        """Without a learned variance, which stands behind along the channels, and as flow to noise."""
+        found = output if output.shape == x.shape else output[:, : x.shape[1]]
+        return -found if self._turned else found
 
     # Pictures
 
@@ -276,10 +298,8 @@ class Called(Family):
     def _draw(self, x0: Tensor) -> Tensor:
         n, cond = len(x0), self._example()
         stage = Stage(self.device, x0.new_empty(0), self._told(cond, [0] * n, n))
-        decoder = getattr(self.pipe, "vae", None)
-        latents = x0.to(self.network.dtype if decoder is None else decoder.dtype)
-        inputs = {"latents": latents, "num_inference_steps": 1, "output_type": "pt"}
-        with Quiet(*([] if decoder is None else [decoder])):  # here: a checkpoint calls this again for the gradient
+        inputs = {"latents": x0.to(self.pipe.vae.dtype), "num_inference_steps": _ANY, "output_type": "pt"}
+        with Quiet(self.pipe.vae):  # here: a checkpoint calls this again for the gradient
             done = calls.call(self.pipe, self._inputs(n) | inputs, stage)
         return tree_flatten(tuple(done.values()))[0][0].float()
 
@@ -317,12 +337,13 @@ class Called(Family):
         T, texts = chain.schedule.num_steps, [FEW, MORE, FEW, MORE]
         t = torch.tensor([1, T, T, T], device=self.device)
         alone = torch.cat([self._output(chain, x[[i]], t[[i]], [text]) for i, text in enumerate(texts)])
-        try:
-            self._refuse(_TOGETHER, self._output(chain, x, t, texts), alone)
-        except Exception as error:  # whatever a pipeline says where it expects one timestep
-            log.info("%s takes one timestep at a time: %s", self.name, error)
-            self.mixes = False
-            self._refuse(_TOGETHER, self._output(chain, x, t, texts), alone)
+        for self.shares in get_args(Shares):
+            try:
+                return self._refuse(_TOGETHER, self._output(chain, x, t, texts), alone)
+            except Exception as error:  # whatever a pipeline says where it expects one timestep, or one row
+                log.info("%s, with %s sharing a call: %s", self.name, self.shares, error)
+                refused = error
+        raise refused
 
     def _output(self, chain: Chain, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
         cond = {k: getattr(v, "value", v) for k, v in self.encode(prompts).items()}
@@ -338,6 +359,8 @@ class Called(Family):
         inputs = {"latents": x_T.to(self.network.dtype), "num_inference_steps": T, "output_type": "latent"}
         with calls.lazy(self.networks, lambda: stage.steps in wanted):
             calls.call(self.pipe, self._inputs(1) | inputs, stage)
+        for i in range(1, T):
+            self._refuse(f"states before step {i + 1} of {T}, and after the one before,", kept[i][1], kept[i - 1][2])
         alike = is_memoryless(self.pipe.scheduler, T)
         for i in sorted(wanted):
             t = torch.tensor([T - i], device=self.device)
@@ -345,7 +368,7 @@ class Called(Family):
             # Where x_T is not of unit variance, the solver steps on x / α.
             x = x if chain.schedule.prior_std == 1 else float(chain.alpha[t]) * x
             found = self.predict(x.to(self.network.dtype), chain.timestep[t], cond).float()
-            self._refuse(f"step {i + 1} of {T}, and the pipeline's own,", found, _of_state(output, found))
+            self._refuse(f"step {i + 1} of {T}, and the pipeline's own,", found, self._of_chain(output, found))
             if alike:
                 self._refuse(f"states after step {i + 1} of {T}, and the pipeline's own,",
                              chain.law(x, t, found).mean, after, scale=after - x)  # fmt: skip
@@ -357,6 +380,7 @@ class Called(Family):
 _FIXED, _SAME, _ROWS, _WHOLE = range(4)
 """What encoders return: the same whatever the prompts, one row for all, a row a prompt, or one thing for a call."""
 _TOGETHER = "rows in a batch at mixed timesteps, and alone,"
+_ANY = 2  # steps of a grid that is not used: some have none of a single one
 _SOME = 500.0  # a timestep, where any does
 
 
@@ -373,11 +397,6 @@ def _kind(both: Any, alone: Sequence[Any]) -> int:
 
 def _longest(row: Tensor) -> int:
     return row.shape[1] if row.ndim > 1 else 0
-
-
-def _of_state(output: Tensor, x: Tensor) -> Tensor:
-    """Without a learned variance, which stands behind along the channels."""
-    return output if output.shape == x.shape else output[:, : x.shape[1]]
 
 
 def _length(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

@@ -203,9 +203,8 @@ def _silent(kind: Any) -> type:
     def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return sample
 
-    body = {"set_timesteps": set_timesteps, "step": step, "init_noise_sigma": 1.0}
-    if hasattr(kind, "scale_model_input"):
-        body["scale_model_input"] = scale_model_input
+    body = {"set_timesteps": set_timesteps, "step": step, "scale_model_input": scale_model_input}
+    body["init_noise_sigma"] = 1.0
     return type(kind.__name__, (kind,), body)
 
 
@@ -229,5 +228,7 @@ def _watched(kind: Any) -> type:
         return done
 
     taken = inspect.signature(kind.step)
-    body = {"set_timesteps": set_timesteps, "step": step}
+    body: dict[str, Any] = {"set_timesteps": set_timesteps, "step": step}
+    if not hasattr(kind, "scale_model_input"):  # which pipelines call where the class is none that they know
+        body["scale_model_input"] = lambda self, sample, *args, **kwargs: sample
     return type(kind.__name__, (kind,), body)

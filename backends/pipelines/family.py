@@ -175,6 +175,10 @@ class Family(ABC):
         """What the pipeline hands to its scheduler's `set_timesteps`, beside the number of steps."""
         return {}
 
+    def schedule(self, num_steps: int) -> Schedule:
+        """The grid of T steps."""
+        return Schedule.of(self.pipe.scheduler, num_steps, **self.grid(num_steps))
+
     def image_steps(self, num_steps: int, strength: float) -> int:
         """Steps of T that the family's image-to-image pipeline takes."""
         return int(num_steps * strength)

@@ -124,7 +124,7 @@ class DiffusersKernel:
             pipe.vae.enable_slicing() if slicing else None
         self._move(as_device(device))  # first: some families ask their networks for the shape of a state
         self.state_shape = self.family.state_shape
-        schedule = Schedule.of(pipe.scheduler, num_steps, **self.family.grid(num_steps))
+        schedule = self.family.schedule(num_steps)
         self.chain = _chain(pipe.scheduler, schedule, eta, step).to(self.device)
         self._whole = schedule  # of which chains from an image take the last steps
         self.family.verify(schedule)

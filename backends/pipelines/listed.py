@@ -37,4 +37,9 @@ CALLED = {
     "CogView4Pipeline": Row(),
     "HunyuanDiTPipeline": Row(),
     "LattePipeline": Row(),
+    "BriaPipeline": Row(),
+    "OvisImagePipeline": Row(),
+    "PRXPipeline": Row(),
+    "SkyReelsV2Pipeline": Row(),
+    "MochiPipeline": Row(),
 }

@@ -16,6 +16,8 @@ from treesearch.rewards.base import as_reward
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
 ]
 T = 4
@@ -36,17 +38,23 @@ SETTINGS = {
     "cogvideox": SMALL | {"num_frames": 9, "max_sequence_length": 64},
     "hunyuan_video": LARGE
     | {"num_frames": 5, "network_inputs": {"prompt_template": {"template": "{}", "crop_start": 0}}},
+    "bria": SMALL,
+    "ovis": SMALL,
+    "prx": SMALL | {"network_inputs": PLAIN | {"skip_text_cleaning": True}},
+    "mochi": {"height": 32, "width": 32, "num_frames": 7},
+    "skyreels": {"height": 32, "width": 32, "num_frames": 5},
     "latte": SMALL | {"network_inputs": {"video_length": 2}},
 }
 STATES = {
-    **dict.fromkeys(["pixart_alpha", "pixart_sigma", "aura_flow", "cogview3", "cogview4"], (4, 8, 16)),
+    **dict.fromkeys(["pixart_alpha", "pixart_sigma", "aura_flow", "cogview3", "cogview4", "prx"], (4, 8, 16)),
+    **dict.fromkeys(["chroma", "bria", "ovis"], (32, 16)),
     **dict.fromkeys(["lumina", "lumina2", "hunyuan_dit"], (4, 4, 8)),
-    **{"sana": (4, 16, 32), "chroma": (32, 16)},
+    **{"sana": (4, 16, 32), "mochi": (12, 2, 4, 4), "skyreels": (4, 3, 8, 8)},
     **{"cogvideox": (3, 4, 4, 8), "hunyuan_video": (4, 2, 4, 8), "latte": (4, 2, 8, 16)},
 }
 ROWS = dict.fromkeys(SETTINGS, 2) | {"hunyuan_video": 1}
-ONE_LEVEL = ("aura_flow", "hunyuan_dit")
-"""Those whose call takes one timestep for all rows, in one way or another."""
+SHARES = dict.fromkeys(SETTINGS, "all") | {"aura_flow": "level", "hunyuan_dit": "level", "prx": "none"}
+"""Which rows share a call: some take one timestep for all, one a single row."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +113,7 @@ def drawn(pipe, name, noise, **call):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_without_noise_is_the_pipeline_s_own(name, pipeline, kernel):
     k = kernel(name)
-    assert (k.state_shape, k.rows_per_nfe, k.family.mixes) == (STATES[name], ROWS[name], name not in ONE_LEVEL)
+    assert (k.state_shape, k.rows_per_nfe, k.family.shares) == (STATES[name], ROWS[name], SHARES[name])
     ours = k.decode(walk(k, noises(k), cond_of(k, PROMPTS)))
     theirs = drawn(pipeline(name), name, noises(k))
     assert ours.shape == theirs.shape
@@ -216,17 +224,22 @@ def test_loads_as_real_ones_do(name, tiny_root):
         k.encode(["another"])
 
 
-def test_a_network_that_mixes_rows_is_refused(pipeline, monkeypatch):
+@pytest.mark.parametrize("draws", [False, True])
+def test_rows_that_mix_are_called_alone_and_noise_is_refused(draws, pipeline, monkeypatch):
     pipe = pipeline("sana")
     forward = type(pipe.transformer).forward
 
     @functools.wraps(forward)
     def mixing(self, hidden_states, **more):
         out = forward(self, hidden_states, **more)
-        return (out[0] + 0.1 * hidden_states.roll(1, 0), *out[1:])
+        other = torch.randn_like(hidden_states) if draws else hidden_states.roll(1, 0)
+        return (out[0] + 0.1 * other, *out[1:])
 
     monkeypatch.setattr(type(pipe.transformer), "forward", mixing)
-    with pytest.raises(ValueError, match="rows in a batch at mixed timesteps, and alone, differ by"):
+    if not draws:
+        assert wrap(pipe, "sana", guidance_scale=1.0).family.shares == "none"
+        return
+    with torch.random.fork_rng(), pytest.raises(ValueError, match=r"rows in a batch at .*, and alone, differ by"):
         wrap(pipe, "sana", guidance_scale=1.0)
 
 
@@ -242,7 +255,7 @@ def test_rows_that_share_a_time_are_called_level_by_level(pipeline, monkeypatch)
 
     monkeypatch.setattr(type(pipe.transformer), "forward", first)
     k = wrap(pipe, "pixart_sigma")
-    assert not k.family.mixes
+    assert k.family.shares == "level"
     x, t, cond = noises(k, 3), torch.tensor([1, 4, 1]), cond_of(k, ["a", "b", "c"])
     calls.clear()
     law = k.transition(x, t, cond)

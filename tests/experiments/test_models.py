@@ -16,5 +16,5 @@ def test_the_committed_page_is_what_the_command_writes():
         pytest.skip("it is of another diffusers")
     assert models.page() == text, "run python -m experiments.bench.models --out docs/models.md"
     listed, _, others = text.partition("## Not in the auto pipelines")
-    assert listed.count("| works, by hand |") == 9
+    assert listed.count("| works, by hand |") >= 9
     assert "| `CogVideoXPipeline` | works, by its call |" in others

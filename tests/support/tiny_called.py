@@ -12,10 +12,13 @@ from tests.support.tiny import (
     clip_text,
     clip_tokenizer,
     family,
+    qwen3,
     qwen_text,
+    qwen_tokenizer,
     stirred,
     t5_text,
     t5_tokenizer,
+    wan_parts,
 )
 
 FLOW_VAE = {"scaling_factor": 0.3611, "shift_factor": 0.1159, **NO_QUANT}
@@ -336,25 +339,6 @@ def hunyuan_dit():
 
 
 @family
-def allegro():
-    transformer = diffusers.AllegroTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=24,
-        num_layers=2,
-        cross_attention_dim=48,
-        sample_height=4,
-        sample_width=4,
-        sample_frames=2,
-        caption_channels=32,
-    )
-    vae = diffusers.AutoencoderKLAllegro(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=32
-    )
-    scheduler = diffusers.EulerDiscreteScheduler(**SD_BETAS)
-    return diffusers.AllegroPipeline(t5_tokenizer(512), t5_text(), stirred(vae), stirred(transformer), scheduler)
-
-
-@family
 def latte():
     transformer = diffusers.LatteTransformer3DModel(
         num_attention_heads=2,
@@ -375,3 +359,52 @@ def latte():
     )
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     return diffusers.LattePipeline(t5_tokenizer(120), t5_text(), autoencoder(), stirred(transformer), scheduler)
+
+
+ROPE = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 6, 6)}
+
+
+@family
+def bria():
+    transformer = diffusers.BriaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, joint_attention_dim=32, **ROPE
+    )
+    return diffusers.BriaPipeline(
+        stirred(transformer), flow(use_dynamic_shifting=True), autoencoder(**FLOW_VAE), t5_text(), t5_tokenizer(128)
+    )
+
+
+@family
+def ovis():
+    transformer = diffusers.OvisImageTransformer2DModel(
+        in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, joint_attention_dim=16, **ROPE
+    )
+    text = qwen3(causal=False, layers=2)
+    vae = autoencoder(**FLOW_VAE)
+    return diffusers.OvisImagePipeline(flow(), vae, text, qwen_tokenizer(), stirred(transformer))
+
+
+@family
+def prx():
+    transformer = diffusers.PRXTransformer2DModel(
+        in_channels=4, context_in_dim=32, hidden_size=32, num_heads=2, depth=2, axes_dim=[8, 8]
+    )
+    return diffusers.PRXPipeline(stirred(transformer), flow(), t5_text(), t5_tokenizer(256), autoencoder(**FLOW_VAE))
+
+
+@family
+def skyreels():
+    transformer = diffusers.SkyReelsV2Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    return diffusers.SkyReelsV2Pipeline(
+        t5_tokenizer(512), t5_text("UMT5"), stirred(transformer), wan_parts()[2], flow()
+    )
