@@ -33,8 +33,8 @@ from treesearch.backends.interventions import Actions
 from treesearch.backends.interventions.base import CHOSEN
 from treesearch.backends.interventions.hspace import hspace
 from treesearch.core.tree import ROOT
+from treesearch.pictures.sheets import Block, Cell, draw_sheet, thumbnail
 from treesearch.report import trees
-from treesearch.report.sheets import Block, Cell, draw_sheet, thumbnail
 from treesearch.report.tables import markdown_table
 from treesearch.runs.files import write_text
 

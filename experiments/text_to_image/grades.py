@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.text_to_image.searches import Job, anytime
 from treesearch.core.tree import Tree
-from treesearch.report.media import write_image
+from treesearch.pictures.media import write_image
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.rewards.base import Reward
 

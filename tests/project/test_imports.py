@@ -73,12 +73,13 @@ ROOMS = {
     "engine": {"core", "budget", "errors", f"{BACKENDS}.chains"} | BASES,
     "runs": {"core", "engine", "budget", "errors", "host", "text", f"{BACKENDS}.base"},
     "methods": {"core", "engine", "budget", "citations", "errors", "host", f"{REWARDS}.potentials"} | BASES,
-    "results": {"core", "methods", "runs", "budget", "errors", f"{REWARDS}.base"},
+    "pictures": {"runs", "text"},
+    "results": {"core", "methods", "pictures", "runs", "budget", "errors", "text", f"{REWARDS}.base"},
     "registry": {"methods", "errors", "text", f"{REWARDS}.base", f"{REWARDS}.redact", REWARDS, BACKENDS},
     "session": {"core", "engine", "methods", "results", "runs", "budget", "errors", "interrupts", "version"} | BASES,
     "distributed": {"core", "engine", "registry", "budget", "errors", "host", "interrupts"} | BASES,
     "api": {"session", "methods", "registry", "report", "results", "runs", "budget", "errors"} | BASES,
-    "report": {"text", "core", "results", "runs", "session", "budget", "errors", f"{REWARDS}.images"},
+    "report": {"text", "core", "pictures", "results", "runs", "session", "budget", "errors", f"{REWARDS}.images"},
     "compare": {"text", "api", "methods", "registry", "report", "results", "runs", "session", "budget", "errors"}
     | BASES,
     "diagnosis": {
@@ -97,7 +98,7 @@ ROOMS = {
     | {f"{BACKENDS}.diagnostics"}
     | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
-    "page": {"core", "engine", "report", "results", "runs", "session", "errors"},
+    "page": {"core", "engine", "pictures", "report", "results", "runs", "session", "errors"},
     "export": {"core", "report", "results", "runs", "errors", CHANNELS},
     "testing": {"api", "core", "methods", "results", "runs", "budget", "errors"} | BASES,
 }

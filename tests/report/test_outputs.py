@@ -17,8 +17,10 @@ from PIL import Image
 import treesearch as ts
 from tests.support import kernels
 from tests.support.beds import BEDS
-from treesearch.report import best, media, outputs, tables
+from treesearch.pictures import media
+from treesearch.report import best, outputs, tables
 from treesearch.results.result import TaskResult
+from treesearch.results.summary import summary
 
 EVIL = "a \x1b[2J cat\nwith \ud800 and 日本"
 
@@ -257,7 +259,7 @@ def test_a_greedy_search_shows_no_ess():
     cells = {}
     for method in (ts.BestOfN(), ts.BeamSearch(beam_width=2, branching=2)):
         found = ts.search(BEDS["gaussian"], kernels.total, method, budget=ts.Budget(nfe=40))
-        (row,) = tables.rows("it", tables.summary(found), found.cost)
+        (row,) = tables.rows("it", summary(found), found.cost)
         cells[type(method).__name__] = [row[tables.COLUMNS.index(name)] for name in ("log Z", "ESS")]
     assert cells["BeamSearch"] == [tables.DASH, tables.DASH]
     assert float(cells["BestOfN"][1]) > 1

@@ -28,6 +28,7 @@ from treesearch.report.card import resume_command
 from treesearch.report.progress import Progress
 from treesearch.report.tables import say
 from treesearch.results.result import SearchResult
+from treesearch.results.summary import summary
 from treesearch.runs.files import write_json
 from treesearch.session.session import Session
 
@@ -139,7 +140,7 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
     except KeyboardInterrupt:
         say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
         return 130
-    found = {"tasks": report.summary(result), "cost": result.cost.as_dict(), "store": str(path), "method": name}
+    found = {"tasks": summary(result), "cost": result.cost.as_dict(), "store": str(path), "method": name}
     pictured = None if session.lost is not None else edits.report(result, session.kernel, command, path)
     if pictured is not None:
         found["edits"] = pictured

@@ -18,6 +18,7 @@ from treesearch.report import best, plots, trees
 from treesearch.report import tables as report
 from treesearch.report.tables import say
 from treesearch.results.result import SearchResult
+from treesearch.results.summary import summary
 from treesearch.runs import folder as runs
 from treesearch.runs.config import read_config
 from treesearch.session.rebuild import read_result
@@ -77,7 +78,7 @@ class Show(Command):
             for i, task in enumerate(result.tasks)
             for t in sorted(set(task.tree.t.tolist()), reverse=True)
         ]
-        name, tasks = config["method"]["name"], report.summary(result)
+        name, tasks = config["method"]["name"], summary(result)
         if self.json:
             found = {"tasks": tasks, "cost": result.cost.as_dict()}
             told = {"config": config, "summary": found, "last": result.history[-1:], "levels": levels}

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from treesearch.core.weights import normalise
 from treesearch.errors import TreeSearchError, missing
-from treesearch.report import tables as report
 from treesearch.results.result import SearchResult, TaskResult
+from treesearch.results.summary import summary
 from treesearch.rewards.channels import Channels
 
 NAME = re.compile(r"[-\w]+-v\d+")
@@ -287,10 +287,10 @@ def _facts(result: SearchResult, rows: dict[int, Any]) -> dict[str, Any]:
     """What the card of a run says."""
     config = result.tasks[0].context.config
     told = ("method", "kernel", "fingerprint", "reward", "reward_settings", "seed", "num_steps", "budget", "versions")
-    summary = report.summary(result)
+    figures = summary(result)
     return {key: config[key] for key in told} | {
         "cost": result.cost.as_dict(),
-        "tasks": [summary[i] | {"task": i, "written": len(found)} for i, found in rows.items()],
+        "tasks": [figures[i] | {"task": i, "written": len(found)} for i, found in rows.items()],
     }
 
 

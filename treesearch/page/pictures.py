@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from treesearch.core.tree import NONE
 from treesearch.engine.states import LostStates
 from treesearch.page.view import View
+from treesearch.pictures.sheets import thumbnail
 from treesearch.report import best
-from treesearch.report.sheets import thumbnail
 from treesearch.runs.shards import DTYPES, ShardStates
 
 DECODED, STORED = "decoded", "state"

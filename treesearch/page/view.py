@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.report import tables
 from treesearch.report.card import resume_command
 from treesearch.results.result import SearchResult
+from treesearch.results.summary import summary
 from treesearch.results.text import lines
 from treesearch.runs import files, schema
 from treesearch.runs.follow import Follower
@@ -151,7 +151,7 @@ class View:
         with self.lock:
             found = self._task(task)
             assert self._result is not None
-            told = tables.summary(replace(self._result, tasks=[found]))[0]
+            told = summary(replace(self._result, tasks=[found]))[0]
             return told | {
                 "interval": told["certificate"]["log_z"],
                 "certificate": lines(told["certificate"]),

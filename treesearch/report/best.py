@@ -14,48 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from treesearch.report import media
-from treesearch.report.sheets import thumbnail
+from treesearch.pictures import media
+from treesearch.pictures.sheets import thumbnail
 from treesearch.results.result import SearchResult, TaskResult
+from treesearch.results.seen import Samples
 from treesearch.runs.files import reading, subfolder, write_text
 
 BEST = 8
 INDEX = "best.jsonl"
 INDEX_BYTES, FILE_BYTES = 2**26, 2**28  # that are read back, at most
 _OURS = re.compile(r"task\d+_\d+\.(png|mp4|wav|npz)", re.ASCII)
-
-
-class Samples:
-    """A task's samples, decoded one at a time; thumbnails of those that can be seen are kept.
-
-    Args:
-        task: whose they are.
-        rate: samples a second where they are audio, else None.
-    """
-
-    def __init__(self, task: TaskResult, rate: int | None = None) -> None:
-        self.task, self.rate = task, rate
-        self._small: dict[int, Any] = {}
-
-    def ranked(self, k: int) -> NDArray[np.int64]:
-        """Rows of the k samples of highest reward, best first."""
-        return np.argsort(-self.task.rewards.numpy(), kind="stable")[:k]
-
-    def decode(self, row: int) -> tuple[str, Any]:
-        """A sample and its kind."""
-        sample = self.task.pick(np.array([row]))[0]
-        kind = media.kind_of(sample, self.rate)
-        if kind in ("image", "video") and row not in self._small:
-            self._small[row] = thumbnail(media.image_of(sample))
-        return kind, sample
-
-    def thumbnail(self, row: int) -> Any:
-        """A small Pillow image of a sample; None where it cannot be seen."""
-        if row not in self._small:
-            self.decode(row)
-        return self._small.get(row)
 
 
 def write_best(result: SearchResult, samples: list[Samples], folder: Path, k: int, *, fps: int) -> None:

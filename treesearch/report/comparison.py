@@ -10,6 +10,7 @@ from typing import Any
 from treesearch.report import outputs, tables
 from treesearch.report.card import card
 from treesearch.results.comparison import Comparison
+from treesearch.results.summary import summary as summary_of
 from treesearch.runs.files import write_json, write_text
 
 SUMMARY = "summary.json"
@@ -19,7 +20,7 @@ Tasks = Mapping[str, Sequence[Mapping[str, Any]]]
 def summary(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     """By method one record a task, plain numbers."""
     return {
-        name: [task | (entry.also[i] if entry.also else {}) for i, task in enumerate(tables.summary(entry.found))]
+        name: [task | (entry.also[i] if entry.also else {}) for i, task in enumerate(summary_of(entry.found))]
         for name, entry in comparison.ran.items()
     }
 

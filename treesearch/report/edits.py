@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from treesearch.report import media
-from treesearch.report.sheets import Block, Cell, draw_sheet, thumbnail
+from treesearch.pictures import media
+from treesearch.pictures.sheets import Block, Cell, draw_sheet, thumbnail
 from treesearch.results.result import TaskResult
 from treesearch.rewards.images.fidelity import psnr, ssim
 from treesearch.runs.files import subfolder, write_json

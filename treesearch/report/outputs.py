@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from treesearch.errors import writing
-from treesearch.report import media, plots, tables
-from treesearch.report.best import BEST, Samples, write_best
+from treesearch.pictures import media
+from treesearch.pictures.sheets import Block, draw_sheet
+from treesearch.report import plots, tables
+from treesearch.report.best import BEST, write_best
 from treesearch.report.card import card
-from treesearch.report.sheets import Block, Cell, draw_sheet
 from treesearch.results.result import SearchResult, TaskResult
+from treesearch.results.seen import Samples
+from treesearch.results.summary import summary
 from treesearch.runs.files import subfolder, write_json
 
 PICTURED = 32  # samples on a contact sheet
@@ -77,7 +80,7 @@ def _write(
     context = result.tasks[0].context
     outputs = subfolder(folder / "outputs")
     told = dict(asked or {key: context.config[key] for key in ("kernel", "reward")})
-    found = tables.summary(result)
+    found = summary(result)
     write_json(folder / "summary.json", {"tasks": found, "cost": result.cost.as_dict()})
     write_best(result, samples, outputs / "best", best, fps=fps)
     pictures = _sheets(samples, outputs)
@@ -97,7 +100,9 @@ def draw_curves(results: Mapping[str, SearchResult], told: Mapping[str, Any], pa
 def _sheets(samples: list[Samples], outputs: Path) -> list[tuple[str, str]]:
     """Contact sheets of all tasks, and of several tasks one of the best of each; (file, caption) for the card."""
     pictures = []
-    if len(samples) > 1 and (cells := [cell for known in samples[:PICTURED] for cell in _cells(known, 1, True)]):
+    if len(samples) > 1 and (
+        cells := [cell for known in samples[:PICTURED] for cell in known.cells(known.ranked(1), prompted=True)]
+    ):
         draw_sheet([Block("the best of each task", cells)], outputs / "best.png")
         pictures.append(("outputs/best.png", "the best of each task"))
     for i, known in enumerate(samples):
@@ -113,29 +118,14 @@ def contact_sheet(task: TaskResult, path: Path) -> Path | None:
 
 def _sheet(samples: Samples, path: Path) -> Path | None:
     task, half = samples.task, PICTURED // 2
-    if not (cells := _cells(samples, half)):
+    if not (cells := samples.cells(samples.ranked(half))):
         return None
     blocks = [Block(f"the best {len(cells)} of {len(task.leaves):,} samples, with their rewards", cells)]
     if np.isfinite(task.readout.log_weights.max()):
-        rows = task.draw_rows(half).tolist()
-        drawn = [Cell(samples.thumbnail(row), (_reward(task, row),)) for row in rows]
+        drawn = samples.cells(task.draw_rows(half))
         what = "of its samples, chosen at random" if task.log_z is None else "draws of the read-out"
         blocks.append(Block(f"{half} {what}", drawn))
     return draw_sheet(blocks, path, "" if task.prompt is None else f"{task.prompt}")
-
-
-def _cells(samples: Samples, k: int, prompted: bool = False) -> list[Cell]:
-    """Cells of the best k samples of a task; none where they cannot be seen."""
-    task, cells = samples.task, []
-    for row in samples.ranked(k).tolist():
-        if (small := samples.thumbnail(row)) is None:
-            return []
-        cells.append(Cell(small, (_reward(task, row), *([f"{task.prompt}"] if prompted else []))))
-    return cells
-
-
-def _reward(task: TaskResult, row: int) -> str:
-    return f"{float(task.rewards[row]):.4g}"
 
 
 def if_plots(draw: Callable[[], Path], caption: str, prefix: str = "") -> list[tuple[str, str]]:

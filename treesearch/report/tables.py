@@ -5,13 +5,11 @@ Everything that reaches a terminal goes through `say` or `print_table`: prompts 
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treesearch.budget import Cost
-from treesearch.results.result import SearchResult, TaskResult
 from treesearch.results.text import lines as lines_of
 from treesearch.text import plain, printable
 
@@ -30,31 +28,6 @@ def _encodable(text: str, stream: Any) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def summary(result: SearchResult) -> list[dict[str, Any]]:
-    """One record a task, plain numbers: what `show` and the table print and run cards hold."""
-    return [_task(task) for task in result.tasks]
-
-
-def _task(task: TaskResult) -> dict[str, Any]:
-    rewards, found = task.rewards, task.diagnostics
-    finite = rewards[rewards.isfinite()]
-    return {
-        "prompt": task.prompt,
-        "samples": len(rewards),
-        "best": _number(float(rewards.max())) if len(rewards) else None,
-        "mean": _number(float(finite.mean())) if len(finite) else None,
-        "log_z": _number(task.log_z),
-        "log_z_se": _number(task.log_z_se),
-        "ess": found["ess"],
-        "roots": found["surviving_roots"],
-        "kl": _number(found["kl"]),
-        "lam": _number(found["lam"]),
-        "status": str(task.status.name).lower(),
-        "warnings": found["warnings"],
-        "certificate": task.certificate().asdict(),
-    }
-
-
 def certified(name: str, tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The certificates of one search for people: a heading a task, and its lines."""
     found = {}
@@ -62,10 +35,6 @@ def certified(name: str, tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[s
         which = "" if len(tasks) == 1 else f", task {i}" + (f": {task['prompt']}" if task["prompt"] else "")
         found[name + which] = lines_of(task["certificate"])
     return found
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def figure(value: float | None) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,10 @@ from treesearch.errors import StoreError, TreeSearchError
 from treesearch.methods.base import Readout, Status
 from treesearch.methods.claims import Standing
 from treesearch.results.certificate import Certificate, Context, certify
+from treesearch.results.columns import columns
 from treesearch.results.intervals import log_z
+from treesearch.results.notebook import page, picture
+from treesearch.results.saving import save
 from treesearch.rewards.base import Reward, as_reward
 
 ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
@@ -224,6 +229,36 @@ class SearchResult:
     certificate = _of_one_task("certificate")
     leaves = _of_one_task("leaves")
     status = _of_one_task("status", "Why the search stopped, and what to do next.")
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write all samples of all tasks into a folder, with their rewards and weights as a table, and the figures.
+
+        Samples are decoded and written some at a time, so that memory stays that of a few, whatever their number and
+        size (`treesearch.results.saving` names the files). What people look at, the card and pictures, is written by
+        `search(outputs=True)`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            StoreError: it cannot be written, or this result cannot decode its samples.
+        """
+        return save(self, folder)
+
+    def to_table(self) -> dict[str, Any]:
+        """Columns with a row a sample of all tasks, as `pandas.DataFrame` and other libraries of tables take it.
+
+        prompt, task, node, reward, log_weight, weight (those of a task sum to one) and noise key; nothing is decoded.
+        """
+        return columns(self.tasks)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; it decodes the best samples."""
+        return page(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """A PNG of the best samples, None where they cannot be seen."""
+        return picture(self.tasks)
 
     def __repr__(self) -> str:
         lines = []

@@ -45,7 +45,15 @@ def thumbnail(image: Any) -> Any:
 
 
 def draw_sheet(blocks: Sequence[Block], path: str | Path, title: str = "") -> Path:
-    """Write a PNG of blocks of cells, as many as there is room for.
+    """Write the sheet as a PNG."""
+    drawn = sheet(blocks, title)
+    with replacing(path) as scratch:
+        drawn.save(scratch, format="PNG")
+    return Path(path)
+
+
+def sheet(blocks: Sequence[Block], title: str = "") -> Any:
+    """A Pillow image of blocks of cells, as many as there is room for.
 
     Raises:
         ValueError: there are no cells.
@@ -60,22 +68,20 @@ def draw_sheet(blocks: Sequence[Block], path: str | Path, title: str = "") -> Pa
     head = LINE * bool(title) + GAP
     height = head + sum(LINE + GAP + high * -(-len(block.cells) // COLUMNS) for block in blocks)
     width = GAP + wide * min(COLUMNS, max(len(block.cells) for block in blocks))
-    sheet = Image.new("RGB", (max(width, NARROW), min(height, SIDE)), "white")
-    pen = _Pen(ImageDraw.Draw(sheet))
-    pen.write((GAP, 2), title, sheet.width - 2 * GAP, INK)
+    page = Image.new("RGB", (max(width, NARROW), min(height, SIDE)), "white")
+    pen = _Pen(ImageDraw.Draw(page))
+    pen.write((GAP, 2), title, page.width - 2 * GAP, INK)
     top = head
     for block in blocks:
-        pen.write((GAP, top), block.heading, sheet.width - 2 * GAP, PALE)
+        pen.write((GAP, top), block.heading, page.width - 2 * GAP, PALE)
         top += LINE + GAP
         for i, cell in enumerate(block.cells):
             x, y = GAP + wide * (i % COLUMNS), top + high * (i // COLUMNS)
-            sheet.paste(cell.picture, (x, y))
+            page.paste(cell.picture, (x, y))
             for j, line in enumerate(cell.lines):
                 pen.write((x, y + cell.picture.height + LINE * j), line, wide - GAP, INK if j == 0 else PALE)
         top += high * -(-len(block.cells) // COLUMNS)
-    with replacing(path) as scratch:
-        sheet.save(scratch, format="PNG")
-    return Path(path)
+    return page
 
 
 class _Pen:
