@@ -64,7 +64,8 @@ def model_draws(images: Tensor, reward: Reward) -> tuple[Tensor, Row]:
         "how": how,
         "pool": len(r),
         "accepted": len(accepted),
-        "distinct": len(np.unique(rows)),
+        "distinct": len(count := np.unique(rows, return_counts=True)[1]),
+        "repeats": float((count * (count - 1)).sum() / max(1, len(rows) * (len(rows) - 1))),
         "log_z": float(w.mean().log()),
         "log_z_se": float(w.std() / w.mean() / len(r) ** 0.5),
         "ess_fraction": float(w.sum() ** 2 / (w**2).sum() / len(r)),
@@ -93,6 +94,7 @@ def references(name: str, images: Tensor, data: Path) -> tuple[Known, Row]:
     known = Known(Reference(judge.grade(real)[1]), Reference(judge.grade(draws)[1]), facts["log_z"])
     between = distances(known.model.draws, known.real, "real")
     floors = {f"floor_mmd2_{side}": getattr(known, side).floor().mmd2 for side in ("real", "model")}
+    floors["floor_mmd2_model"] += known.model.error(facts["repeats"])
     row = {"kind": "reference", "target": name, "real": len(real)} | facts | floors
     return known, row | {f"model_to_{k}": v for k, v in between.items()} | where_it_ran()
 

@@ -90,7 +90,16 @@ _DPS: tuple[How, ...] = (
 )
 _dts = partial(searcher, partial(ts.DiffusionTreeSampling, branch_at=LEVELS))
 _own = {"tree_sampling": partial(searcher, ts.TreeSampling), "tree_sampling_guided": guided}
-METHODS = entries(sampler, _dts, _own, _DPS)
+_FLOORS: tuple[How, ...] = (
+    {"draft": 5, "floor": 0.1},
+    {"draft": 5, "floor": 0.03},
+    {"draft": 10, "floor": 0.1},
+    {"draft": 10, "floor": 0.03},
+)
+METHODS = entries(sampler, _dts, _own, _DPS) | {
+    "best_of_n_draft": Entry(partial(searcher, ts.BestOfN), _FLOORS),
+    "tree_sampling_draft": Entry(partial(searcher, ts.TreeSampling), ({"draft": 5},)),
+}
 CORE = ("importance", "tree_sampling", "fk_difference", "dts", "dps", "das", "tds", "tree_sampling_guided")
 _STAR = partial(ts.DiffusionTreeSearch, branch_at=LEVELS)
 SEARCHERS: dict[str, Entry] = {

@@ -89,6 +89,18 @@ class Reference:
         x = draws.double().flatten(1)
         return self._within(x) + self._own - 2 * self.kernel_sum(x, self.draws) / (len(x) * len(self.draws))
 
+    def error(self, repeats: float) -> float:
+        """Mean unbiased MMD² of draws of the target itself to this reference, if its rows are a resampled pool.
+
+        A weighted pool is off the target by Σ w² (1 - mean k) in the mean (for large pools: weights are self-normalised),
+    whatever is compared with it. Draws of it
+        count that as pairs of one row: own = p + (1 - p) U with U of different rows, and p (1 - U) is what is left.
+
+        Args:
+            repeats: p, the share of pairs of rows that are one draw of the pool.
+        """
+        return repeats * (1 - self._own) / (1 - repeats)
+
     def w1(self, draws: Tensor) -> float:
         """Mean over directions of the exact W1 of projections."""
         return sliced_w1(draws.double().flatten(1), self.draws, self.lines)

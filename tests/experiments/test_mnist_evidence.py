@@ -76,6 +76,22 @@ def test_draws_of_the_model_follow_the_reward():
     assert references.model_draws(images[1900:2100], reward(1.0))[1]["how"] == "resampling"
 
 
+def test_a_resampled_pool_says_how_far_off_it_is_itself(monkeypatch):
+    """Exact draws of N(1, 1) against pools of N(0, 1) weighed by exp(x), whose 150 rows are worth about 55."""
+    monkeypatch.setattr(references, "DRAWS", 400)
+    g, gaps, errors = torch.Generator().manual_seed(3), [], []
+    for _ in range(100):
+        pool, truth = (torch.randn(n, generator=g, dtype=torch.float64) for n in (150, 400))
+        draws, facts = references.model_draws(pool[:, None, None, None], lambda x: x.flatten() - 4)
+        assert facts["how"] == "resampling"
+        known = distances.Reference(draws)
+        gaps.append(known.mmd2(1 + truth[:, None]))
+        errors.append(known.error(facts["repeats"]))
+    assert abs(np.mean(gaps) - np.mean(errors)) < 4 * np.std(np.subtract(gaps, errors)) / len(gaps) ** 0.5
+    assert np.mean(errors) > 0.004
+    assert distances.Reference(pool[:, None]).error(0.0) == 0
+
+
 def test_rewards_are_bounded_by_zero_and_real_images_obey_them(tmp_path):
     labels = np.tile(np.arange(10), 40)
     pixels = np.full((400, 28, 28), 51, np.uint8)  # a mean of .2
