@@ -37,7 +37,8 @@ holds x̂_0 of another state than x_t, one amid the jump that has seen all of it
 
 x_e has the law of the held chain at e, so that the network sees what it was trained on; its noise is mixed as the
 average of x̂_0 over the jump sees it where x̂_0 is linear in α x/σ². With 0 noise this is a midpoint rule. The first
-jump has no D: it holds x̂_0 of x_t. So do jumps of one step, which are the kernel's own law, and those to x_0.
+jump has no D: it holds x̂_0 of x_t. So do jumps of one step, which are the kernel's own law, and those to x_0,
+and all of a walk of three: the one that could probe has x̂_0 of x_T for D, the mean of the data, and is too long for it.
 Measured: `experiments.drafts`. The rule is ours.
 
 What differs from entry to entry of a state (α, σ or η by entry) has weights by entry and is refused.
@@ -58,6 +59,9 @@ from treesearch.backends.chains.diffusion import Chain
 from treesearch.rewards.numeric import is_whole
 
 F64 = NDArray[np.float64]
+
+
+PROBING = 4  # jumps of a walk from T, with fewer of which none probes
 
 
 @final
@@ -101,7 +105,7 @@ class Coarse:
             self.evaluations[t] = 1 + self.evaluations[s]
             self.weights[t, s + 1 : t + 1] = _unit(fine.noise(t, s))
             own[t], held[t] = fine.jump(t - 1, s), fine.jump(t, s)
-            if 0 < s < t - 1 and t < steps:
+            if 0 < s < t - 1 and t < steps and len(self.levels) > PROBING:
                 self.probed[t] = e = fine.amid(t, s)
                 self.probes[t, s + 1 : t + 1], probe[t] = _unit(fine.seen(t, s)), fine.jump(t, e)
         device = chain.std.device

@@ -141,6 +141,13 @@ def test_a_probe_stands_where_the_endpoint_counts(name, level):
     assert coarse.probed[[T, 5, 4, 1]].tolist() == [T, 5, 4, 1]  # at T, in single steps and to x_0: x_t itself
 
 
+def test_a_walk_of_three_jumps_holds_what_it_leaves():
+    chain = CHAINS["ancestral"]
+    assert np.array_equal(Coarse(chain, (12, 9, 5, 0)).probed, np.arange(T + 1))
+    assert not Coarse(chain, (12, 9, 5, 0)).probes.any()
+    assert (Coarse(chain, (12, 9, 5, 2, 0)).probed < np.arange(T + 1)).any()
+
+
 def test_where_nothing_was_evaluated_before_the_state_itself_is():
     coarse, t, x = Coarse(CHAINS["ancestral"], GRID), torch.tensor([9, 9]), draws(2, *SHAPE)
     law = coarse.probe(x, t, torch.tensor([9, 7]), torch.zeros_like(x))
