@@ -49,8 +49,14 @@ def subgrid(times: Sequence[float], evaluations: int) -> tuple[int, ...]:
     return (*found, 0)
 
 
-def prices(times: Sequence[float], evaluations: int, ratio: float) -> tuple[int, ...]:
-    """NFE that a draft from each level 0..T is charged: its evaluations times what one costs, rounded up."""
+def prices(times: Sequence[float], evaluations: int, ratio: float, *, held: bool = False) -> tuple[int, ...]:
+    """NFE that a draft from each level 0..T is charged: its evaluations times what one costs, rounded up.
+
+    Args:
+        times, evaluations: as for `subgrid`.
+        ratio: what one costs.
+        held: whether the first of them has been made.
+    """
     inner = subgrid(times, evaluations)[1:-1]
     counts = [0, *(1 + sum(level < t for level in inner) for t in range(1, len(times)))]
-    return tuple(math.ceil(round(ratio * count, 6)) for count in counts)
+    return tuple(math.ceil(round(ratio * max(0, count - held), 6)) for count in counts)

@@ -162,15 +162,19 @@ class Spec(NamedTuple):
         """Levels at which a draft of so many evaluations from T evaluates, descending, and 0."""
         return subgrid(self.draft_times, evaluations)
 
-    def draft_prices(self, evaluations: int) -> tuple[int, ...]:
+    def draft_prices(self, evaluations: int, *, held: bool = False) -> tuple[int, ...]:
         """NFE that a draft of so many evaluations from T is charged, by the level that it begins at, (T + 1,).
+
+        Args:
+            evaluations: from T.
+            held: whether it begins with a transition that the node holds, and so with one evaluation less.
 
         Raises:
             ValueError: a kernel that drafts cannot leap along, fewer than 2 evaluations or more than T.
         """
         if not self.drafts:
             raise ValueError(f"no drafts of this kernel: {self.undrafted}. Leave draft out")
-        return prices(self.draft_times, evaluations, self.draft_ratio)
+        return prices(self.draft_times, evaluations, self.draft_ratio, held=held)
 
     def branchable(self, t: int) -> bool:
         """Whether two children of a state x_t can differ: some step below t is stochastic."""

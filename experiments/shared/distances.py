@@ -92,9 +92,9 @@ class Reference:
     def error(self, repeats: float) -> float:
         """Mean unbiased MMD² of draws of the target itself to this reference, if its rows are a resampled pool.
 
-        A weighted pool is off the target by Σ w² (1 - mean k) in the mean (for large pools: weights are self-normalised),
-    whatever is compared with it. Draws of it
-        count that as pairs of one row: own = p + (1 - p) U with U of different rows, and p (1 - U) is what is left.
+        A weighted pool is off the target by Σ w² (1 - mean k) in the mean (of a large pool: weights are normalised),
+        whatever is compared with it. Draws of it count that as pairs of one row, own = p + (1 - p) U with U of
+        different rows, and p (1 - U) is what is left.
 
         Args:
             repeats: p, the share of pairs of rows that are one draw of the pool.

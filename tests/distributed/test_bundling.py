@@ -96,8 +96,10 @@ def test_what_a_draft_costs(trees, states):
     free = wave(trees, {0: [ROOT]}, T, draft=3)
     assert (free.nfe.tolist(), free.draft_nfe.tolist(), free.draft.tolist()) == ([price[T]], [price[T]], [3])
     held = wave(trees, {0: [ROOT, 1]}, 2, draft=3, hold=True)
-    assert held.nfe.tolist() == [5 + price[2], 2 + price[2]]
-    assert held.draft_nfe.tolist() == [price[2]] * 2
+    rest = SPEC.draft_prices(3, held=True)[2]
+    assert rest == price[2] - 1
+    assert held.nfe.tolist() == [5 + rest, 2 + rest]
+    assert held.draft_nfe.tolist() == [rest] * 2
     finished = wave(trees, {0: [1]}, 0, paid=False)
     assert finished.nfe.tolist() == [4]
     assert packed(whole(finished), trees, states).again.tolist() == [False]

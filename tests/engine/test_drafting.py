@@ -18,6 +18,7 @@ from treesearch.backends.wrappers.inpainting import Clamp
 from treesearch.budget import Cost
 from treesearch.core.noise import child_keys, draft_keys, normals, sums_of_normals
 from treesearch.core.tree import ROOT, Tree
+from treesearch.engine.drafting import Leaps
 from treesearch.engine.engine import Engine
 from treesearch.engine.model import Model
 from treesearch.engine.segments import Segments
@@ -97,10 +98,10 @@ def test_a_draft_of_every_step_is_the_rollout(level):
 
 @pytest.mark.parametrize("level", [T, 8, 1])
 def test_a_draft_by_hand(level):
-    runner, tree, nodes, _ = drafted(3, level)
+    runner, tree, nodes, _ = drafted(4, level)
     kernel, spec = Bed(), runner.model.spec
-    coarse = Coarse(kernel.chain, spec.draft_levels(3))
-    assert (coarse.levels, coarse.probed[10]) == ((12, 10, 7, 0), 9)
+    coarse = Coarse(kernel.chain, spec.draft_levels(4))
+    assert (coarse.levels, coarse.probed[10]) == ((12, 10, 8, 6, 0), 9)
     x, key, end = runner.path(0, int(nodes[2]), ROOT)[None], tree.key[nodes[[2]]], None
 
     def noise(weights):
@@ -132,9 +133,26 @@ def test_held_nodes_draft_on_noise_of_their_own():
     assert np.array_equal(tree.key, other.key)
     apart = np.abs(tree.reward[nodes] - other.reward[nodes])
     assert (apart > 1e-3).all()
-    # The walk and the held evaluation, then the draft.
-    assert (cost.nfe, cost.draft_nfe, cost.reward_calls) == (N * (4 + 1 + 8), N * 8, N)
+    # The walk and the held evaluation, with which the draft begins.
+    assert (cost.nfe, cost.draft_nfe, cost.reward_calls) == (N * (4 + 1 + 7), N * 7, N)
     assert ran(runner, finish_held(other, walks.last), 1).nfe == N * 7
+
+
+@pytest.mark.parametrize("level", [T, 8, 2])
+def test_a_held_draft_is_the_one_that_evaluates_its_state_again(level):
+    kernel = Bed()
+    runner, tree = engine(kernel)
+    walks = candidates(tree, level)
+    walks.draft, walks.hold = 3, True
+    cost, task, t = ran(runner, walks), np.zeros(N, np.int64), level
+    leaps = Leaps(runner.model, 3)
+    assert sum(kernel.calls) == N * (T - level + leaps.left[level]) == cost.nfe == cost.rows
+    x = torch.stack([runner.path(0, int(node), ROOT) for node in walks.last])
+    key, end = draft_keys(tree.key[walks.last], np.full(N, level)), torch.zeros_like(x)
+    while t:
+        x, end, *_ = leaps.leap(x, np.full(N, t), task, key, end, np.full(N, t < level))
+        t = int(leaps.below[t])
+    assert np.allclose(tree.reward[walks.last], total(x, None).numpy(), rtol=0, atol=ROUNDING)
 
 
 def finish_held(tree, nodes):
@@ -157,6 +175,7 @@ def test_prices_by_level():
     assert prices(EVEN, 3, 1.0) == (0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3)
     assert prices(EVEN, 3, 0.4) == (0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2)
     assert prices(EVEN, 3, 0.1)[10] == 1
+    assert prices(EVEN, 3, 0.4, held=True) == (0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1)
 
 
 def test_levels_of_a_draft_are_spaced_by_noise():

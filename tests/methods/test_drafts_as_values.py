@@ -43,7 +43,7 @@ def test_drafts_on_the_noise_of_the_path_bias_z(monkeypatch):
 )
 def test_they_are_paid_for_and_runs_resume(method, tmp_path):
     found, spec = ts.search(BED, REWARD, method, budget=ts.Budget(nfe=2000), seed=3), describe(BED)
-    each = T + sum(spec.draft_prices(method.draft)[t] for t in method.levels(spec)[:-1])
+    each = T + sum(spec.draft_prices(method.draft, held=True)[t] for t in method.levels(spec)[:-1])
     assert found.cost.nfe == len(found.rewards) * each <= 2000
     assert 2000 - found.cost.nfe < 2 * each
     assert found.cost.draft_nfe == len(found.rewards) * (each - T)

@@ -95,7 +95,7 @@ def _rows(task: int, tree: Tree, segments: Segments, spec: Spec, kept: Kept) -> 
     t = tree.t[segments.source].astype(np.int64)
     beside = sideways(tree, segments)
     paid = (segments.source != ROOT) & ~np.isnan(tree.reward[segments.source]) & segments.paid
-    draft = np.array(spec.draft_prices(segments.draft))[tree.t[segments.last]] if segments.draft else np.zeros(n)
+    draft = _drafts(segments, tree.t[segments.last], spec)
     nfe = np.minimum(t, spec.num_steps) - tree.t[segments.last] + segments.hold - (paid & ~beside) + draft
     where = kept.take(task, segments.source, segments.keep)
     where[beside] = NONE
@@ -112,6 +112,14 @@ def _rows(task: int, tree: Tree, segments: Segments, spec: Spec, kept: Kept) -> 
         "draft_nfe": draft.astype(float),
         "kept": where,
     }
+
+
+def _drafts(segments: Segments, level: Ids, spec: Spec) -> NDArray[Any]:
+    """NFE of each row's draft."""
+    if not segments.draft:
+        return np.zeros(len(level))
+    free, held = (np.array(spec.draft_prices(segments.draft, held=held))[level] for held in (False, True))
+    return np.where(segments.hold, held, free)
 
 
 def column(parts: Parts, name: str) -> NDArray[Any]:

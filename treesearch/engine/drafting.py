@@ -3,6 +3,8 @@
 A draft leaps down a few levels of the chain, with one evaluation each and the noise that the steps between would have
 taken (`treesearch.backends.chains.coarse`); beside its state it remembers the endpoint of the leap before, by which it
 finds where to evaluate. It adds no node: where it ends is scored, and the node that it began at gets the reward.
+
+A draft from a node that is held leaps with the transition that the node holds: x_t is evaluated once.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from treesearch.backends.base import Kernel, describe, optional
+from treesearch.backends.base import Gaussian, Kernel, Transition, describe, optional
 from treesearch.backends.chains.coarse import Coarse
 from treesearch.budget import Cost
 from treesearch.core.noise import draft_keys, sums_of_normals
@@ -51,7 +53,8 @@ class Leaps:
     """
 
     def __init__(self, model: Model, evaluations: int) -> None:
-        self.model, self.prices = model, np.array(model.spec.draft_prices(evaluations))
+        self.model = model
+        self.prices, self.held = (np.array(model.spec.draft_prices(evaluations, held=held)) for held in (False, True))
         other: Kernel | None = optional(model.kernel, "drafter")
         self.kernel = model.kernel if other is None else other
         self.work = model.work if other is None else Work(other, describe(other, identify=False))
@@ -59,10 +62,11 @@ class Leaps:
         self.below, self.left = self.chain.below.cpu().numpy(), self.chain.evaluations
         self._offset = optional(model.kernel, "offset")
 
-    def charge(self, cost: Cost, t: Ids) -> None:
-        """Enter whole drafts from levels t."""
-        cost.nfe += int(self.prices[t].sum())
-        cost.draft_nfe += int(self.prices[t].sum())
+    def charge(self, cost: Cost, t: Ids, *, held: bool) -> None:
+        """Enter whole drafts from levels t, of states that were evaluated or not."""
+        nfe = int((self.held if held else self.prices)[t].sum())
+        cost.nfe += nfe
+        cost.draft_nfe += nfe
 
     def leap(
         self, x: Tensor, t: Ids, task: Ids, key: NDArray[np.uint64], end: Tensor, begun: NDArray[np.bool_]
@@ -78,13 +82,26 @@ class Leaps:
         """
         model, spec, at = self.model, self.model.spec, np.where(begun, self.chain.probed[t], t)
         level, place = (torch.from_numpy(v).to(spec.device) for v in (t, at))
-        offset = None if self._offset is None else self._offset(x, model.conditioning(task))
+        offset = self._around(x, task)
         probe = self.chain.probe(x, level, place, end, offset)
         seen = probe.sample(self._noise(key, np.where((at < t)[:, None], self.chain.probes[t], 0.0)))
         fine, padding = model.evaluate(as_states(seen, len(t), spec, "a draft"), at, task, self.kernel)
         law = self.chain.law(x, level, place, fine, offset)
+        return Leap(*self._reached(law, t, key), at, padding)
+
+    def begin(self, x: Tensor, t: Ids, task: Ids, key: NDArray[np.uint64], held: Transition) -> tuple[Tensor, Tensor]:
+        """A leap without an evaluation, with transitions that were made at x: states, and the endpoints they held."""
+        level = torch.from_numpy(t).to(self.model.spec.device)
+        return self._reached(self.chain.law(x, level, level, held, self._around(x, task)), t, key)
+
+    def _reached(self, law: Gaussian, t: Ids, key: NDArray[np.uint64]) -> tuple[Tensor, Tensor]:
+        spec = self.model.spec
         reached = as_states(law.sample(self._noise(key, self.chain.weights[t])), len(t), spec, "a draft")
-        return Leap(model.finite(reached, t), law.endpoint.to(reached.dtype), at, padding)
+        return self.model.finite(reached, t), law.endpoint.to(reached.dtype)
+
+    def _around(self, x: Tensor, task: Ids) -> Tensor | None:
+        """The offset of the chain, where it has one."""
+        return None if self._offset is None else self._offset(x, self.model.conditioning(task))
 
     def _noise(self, key: NDArray[np.uint64], weights: NDArray[np.float64]) -> Tensor:
         """Sums (n, *noise) of the paths' noise."""
@@ -152,18 +169,23 @@ class Drafting:
         """Forget everything under way."""
         self._rows.clear()
 
-    def add(self, flight: Flight, rows: Ids, x: Tensor) -> None:
-        """Rows at the states x (n, *state) of their last nodes."""
+    def add(self, flight: Flight, rows: Ids, x: Tensor, held: Transition | None = None) -> None:
+        """Rows at the states x (n, *state) of their last nodes, and the transitions that these hold, if they do."""
         for evaluations, at in grouped(flight.draft[rows]):
             if evaluations not in self._leaps:
                 self._leaps[evaluations] = Leaps(self.model, evaluations)
             mine, t = rows[at], flight.t[rows[at]]
-            self._leaps[evaluations].charge(flight.cost, t)
-            key = np.where(flight.hold[mine], draft_keys(flight.key[mine], t), flight.key[mine])
+            leaps, which = self._leaps[evaluations], torch.from_numpy(at)
+            leaps.charge(flight.cost, t, held=held is not None)
+            key = flight.key[mine] if held is None else draft_keys(flight.key[mine], t)
+            start, end = x[which], torch.zeros_like(x[which])
+            if held is not None:
+                start, end = leaps.begin(start, t, flight.task[mine], key, held.take(which))
+                t = leaps.below[t]
             flights = np.empty(len(at), object)
             flights[:] = [flight] * len(at)
-            start, begun = x[torch.from_numpy(at)], np.zeros(len(at), np.bool_)
-            self._put(evaluations, Rows(flights, mine, start, torch.zeros_like(start), t, key, begun))
+            begun = np.full(len(at), held is not None)
+            self._go_on(evaluations, Rows(flights, mine, start, end, t, key, begun))
 
     def step(self) -> None:
         """One pass over up to a batch of rows, those with most evaluations left first."""
@@ -179,10 +201,14 @@ class Drafting:
             padding = 0
         going.x, going.end, going.t = leap.x, leap.end, leaps.below[going.t]
         going.begun = np.ones(len(going.t), np.bool_)
-        over = going.t == 0
         self._put(evaluations, rest)
-        self._put(evaluations, going.take(np.flatnonzero(~over)))
-        ended = going.take(np.flatnonzero(over))
+        self._go_on(evaluations, going)
+
+    def _go_on(self, evaluations: int, rows: Rows) -> None:
+        """Put rows back, and hand on those that are at x_0."""
+        over = rows.t == 0
+        self._put(evaluations, rows.take(np.flatnonzero(~over)))
+        ended = rows.take(np.flatnonzero(over))
         for flight, at in ended.flights():
             self.done(flight, ended.row[at], ended.x[torch.from_numpy(at)])
 

@@ -270,7 +270,8 @@ class Engine:
                 part = law.take(torch.from_numpy(at[order]))
                 flight.held.setdefault(task, []).append(Held(part, flight.last[rows[order]]))
             if len(drafted := np.flatnonzero(flight.draft[rows])):
-                self._drafting.add(flight, rows[drafted], batch.x[torch.from_numpy(at[drafted])])
+                which = torch.from_numpy(at[drafted])
+                self._drafting.add(flight, rows[drafted], batch.x[which], law.take(which))
                 at, rows = np.delete(at, drafted), np.delete(rows, drafted)
             if not len(rows):
                 continue

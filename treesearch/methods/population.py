@@ -278,7 +278,7 @@ def price(spec: Spec, levels: tuple[int, ...], *, rollouts: bool = False, draft:
     """
     if draft and spec.valued:
         raise ValueError("the kernel declares values of its states, which drafts would only blur: leave draft out")
-    drafts = spec.draft_prices(draft) if draft else (0,) * (spec.num_steps + 1)
+    drafts = spec.draft_prices(draft, held=True) if draft else (0,) * (spec.num_steps + 1)
     return spec.num_steps + rollouts * sum(levels) + sum(drafts[level] for level in levels if level > 0)
 
 
