@@ -95,7 +95,7 @@ def _rows(task: int, tree: Tree, segments: Segments, spec: Spec, kept: Kept) -> 
     t = tree.t[segments.source].astype(np.int64)
     beside = sideways(tree, segments)
     paid = (segments.source != ROOT) & ~np.isnan(tree.reward[segments.source]) & segments.paid
-    draft = _drafts(segments, tree.t[segments.last], spec)
+    draft = _drafts(segments, tree.t[segments.last].astype(np.int64), spec)
     nfe = np.minimum(t, spec.num_steps) - tree.t[segments.last] + segments.hold - (paid & ~beside) + draft
     where = kept.take(task, segments.source, segments.keep)
     where[beside] = NONE
