@@ -105,7 +105,7 @@ def why_not(name: str) -> str:
         return f"load the checkpoint as {plain}; if that takes pictures as roots, begin with image=..."
     if models.get(name) in _modular_models():
         return "its modular blocks in diffusers have not been tried here: they take a row in pipelines/kinds.py"
-    return "no family and no modular blocks of diffusers have it: wrap its network as a kernel, see docs/extending.md"
+    return "no family and no modular blocks of diffusers have it: wrap its network as a kernel, see docs/networks.md"
 
 
 def tasks() -> dict[str, dict[str, str]]:

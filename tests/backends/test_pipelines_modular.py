@@ -205,7 +205,7 @@ def test_every_kind_has_a_family():
         ("StableDiffusionXLPAGPipeline", "what PAG adds to a step: load the checkpoint as StableDiffusionXLPipeline"),
         ("FluxControlNetPipeline", "what ControlNet adds to a step: load the checkpoint as FluxPipeline"),
         ("HeliosPipeline", "its modular blocks in diffusers have not been tried here"),
-        ("GlmImagePipeline", "wrap its network as a kernel, see docs/extending.md"),
+        ("GlmImagePipeline", "wrap its network as a kernel, see docs/networks.md"),
         ("SanaPAGPipeline", "what PAG adds to a step: load the checkpoint as SanaPipeline"),
         ("MyPipeline", "wrap its network as a kernel"),
     ],
