@@ -34,9 +34,13 @@ from treesearch.backends.pipelines.loading import log
 from treesearch.backends.pipelines.meta import to_meta
 from treesearch.backends.pipelines.parts import refuse_adapters
 from treesearch.backends.pipelines.proof import FEW, LONG, MORE, is_memoryless, refuse_difference
-from treesearch.backends.pipelines.settings import Settings
+from treesearch.backends.pipelines.settings import Settings, opened
 
-_OF_THE_CALL = ("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "num_frames")
+_OF_THE_CALL = (
+    *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "num_frames"),
+    *("image", "control_image"),
+)
+_CONTROL = "controlnet_conditioning_scale"
 _SIZES = ("height", "width", "num_frames")
 _RESERVED = {
     *("self", "prompt", "latents", "timesteps", "sigmas", "generator", "num_inference_steps", "output_type"),
@@ -57,6 +61,7 @@ class Called(Family):
     """
 
     plain: ClassVar[bool] = False
+    begins: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings, self.name = pipe, settings, type(pipe).__name__
@@ -71,6 +76,7 @@ class Called(Family):
         self._first: dict[str, Any] | None = None
         self._shape: tuple[int, ...] | None = None
         self._rows = 1
+        self._pictures: dict[Any, Any] = {}  # what the autoencoder made of those that the call is told
         self._encoders = [name for name, part in pipe.components.items() if is_text(name) and part is not None]
 
     @classmethod
@@ -88,8 +94,11 @@ class Called(Family):
             set_ = getattr(settings, option) != getattr(default, option)
             if set_ and not (option in _OF_THE_CALL and option in known):
                 raise ValueError(f"{name} takes no {option}")
-        if settings.control_scale != 1:
+        if settings.control_scale != 1 and _CONTROL not in known:
             raise ValueError(f"{name} has no ControlNet for a control_scale")
+        for option in {"image", "control_image"} & known:
+            if getattr(settings, option) is None:
+                raise ValueError(f"{name} needs {option}=..., a picture that it is told")
 
     @property
     def network_name(self) -> str:  # pyright: ignore
@@ -110,7 +119,7 @@ class Called(Family):
 
     def on(self, pipe: Any) -> Called:
         other = copy.copy(self)
-        other.pipe = pipe
+        other.pipe, other._pictures = pipe, {}
         if self._first is not None and other.network.device.type == "meta":
             other._first = to_meta(self._first)
             other._rest = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, self._rest)
@@ -124,15 +133,25 @@ class Called(Family):
                 raise ValueError(f"the call of {self.name} takes no {name!r} from you: choose {', '.join(free)}")
 
     def _inputs(self, n: int) -> dict[str, Any]:
-        """What a call of n rows is given, beside states."""
-        settings, taken = self.settings, inspect.signature(type(self.pipe).__call__).parameters
-        chosen = {name: getattr(settings, name) for name in (*_OF_THE_CALL, *_SIZES) if name in taken}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
+        """What a call of n rows is given, beside states: what is not chosen has the call's own default."""
+        settings, default, taken = self.settings, Settings(), inspect.signature(type(self.pipe).__call__).parameters
+        names = [name for name in (*_OF_THE_CALL, *_SIZES) if name in taken]
+        chosen = {name: getattr(settings, name) for name in names}
+        chosen = {name: value for name, value in chosen.items() if value != getattr(default, name)}
         if settings.negative_prompt is not None:
             chosen["negative_prompt"] = [settings.negative_prompt] * n
         if settings.guidance_scale is not None:
             chosen[self.row.scale] = self.guidance_scale
+        if settings.control_scale != 1:
+            chosen[_CONTROL] = settings.control_scale
+        if settings.image is not None:
+            chosen["image"] = settings.image if isinstance(settings.image, list) else [settings.image] * n
+        if settings.control_image is not None:
+            chosen["control_image"] = opened(settings.control_image)
         return {"prompt": [FEW] * n} | chosen | dict(self.row.given) | dict(settings.network_inputs)
+
+    def _stage(self, *args: Any, **kwargs: Any) -> Stage:
+        return Stage(self.device, self._pictures, *args, **kwargs)
 
     # Conditioning
 
@@ -154,7 +173,7 @@ class Called(Family):
 
     def _encode(self, texts: list[str]) -> list[Any]:
         """Leaves of what the pipeline makes of texts in one call."""
-        said = calls.encoded(self.pipe, self._inputs(len(texts)) | {"prompt": texts}, Stage(self.device))
+        said = calls.encoded(self.pipe, self._inputs(len(texts)) | {"prompt": texts}, self._stage())
         found = [tree_flatten(each) for each in said]
         self._specs = [spec for _, spec in found]
         return [leaf for leaves, _ in found for leaf in leaves]
@@ -211,7 +230,7 @@ class Called(Family):
     def _look(self) -> None:
         """One call with noise of the pipeline's own, to see its states and how many rows it makes of one."""
         told = self._told(self._example(), slice(0, 1), 1)
-        stage = Stage(self.device, torch.tensor([_SOME], device=self.device), told)
+        stage = self._stage(torch.tensor([_SOME], device=self.device), told)
         rows: list[int] = []
         with self._still(), calls.before(self.networks, lambda _, args, kwargs: rows.append(_length(args, kwargs))):
             calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": _ANY}, stage)
@@ -222,7 +241,7 @@ class Called(Family):
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
 
     def grid(self, num_steps: int) -> dict[str, Any]:
-        stage = Stage(self.device, told=self._told(self._example(), slice(0, 1), 1))
+        stage = self._stage(told=self._told(self._example(), slice(0, 1), 1))
         with self._still(), calls.before(self.networks, calls.stop):
             calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": num_steps}, stage)
         left_out = ("self", "num_inference_steps", "device")
@@ -273,7 +292,7 @@ class Called(Family):
     def _step(self, x: Tensor, timesteps: Tensor, cond: Mapping[str, Any], rows: Any) -> Tensor:
         """The network's output, guided, for states of one call."""
         n = len(x)
-        stage = Stage(self.device, timesteps, self._told(cond, rows, n))
+        stage = self._stage(timesteps, self._told(cond, rows, n))
         calls.call(self.pipe, self._inputs(n) | {"latents": x, "num_inference_steps": _ANY}, stage)
         if stage.output is None or stage.state is None or stage.state.shape != x.shape:
             raise ValueError(f"{self.name} does not step from the latents that it is given")
@@ -297,7 +316,7 @@ class Called(Family):
 
     def _draw(self, x0: Tensor) -> Tensor:
         n, cond = len(x0), self._example()
-        stage = Stage(self.device, x0.new_empty(0), self._told(cond, [0] * n, n))
+        stage = self._stage(x0.new_empty(0), self._told(cond, [0] * n, n))
         inputs = {"latents": x0.to(self.pipe.vae.dtype), "num_inference_steps": _ANY, "output_type": "pt"}
         with Quiet(self.pipe.vae):  # here: a checkpoint calls this again for the gradient
             done = calls.call(self.pipe, self._inputs(n) | inputs, stage)
@@ -355,7 +374,7 @@ class Called(Family):
         kept: dict[int, tuple[Tensor, ...]] = {}
         wanted = {0, T // 2, T - 1}
         cond = {k: getattr(v, "value", v) for k, v in self.encode([MORE]).items()}
-        stage = Stage(self.device, told=self._told(cond, [0], 1), watch=lambda i, *seen: kept.update({i: seen}))
+        stage = self._stage(told=self._told(cond, [0], 1), watch=lambda i, *seen: kept.update({i: seen}))
         inputs = {"latents": x_T.to(self.network.dtype), "num_inference_steps": T, "output_type": "latent"}
         with calls.lazy(self.networks, lambda: stage.steps in wanted):
             calls.call(self.pipe, self._inputs(1) | inputs, stage)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from treesearch.backends.pipelines.blocks import generator
 
@@ -37,12 +37,14 @@ class Stage:
 
     Args:
         device: where the network is.
+        pictures: what the autoencoder has made of pictures that the call is told, which is made once.
         timesteps: the grid, of which pipelines take one entry after another; None for the scheduler's own.
         told: leaves of what `encode_prompt` returns, call by call; None to run the text encoders.
         watch: called with (i, network's output, state before) and the step's result, by a scheduler that does step.
     """
 
     device: torch.device
+    pictures: dict[Any, Any]
     timesteps: Tensor | None = None
     told: Sequence[Any] | None = None
     watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
@@ -65,6 +67,31 @@ class Levels(Tensor):
     def _spread(self, sizes: tuple[Any, ...]) -> Tensor:
         (rows,) = sizes[0] if isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
         return self.as_subclass(Tensor).tile(int(rows) // len(self))
+
+
+class Remembering:
+    """An autoencoder that does not encode again what it encoded last, and gives the mode where it is asked for a draw.
+
+    Args:
+        vae: that does the work.
+        kept: by shape, what was encoded and what it gave.
+    """
+
+    def __init__(self, vae: Any, kept: dict[Any, Any]) -> None:
+        self._vae, self._kept = vae, kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vae, name)
+
+    def encode(self, pictures: Tensor, *args: Any, **kwargs: Any) -> Any:
+        key = (*pictures.shape, pictures.dtype)
+        last, found = self._kept.get(key, (None, None))
+        if last is None or pictures.is_meta or not torch.equal(last, pictures):
+            found = self._vae.encode(pictures, *args, **kwargs)
+            for law in (each for each in tree_leaves(found) if hasattr(each, "mode")):
+                law.sample = lambda generator=None, law=law: law.mode()
+            self._kept[key] = pictures, found
+        return found
 
 
 def encoded(pipe: Any, inputs: Mapping[str, Any], stage: Stage) -> list[Any]:
@@ -151,6 +178,8 @@ def stop(*_: Any) -> None:
 def _copied(pipe: Any, stage: Stage) -> Any:
     other = copy.copy(pipe)
     parts = {"scheduler": _scheduler(pipe.scheduler, stage), "_progress_bar_config": {"disable": True}}
+    if hasattr(getattr(pipe, "vae", None), "encode"):
+        parts["vae"] = Remembering(pipe.vae, stage.pictures)
     vars(other).update(parts | {"stage": stage})  # beneath the setter, which writes to the pipeline's configuration
     other.__class__ = _actor(type(pipe))
     return other

@@ -72,6 +72,8 @@ def refuse_index(index: Mapping[str, Any], given: Mapping[str, Any], settings: S
         CheckpointError: a component that it does not have.
     """
     name = index["_class_name"]
+    if given.get("controlnet") is not None and name.replace("Pipeline", "ControlNetPipeline") in FAMILIES:
+        name = name.replace("Pipeline", "ControlNetPipeline")
     parts = {*parts_of(dict(index)), *given} - {part for part, value in given.items() if value is None}
     family_of(name).check(name, settings, parts)
     if "scheduler" not in given and isinstance(index.get("scheduler"), list):

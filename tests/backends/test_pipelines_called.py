@@ -6,6 +6,8 @@ import functools
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
 
 import treesearch as ts
 from tests.support import tiny, tiny_called  # noqa: F401  the builders
@@ -45,14 +47,23 @@ SETTINGS = {
     "skyreels": {"height": 32, "width": 32, "num_frames": 5},
     "latte": SMALL | {"network_inputs": {"video_length": 2}},
 }
+PICTURE = Image.fromarray((torch.arange(16 * 32 * 3).reshape(16, 32, 3) % 251).byte().numpy())
+SETTINGS |= {
+    "sd3_controlnet": SMALL | {"control_image": PICTURE, "control_scale": 0.8},
+    "flux_controlnet": SMALL | {"control_image": PICTURE, "control_scale": 0.8},
+    "qwen_controlnet": SMALL | {"control_image": PICTURE},
+    "cogvideox_i2v": SETTINGS["cogvideox"] | {"image": PICTURE},
+}
 STATES = {
-    **dict.fromkeys(["pixart_alpha", "pixart_sigma", "aura_flow", "cogview3", "cogview4", "prx"], (4, 8, 16)),
-    **dict.fromkeys(["chroma", "bria", "ovis"], (32, 16)),
+    **dict.fromkeys(
+        ["pixart_alpha", "pixart_sigma", "aura_flow", "cogview3", "cogview4", "prx", "sd3_controlnet"], (4, 8, 16)
+    ),
+    **dict.fromkeys(["chroma", "bria", "ovis", "flux_controlnet", "qwen_controlnet"], (32, 16)),
     **dict.fromkeys(["lumina", "lumina2", "hunyuan_dit"], (4, 4, 8)),
     **{"sana": (4, 16, 32), "mochi": (12, 2, 4, 4), "skyreels": (4, 3, 8, 8)},
-    **{"cogvideox": (3, 4, 4, 8), "hunyuan_video": (4, 2, 4, 8), "latte": (4, 2, 8, 16)},
+    **{"cogvideox": (3, 4, 4, 8), "cogvideox_i2v": (3, 4, 4, 8), "hunyuan_video": (4, 2, 4, 8), "latte": (4, 2, 8, 16)},
 }
-ROWS = dict.fromkeys(SETTINGS, 2) | {"hunyuan_video": 1}
+ROWS = dict.fromkeys(SETTINGS, 2) | dict.fromkeys(["hunyuan_video", "flux_controlnet", "qwen_controlnet"], 1)
 SHARES = dict.fromkeys(SETTINGS, "all") | {"aura_flow": "level", "hunyuan_dit": "level", "prx": "none"}
 """Which rows share a call: some take one timestep for all, one a single row."""
 
@@ -103,10 +114,12 @@ def noises(kernel, n=2):
 
 
 def drawn(pipe, name, noise, **call):
-    """By the pipeline's own call, a prompt at a time."""
-    given = dict(SETTINGS[name])
+    """By the pipeline's own call, a prompt at a time; pictures are the modes of what their encoder says."""
+    given = {"controlnet_conditioning_scale" if k == "control_scale" else k: v for k, v in SETTINGS[name].items()}
     given = {"num_inference_steps": T, "output_type": "pt"} | given.pop("network_inputs", {}) | given | call
-    each = [pipe(prompt=[p], latents=x[None], **given) for p, x in zip(PROMPTS, noise.clone(), strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+        each = [pipe(prompt=[p], latents=x[None], **given) for p, x in zip(PROMPTS, noise.clone(), strict=True)]
     return torch.cat([next(iter(found.values())) for found in each])
 
 
@@ -317,6 +330,29 @@ def test_bad_pipelines(pipeline):
         k.transition(noises(k), torch.tensor([1, 2]))
     with pytest.raises(TypeError, match="prompt 3 is int, expected text"):
         k.encode([3])
+
+
+def test_a_controlnet_is_a_component_and_a_picture_is_encoded_once(tiny_root, pipeline, tmp_path, monkeypatch):
+    net, file = pipeline("sd3_controlnet").controlnet, tmp_path / "edges.png"
+    PICTURE.save(file)
+    given = SETTINGS["sd3_controlnet"] | {"control_image": str(file), "num_steps": T, "device": "cpu"}
+    folder = str(tiny.checkpoint("sd3", tiny_root))
+    k = DiffusersKernel.from_pretrained(folder, components={"controlnet": net}, **given)
+    assert type(k.pipe).__name__ == "StableDiffusion3ControlNetPipeline"
+    encode, calls = type(k.pipe.vae).encode, []
+    monkeypatch.setattr(type(k.pipe.vae), "encode", lambda *a, **more: calls.append(1) or encode(*a, **more))
+    cond, x = cond_of(k, [*PROMPTS, ""]), noises(k, 3)
+    for t in (4, 3, 2):
+        x = k.transition(x, torch.full((3,), t), cond).mean
+    assert len(calls) == 1
+    other = wrap(pipeline("sd3_controlnet"), "sd3_controlnet", control_image=PICTURE.rotate(180))
+    cond, t = cond_of(k, PROMPTS), torch.full((2,), 4)
+    one, two = (each.transition(noises(k), t, cond).mean for each in (k, other))
+    assert (one - two).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"needs control_image=\.\.\., a picture"):
+        wrap(pipeline("sd3_controlnet"), "sd3_controlnet", control_image=None, control_scale=1.0)
+    with pytest.raises(ValueError, match="AuraFlowPipeline takes no image"):
+        wrap(pipeline("aura_flow"), "aura_flow", image=PICTURE)
 
 
 def test_every_row_is_a_family():

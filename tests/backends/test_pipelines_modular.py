@@ -203,7 +203,7 @@ def test_every_kind_has_a_family():
     ("name", "message"),
     [
         ("StableDiffusionXLPAGPipeline", "what PAG adds to a step: load the checkpoint as StableDiffusionXLPipeline"),
-        ("FluxControlNetPipeline", "what ControlNet adds to a step: load the checkpoint as FluxPipeline"),
+        ("ZImageControlNetPipeline", "what ControlNet adds to a step: load the checkpoint as ZImagePipeline"),
         ("HeliosPipeline", "its modular blocks in diffusers have not been tried here"),
         ("GlmImagePipeline", "wrap its network as a kernel, see docs/networks.md"),
         ("SanaPAGPipeline", "what PAG adds to a step: load the checkpoint as SanaPipeline"),

@@ -17,7 +17,7 @@ import transformers
 from diffusers.pipelines import stable_diffusion
 from filelock import FileLock
 
-BUILDERS = {}
+BUILDERS, UNSAVED = {}, {}
 
 
 def checkpoint(name, root):
@@ -32,7 +32,7 @@ def checkpoint(name, root):
 
 def family(build):
     """Turn a function that makes a pipeline into a builder: seeded, writing to a folder, listed in `BUILDERS`."""
-    BUILDERS[build.__name__] = saved(build)
+    BUILDERS[build.__name__], UNSAVED[build.__name__] = saved(build), build
     return BUILDERS[build.__name__]
 
 

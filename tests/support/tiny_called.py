@@ -4,6 +4,7 @@ import diffusers
 import tokenizers
 import transformers
 
+from tests.support import tiny
 from tests.support.tiny import (
     NO_QUANT,
     SD_BETAS,
@@ -208,10 +209,14 @@ def cogvideox_vae():
 
 @family
 def cogvideox():
+    return diffusers.CogVideoXPipeline(*cogvideox_parts())
+
+
+def cogvideox_parts(in_channels=4):
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         time_embed_dim=16,
         text_embed_dim=32,
@@ -229,7 +234,7 @@ def cogvideox():
         snr_shift_scale=1.0,
         beta_schedule="scaled_linear",
     )
-    return diffusers.CogVideoXPipeline(t5_tokenizer(64), t5_text(), cogvideox_vae(), stirred(transformer), scheduler)
+    return t5_tokenizer(64), t5_text(), cogvideox_vae(), stirred(transformer), scheduler
 
 
 @family
@@ -408,3 +413,45 @@ def skyreels():
     return diffusers.SkyReelsV2Pipeline(
         t5_tokenizer(512), t5_text("UMT5"), stirred(transformer), wan_parts()[2], flow()
     )
+
+
+def controlled(name, pipeline, kind, **config):
+    """A checkpoint of `tiny` with a ControlNet of its transformer's blocks, that changes what it says."""
+    base = tiny.UNSAVED[name]()
+    net = stirred(kind.from_transformer(base.transformer, **config), 0.5)
+    return pipeline(**base.components | {"controlnet": net})
+
+
+@family
+def sd3_controlnet():
+    base = tiny.UNSAVED["sd3"]()
+    names = ("sample_size", "in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim")
+    names += ("caption_projection_dim", "pooled_projection_dim", "out_channels", "pos_embed_max_size")
+    config = {name: base.transformer.config[name] for name in names}
+    net = stirred(diffusers.SD3ControlNetModel(num_layers=1, **config), 0.5)
+    return diffusers.StableDiffusion3ControlNetPipeline(**base.components | {"controlnet": net})
+
+
+@family
+def flux_controlnet():
+    layers = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    return controlled("flux", diffusers.FluxControlNetPipeline, diffusers.FluxControlNetModel, **layers)
+
+
+@family
+def qwen_controlnet():
+    kind = diffusers.QwenImageControlNetModel
+    return controlled(
+        "qwen_image",
+        diffusers.QwenImageControlNetPipeline,
+        kind,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+    )
+
+
+@family
+def cogvideox_i2v():
+    parts = cogvideox_parts(in_channels=8)
+    return diffusers.CogVideoXImageToVideoPipeline(*parts)
