@@ -99,6 +99,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
         "text.kernel:MaskedTextKernel.from_pretrained",
         "masked_text('answerdotai/ModernBERT-base', length=32, num_steps=32)",
     ),
+    "scaffold": (
+        "text.scaffold:scaffold",
+        "scaffold(masked_text('answerdotai/ModernBERT-base', length=64, num_steps=16), './schema.json', blanks=8)",
+    ),
     "gaussian": ("exact.gaussian:LinearGaussian", "gaussian(dim=2)"),
     "ring": ("exact.gaussian:GaussianMixture.ring", "ring(modes=8)"),
     "discrete": ("exact.enumerable:DiscreteChain.random", "discrete(states=4)"),

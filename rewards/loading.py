@@ -1,4 +1,4 @@
-"""Networks that score, and their parts, by checkpoint, loaded once.
+"""Networks that score, and their parts, by checkpoint: loaded once, asked in batches.
 
 Networks are held once per process, by checkpoint, device and dtype; a reward holds their names only, so that it is
 light and can be sent to workers. Weights are read from safetensors; pickles are refused unless asked for.
@@ -6,15 +6,18 @@ light and can be sent to workers. Weights are read from safetensors; pickles are
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from treesearch.rewards.numeric import is_whole
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 INSTALL = "pip install 'treesearch[images]'"
@@ -106,6 +109,66 @@ def load_part(kind: str, checkpoint: str) -> Any:
         ImportError: transformers is not installed.
     """
     return _from_pretrained(kind, checkpoint)
+
+
+def classes(checkpoint: str, label: str | int | Sequence[str | int]) -> tuple[list[int], str]:
+    """Numbers of a classifier's classes by label, and the labels as text.
+
+    Args:
+        checkpoint: of a classifier of transformers.
+        label: a name or a number, or several.
+
+    Raises:
+        ValueError: none, or one that the checkpoint does not know.
+        CheckpointError: absent or gated.
+    """
+    labels = [label] if isinstance(label, (str, int)) else list(label)
+    names = {int(i): name for i, name in load_part("AutoConfig", checkpoint).id2label.items()}
+    if not labels:
+        raise ValueError("expected a label or several, got none")
+    return [_index(one, names, checkpoint) for one in labels], ", ".join(map(str, labels))
+
+
+def _index(label: str | int, names: dict[int, str], checkpoint: str) -> int:
+    if isinstance(label, int) and label in names:
+        return label
+    found = next((i for i, name in names.items() if name == label), None)
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(str(label), names.values(), 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(list(names.values())[:5])}, ..."
+    raise ValueError(f"{checkpoint} has no label {label!r} among its {len(names)}: {hint}")
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """A floating dtype by name; None is float32.
+
+    Raises:
+        ValueError: not a floating dtype.
+    """
+    found = torch.float32 if dtype is None else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16, float16 or float64")
+    return found
+
+
+def micro_batches(
+    score: Callable[[Any, Sequence[Any] | None], Tensor], samples: Any, prompts: Sequence[Any] | None, batch_size: int
+) -> Tensor:
+    """score(samples, prompts) -> (n,), evaluated on at most `batch_size` samples at a time.
+
+    Raises:
+        ValueError: batch_size below 1, or another number of prompts than samples.
+    """
+    if not is_whole(batch_size):
+        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1")
+    if prompts is not None and len(prompts) != len(samples):
+        raise ValueError(f"got {len(prompts)} prompts for {len(samples)} samples: give one to each")
+    starts = range(0, len(samples), batch_size)
+    parts = [
+        score(samples[i : i + batch_size], None if prompts is None else prompts[i : i + batch_size]) for i in starts
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
 def weights(checkpoint: str, filename: str = "model.safetensors", *, allow_pickle: bool = False) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from treesearch.rewards.numeric import is_number, is_positive, is_whole
 
 FREE = -1  # among known tokens: a position that is not known
 KNOWN = "known"  # of conditioning: tokens (n, L) that stand from the start, FREE elsewhere
+PROMPTED = "prompted"  # of conditioning: which of them guidance hides (n, L), where that is not all of them
 DEPARTS_TOP_P = "each token is drawn from the most probable ones alone (top_p): not the law of the network"
 
 
@@ -262,7 +263,7 @@ class MaskedTextKernel:
             free &= known == FREE
         row, column = free.nonzero(as_tuple=True)
         with self._quiet, torch.no_grad():
-            logits = self._logits(x, t, known, free)
+            logits = self._logits(x, t, self._hidden(cond, known), free)
         endpoint = x.clone()
         endpoint[row, column] = logits.argmax(-1)
         if self.top_p < 1:
@@ -285,16 +286,21 @@ class MaskedTextKernel:
         p_now = (now - log_norm(logits, self.temperature)).exp()
         return self.corruption.moves(t[row], p_now, logits.shape[-1])
 
-    def _logits(self, x: Tensor, t: Tensor, known: Tensor | None, free: Tensor) -> Tensor:
+    def _hidden(self, cond: Cond, known: Tensor | None) -> Tensor | None:
+        """What guidance hides from ∅, (n, L) bool."""
+        hidden = None if cond is None else cond.get(PROMPTED)
+        return hidden if hidden is not None or known is None else known != FREE
+
+    def _logits(self, x: Tensor, t: Tensor, hidden: Tensor | None, free: Tensor) -> Tensor:
         """Logits (m, V) of the free positions, -inf for what is never drawn."""
         if self.guidance_scale == 1:
             logits = self._called(x, t)[free]
         else:
-            if known is None:
+            if hidden is None:
                 raise ValueError(
                     f"guidance_scale={self.guidance_scale:g} guides by prompts: give prompts, or leave it out"
                 )
-            absent = torch.where(known == FREE, x, self.mask or 0)
+            absent = torch.where(hidden, self.mask or 0, x)
             absent, given = self._called(torch.cat([absent, x]), torch.cat([t, t])).chunk(2)
             logits = extrapolated(absent[free], given[free], self.guidance_scale)
         never = [token for token in (*self.forbid, *([self.mask] if self.masked else [])) if token < logits.shape[-1]]

@@ -31,6 +31,12 @@ class Words:
         """The mask token, None of a tokenizer that has none."""
         return self.tokenizer.mask_token_id
 
+    @property
+    def filler(self) -> int | None:
+        """What stands behind the end of a text."""
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return end if pad is None else pad
+
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, or of what a user says.
 
@@ -40,18 +46,22 @@ class Words:
         """
         if not isinstance(text, str):
             raise TypeError(f"a prompt is {type(text).__name__}, expected a text")
+        return self._said(text) if self.chat else self.plain(text)
+
+    def plain(self, text: str) -> list[int]:
+        """Tokens of a text as it stands, without marks around it.
+
+        Raises:
+            ValueError: a text that the tokenizer has no tokens for.
+        """
         try:
-            found = self._said(text) if self.chat else self.plain(text)
+            found = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         except (UnicodeError, TypeError) as error:
             raise ValueError(f"the tokenizer cannot encode {text!r}: {error}") from error
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in found:
             raise ValueError(f"the tokenizer knows no tokens for a part of {text!r}: write it otherwise")
         return found
-
-    def plain(self, text: str) -> list[int]:
-        """Tokens of a text as it stands, without marks around it."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def texts(self, rows: Tensor) -> list[str]:
         """Texts of tokens (n, L): up to the mark of the end, without other marks."""

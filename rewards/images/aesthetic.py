@@ -62,7 +62,7 @@ def Aesthetic(
     """
     loading.check_file(checkpoint, allow_pickle=allow_pickle)
     check_clip(clip)
-    encoder = Clip(checkpoint=clip, processor=clip, dtype=vision.as_dtype(dtype), allow_pickle=allow_pickle)
+    encoder = Clip(checkpoint=clip, processor=clip, dtype=loading.as_dtype(dtype), allow_pickle=allow_pickle)
 
     def part(samples: Any, _: Any) -> Tensor:
         where = vision.place(samples, device)
@@ -74,7 +74,7 @@ def Aesthetic(
         return head(embeddings).squeeze(1)
 
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-        return vision.micro_batches(part, samples, None, batch_size)
+        return loading.micro_batches(part, samples, None, batch_size)
 
     return Reward(fn, "Aesthetic" if checkpoint == CHECKPOINT else f"Aesthetic({checkpoint})")
 

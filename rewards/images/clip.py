@@ -111,7 +111,7 @@ def prompt_reward(
         return score(clip.cosine(samples, prompts, where), clip.network(where))
 
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-        return vision.micro_batches(part, samples, vision.need_prompts(prompts, name), batch_size)
+        return loading.micro_batches(part, samples, vision.need_prompts(prompts, name), batch_size)
 
     return Reward(fn, name, remarks=lambda prompts: clip.unread(prompts, name))
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
+from treesearch.rewards import loading
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import vision
 from treesearch.rewards.images.clip import CUT, DEFAULT, SQUARE, Clip, check_clip, prompt_reward
 
 
@@ -55,7 +55,7 @@ def CLIPScore(
     clip = Clip(
         checkpoint=checkpoint,
         processor=checkpoint,
-        dtype=vision.as_dtype(dtype),
+        dtype=loading.as_dtype(dtype),
         allow_pickle=allow_pickle,
         prefix=prefix,
     )

@@ -86,7 +86,7 @@ def HPSv2(
     clip = Clip(
         checkpoint=checkpoint,
         processor=processor,
-        dtype=vision.as_dtype(dtype),
+        dtype=loading.as_dtype(dtype),
         allow_pickle=allowed,
         prepare=vision.Preprocessor(size=(224, 224), mean=vision.CLIP_MEAN, std=vision.CLIP_STD, fit="pad"),
         tokens=TOKENS,

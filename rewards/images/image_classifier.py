@@ -7,7 +7,6 @@ Source: the classifier reward of Diffusion Models Beat GANs on Image Synthesis (
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -54,12 +53,8 @@ def ImageClassifier(
     """
     if combine not in ("max", "logsumexp"):
         raise ValueError(f"combine is {combine!r}, expected 'max' or 'logsumexp'")
-    labels = [label] if isinstance(label, (str, int)) else list(label)
-    names = {int(i): name for i, name in loading.load_part("AutoConfig", checkpoint).id2label.items()}
-    classes = [_index(one, names, checkpoint) for one in labels]
-    if not classes:
-        raise ValueError("expected a label or several, got none")
-    kind, precision = "AutoModelForImageClassification", vision.as_dtype(dtype)
+    classes, told = loading.classes(checkpoint, label)
+    kind, precision = "AutoModelForImageClassification", loading.as_dtype(dtype)
 
     def part(samples: Any, _: Any) -> Tensor:
         where = vision.place(samples, device)
@@ -70,17 +65,6 @@ def ImageClassifier(
         return chosen.amax(1) if combine == "max" else chosen.logsumexp(1)
 
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
-        return vision.micro_batches(part, samples, None, batch_size)
+        return loading.micro_batches(part, samples, None, batch_size)
 
-    return Reward(fn, f"ImageClassifier({checkpoint}, {', '.join(map(str, labels))})")
-
-
-def _index(label: str | int, names: dict[int, str], checkpoint: str) -> int:
-    if isinstance(label, int) and label in names:
-        return label
-    found = next((i for i, name in names.items() if name == label), None)
-    if found is not None:
-        return found
-    near = difflib.get_close_matches(str(label), names.values(), 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(list(names.values())[:5])}, ..."
-    raise ValueError(f"{checkpoint} has no label {label!r} among its {len(names)}: {hint}")
+    return Reward(fn, f"ImageClassifier({checkpoint}, {told})")

@@ -94,7 +94,7 @@ def ImageReward(
         raise ValueError(f"batch_size is {batch_size!r}, expected at least 1")
     allowed = checkpoint == PUBLISHED if allow_pickle is None else allow_pickle
     loading.check_file(checkpoint, allow_pickle=allowed)
-    scorer = _Scorer(checkpoint, tokenizer, device, vision.as_dtype(dtype), batch_size, allowed)
+    scorer = _Scorer(checkpoint, tokenizer, device, loading.as_dtype(dtype), batch_size, allowed)
     return Reward(scorer, "ImageReward", remarks=scorer.unread)
 
 
@@ -164,7 +164,7 @@ class _Scorer:
 
     def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         texts = vision.need_prompts(prompts, "ImageReward")
-        return vision.micro_batches(self._score, samples, texts, self.batch_size)
+        return loading.micro_batches(self._score, samples, texts, self.batch_size)
 
     def unread(self, prompts: Sequence[Any]) -> list[list[str]]:
         """What to say of prompts that are cut."""

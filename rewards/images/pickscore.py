@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 
+from treesearch.rewards import loading
 from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
-from treesearch.rewards.images import vision
 from treesearch.rewards.images.clip import CUT, SQUARE, Clip, check_clip, prompt_reward
 
 CHECKPOINT = "yuvalkirstain/PickScore_v1"
@@ -57,6 +57,6 @@ def PickScore(
     check_clip(checkpoint)
     if processor is None:
         processor = PROCESSOR if checkpoint == CHECKPOINT else checkpoint
-    clip = Clip(checkpoint=checkpoint, processor=processor, dtype=vision.as_dtype(dtype), allow_pickle=allow_pickle)
+    clip = Clip(checkpoint=checkpoint, processor=processor, dtype=loading.as_dtype(dtype), allow_pickle=allow_pickle)
     name = "PickScore" if checkpoint == CHECKPOINT else f"PickScore({checkpoint})"
     return prompt_reward(clip, name, lambda cos, network: network.logit_scale.exp() * cos, device, batch_size)

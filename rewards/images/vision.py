@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from treesearch.rewards.loading import CheckpointError, load_part, once
-from treesearch.rewards.numeric import is_whole
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -103,25 +102,6 @@ class Preprocessor:
         )
 
 
-def micro_batches(
-    score: Callable[[Any, Sequence[Any] | None], Tensor], samples: Any, prompts: Sequence[Any] | None, batch_size: int
-) -> Tensor:
-    """score(samples, prompts) -> (n,), evaluated on at most `batch_size` samples at a time.
-
-    Raises:
-        ValueError: batch_size below 1, or another number of prompts than samples.
-    """
-    if not is_whole(batch_size):
-        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1")
-    if prompts is not None and len(prompts) != len(samples):
-        raise ValueError(f"got {len(prompts)} prompts for {len(samples)} samples: give one to each")
-    starts = range(0, len(samples), batch_size)
-    parts = [
-        score(samples[i : i + batch_size], None if prompts is None else prompts[i : i + batch_size]) for i in starts
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
-
-
 def place(samples: Any, device: str | torch.device | None) -> str:
     """The device to score on: the one asked for, else where the samples are, else the CPU."""
     if device is None:
@@ -131,18 +111,6 @@ def place(samples: Any, device: str | torch.device | None) -> str:
     if device.type == "cuda" and device.index is None:
         return f"cuda:{torch.cuda.current_device()}"
     return str(device)
-
-
-def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """A floating dtype by name; None is float32.
-
-    Raises:
-        ValueError: not a floating dtype.
-    """
-    found = torch.float32 if dtype is None else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}, expected float32, bfloat16, float16 or float64")
-    return found
 
 
 def need_prompts(prompts: Sequence[Any] | None, name: str) -> list[str]:
@@ -221,6 +189,8 @@ def _image(sample: Any) -> Tensor:
         return _checked(sample[None])
     if hasattr(sample, "convert"):
         sample = sample.convert("RGB")
+    if isinstance(sample, str):
+        raise TypeError("expected images, got texts: this is a reward of images, see `treesearch list rewards`")
     if not hasattr(sample, "__array__") and not hasattr(sample, "__array_interface__"):
         raise TypeError(f"expected images, got {type(sample).__name__}: decode to a tensor (n, 3, h, w) or PIL images")
     import numpy as np

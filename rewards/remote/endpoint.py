@@ -39,8 +39,8 @@ _AGAIN = {408, 425, 429}
 _QUOTED = 300
 MAX_BYTES = 2**24
 SENT = (
-    "prompts and images (8-bit PNG) are sent whole, what is cut or shrunk there is not known here; answers up to "
-    f"{MAX_BYTES // 2**20} MiB (max_bytes)"
+    "prompts, texts and images (8-bit PNG) are sent whole, what is cut or shrunk there is not known here; answers up "
+    f"to {MAX_BYTES // 2**20} MiB (max_bytes)"
 )
 """What rewards behind an endpoint take, `Facts.limits`."""
 

@@ -1,6 +1,7 @@
 """A reward behind an HTTP endpoint: any scorer that takes samples and prompts and returns numbers.
 
     POST url {"images": [base64 PNG, ...], "prompts": [...]}  ->  {"scores": [...]},  r(x_i) = scores[i]
+    POST url {"texts": [...], "prompts": [...]}               of samples that are texts
 
 Other formats: `build(samples, prompts)` makes the request of a batch, `parse(answer)` takes scores out of what came.
 """
@@ -27,9 +28,10 @@ Build = Callable[[Any, Sequence[Any] | None], Any]
 Parse = Callable[[Any], Sequence[float]]
 
 
-def build_images(samples: Any, prompts: Sequence[Any] | None) -> dict[str, Any]:
-    """{"images": base64 PNGs, "prompts": the prompts or null}."""
-    return {"images": base64_pngs(samples), "prompts": None if prompts is None else list(prompts)}
+def build_samples(samples: Any, prompts: Sequence[Any] | None) -> dict[str, Any]:
+    """{"images": base64 PNGs, "prompts": the prompts or null}, or {"texts": ...} where samples are texts."""
+    told = {"texts": list(samples)} if are_texts(samples) else {"images": base64_pngs(samples)}
+    return told | {"prompts": None if prompts is None else list(prompts)}
 
 
 def parse_scores(answer: Any) -> Sequence[float]:
@@ -51,7 +53,7 @@ def HTTPReward(
     *,
     url_env: str | None = None,
     batch_size: int = 16,
-    build: Build = build_images,
+    build: Build = build_samples,
     parse: Parse = parse_scores,
     token_env: str | None = None,
     token_header: str = "Authorization",
@@ -134,6 +136,11 @@ class _Scorer:
                     f"answered {self.endpoint.quote(score)} as score {i} of {n}, expected finite numbers, {got}"
                 )
         return scores
+
+
+def are_texts(samples: Any) -> bool:
+    """Whether samples are texts."""
+    return not hasattr(samples, "shape") and len(samples) > 0 and all(isinstance(s, str) for s in samples)
 
 
 def check_pairs(samples: Any, prompts: Sequence[Any] | None) -> None:

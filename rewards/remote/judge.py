@@ -1,9 +1,9 @@
-"""A vision-language model as judge, behind any endpoint that speaks the chat format of OpenAI.
+"""A vision-language model (or one of language, of texts) as judge, behind any endpoint with the chat format of OpenAI.
 
-    r(x, c) = the number in the judge's answer to a rubric about image x and prompt c, from low to high
+    r(x, c) = the number in the judge's answer to a rubric about image or text x and prompt c, from low to high
     r(x, c) = Σ_k p(k) k / Σ_k p(k)  over the digits k = low..high as first token          (expected=True)
 
-One request a sample; the image travels as a data URL. The first form asks once more when the answer holds no number.
+One request a sample; an image travels as a data URL. The first form asks once more when the answer holds no number.
 The second is finer than whole numbers and steadier, where the endpoint tells log-probabilities.
 
 Source of the second: G-Eval: NLG Evaluation using GPT-4 with Better Human Alignment (Liu et al., 2023), eq. 1.
@@ -25,13 +25,18 @@ from treesearch.rewards.base import Reward
 from treesearch.rewards.facts import facts
 from treesearch.rewards.numeric import is_number
 from treesearch.rewards.remote.endpoint import MAX_BYTES, SENT, Ask, Endpoint, address
-from treesearch.rewards.remote.http import base64_pngs, check_pairs
+from treesearch.rewards.remote.http import are_texts, base64_pngs, check_pairs
 from treesearch.rewards.remote.verdict import read_number
 
 RUBRIC = """You grade images that were made from a prompt.
 Prompt: {prompt}
 How well does the image show what the prompt asks for, and how good is it as a picture? Objects, their number, \
 colours, places and readable text count, and so do flaws such as extra limbs or blur.
+Answer with one number from {low} (unusable) to {high} (flawless) on the last line, and nothing else on that line."""
+
+TEXT_RUBRIC = """You grade texts that were written to a prompt; the text follows in a part of its own.
+Prompt: {prompt}
+How well does the text do what the prompt asks for, and how good is it as a text? Sense, grammar and style count.
 Answer with one number from {low} (unusable) to {high} (flawless) on the last line, and nothing else on that line."""
 
 _DIGIT_MASS = 0.5  # a judge that puts less on digits is not answering with one
@@ -52,7 +57,7 @@ def VLMJudge(
     model: str = "",
     *,
     url_env: str | None = None,
-    rubric: str = RUBRIC,
+    rubric: str | None = None,
     low: float = 0,
     high: float = 10,
     expected: bool = False,
@@ -73,7 +78,8 @@ def VLMJudge(
         url: base of the API, such as http://localhost:8000/v1; requests go to /chat/completions below it.
         model: name of the model there.
         url_env: name of an environment variable that holds the URL instead, for one with a key in its path or query.
-        rubric: what the judge is told; {prompt}, {low} and {high} are filled in.
+        rubric: what the judge is told; {prompt}, {low} and {high} are filled in. None is RUBRIC of images and
+            TEXT_RUBRIC of texts, which are sent as a part of their own.
         low, high: ends of the scale; an answer outside counts as none. With `expected`, whole numbers within 0..9.
         expected: score by the mean over the digits of the first token instead of reading the text.
         options: more fields of the request; they replace `temperature` (0) and `max_tokens`, None leaves a field out.
@@ -111,31 +117,29 @@ class _Judge:
 
     endpoint: Endpoint
     request: dict[str, Any]
-    rubric: str
+    rubric: str | None
     low: float
     high: float
     expected: bool
 
     def __call__(self, samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         check_pairs(samples, prompts)
-        if prompts is None and "{prompt}" in self.rubric:
+        rubric = self.rubric or (TEXT_RUBRIC if are_texts(samples) else RUBRIC)
+        if prompts is None and "{prompt}" in rubric:
             raise ValueError("the rubric names {prompt}, got no prompts: give prompts, or a rubric without it")
 
         def score(ask: Ask, rows: Sequence[int]) -> float:
             (row,) = rows
-            messages = [self._question(samples[row : row + 1], "" if prompts is None else str(prompts[row]))]
+            messages = [self._question(rubric, samples[row : row + 1], "" if prompts is None else str(prompts[row]))]
             return self._digits(ask, messages) if self.expected else self._number(ask, messages)
 
         return torch.tensor(
             self.endpoint.map(score, [[i] for i in range(len(samples))]), dtype=torch.float64, device="cpu"
         )
 
-    def _question(self, sample: Any, prompt: str) -> dict[str, Any]:
-        text = self.rubric.replace("{low}", f"{self.low:g}").replace("{high}", f"{self.high:g}")
-        (image,) = base64_pngs(sample)
-        url = f"data:image/png;base64,{image}"
-        parts = [{"type": "text", "text": text.replace("{prompt}", prompt)}]
-        return {"role": "user", "content": [*parts, {"type": "image_url", "image_url": {"url": url}}]}
+    def _question(self, rubric: str, sample: Any, prompt: str) -> dict[str, Any]:
+        told = rubric.replace("{low}", f"{self.low:g}").replace("{high}", f"{self.high:g}")
+        return {"role": "user", "content": [{"type": "text", "text": told.replace("{prompt}", prompt)}, _part(sample)]}
 
     def _number(self, ask: Ask, messages: list[dict[str, Any]]) -> float:
         """The number in the answer, or in a second answer where the first has none.
@@ -194,6 +198,14 @@ def _completions(url: str) -> str:
     """The address of chat completions below the base of an API; a query stays at its end."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
+
+
+def _part(sample: Any) -> dict[str, Any]:
+    """One sample as a part of a message."""
+    if are_texts(sample):
+        return {"type": "text", "text": sample[0]}
+    (image,) = base64_pngs(sample)
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
 
 
 def _text(content: Any) -> str:

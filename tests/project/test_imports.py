@@ -43,9 +43,12 @@ ROOMS = {
     HEADED: set(),
     LOADING: set(),
     f"{REWARDS}.images": FACTORY | {HEADED, LOADING, f"{REWARDS}.files"},
+    f"{REWARDS}.text": FACTORY | {LOADING},
     f"{REWARDS}.trajectories": FACTORY | {CHANNELS},
     f"{REWARDS}.remote": FACTORY | {f"{REWARDS}.{name}" for name in ("redact", "images")},
-    REWARDS: {f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "trajectories")},
+    REWARDS: {
+        f"{REWARDS}.{name}" for name in ("base", "channels", "compose", "images", "remote", "text", "trajectories")
+    },
     f"{BACKENDS}.base": REWARD | {f"{REWARDS}.files"},
     f"{BACKENDS}.chains": {f"{BACKENDS}.base"},
     f"{BACKENDS}.diagnostics": {f"{BACKENDS}.base"},

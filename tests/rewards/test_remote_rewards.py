@@ -176,6 +176,19 @@ def test_other_formats_and_other_samples(server) -> None:
     assert reward([]).shape == (0,)
 
 
+def test_texts_are_sent_as_they_are(server) -> None:
+    server.reply = lambda body, _: (200, {}, {"scores": [len(s) for s in body["texts"]]})
+    assert HTTPReward(server.url)(["one", "three"], ["a", "b"]).tolist() == [3, 5]
+    assert server.bodies[-1] == {"texts": ["one", "three"], "prompts": ["a", "b"]}
+    said = {"choices": [{"message": {"content": "7"}, "finish_reason": "stop"}]}
+    server.reply = lambda body, _: (200, {}, said)
+    assert VLMJudge(f"http://{server.host}/v1", "m")(["a {prompt} text"], ["Write."]).tolist() == [7]
+    rubric, sample = server.bodies[-1]["messages"][0]["content"]
+    assert "You grade texts" in rubric["text"]
+    assert "Prompt: Write." in rubric["text"]
+    assert sample == {"type": "text", "text": "a {prompt} text"}
+
+
 def test_requests_run_side_by_side_but_no_more_than_allowed(server) -> None:
     barrier, under_way, most = threading.Barrier(3), 0, 0
 

@@ -1,0 +1,1 @@
+"""Rewards of texts: language models, classifiers, lexicons, patterns, schemas and sources."""
