@@ -17,6 +17,7 @@ from PIL import Image
 import treesearch as ts
 from tests.support import kernels
 from tests.support.beds import BEDS
+from treesearch.cli.main import main
 from treesearch.pictures import media
 from treesearch.report import best, outputs, tables
 from treesearch.results.result import TaskResult
@@ -119,7 +120,35 @@ def test_every_kind_has_its_file(tmp_path):
     result = search("text")
     outputs.write_outputs(result, tmp_path / "text", best=2)
     assert [line["text"] for line in index(tmp_path / "text")] == result.best(2)[0]
-    assert not list((tmp_path / "text/outputs").glob("task*"))
+    assert not list((tmp_path / "text/outputs").glob("task*.png"))
+    page = (tmp_path / "text/outputs/task0.md").read_text("utf-8")
+    assert page.count(f"| {result.best(1)[0][0]} |") >= 2  # among the best, and drawn
+    assert "## 16 draws of the read-out" in page
+    card = (tmp_path / "text/README.md").read_text("utf-8")
+    assert "## The best texts" in card
+    assert all(f"| {text} |" in card for text in result.best(3)[0])
+
+
+def test_texts_are_shown_and_not_obeyed(tmp_path, capsys):
+    def evil(texts):
+        return torch.tensor([float(s) for s in texts], dtype=torch.float64)
+
+    kernel = Drawn("text")
+    plain_decode = kernel.decode
+    result = ts.search(kernel, evil, ts.BestOfN(), budget=ts.Budget(iterations=4), store=tmp_path / "run")
+    kernel.decode = lambda x0: [f"{EVIL} | <b> {s}\nsecond" for s in plain_decode(x0)]
+    for task in result.tasks:
+        task.__dict__.pop("samples", None)
+    outputs.write_outputs(result, tmp_path / "run", best=3)
+    assert main(["show", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    named = [line for line in said.splitlines() if line.startswith("  best")]
+    assert len(named) == 3
+    assert all(r"\x1b[2J" in line and line.endswith(r"\nsecond") for line in named)
+    assert "\x1b" not in said
+    card = (tmp_path / "run/README.md").read_text("utf-8")
+    assert "<b>" not in card
+    assert "## The best texts" in card
 
 
 def test_a_video_is_an_mp4_where_the_library_for_it_is_there(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from treesearch.errors import UsageError
 from treesearch.methods.advice import GOALS, advise
 from treesearch.methods.base import Method
 from treesearch.registry import expressions
-from treesearch.report import outputs
+from treesearch.report import best, outputs
 from treesearch.report import tables as report
 from treesearch.report.card import resume_command
 from treesearch.report.progress import Progress
@@ -152,6 +152,9 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
         say(f"  note: {note}")
     if session.lost is not None:
         return 1
+    read = [line for line in best.listed(path / "outputs" / "best", best.NAMED) if line["text"]]
+    for line in best.lines(read):
+        say(f"  best {line}")
     for line in edits.lines(pictured or {}):
         say(line)
     say(path / ("README.md" if pictured is None else "outputs/edit.png"))

@@ -65,7 +65,7 @@ class Ls(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Show(Command):
-    """One run: what was asked, what came out, what it may claim, the tree by level."""
+    """One run: what was asked, what came out, its best samples, what it may claim, the tree by level."""
 
     path: Positional[str]
     json: bool = False
@@ -79,9 +79,16 @@ class Show(Command):
             for t in sorted(set(task.tree.t.tolist()), reverse=True)
         ]
         name, tasks = config["method"]["name"], summary(result)
+        found_best = best.listed(Path(self.path) / "outputs" / "best", best.NAMED)
         if self.json:
             found = {"tasks": tasks, "cost": result.cost.as_dict()}
-            told = {"config": config, "summary": found, "last": result.history[-1:], "levels": levels}
+            told = {
+                "config": config,
+                "summary": found,
+                "last": result.history[-1:],
+                "levels": levels,
+                "best": found_best,
+            }
             say(json.dumps(told | {"certificates": [task["certificate"] for task in tasks]}, indent=2))
             return 0
         say(f"status   {runs.status(self.path, config)}")
@@ -90,6 +97,8 @@ class Show(Command):
         report.print_table(report.rows(name, tasks, result.cost))
         for note in report.notes(tasks, result.cost):
             say(f"  note: {note}")
+        for line in best.lines(found_best):
+            say(f"  best {line}")
         report.print_table([[str(v) for v in row] for row in levels], ("task", "t", "nodes", "visits", "mean value"))
         for heading, claimed in report.certified(name, tasks).items():
             say("\n".join([f"\ncertificate of {heading}", *(f"  {line}" for line in claimed)]))

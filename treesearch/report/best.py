@@ -20,8 +20,10 @@ from treesearch.pictures.sheets import thumbnail
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.results.seen import Samples
 from treesearch.runs.files import reading, subfolder, write_text
+from treesearch.text import brief, plain
 
 BEST = 8
+NAMED = 3  # of them, on a terminal
 INDEX = "best.jsonl"
 INDEX_BYTES, FILE_BYTES = 2**26, 2**28  # that are read back, at most
 _OURS = re.compile(r"task\d+_\d+\.(png|mp4|wav|npz)", re.ASCII)
@@ -102,6 +104,31 @@ def picture(folder: Path, task: int, node: int) -> Any:
             return np.asarray(thumbnail(image.convert("L" if image.mode == "L" else "RGB")))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
+
+
+def listed(folder: Path, k: int) -> list[dict[str, Any]]:
+    """The best k samples of each task, from what `write_best` left in a folder: task, rank, reward, the text or the
+    file's name.
+
+    What is not as it was written is left out.
+    """
+    found = []
+    for line in _index(folder / INDEX):
+        rank, reward = line.get("rank"), line.get("reward")
+        shown = line.get("text") if isinstance(line.get("text"), str) else line.get("file")
+        if isinstance(rank, int) and rank <= k and isinstance(shown, str) and isinstance(line.get("task"), int):
+            given = float(reward) if isinstance(reward, (int, float)) else None
+            about = {"task": line["task"], "rank": rank, "reward": given}
+            found.append(about | {"sample": shown, "text": "file" not in line})
+    return found
+
+
+def lines(found: list[dict[str, Any]]) -> list[str]:
+    """What `listed` found for people, a line each."""
+    many = len({line["task"] for line in found}) > 1
+    where = [f"task {line['task']}  " if many else "" for line in found]
+    rewards = ["-inf" if line["reward"] is None else f"{line['reward']:.4g}" for line in found]
+    return [f"{a}{r:>9}  {plain(brief(line['sample']))}" for a, r, line in zip(where, rewards, found, strict=True)]
 
 
 def _index(path: Path) -> Iterator[dict[str, Any]]:

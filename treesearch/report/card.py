@@ -21,8 +21,13 @@ def card(
     pictures: Sequence[tuple[str, str]],
     certificates: Mapping[str, Sequence[str]],
     columns: Sequence[str] = COLUMNS,
+    *,
+    texts: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write README.md of a run folder: what was asked, what came out, what to know, what it may claim, the pictures."""
+    """Write README.md of a run folder: what was asked, what came out, what to know, what it may claim, the pictures.
+
+    `texts` are headings and tables, in Markdown, of samples that are texts.
+    """
     asked = "\n".join(f"- {markdown(key)}: {code(value)}" for key, value in command.items())
     told = [f"- {markdown(name)}: {markdown(note)}" for name, found in notes.items() for note in found]
     known = "\n".join(told) or "- none"
@@ -32,12 +37,14 @@ def card(
     )
     head, *body = ([markdown(cell) for cell in line] for line in [columns, *lines])
     shown = "\n\n".join(f"![{markdown(caption)}]({file})\n\n{markdown(caption)}" for file, caption in pictures)
+    read = "".join(f"### {markdown(heading)}\n\n{table}\n\n" for heading, table in texts)
+    best = f"## The best texts\n\n{read}" if texts else ""
     write_text(
         path / "README.md",
         f"# {markdown(title)}\n\n{asked}\n\n{markdown_table(body, head)}\n\n"
         "log Z estimates log E_p[exp(λ r)] (± standard error where one exists; a dash where the method has none). "
         "ESS is the effective number of samples among the weights. Roots: beginnings (draws of x_T) among the samples "
-        f"that carry weight.\n\n## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"
+        f"that carry weight.\n\n{best}## To know before using the numbers\n\n{known}\n\n## Certificate\n\n{claimed}\n\n"
         f"{shown}\n",
     )
 

@@ -2,7 +2,7 @@
 
 summary.json          figures of each task
 outputs/best/         the best samples as files, and best.jsonl
-outputs/task0.png     contact sheet of each task: the best, and draws of the estimate of π
+outputs/task0.png     contact sheet of each task: the best, and draws of the estimate of π; of texts task0.md
 outputs/best.png      of several tasks: the best of each
 outputs/reward.png    best reward against NFE
 README.md             the card
@@ -19,7 +19,7 @@ import numpy as np
 from treesearch.errors import writing
 from treesearch.pictures import media
 from treesearch.pictures.sheets import Block, draw_sheet
-from treesearch.report import plots, tables
+from treesearch.report import plots, tables, texts
 from treesearch.report.best import BEST, write_best
 from treesearch.report.card import card
 from treesearch.results.result import SearchResult, TaskResult
@@ -88,7 +88,18 @@ def _write(
     told |= {"method": repr(context.method), "seed": context.config["seed"]}
     notes = {name: tables.notes(found, result.cost)}
     lines, claimed = tables.rows(name, found, result.cost), tables.certified(name, found)
-    card(folder, f"{name} run", told, lines, notes, pictures, claimed)
+    card(folder, f"{name} run", told, lines, notes, pictures, claimed, texts=_texts(samples, outputs))
+
+
+def _texts(samples: list[Samples], outputs: Path) -> list[tuple[str, str]]:
+    """Pages of tasks whose samples are texts; for the card the best of each: (heading, table)."""
+    found = []
+    for i, known in enumerate(samples):
+        if texts.are_texts(known):
+            texts.sheet(known, outputs / f"task{i}.md")
+            prompt = "" if known.task.prompt is None else f": {known.task.prompt}"
+            found.append((f"Task {i}{prompt}", texts.table(known, known.ranked(texts.FEW).tolist())))
+    return found[:SHOWN]
 
 
 def draw_curves(results: Mapping[str, SearchResult], told: Mapping[str, Any], path: Path) -> Path:

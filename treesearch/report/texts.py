@@ -1,0 +1,45 @@
+"""Samples that are texts, where pictures would stand on a sheet: tables of the best, and of draws.
+
+sheet       a page of one task: the best sixteen, then sixteen draws
+table       the best of one task, for the card
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from treesearch.report.tables import markdown_table
+from treesearch.results.seen import Samples
+from treesearch.runs.files import write_text
+from treesearch.text import brief, markdown
+
+HALF = 16  # texts of each kind on a sheet
+FEW = 3  # of a task on a card
+COLUMNS = ("reward", "text")
+
+
+def are_texts(samples: Samples) -> bool:
+    """Whether a task has samples, and they are texts."""
+    return len(samples.task.leaves) > 0 and samples.decode(0)[0] == "text"
+
+
+def table(samples: Samples, rows: Iterable[int]) -> str:
+    """Texts and their rewards as Markdown, long ones without their middle."""
+    shown = [(f"{float(samples.task.rewards[row]):.4g}", brief(samples.decode(row)[1])) for row in rows]
+    head, *body = ([markdown(cell) for cell in line] for line in [COLUMNS, *shown])
+    return markdown_table(body, head)
+
+
+def sheet(samples: Samples, path: Path) -> None:
+    """Write a page of the best texts of a task above draws of its estimate."""
+    task = samples.task
+    ranked = samples.ranked(HALF).tolist()
+    parts = [] if task.prompt is None else [f"# {markdown(brief(task.prompt))}"]
+    parts += [f"## The best {len(ranked)} of {len(task.leaves):,} texts", table(samples, ranked)]
+    if np.isfinite(task.readout.log_weights.max()):
+        what = "of its texts, chosen at random" if task.log_z is None else "draws of the read-out"
+        parts += [f"## {HALF} {what}", table(samples, task.draw_rows(HALF).tolist())]
+    write_text(path, "\n\n".join(parts) + "\n")
