@@ -134,7 +134,7 @@ def images_l(images):
 def test_what_is_no_image_is_refused(samples, message):
     with pytest.raises(ValueError, match=message):
         vision.pixels(samples)
-    with pytest.raises(TypeError, match="got str"):
+    with pytest.raises(TypeError, match="got texts"):
         vision.pixels(["cat.png"])
 
 

@@ -27,6 +27,7 @@ REACHING = frozenset(
     (
         "diffusers",
         "masked_text",
+        "small_text",
         "trajectories",
         "restoration",
         "spd",

@@ -1,0 +1,1 @@
+"""Text: what small masked language models are trained on, and how."""
