@@ -100,6 +100,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
         "masked_text('answerdotai/ModernBERT-base', length=32, num_steps=32)",
     ),
     "small_text": ("text.own:small_text", "small_text('./text.safetensors', num_steps=32)"),
+    "rescored": (
+        "text.rescored:Rescored",
+        "rescored(masked_text('answerdotai/ModernBERT-base', length=32, num_steps=8, reveal='left'))",
+    ),
     "scaffold": (
         "text.scaffold:scaffold",
         "scaffold(masked_text('answerdotai/ModernBERT-base', length=64, num_steps=16), './schema.json', blanks=8)",

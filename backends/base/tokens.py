@@ -85,6 +85,10 @@ class Tokens:
         found[where] = torch.where(stays[where], torch.log1p(-jump - spread), went)
         return found.sum(1)
 
+    def log_prob_of(self, row: Tensor, column: Tensor, token: Tensor) -> Tensor:
+        """log p(v) (m,) of single positions that may change, given that they do."""
+        return self._log_p(self.at[row, column], self.x[row, column], token)
+
     def log_weight(self, x: Tensor) -> Tensor:
         if self.base is None:
             return torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -22,7 +22,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Spec, Tokens, Transition, Wrapper, describe, optional
+from treesearch.backends.base import Cond, Spec, Transition, Wrapper, describe, optional
 from treesearch.backends.base.tokens import level_normals
 from treesearch.backends.guidance.prompts import encoded, unpack
 from treesearch.backends.guidance.valued import Scored
@@ -71,7 +71,7 @@ class Drawn(Wrapper):
         """
         inner, prompts = unpack(cond)
         law = self.kernel.transition(x, t, inner)
-        if not isinstance(law, Tokens):
+        if not hasattr(law, "endpoints"):
             raise TypeError(f"{type(law).__name__} draws no endpoints: drawn() is for kernels of tokens")
         held = [i for i, level in enumerate(t.tolist()) if self.levels is None or level in self.levels]
         values = torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device)
@@ -80,14 +80,14 @@ class Drawn(Wrapper):
             values[rows] = self._value(law.take(rows), t[rows], None if prompts is None else [prompts[i] for i in held])
         return Scored(law, values)
 
-    def _value(self, law: Tokens, t: Tensor, prompts: Sequence[Any] | None) -> Tensor:
+    def _value(self, law: Any, t: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         """v (n,) float64."""
         found = torch.stack([self._scored(law, t, j, prompts) for j in range(self.draws)])
         if self.lam is None:
             return found.mean(0)
         return ((self.lam * found).logsumexp(0) - math.log(self.draws)) / self.lam
 
-    def _scored(self, law: Tokens, t: Tensor, draw: int, prompts: Sequence[Any] | None) -> Tensor:
+    def _scored(self, law: Any, t: Tensor, draw: int, prompts: Sequence[Any] | None) -> Tensor:
         """r of one draw for each row, (n,) float64."""
         x0 = law.endpoints(level_normals(t, self._spec.noise_shape, draw))
         samples = x0 if self.reward.input == "state" else self.kernel.decode(x0)

@@ -1,5 +1,6 @@
 """The kernel of masked text beside exact enumeration of a tiny network, and how a chain is set."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -13,10 +14,26 @@ from tests.support.laws import WIDE, populations, unbiased
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance.drawn import Drawn
 from treesearch.backends.text.kernel import Asked, MaskedTextKernel
+from treesearch.backends.text.rescored import Rescored
+from treesearch.rewards.analytic import constant
 from treesearch.rewards.base import Reward
 from treesearch.testing import bare_chain, check_kernel
 
 F64 = torch.float64
+
+
+@contextlib.contextmanager
+def meanwhile(default):
+    """A default dtype or device that the program has set."""
+    dtype = isinstance(default, torch.dtype)
+    (torch.set_default_dtype if dtype else torch.set_default_device)(default)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
 V, L, T = 3, 3, 3
 NET = text.Net(V, L)
 TABLE = text.Table(L, V)
@@ -137,6 +154,43 @@ def test_one_reveal_a_step_is_the_joint_law_whatever_the_order(reveal):
     at_once = bare_chain(kernel(TABLE, reveal=reveal, num_steps=1), 20_000)[-1]
     counts = text.index(at_once, V).bincount(minlength=len(joint))
     assert stats.chisquare(counts[seen], 20_000 * joint[seen]).pvalue < 1e-9  # not at once
+
+
+@pytest.mark.parametrize(("reveal", "steps"), [("left", 1), ("confidence", 2)])
+def test_parallel_reveals_are_corrected_by_their_weights(reveal, steps):
+    made = Rescored(kernel(TABLE, reveal=reveal, num_steps=steps))
+    assert made.departs is None
+    joint = torch.zeros(len(EVERY), dtype=F64)
+    joint[text.index(TABLE.every, V)] = TABLE.data
+    log_z = float((joint * VALUES.exp()).sum().log())
+    unbiased(populations(made, REWARD, ts.FeynmanKac(num_particles=16, ess_threshold=0.8), log_z, 1200))
+    budget = ts.Budget(iterations=8192)
+    result = ts.search(made, constant(0.0), ts.BestOfN(), budget=budget, batch_size=WIDE)
+    weights = result.log_weights.softmax(0)
+    assert distance(weights, result.samples, joint) < 0.04
+    assert distance(torch.full_like(weights, 1 / 8192), result.samples, joint) > 0.06
+
+
+def test_rescored_is_for_reveals_in_an_order():
+    with pytest.raises(ValueError, match="needs reveal='left' or 'confidence'"):
+        Rescored(kernel())
+    with pytest.raises(TypeError, match="is for a MaskedTextKernel"):
+        Rescored(LinearGaussian())
+    assert Rescored(kernel(reveal="left", num_steps=2)).rows_per_nfe == (1, 3, 2)
+    check_kernel(Rescored(kernel(reveal="left")), proposal=True, prompts=[[0], []])
+
+
+@pytest.mark.parametrize("default", [torch.float64, "meta"])
+def test_torch_s_defaults_change_nothing(default):
+    def found():
+        made = Drawn(kernel(endpoint="draw", top_p=0.9), REWARD, draws=2)
+        return ts.search(made, REWARD, ts.FeynmanKac(num_particles=4), prompts=[[1]], budget=ts.Budget(iterations=4))
+
+    want = found()
+    with meanwhile(default):
+        got = found()
+    assert torch.equal(got.samples, want.samples)
+    assert torch.equal(got.log_weights, want.log_weights)
 
 
 def test_known_tokens_leave_the_density():

@@ -37,6 +37,8 @@ from treesearch.backends.models.aligner import Aligner, Plan
 from treesearch.backends.roots import Direct, Regional, Rooted
 from treesearch.backends.roots.absent import Absent
 from treesearch.backends.roots.bdia import Bdia
+from treesearch.backends.text.rescored import Rescored
+from treesearch.backends.text.scaffold import Scaffold
 from treesearch.backends.wrappers.completed import Completed
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.drafted import Drafted
@@ -127,9 +129,26 @@ class Known(Bed):
     network = torch.nn.Identity()
 
 
+class Letters:
+    """A token a letter."""
+
+    filler = None
+
+    def plain(self, text):
+        return list(map(ord, text))
+
+
+class Written(Bed):
+    """Of texts, as far as wrappers ask."""
+
+    words, length, reveal = Letters(), 40, "left"
+
+
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
     inside = {DiffEditor, Aligned, LaCon, Intervened, Expanded, Retrieved, Away, Proposal, Actions}
+    if kind in (Scaffold, Rescored):
+        return Written(*name)
     return (Flow if kind in (Heun, Regional) else Known if kind in inside else Bed)(*name)
 
 
@@ -144,6 +163,8 @@ def make(kind, kernel):
         TrustRegion: lambda k: TrustRegion(k, REWARD),
         Valued: lambda k: Valued(k, REWARD, worth),
         Drawn: lambda k: Drawn(k, REWARD),
+        Scaffold: lambda k: Scaffold(k, '{"properties": {"a": {}}}', 2),
+        Rescored: Rescored,
         FlowChef: lambda k: FlowChef(k, REWARD),
         EluCD: lambda k: EluCD(k, REWARD),
         Universal: lambda k: Universal(k, REWARD, steps=1),

@@ -33,7 +33,7 @@ class Net(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x):
-        seen = self.tokens[x, torch.arange(x.shape[1])].sum(1)
+        seen = self.tokens[x, torch.arange(x.shape[1], device=x.device)].sum(1)
         return torch.einsum("nw,wlv->nlv", (seen @ self.hidden).tanh(), self.out)
 
 
@@ -85,7 +85,7 @@ def tilted(network, alpha, reward, *, vocabulary, length, lam=1.0, temperature=1
 
 def index(x, vocabulary):
     """Row of `states` that each state is."""
-    powers = (vocabulary + 1) ** torch.arange(x.shape[1] - 1, -1, -1)
+    powers = (vocabulary + 1) ** torch.arange(x.shape[1] - 1, -1, -1, device=x.device)
     return (x * powers).sum(1)
 
 
