@@ -152,6 +152,7 @@ class MaskedTextKernel:
         num_steps: int,
         *,
         trust_remote_code: bool = False,
+        tokenizer: str | None = None,
         chat: bool = False,
         mask: int | None = None,
         device: str | torch.device | None = None,
@@ -164,6 +165,7 @@ class MaskedTextKernel:
             checkpoint: anything that AutoModelForMaskedLM reads, or LLaDA, Dream or MDLM.
             length, num_steps, mask: as for the class; the mask is the checkpoint's where it says one.
             trust_remote_code: run code that comes with the checkpoint.
+            tokenizer: of another checkpoint, where this one has none, such as "gpt2" for MDLM.
             chat: see `Words`.
             device: None is a GPU where there is one.
             dtype: of the weights; None is as they are stored.
@@ -177,7 +179,9 @@ class MaskedTextKernel:
         """
         from treesearch.backends.text.loading import load
 
-        found = load(checkpoint, length, trust_remote_code=trust_remote_code, chat=chat, dtype=dtype)
+        found = load(
+            checkpoint, length, trust_remote_code=trust_remote_code, tokenizer=tokenizer, chat=chat, dtype=dtype
+        )
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
         given: dict[str, Any] = {"words": found.words, "asked": found.asked, "name": found.name, "device": place}
         if settings.get("noise") == "uniform":

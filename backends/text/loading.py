@@ -44,7 +44,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-    checkpoint: str, length: int, *, trust_remote_code: bool, chat: bool, dtype: str | torch.dtype | None
+    checkpoint: str,
+    length: int,
+    *,
+    trust_remote_code: bool,
+    tokenizer: str | None,
+    chat: bool,
+    dtype: str | torch.dtype | None,
 ) -> Loaded:
     """Read a checkpoint, its configuration first.
 
@@ -67,7 +73,7 @@ def load(
     name = next((name for name in CLASSES if name in codes), CLASSES[0])
     if not codes and type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING:
         raise CheckpointError(f"{checkpoint} is a {kind} network, expected a masked language model")
-    words = Words(_read(transformers.AutoTokenizer, checkpoint, **options), chat=chat)
+    words = Words(_read(transformers.AutoTokenizer, tokenizer or checkpoint, **options), chat=chat)
     words.refuse_other(config.vocab_size)
     before, after = words.frame()
     _refuse_long(checkpoint, config, length + len(before) + len(after))

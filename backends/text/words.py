@@ -24,7 +24,7 @@ class Words:
         if chat and not getattr(tokenizer, "chat_template", None):
             raise ValueError("this tokenizer has no chat template: leave chat out")
         self.tokenizer, self.chat = tokenizer, chat
-        self._opening = self._said("x", asked=True)[len(self._said("x", asked=False)) :] if chat else []
+        self._opening = self.plain(self._said("", asked=True).removeprefix(self._said("", asked=False))) if chat else []
 
     @property
     def mask(self) -> int | None:
@@ -46,7 +46,7 @@ class Words:
         """
         if not isinstance(text, str):
             raise TypeError(f"a prompt is {type(text).__name__}, expected a text")
-        return self._said(text) if self.chat else self.plain(text)
+        return self.plain(self._said(text, asked=True) if self.chat else text)
 
     def plain(self, text: str) -> list[int]:
         """Tokens of a text as it stands, without marks around it.
@@ -89,11 +89,10 @@ class Words:
                 f"the tokenizer has token {highest}, the network knows {vocabulary}: it is of another model"
             )
 
-    def _said(self, text: str, *, asked: bool = True) -> list[int]:
-        """Tokens of a conversation that waits for an answer, or does not."""
+    def _said(self, text: str, *, asked: bool) -> str:
+        """A conversation that waits for an answer, or does not."""
         said: Sequence[dict[str, str]] = [{"role": "user", "content": text}]
-        template = self.tokenizer.apply_chat_template
-        return self.plain(template(said, add_generation_prompt=asked, tokenize=False))
+        return self.tokenizer.apply_chat_template(said, add_generation_prompt=asked, tokenize=False)
 
     def _kept(self, row: list[int]) -> list[int]:
         """Tokens of the text: of a chat those after the opening of the answer, up to the first end."""

@@ -19,7 +19,7 @@ from tests.support import kernels
 from tests.support.beds import BEDS
 from treesearch.cli.main import main
 from treesearch.pictures import media
-from treesearch.report import best, outputs, tables
+from treesearch.report import best, outputs, tables, texts
 from treesearch.results.result import TaskResult
 from treesearch.results.summary import summary
 
@@ -127,6 +127,16 @@ def test_every_kind_has_its_file(tmp_path):
     card = (tmp_path / "text/README.md").read_text("utf-8")
     assert "## The best texts" in card
     assert all(f"| {text} |" in card for text in result.best(3)[0])
+
+
+def test_texts_are_lines_of_json(tmp_path):
+    task = search("text").tasks[0]
+    texts.write_lines(task, tmp_path / "texts.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text("utf-8").splitlines()]
+    assert [line["text"] for line in lines] == task.samples
+    assert [line["reward"] for line in lines] == task.rewards.tolist()
+    with pytest.raises(ts.TreeSearchError, match="no texts: export npz"):
+        texts.write_lines(search("data").tasks[0], tmp_path / "texts.jsonl")
 
 
 def test_texts_are_shown_and_not_obeyed(tmp_path, capsys):

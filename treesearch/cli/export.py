@@ -16,19 +16,19 @@ from treesearch.cli.saved import of_folder, told
 from treesearch.cli.show import read_result_of, task_number
 from treesearch.errors import StoreError, TreeSearchError, UsageError
 from treesearch.registry import registry as specs
-from treesearch.report import outputs
+from treesearch.report import outputs, texts
 from treesearch.report.tables import say
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward
 from treesearch.runs import files
 from treesearch.runs.config import read_config
 
-KINDS = ("graphml", "csv", "npz", "png", "minari")
+KINDS = ("graphml", "csv", "npz", "jsonl", "png", "minari")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """A run as graphml, csv (nodes), npz (samples, rewards, weights), png (contact sheet) or minari (episodes)."""
+    """A run as graphml, csv (nodes), npz (samples, rewards, weights), jsonl (texts), png (sheet), minari (episodes)."""
 
     path: Positional[str]
     to: Positional[str]
@@ -45,9 +45,9 @@ class Export(Command):
     action: int | None = None
     """minari: channels of an action, where the kernel does not know"""
     kernel: str | None = None
-    """npz, png, minari: how to make the run's kernel, in place of what its folder says"""
+    """npz, jsonl, png, minari: how to make the run's kernel, in place of what its folder says"""
     trust: bool = False
-    """npz, png, minari: load the code and weights that a folder names which you did not make here yourself"""
+    """npz, jsonl, png, minari: load the code and weights that a folder names which you did not make here yourself"""
 
     def run(self) -> int:
         if self.path in KINDS and self.to not in KINDS:
@@ -67,6 +67,8 @@ class Export(Command):
             task = self._result()[1].tasks[number]
             if self.to == "png" and outputs.contact_sheet(task, out) is None:
                 raise TreeSearchError("the samples of this run are no images: export npz")
+            if self.to == "jsonl":
+                texts.write_lines(task, out)
             if self.to == "npz":
                 rewards, log_weights = task.rewards.numpy(), task.log_weights.numpy()
                 samples = np.asarray(task.samples)
@@ -83,7 +85,7 @@ class Export(Command):
             name for name in ("draws", "best", "observation", "action", "kernel") if getattr(self, name) is not None
         }
         given |= {"trust"} if self.trust else set()
-        decodes = {"kernel", "trust"} if self.to in ("npz", "png", "minari") else set()
+        decodes = {"kernel", "trust"} if self.to in ("npz", "jsonl", "png", "minari") else set()
         episodes = {"draws", "best", "observation", "action"} if self.to == "minari" else set()
         if asked := sorted(given - decodes - episodes):
             raise UsageError(f"{', '.join(f'--{name}' for name in asked)}: not with {self.to}")

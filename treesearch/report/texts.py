@@ -1,17 +1,23 @@
 """Samples that are texts, where pictures would stand on a sheet: tables of the best, and of draws.
 
-sheet       a page of one task: the best sixteen, then sixteen draws
-table       the best of one task, for the card
+sheet         a page of one task: the best sixteen, then sixteen draws
+table         the best of one task, for the card
+write_lines   every sample, for programs
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from treesearch.errors import TreeSearchError
 from treesearch.report.tables import markdown_table
+from treesearch.results.result import TaskResult
 from treesearch.results.seen import Samples
 from treesearch.runs.files import write_text
 from treesearch.text import brief, markdown
@@ -43,3 +49,20 @@ def sheet(samples: Samples, path: Path) -> None:
         what = "of its texts, chosen at random" if task.log_z is None else "draws of the read-out"
         parts += [f"## {HALF} {what}", table(samples, task.draw_rows(HALF).tolist())]
     write_text(path, "\n\n".join(parts) + "\n")
+
+
+def write_lines(task: TaskResult, path: Path) -> None:
+    """Write a line of JSON for each sample of a task: text, reward, log_weight; what is not finite is null.
+
+    Raises:
+        TreeSearchError: samples that are no texts.
+    """
+    if not all(isinstance(sample, str) for sample in task.samples):
+        raise TreeSearchError("the samples of this run are no texts: export npz")
+    rows = zip(task.samples, task.rewards.tolist(), task.log_weights.tolist(), strict=True)
+    lines = [{"text": text, "reward": _finite(r), "log_weight": _finite(w)} for text, r, w in rows]
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _finite(value: float) -> Any:
+    return value if math.isfinite(value) else None
