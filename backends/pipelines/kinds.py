@@ -16,12 +16,15 @@ class Kind:
 
     Args:
         model: its name in diffusers' table of modular pipelines.
-        scale: argument of the pipeline's own `__call__` that is its guidance scale.
+        scale: argument of the pipeline's own `__call__` that is its guidance scale; none where it has a guider.
         distilled: whether the scale is an input of the network, and not a guider's.
         edits: whether a picture stands beside the noise, and does not begin the chain.
         needs_image: whether it does nothing without a picture.
         sees: whether the text encoder sees the picture too, and so is handed one prompt at a time.
         repeats: names of what a picture makes that the blocks want once a row.
+        patch: latents of a side that one token stands for.
+        draws: states that the decoder takes at a time, where that is not as many as one likes.
+        assumes: settings of a checkpoint that the blocks take for given.
         guider: settings of the guider beside its scale.
         says: attributes of blocks and the attributes of the pipeline that stand for them, where the two differ.
     """
@@ -33,20 +36,31 @@ class Kind:
     needs_image: bool = False
     sees: bool = False
     repeats: tuple[str, ...] = ()
+    patch: int = 2
+    draws: int | None = None
+    assumes: tuple[tuple[str, Any], ...] = ()
     guider: tuple[tuple[str, Any], ...] = ()
     says: tuple[tuple[str, str], ...] = ()
 
 
+_KREA_LAYERS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 _QWEN = Kind(model="qwenimage", scale="true_cfg_scale")
 _QWEN_EDIT = Kind(model="qwenimage-edit", scale="true_cfg_scale", edits=True, needs_image=True, sees=True)
 _Z_IMAGE = Kind(model="z-image", guider=(("use_original_formulation", True),))
 
 KINDS = {
+    "ErnieImagePipeline": Kind(model="ernie-image", patch=1),
     "Flux2KleinPipeline": Kind(model="flux2-klein", edits=True),
     "Flux2Pipeline": Kind(
         model="flux2", distilled=True, edits=True, says=(("DEFAULT_SYSTEM_MESSAGE", "system_message"),)
     ),
     "FluxKontextPipeline": Kind(model="flux-kontext", distilled=True, edits=True, repeats=("image_latents",)),
+    "HunyuanVideo15Pipeline": Kind(model="hunyuan-video-1.5", scale="", patch=1, draws=1),
+    "Krea2Pipeline": Kind(
+        model="krea2",
+        guider=(("use_original_formulation", True),),
+        assumes=(("text_encoder_select_layers", _KREA_LAYERS), ("patch_size", 2)),
+    ),
     "QwenImagePipeline": _QWEN,
     "QwenImageImg2ImgPipeline": _QWEN,
     "QwenImageInpaintPipeline": _QWEN,
@@ -58,6 +72,10 @@ KINDS = {
     "ZImagePipeline": _Z_IMAGE,
     "ZImageImg2ImgPipeline": _Z_IMAGE,
     "ZImageInpaintPipeline": _Z_IMAGE,
+}
+
+REFUSED = {
+    "Helios": "it draws a video chunk after chunk, each a chain of its own on what the chunks before it left",
 }
 
 

@@ -111,8 +111,13 @@ class Modular(Family):
         return other
 
     def refuse(self) -> None:
-        runner = self._program.runner
-        sides(self.pipe, self.settings, (runner.default_height, runner.default_width), 2 * runner.vae_scale_factor)
+        runner, factor = self._program.runner, self._factor
+        default = (getattr(runner, "default_height", 0) or factor, getattr(runner, "default_width", 0) or factor)
+        sides(self.pipe, self.settings, default, self.kind.patch * factor)
+        for name, value in self.kind.assumes:
+            found = self.pipe.config.get(name, value)
+            if found != value and list(found) != list(value):
+                raise ValueError(f"{self.name} has {name}={found}, and its blocks in diffusers take {value} for given")
         if self.settings.negative_prompt is not None and not self.guided:
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
         reserved = {"prompt", "latents", "timesteps", "sigmas", "generator", "num_inference_steps", "output_type"}
@@ -150,8 +155,14 @@ class Modular(Family):
     @property
     def _pixels(self) -> tuple[int, int]:
         """Height and width of a picture."""
-        height, width = (self._program.runner.vae_scale_factor * side for side in self.latent_shape[-2:])
+        height, width = (self._factor * side for side in self.latent_shape[-2:])
         return height, width
+
+    @property
+    def _factor(self) -> int:
+        """Pixels of a side that one latent stands for."""
+        runner = self._program.runner
+        return getattr(runner, "vae_scale_factor", None) or runner.vae_scale_factor_spatial
 
     def state_of(self, image: Any) -> Tensor:
         """x_0 (*state) of a picture, by the blocks that begin at one.
@@ -276,7 +287,7 @@ class Modular(Family):
         if decoder is not None:
             raise ValueError(f"{self.name} has no previews: leave preview out")
         parts = []
-        for part in x0.split(batch):
+        for part in x0.split(min(batch, self.kind.draws or batch)):
             keeps = part.requires_grad and torch.is_grad_enabled()
             parts.append(checkpoint(self._draw, part, use_reentrant=False) if keeps else self._draw(part))
         return torch.cat(parts)
@@ -346,9 +357,11 @@ class Modular(Family):
 
 
 def _scale(pipe: Any, name: str, chosen: float | None) -> float:
-    """The guidance scale: the user's, else what the pipeline's own `__call__` takes."""
+    """The guidance scale: the user's, else what the pipeline's own `__call__` or guider takes."""
     if chosen is not None:
         return float(chosen)
+    if not name:
+        return float(pipe.guider.guidance_scale)
     default = inspect.signature(type(pipe).__call__).parameters[name].default
     return 1.0 if default is None else float(default)
 
