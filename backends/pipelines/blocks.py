@@ -34,11 +34,11 @@ class Program:
         kind: of the pipeline.
         pipe: the diffusers pipeline whose components they are.
         scheduler: a copy that the blocks may set.
-        guider: settings of the guider, if the blocks have one.
+        guider: settings of the guider, if the blocks have one, or a guider.
         given: names of the user's inputs, which choose among the blocks.
     """
 
-    def __init__(self, kind: Kind, pipe: Any, scheduler: Any, guider: Mapping[str, Any], given: Sequence[str]) -> None:
+    def __init__(self, kind: Kind, pipe: Any, scheduler: Any, guider: Any, given: Sequence[str]) -> None:
         form, blocks = modular_form(kind, pipe.config)
         blocks = blocks.get_execution_blocks(**dict.fromkeys(given, True))
         with _unsaid():
@@ -48,7 +48,7 @@ class Program:
             parts |= _own_processors(pipe, self.runner)
             self.guided = "guider" in names
             if self.guided:
-                parts["guider"] = self.runner.guider.new(**guider)
+                parts["guider"] = self.runner.guider.new(**guider) if isinstance(guider, Mapping) else guider
             configs = {
                 spec.name: pipe.config[spec.name] for spec in blocks.expected_configs if spec.name in pipe.config
             }

@@ -33,7 +33,7 @@ from treesearch.backends.pipelines.settings import Settings
 
 OPTIONAL = (
     *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames"),
-    *("image", "mask", "strength", "guidance_scale_2"),
+    *("image", "mask", "strength", "guidance_scale_2", "guider"),
 )
 BEGINS = ("image", "mask", "strength")  # settings of a chain that begins at a picture
 
@@ -112,6 +112,11 @@ class Family(ABC):
     def guided(self) -> bool:
         """Whether a row takes two rows of the network."""
         return self.guidance_scale > 1
+
+    @property
+    def rows_per_nfe(self) -> int:
+        """Rows of the network that a row takes, at most."""
+        return 2 if self.guided else 1
 
     @property
     def begins(self) -> bool:

@@ -86,6 +86,7 @@ class DiffusersKernel:
         num_frames: int | None = None,
         guidance_scale: float | None = None,
         guidance_scale_2: float | None = None,
+        guider: Any = None,
         guidance_rescale: float = 0.0,
         negative_prompt: str | None = None,
         max_sequence_length: int | None = None,
@@ -198,7 +199,7 @@ class DiffusersKernel:
 
     @property
     def rows_per_nfe(self) -> int:
-        return 2 if self.family.guided else 1
+        return self.family.rows_per_nfe
 
     @property
     def preview(self) -> Callable[[Tensor], Tensor] | None:

@@ -33,8 +33,10 @@ from treesearch.backends.pipelines.blocks import Program, copied, generator, is_
 from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.family import OPTIONAL, Family, check_pictures, check_prompts, join, sides
 from treesearch.backends.pipelines.flow import steps_from_below
+from treesearch.backends.pipelines.guiders import Stepped, explained
 from treesearch.backends.pipelines.kinds import KINDS, modular_form
 from treesearch.backends.pipelines.meta import to_meta
+from treesearch.backends.pipelines.rows import as_blocks_take_them, as_rows
 from treesearch.backends.pipelines.settings import Settings
 
 _OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length", "image")
@@ -62,6 +64,8 @@ class Modular(Family):
         self.kind = KINDS[self.name]
         self.network_name = "transformer" if getattr(pipe, "unet", None) is None else "unet"  # pyright: ignore
         self.guidance_scale = _scale(pipe, self.kind.scale, settings.guidance_scale)
+        self._stepped: Stepped | None = None
+        self._schedule: Schedule | None = None
         self.scheduler = no_noise(copy.deepcopy(pipe.scheduler))
         self._program = self._load()
         self._rows: dict[str, Sequence[str]] = {}  # names of conditioning, by what the blocks ask for it as
@@ -74,7 +78,12 @@ class Modular(Family):
         guider = dict(self.kind.guider) | {"guidance_scale": self.guidance_scale, "enabled": True}
         if self.settings.guidance_rescale:
             guider["guidance_rescale"] = self.settings.guidance_rescale
-        return Program(self.kind, self.pipe, self.scheduler, guider, given or self._given())
+        if self.settings.guider is not None:
+            self._stepped = Stepped(self.settings.guider)
+            if self._schedule is not None:
+                self._stepped.on(self._schedule)
+        own = None if self._stepped is None else self._stepped.guider
+        return Program(self.kind, self.pipe, self.scheduler, own or guider, given or self._given())
 
     def _given(self) -> list[str]:
         return ["prompt", "image"] if self.kind.edits and self.settings.image is not None else ["prompt"]
@@ -88,7 +97,7 @@ class Modular(Family):
         check_pictures(name, settings, needs=KINDS[name].needs_image)
         known = set(_OF_THE_BLOCKS) & set(blocks.input_names)
         if "guider" in blocks.component_names:
-            known.add("guidance_rescale")
+            known |= {"guidance_rescale", "guider"}
         if not KINDS[name].edits:
             known.discard("image")
         if "strength" in blocks.input_names and (settings.mask is not None or not KINDS[name].edits):
@@ -97,6 +106,8 @@ class Modular(Family):
         for option in OPTIONAL:
             if getattr(settings, option) != getattr(default, option) and option not in known:
                 raise ValueError(f"{name} takes no {option}")
+        if settings.guider is not None and (settings.guidance_scale is not None or settings.guidance_rescale):
+            raise ValueError("the guider has its own scale: leave guidance_scale and guidance_rescale out")
         if settings.control_scale != 1:
             raise ValueError(f"{name} has no ControlNet for a control_scale")
 
@@ -132,7 +143,13 @@ class Modular(Family):
 
     @property
     def guided(self) -> bool:
-        return self._program.guided and self._program.runner.guider.num_conditions > 1
+        return self.rows_per_nfe > 1
+
+    @property
+    def rows_per_nfe(self) -> int:
+        if not self._program.guided:
+            return 1
+        return (self._stepped or self._program.runner.guider).num_conditions
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -177,7 +194,7 @@ class Modular(Family):
         program, cond = self._load(["prompt", "image"]), self._example(1)
         given = {"image": pixels_of(image, 3, self._pixels)[None], "strength": 1.0, "num_inference_steps": _ANY}
         seen = program.see(self._state(given, {})).get("image_latents")
-        values = self._shared | _as_blocks_take_them(cond, 1) | given | {"image_latents": seen}
+        values = self._shared | as_blocks_take_them(cond, 1) | given | {"image_latents": seen}
         return program.prepare(self._state(values, self._rows)).get("image_latents")[0].float()
 
     def _edited(self) -> Tensor:
@@ -235,7 +252,7 @@ class Modular(Family):
             if (value := state.get(name)) is None:
                 continue
             if is_row:
-                out |= _as_rows(name, value, len(texts))
+                out |= as_rows(name, value, len(texts))
             else:
                 self._shared[name] = value
         return out
@@ -263,7 +280,7 @@ class Modular(Family):
     def _ready(self, cond: Mapping[str, Any], num_steps: int) -> Any:
         """The state of the blocks before their loop, for rows of conditioning."""
         n = len(next(value for name, value in cond.items() if not name.startswith("negative_")))
-        values = self._shared | _as_blocks_take_them(cond, n)
+        values = self._shared | as_blocks_take_them(cond, n)
         values |= {
             name: values[name].expand(n, *values[name].shape[1:]) for name in self.kind.repeats if name in values
         }
@@ -276,10 +293,28 @@ class Modular(Family):
         if cond is None or not any(name in cond for names in self._rows.values() for name in names):
             raise ValueError(f"{self.name} needs prompts: prompts=[...], or prompts=[''] for no text")
         rows = {name: value for name, value in cond.items() if name != "task"}
+        if self._stepped is None:
+            return self._program.predict(self._kept_ready(rows), x, timestep)
+        parts = self._stepped.groups(timestep)
+        if len(parts) == 1:
+            return self._guided(parts[0][0], self._kept_ready(rows), x, timestep)
+        output = torch.empty_like(x)
+        for step, of in parts:
+            part = {name: value if name.startswith("negative_") else value[of] for name, value in rows.items()}
+            output[of] = self._guided(step, self._ready(part, _ANY), x[of], timestep[of])
+        return output
+
+    def _guided(self, step: int, ready: Any, x: Tensor, timestep: Tensor) -> Tensor:
+        assert self._stepped is not None
+        with self._stepped.at(step, self.network):
+            return self._program.predict(ready, x, timestep)
+
+    def _kept_ready(self, rows: Mapping[str, Any]) -> Any:
+        """The state of the blocks before their loop, made once for as long as the engine hands in the same rows."""
         key = tuple(rows.values())
         if self._prepared is None or not _same(self._prepared[0], key):
             self._prepared = (key, self._ready(rows, _ANY))
-        return self._program.predict(self._prepared[1], x, timestep)
+        return self._prepared[1]
 
     # Pictures
 
@@ -310,17 +345,29 @@ class Modular(Family):
         Raises:
             ValueError: they differ; the message has the difference.
         """
+        self._schedule = schedule
+        if self._stepped is not None:
+            self._stepped.on(schedule)
         with torch.no_grad(), Quiet(*(part for part in self.pipe.components.values() if _is_module(part))):
             chain = Chain(schedule, eta=0.0).to(self.device)
-            noise = torch.randn(2, *self.state_shape, generator=generator(), device="cpu").to(self.device)
-            self._verify_rows(chain, noise)
-            self._verify_steps(chain, noise[:1])
+            levels = self._levels(schedule.num_steps)
+            shape = (len(levels), *self.state_shape)
+            noise = torch.randn(shape, generator=generator(), device="cpu").to(self.device)
+            with explained(self.settings.guider, self.network):
+                self._verify_rows(chain, noise, levels)
+                self._verify_steps(chain, noise[:1])
         self._prepared = None
 
-    def _verify_rows(self, chain: Chain, x: Tensor) -> None:
-        t = torch.tensor([1, chain.schedule.num_steps], device=self.device)
-        mixed = self._output(chain, x, t, self._cond([_FEW, _MORE]))
-        for i, prompt in enumerate((_FEW, _MORE)):
+    def _levels(self, steps: int) -> list[int]:
+        """The last level and the first, and one for each set of open windows."""
+        windows = [] if self._stepped is None else self._stepped.first_steps
+        return sorted({1, steps} | {steps - step for step in windows}) if steps > 1 else [1, 1]
+
+    def _verify_rows(self, chain: Chain, x: Tensor, levels: list[int]) -> None:
+        t = torch.tensor(levels, device=self.device)
+        prompts = [_MORE if i % 2 else _FEW for i in range(len(levels))]
+        mixed = self._output(chain, x, t, self._cond(prompts))
+        for i, prompt in enumerate(prompts):
             alone = self._output(chain, x[i : i + 1], t[i : i + 1], self._cond([prompt]))
             self._refuse_difference("a row in a batch at mixed timesteps", mixed[i : i + 1], alone, alone, 0.0)
 
@@ -330,12 +377,20 @@ class Modular(Family):
         cond, x = self._cond([_MORE]), chain.schedule.prior_std * x_T
         state = self._ready(cond, T)
         own = copied(state, latents=x.to(self._dtype), timesteps=state.get("timesteps")[:steps])
-        own = self._program.solve(own).get("latents").float()
+        own = self._solved(own).get("latents").float()
         began = x
         for t in range(T, T - steps, -1):
             levels = torch.tensor([t], device=self.device)
             x = chain.law(x, levels, self._output(chain, x, levels, cond)).mean
         self._refuse_difference(f"{steps} steps of the chain and of the blocks' own loop", x, own, own - began, 2.0)
+
+    def _solved(self, state: Any) -> Any:
+        try:
+            return self._program.solve(state)
+        finally:
+            if self._stepped is not None:
+                self._stepped.release(self.network)
+                self._stepped.reset()
 
     def _cond(self, prompts: Sequence[str]) -> dict[str, Any]:
         return {k: getattr(v, "value", v) for k, v in self.encode(prompts).items()}
@@ -364,41 +419,6 @@ def _scale(pipe: Any, name: str, chosen: float | None) -> float:
         return float(pipe.guider.guidance_scale)
     default = inspect.signature(type(pipe).__call__).parameters[name].default
     return 1.0 if default is None else float(default)
-
-
-def _as_rows(name: str, value: Any, n: int) -> dict[str, Any]:
-    """Conditioning as rows (n, ...), or shared by all: what stands for no prompt is."""
-    if isinstance(value, list) and len(value) == n and all(isinstance(each, Tensor) for each in value):
-        lengths = torch.tensor([len(each) for each in value], device=value[0].device)
-        padded = torch.nn.utils.rnn.pad_sequence(value, batch_first=True)
-        return _shared_if(name, name, padded) | _shared_if(name, f"{name}{_LENGTHS}", lengths)
-    if isinstance(value, Tensor):
-        return _shared_if(name, name, value)
-    raise TypeError(f"{name} is {type(value).__name__}, expected rows of a tensor")
-
-
-def _shared_if(name: str, key: str, value: Tensor) -> dict[str, Any]:
-    return {key: Shared(value[:1].clone()) if name.startswith("negative_") else value}
-
-
-_LENGTHS = "_lengths"
-
-
-def _as_blocks_take_them(cond: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """Rows as the blocks know them: lists where lengths say so, and n of what is shared."""
-    rows = {k: v.expand(n, *v.shape[1:]) if k.startswith("negative_") else v for k, v in cond.items()}
-    names = [k.removesuffix(_LENGTHS) for k in rows if k.endswith(_LENGTHS)]
-    lengths = {k: _numbers(rows[k + _LENGTHS], rows[k].shape[1]) for k in names}
-    return {
-        k: [row[:m] for row, m in zip(v, lengths[k], strict=True)] if k in lengths else v
-        for k, v in rows.items()
-        if not k.endswith(_LENGTHS)
-    }
-
-
-def _numbers(lengths: Tensor, longest: int) -> list[int]:
-    """Lengths of rows; on the meta device, which has no values, the longest there can be."""
-    return [longest] * len(lengths) if lengths.is_meta else lengths.tolist()
 
 
 def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from treesearch.backends.pipelines.guiders import check_guider
+
 Rule = Callable[[str, Any], None]
 """(name, value) -> None.
 
@@ -95,6 +97,11 @@ def pictures(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {_short(value)}, expected a PIL image or its file, or a list of them")
 
 
+def guider(name: str, value: Any) -> None:
+    """A guider of diffusers without a memory."""
+    check_guider(value)
+
+
 def inputs(name: str, value: Any) -> None:
     """Named values."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
@@ -120,6 +127,7 @@ RULES: dict[str, Rule] = {
     "num_frames": optional(whole()),
     "guidance_scale": optional(number(0, hint="; 1 or less is unguided")),
     "guidance_scale_2": optional(number(0)),
+    "guider": optional(guider),
     "guidance_rescale": number(0, 1),
     "negative_prompt": optional(ONE_TEXT),
     "max_sequence_length": optional(whole(1)),
@@ -171,6 +179,7 @@ class Settings:
         num_frames: of videos.
         guidance_scale: w; 1 or less is unguided. Distilled models read it as an input.
         guidance_scale_2: w of the second expert, where there are two; None takes that of the first.
+        guider: of diffusers, in place of the pipeline's own, where its blocks have one; it is copied.
         guidance_rescale: φ in [0, 1].
         negative_prompt: what ∅ says, for all prompts.
         max_sequence_length: tokens of a T5 encoder.
@@ -193,6 +202,7 @@ class Settings:
     num_frames: int | None = None
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
+    guider: Any = None
     guidance_rescale: float = 0.0
     negative_prompt: str | None = None
     max_sequence_length: int | None = None
