@@ -1,8 +1,8 @@
 """Guiders of diffusers in a loop whose rows are at steps of their own.
 
-A guider is told which of T steps it is at, and reads from that whether a window is open (`start`, `stop`, the layers
-that PAG and SLG skip, the first steps that CFG-Zero* leaves out). A level t of the chain is step T - t of the whole grid,
-so that a window of steps is one of levels. Rows for which the same windows are open share a call.
+A guider is told which of T steps it is at, and reads from that whether a window is open (`start`, `stop`, layers
+PAG and SLG skip, first steps that CFG-Zero* leaves out). A level t of the chain is step T - t of the grid, so that a
+window of steps is one of levels. Rows for which the same windows are open share a call.
 
 A guider that remembers earlier steps has no place in a search, whose steps come from different paths: momentum is
 refused.

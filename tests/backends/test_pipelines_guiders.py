@@ -92,7 +92,7 @@ def test_hooks_are_off_after_an_exception(pipeline, monkeypatch):
     pipe = pipeline("qwen_image")
     kernel = wrap(pipe, "qwen_image", guider=GUIDERS["pag"][1]())
     cond, x = cond_of(kernel, PROMPTS), noises(kernel)
-    first = kernel.transition(x, torch.tensor([T, T]), cond).mean
+    first = kernel.transition(x, torch.tensor([T - 1, T - 1]), cond).mean
     forward, calls = type(pipe.transformer).forward, []
 
     @functools.wraps(forward)  # blocks read the signature
@@ -105,10 +105,10 @@ def test_hooks_are_off_after_an_exception(pipeline, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pipe.transformer, "forward", failing.__get__(pipe.transformer))
         with pytest.raises(MemoryError):
-            kernel.transition(x, torch.tensor([T, T]), cond)
+            kernel.transition(x, torch.tensor([T - 1, T - 1]), cond)
     assert [bool(each) for each in calls] == [False, False, True]
     assert hooks(pipe.transformer) == []
-    assert torch.equal(kernel.transition(x, torch.tensor([T, T]), cond).mean, first)
+    assert torch.equal(kernel.transition(x, torch.tensor([T - 1, T - 1]), cond).mean, first)
 
 
 @pytest.mark.parametrize(
