@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from treesearch import _names  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
+from treesearch import (
+    _names,  # noqa: F401 - checks that `backends` and `rewards` are ours, before anything else
+    loggers,
+)
 from treesearch.api import resume, search, stream
 from treesearch.budget import Budget, Cost
 from treesearch.compare import compare
@@ -80,6 +83,7 @@ __all__ = [
     "__version__",
     "compare",
     "diagnose",
+    "loggers",
     "resume",
     "search",
     "stream",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -92,7 +92,8 @@ def search(
         store: folder to record the run in; `resume` goes on from it.
         callbacks: called with a `Snapshot` after every wave. One that returns False, raises StopIteration or calls
             `snapshot.stop()` ends the search there, as if it were interrupted: `resume` goes on. Waves that are under
-            way already (lag, workers, mode="async") arrive first. Other answers mean nothing.
+            way already (lag, workers, mode="async") arrive first. Other answers mean nothing. One that has a method
+            `finish` is called with the result at the end, with None if the search raises: `treesearch.loggers`.
         progress: whether a line on stderr tells how far it is; None where that is a terminal or a notebook.
         outputs: whether the run folder gets what the command line leaves in it for people: a card, pictures and the
             best samples as files. It decodes those samples.
@@ -261,7 +262,7 @@ def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None,
     after = PATIENCE if progress is None else 0.0
     weighed, quiet = not session.method.claims.greedy, not shown(progress)
     with Progress(type(session.method).__name__, quiet=quiet, error=True, after=after, weighed=weighed) as line:
-        for snapshot in _drive(session, callbacks, told=line.ending):
+        for snapshot in snapshots(session, callbacks, told=line.ending):
             line(snapshot)
         result = session.result()
         if not line.quiet:
@@ -271,15 +272,33 @@ def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None,
     return result
 
 
-def _drive(
+def snapshots(
     session: Session, callbacks: Sequence[Callback], told: Callable[[], None] | None = None
 ) -> Iterator[Snapshot]:
-    with closing(session.waves(told)) as waves:
+    """A session's waves, each shown to the callbacks, and at the end the result to those that have a `finish`."""
+    with _finishing(session, callbacks), closing(session.waves(told)) as waves:
         for snapshot in waves:
             answers = [_ends(callback, snapshot) for callback in callbacks]
             if any(answers):
                 snapshot.stop()
             yield snapshot
+
+
+@contextmanager
+def _finishing(session: Session, callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Tells callbacks that wait for it the result, None where the search raised."""
+    waiting = [callback.finish for callback in callbacks if hasattr(callback, "finish")]  # type: ignore[attr-defined]
+    result = None
+    try:
+        yield
+        result = session.result() if waiting else None
+    except GeneratorExit:  # whoever iterates has seen enough
+        result = session.result() if waiting else None
+        raise
+    finally:
+        with ExitStack() as ending:
+            for finish in waiting:
+                ending.callback(finish, result)
 
 
 def _ends(callback: Callback, snapshot: Snapshot) -> bool:
@@ -301,4 +320,4 @@ def _hold(session: Session, callbacks: Sequence[Callback], running: AbstractCont
         except GeneratorExit:  # left before its first wave
             session.close("interrupted")
             raise
-        yield from _drive(session, callbacks)
+        yield from snapshots(session, callbacks)

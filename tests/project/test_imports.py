@@ -101,6 +101,7 @@ ROOMS = {
     | {f"{BACKENDS}.diagnostics"}
     | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
+    "loggers": {"report", "results", "session", "errors", "text"},
     "page": {"core", "engine", "pictures", "report", "results", "runs", "session", "errors"},
     "export": {"core", "report", "results", "runs", "errors", CHANNELS},
     "testing": {"api", "core", "methods", "results", "runs", "budget", "errors"} | BASES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, r
 from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
 from treesearch.compare import unused
 from treesearch.errors import UsageError
+from treesearch.loggers.base import Logger
+from treesearch.loggers.named import named
 from treesearch.methods.advice import GOALS, advise
 from treesearch.methods.base import Method
 from treesearch.registry import expressions
@@ -59,6 +61,8 @@ class Run(Command):
     """run folder; a new one under runs/ by default"""
     dry_run: bool = False
     """predict NFE, memory and the time of one process from one probe batch, and stop; leaves no folder"""
+    log: tuple[str, ...] = ()
+    """also send figures and the best samples to tensorboard (files in the run's folder), wandb, mlflow or trackio"""
     json: bool = False
     """print the summary as JSON"""
 
@@ -80,8 +84,9 @@ class Run(Command):
             if self.dry_run:
                 return print_estimate(probe.estimate(session), as_json=self.json)
             path = Path(self.store or new_folder(type(method).__name__))
+            logs = [named(name, path) for name in self.log]
             begin(session, path, command)
-            return drive(session, path, command, as_json=self.json)
+            return drive(session, path, command, as_json=self.json, callbacks=logs)
 
     def _advised(self, kernel: Kernel, budget: Budget) -> tuple[Method, Budget]:
         """The method for the goal and the budget, and a line that says which."""
@@ -115,11 +120,14 @@ class Resume(Command):
     """load the code, weights and services that a folder names which you did not make here yourself"""
     batch_size: int = 64
     """rows of a forward pass"""
+    log: tuple[str, ...] = ()
+    """also send figures and the best samples to tensorboard (files in the run's folder), wandb, mlflow or trackio"""
     json: bool = False
     """print the summary as JSON"""
 
     def run(self) -> int:
         budget, size, path = self.limits.budget(), rows(self.batch_size), Path(self.path)
+        logs = [named(name, path) for name in self.log]
         command = told(path, kernel=self.kernel, reward=self.reward, trust=self.trust)
         with self.where.running() as workers:
             with of_folder(path, typed=bool(self.kernel and self.reward)):
@@ -129,14 +137,16 @@ class Resume(Command):
             )
             if self.kernel or self.reward:  # they made the run's own, or `open_session` had refused them
                 write_json(path / COMMAND, kept(command))
-            return drive(session, path, command, as_json=self.json)
+            return drive(session, path, command, as_json=self.json, callbacks=logs)
 
 
-def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: bool) -> int:
+def drive(
+    session: Session, path: Path, command: Mapping[str, str], *, as_json: bool, callbacks: Sequence[Logger] = ()
+) -> int:
     """Run a session to its end and report; Ctrl-C leaves a run that can be resumed."""
     name = session.method.__class__.__name__
     try:
-        result = finish(session, path, name, command, quiet=as_json)
+        result = finish(session, path, name, command, quiet=as_json, callbacks=callbacks)
     except KeyboardInterrupt:
         say(f"\ninterrupted; the run is saved, go on with:\n  {resume_command(path)}")
         return 130
@@ -161,10 +171,18 @@ def drive(session: Session, path: Path, command: Mapping[str, str], *, as_json: 
     return 0
 
 
-def finish(session: Session, path: Path, name: str, command: Mapping[str, str], *, quiet: bool) -> SearchResult:
+def finish(
+    session: Session,
+    path: Path,
+    name: str,
+    command: Mapping[str, str],
+    *,
+    quiet: bool,
+    callbacks: Sequence[Logger] = (),
+) -> SearchResult:
     """Run with a progress line, then write outputs and the card."""
     with Progress(name, quiet=quiet, weighed=not session.method.claims.greedy) as progress:
-        for snapshot in session.waves():
+        for snapshot in loop.snapshots(session, callbacks):
             progress(snapshot)
         result = session.result()
         progress.settle(sum(task.diagnostics["ess"] for task in result.tasks))

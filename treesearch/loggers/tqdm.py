@@ -1,0 +1,34 @@
+"""A progress bar of tqdm, for those who have one everywhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treesearch.session.interfaces import Snapshot
+
+
+class Tqdm:
+    """A callback that shows NFE, best reward and ESS as a bar, in terminals and notebooks.
+
+    Args:
+        bar: what `tqdm.auto.tqdm` takes: desc, leave, disable, ...
+    """
+
+    def __init__(self, **bar: Any) -> None:
+        self.settings = bar
+        self._bar: Any = None
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(**({"total": snapshot.total, "unit": "NFE", "unit_scale": True} | self.settings))
+        record = snapshot.record
+        self._bar.set_postfix({"best": record["best_reward"], "ESS": record["ess"]}, refresh=False)
+        self._bar.update(record["nfe"] - self._bar.n)
+
+    def finish(self, result: Any) -> None:
+        """The search is over."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
