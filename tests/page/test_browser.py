@@ -129,11 +129,29 @@ def test_a_dot_that_is_clicked_is_looked_at(browser, address, runs):
     browser.execute_script(CLICK, *where)  # the root: nothing is chosen
     until(browser, "document.querySelector('.chosen').innerText.startsWith('Click a dot')")
     assert "reward" in best
-    browser.execute_script(
-        "document.querySelector('#tree').dispatchEvent(new WheelEvent('wheel', {deltaY: -800, clientX: 400}))"
-    )
-    browser.execute_script("document.querySelector('.tools button:last-child').click()")
     assert not complaints(browser)
+
+
+def test_the_wheel_looks_closer_and_a_button_goes_back(browser, address, runs):
+    pixels(runs / "near", prompts=None, nfe=60)
+    open_run(browser, address, "near")
+    until(browser, "document.querySelectorAll('#gallery .cell img').length")
+    picture = "document.querySelector('#tree').toDataURL()"
+    wheel = "new WheelEvent('wheel', {deltaY: -800, clientX: 400, ctrlKey: true})"
+    turn = f"document.querySelector('#tree').dispatchEvent({wheel})"
+    until(browser, "performance.getEntriesByName('update').length >= 2")
+    whole = until(browser, picture)
+    browser.execute_script(turn)
+    until(browser, f"{picture} !== arguments[0]", whole)
+    browser.execute_script("document.querySelector('.tools button:last-child').click()")
+    until(browser, f"{picture} === arguments[0]", whole)
+    browser.execute_script(turn.replace(", ctrlKey: true", ""))  # moves the page: nobody clicked the tree
+    assert (
+        browser.execute_async_script(
+            f"const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done({picture})))"
+        )
+        == whole
+    )
 
 
 def test_hostile_names_and_prompts_are_shown_as_they_are_and_do_nothing(browser, address, runs):

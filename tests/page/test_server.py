@@ -12,6 +12,7 @@ from PIL import Image
 
 import treesearch as ts
 from tests.support.pages import HOSTILE, Pixels, brightness, growing, pixels
+from treesearch.cli.main import main
 from treesearch.page import server
 from treesearch.page.guard import HEADERS, is_loopback
 from treesearch.page.listing import folders
@@ -212,6 +213,38 @@ def test_half_a_wave_is_not_there_yet(tmp_path, fresh):
         assert view.state()["waves"] == wave
         (copy / "tree.bin").write_bytes(whole[: ends[wave + 1]])
         assert view.state()["waves"] == wave + 1
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path):
+    result = pixels(tmp_path / "r", prompts=[{"scale": float("inf")}, {"scale": [float("nan"), 1.0]}])
+    assert len(result.tasks) == 2
+    client = testclient.TestClient(server.make_app(tmp_path), base_url=LOCAL)
+    assert client.get("/api/about", params={"run": "r"}).json()["prompts"] == [{"scale": None}, {"scale": [None, 1.0]}]
+
+
+def test_the_page_stays_with_the_runs_that_were_looked_at_last(tmp_path, monkeypatch):
+    for name in "abc":
+        pixels(tmp_path / name, prompts=None, nfe=30)
+    monkeypatch.setattr(server, "OPENED", 2)
+    runs = server.Runs(tmp_path)
+    views = {name: runs.view(name) for name in "aba"}
+    assert runs.view("a") is views["a"]
+    runs.view("c")
+    assert runs.view("a") is views["a"]
+    assert runs.view("b") is not views["b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["nowhere"], "nowhere is no folder"),
+        ([".", "--port", "70000"], "expected 0..65535"),
+        ([".", "--host", "192.0.2.1"], "cannot listen"),
+    ],
+)
+def test_a_page_that_cannot_be_served_says_why(given, why, capsys):
+    assert main(["serve", *given]) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_workers_are_shown_as_far_as_their_file_can_be_believed(tmp_path, fresh):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -41,6 +43,7 @@ class Runs:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock = threading.Lock()
         self._views: OrderedDict[str, View] = OrderedDict()
 
     def view(self, name: str) -> View:
@@ -49,15 +52,17 @@ class Runs:
         Raises:
             LookupError: there is none of that name.
         """
-        if name not in self._views:
-            folders = listing.folders(self.root)
-            if name not in folders:
-                raise LookupError("there is no such run")
-            self._views[name] = View(folders[name])
-        self._views.move_to_end(name)
-        while len(self._views) > OPENED:
-            self._views.popitem(last=False)
-        return self._views[name]
+        with self._lock:
+            found = self._views.pop(name, None)
+            if found is None:
+                folders = listing.folders(self.root)
+                if name not in folders:
+                    raise LookupError("there is no such run")
+                found = View(folders[name])
+            self._views[name] = found
+            while len(self._views) > OPENED:
+                self._views.popitem(last=False)
+            return found
 
     def state(self, name: str, since: int) -> dict[str, Any]:
         """What changes with every wave of a run; see `View.state`."""
@@ -169,5 +174,16 @@ def _event(kind: str, data: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """JSON of ASCII alone, so that no text of a run breaks out of it; refuses NaN."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    """JSON of ASCII alone, so that no text of a run breaks out of it; what is not finite is null."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # a folder of others may hold what no search writes
+        return json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

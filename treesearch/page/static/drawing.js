@@ -209,7 +209,9 @@ export class Drawing {
     return many[mark] === 1 ? `${level}, value ${figure(value[mark])}` : `${level}, ${count(many[mark])} nodes, best ${figure(value[mark])}`;
   }
 
+  /** The wheel moves the page until the tree was clicked, or with Ctrl. */
   zoom(event) {
+    if (document.activeElement !== this.canvas && !event.ctrlKey) return;
     event.preventDefault();
     const box = this.canvas.getBoundingClientRect();
     const at = Math.max(0, Math.min(1, (event.clientX - box.left - SIDE.left) / this.width));

@@ -35,7 +35,7 @@ export class RunView {
 
   build() {
     const canvas = el("canvas", { id: "tree", class: "tree", tabIndex: 0 });
-    canvas.setAttribute("aria-label", "the tree: wheel and drag look closer, a click chooses a node");
+    canvas.setAttribute("aria-label", "the tree: after a click the wheel looks closer; drag moves it, a click chooses a node");
     this.drawing = new Drawing(canvas, (node) => this.choose(node));
     const colours = el("canvas", { class: "strip" });
     strip(colours);
