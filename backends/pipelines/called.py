@@ -138,6 +138,8 @@ class Called(Family):
         names = [name for name in (*_OF_THE_CALL, *_SIZES) if name in taken]
         chosen = {name: getattr(settings, name) for name in names}
         chosen = {name: value for name, value in chosen.items() if value != getattr(default, name)}
+        if isinstance(settings.negative_prompt, Mapping):
+            raise ValueError(f"{self.name} takes one negative_prompt for all prompts: give it as text")
         if settings.negative_prompt is not None:
             chosen["negative_prompt"] = [settings.negative_prompt] * n
         if settings.guidance_scale is not None:

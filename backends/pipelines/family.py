@@ -17,7 +17,7 @@ import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -29,11 +29,13 @@ from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import vae
 from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_inputs
+from treesearch.backends.pipelines.proof import FEW, LONG, MORE
 from treesearch.backends.pipelines.settings import Settings
 
 OPTIONAL = (
     *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames"),
     *("image", "mask", "strength", "guidance_scale_2", "guider"),
+    "sigmas",
 )
 BEGINS = ("image", "mask", "strength")  # settings of a chain that begins at a picture
 
@@ -181,8 +183,17 @@ class Family(ABC):
         return {}
 
     def schedule(self, num_steps: int) -> Schedule:
-        """The grid of T steps."""
-        return Schedule.of(self.pipe.scheduler, num_steps, **self.grid(num_steps))
+        """The grid of T steps, by the settings' noise levels if they have some.
+
+        Raises:
+            ValueError: another number of them, or a scheduler that has no such grid.
+        """
+        given = self.settings.sigmas
+        if given is None:
+            return Schedule.of(self.pipe.scheduler, num_steps, **self.grid(num_steps))
+        if len(given) != num_steps:
+            raise ValueError(f"{len(given)} sigmas for num_steps={num_steps}: give one for each step")
+        return Schedule.of(self.pipe.scheduler, num_steps, **self.grid(num_steps) | {"sigmas": list(given)})
 
     def image_steps(self, num_steps: int, strength: float) -> int:
         """Steps of T that the family's image-to-image pipeline takes."""
@@ -237,6 +248,32 @@ class Family(ABC):
         """Entries of a state (1, *state) that the chain draws under a mask, where `pack` does not place them."""
         raise NotImplementedError
 
+    def negatives(self, prompts: Sequence[str]) -> list[str] | None:
+        """What ∅ says for each prompt; None is the pipeline's own.
+
+        Raises:
+            ValueError: nothing is said for one.
+        """
+        said = self.settings.negative_prompt
+        if not isinstance(said, Mapping):
+            return None if said is None else [said] * len(prompts)
+        tried = dict.fromkeys((FEW, MORE, LONG), "")  # on which a pipeline is held against itself
+        for prompt in prompts:
+            if prompt not in said and prompt not in tried:
+                raise ValueError(f"negative_prompt has nothing for {prompt!r}: give a text for each prompt")
+        return [{**tried, **said}[prompt] for prompt in prompts]
+
+    def separate(
+        self, names: Sequence[str], embeds: Sequence[Tensor | None], negative: Sequence[Tensor | None]
+    ) -> dict[str, Any]:
+        """Rows of the prompts, and of ∅: one that they share, where it says the same for all."""
+        out: dict[str, Any] = dict(zip(names, embeds, strict=True))
+        each = isinstance(self.settings.negative_prompt, Mapping)
+        for name, value in zip(names, negative, strict=True):
+            if value is not None:
+                out[f"negative_{name}"] = value if each else Shared(value[:1].clone())
+        return out
+
     def rows(self, cond: Cond, name: str) -> Tensor:
         """Conditioning of the network's rows: those of ∅ before those of the prompts, where a batch is guided.
 
@@ -290,17 +327,6 @@ def check_pictures(name: str, settings: Settings, *, needs: bool = False) -> Non
     for option in ("mask", "strength"):
         if settings.image is None and getattr(settings, option) is not None:
             raise ValueError(f"{option} is of a picture, and there is none: give it too, image=...")
-
-
-def separate(
-    names: Sequence[str], embeds: Sequence[Tensor | None], negative: Sequence[Tensor | None]
-) -> dict[str, Any]:
-    """Rows of the prompts, and one shared row of ∅ for each."""
-    out: dict[str, Any] = dict(zip(names, embeds, strict=True))
-    for name, value in zip(names, negative, strict=True):
-        if value is not None:
-            out[f"negative_{name}"] = Shared(value[:1].clone())
-    return out
 
 
 def join(parts: list[dict[str, Any]]) -> dict[str, Any]:

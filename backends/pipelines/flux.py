@@ -34,7 +34,7 @@ class Flux(Family):
 
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
-    takes: ClassVar[tuple[str, ...]] = ("max_sequence_length", *BEGINS)
+    takes: ClassVar[tuple[str, ...]] = ("max_sequence_length", "sigmas", *BEGINS)
     fills: ClassVar[tuple[str, ...]] = (
         *("hidden_states", "timestep", "guidance", "encoder_hidden_states", "pooled_projections"),
         *("txt_ids", "img_ids", "return_dict"),

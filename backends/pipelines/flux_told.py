@@ -67,7 +67,7 @@ class FluxFill(Told):
 class FluxControl(Told):
     """Told a control image: depth or edges."""
 
-    takes: ClassVar[tuple[str, ...]] = ("max_sequence_length", "control_image", *BEGINS)
+    takes: ClassVar[tuple[str, ...]] = ("max_sequence_length", "sigmas", "control_image", *BEGINS)
 
     def refuse(self) -> None:
         super(Flux, self).refuse()

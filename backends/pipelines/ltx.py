@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from treesearch.backends.base import Cond
-from treesearch.backends.pipelines.family import Family, call_default, check_prompts, separate, warn_of_long_prompts
+from treesearch.backends.pipelines.family import Family, call_default, check_prompts, warn_of_long_prompts
 from treesearch.backends.pipelines.flow import shift
 from treesearch.backends.pipelines.parts import refuse_channels
 from treesearch.backends.pipelines.settings import Settings
@@ -34,7 +34,13 @@ class LTX(Family):
 
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
-    takes: ClassVar[tuple[str, ...]] = ("num_frames", "guidance_rescale", "negative_prompt", "max_sequence_length")
+    takes: ClassVar[tuple[str, ...]] = (
+        "num_frames",
+        "guidance_rescale",
+        "negative_prompt",
+        "max_sequence_length",
+        "sigmas",
+    )
     fills: ClassVar[tuple[str, ...]] = (
         *("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "num_frames"),
         *("height", "width", "rope_interpolation_scale", "return_dict"),
@@ -80,13 +86,13 @@ class LTX(Family):
         warn_of_long_prompts(texts, self.pipe.tokenizer, length)
         text, mask, no_text, no_mask = self.pipe.encode_prompt(
             prompt=texts,
-            negative_prompt=self.settings.negative_prompt or "",
+            negative_prompt=self.negatives(texts) or "",
             do_classifier_free_guidance=self.guided,
             max_sequence_length=length,
             device=self.device,
             dtype=self.network.dtype,
         )
-        return separate(["prompt_embeds", "prompt_mask"], [text, mask], [no_text, no_mask])
+        return self.separate(["prompt_embeds", "prompt_mask"], [text, mask], [no_text, no_mask])
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         frames, height, width = self.latent_size

@@ -36,10 +36,11 @@ from treesearch.backends.pipelines.flow import steps_from_below
 from treesearch.backends.pipelines.guiders import Stepped, explained
 from treesearch.backends.pipelines.kinds import KINDS, modular_form
 from treesearch.backends.pipelines.meta import to_meta
+from treesearch.backends.pipelines.proof import FEW, MORE
 from treesearch.backends.pipelines.rows import as_blocks_take_them, as_rows
 from treesearch.backends.pipelines.settings import Settings
 
-_OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length", "image")
+_OF_THE_BLOCKS = ("guidance_rescale", "num_frames", "negative_prompt", "max_sequence_length", "image", "sigmas")
 _OF_A_BEGINNING = ("image", "mask", "strength")
 _SIZES = ("height", "width", "num_frames")
 _PARTS = ("scheduler", "vae", "transformer", "unet")
@@ -47,7 +48,6 @@ _MEMORYLESS = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler", "DDI
 _OUTPUTS = ("images", "videos")
 _LANCZOS = 1  # of PIL, by which blocks resize pictures
 _ANY = 2  # steps of a grid that is not used: some have none of a single one
-_FEW, _MORE = "", "a red cube beside two blue ones"  # prompts of unequal length, to try rows on
 
 
 class Modular(Family):
@@ -244,7 +244,7 @@ class Modular(Family):
         return self._encode(texts)
 
     def _encode(self, texts: list[str]) -> dict[str, Any]:
-        state = self._program.encode(self.pipe, self._state({"prompt": texts}, {}))
+        state = self._program.encode(self.pipe, self._state({"prompt": texts} | self._absent(texts), {}))
         self._rows = state.kwargs_mapping
         self._shared = {name: size for name in _SIZES if (size := state.get(name)) is not None}
         out: dict[str, Any] = {}
@@ -252,10 +252,14 @@ class Modular(Family):
             if (value := state.get(name)) is None:
                 continue
             if is_row:
-                out |= as_rows(name, value, len(texts))
+                out |= as_rows(name, value, len(texts), each=isinstance(self.settings.negative_prompt, Mapping))
             else:
                 self._shared[name] = value
         return out
+
+    def _absent(self, texts: list[str]) -> dict[str, Any]:
+        said = self.settings.negative_prompt
+        return {"negative_prompt": self.negatives(texts)} if isinstance(said, Mapping) else {}
 
     def _inputs(self) -> dict[str, Any]:
         """What the user chose, as the blocks call it."""
@@ -274,7 +278,7 @@ class Modular(Family):
         """Conditioning of n rows without a prompt, where only shapes matter."""
         if self._first is None:
             with torch.no_grad(), Quiet(*(part for part in self.pipe.components.values() if _is_module(part))):
-                self._first = self.encode([_FEW])
+                self._first = self.encode([FEW])
         return {k: v.value if isinstance(v, Shared) else v.expand(n, *v.shape[1:]) for k, v in self._first.items()}
 
     def _ready(self, cond: Mapping[str, Any], num_steps: int) -> Any:
@@ -300,7 +304,7 @@ class Modular(Family):
             return self._guided(parts[0][0], self._kept_ready(rows), x, timestep)
         output = torch.empty_like(x)
         for step, of in parts:
-            part = {name: value if name.startswith("negative_") else value[of] for name, value in rows.items()}
+            part = {name: value if _is_one(name, value) else value[of] for name, value in rows.items()}
             output[of] = self._guided(step, self._ready(part, _ANY), x[of], timestep[of])
         return output
 
@@ -365,7 +369,7 @@ class Modular(Family):
 
     def _verify_rows(self, chain: Chain, x: Tensor, levels: list[int]) -> None:
         t = torch.tensor(levels, device=self.device)
-        prompts = [_MORE if i % 2 else _FEW for i in range(len(levels))]
+        prompts = [MORE if i % 2 else FEW for i in range(len(levels))]
         mixed = self._output(chain, x, t, self._cond(prompts))
         for i, prompt in enumerate(prompts):
             alone = self._output(chain, x[i : i + 1], t[i : i + 1], self._cond([prompt]))
@@ -374,7 +378,7 @@ class Modular(Family):
     def _verify_steps(self, chain: Chain, x_T: Tensor) -> None:
         T = chain.schedule.num_steps
         steps = min(2, T) if type(self.scheduler).__name__ in _MEMORYLESS else 1
-        cond, x = self._cond([_MORE]), chain.schedule.prior_std * x_T
+        cond, x = self._cond([MORE]), chain.schedule.prior_std * x_T
         state = self._ready(cond, T)
         own = copied(state, latents=x.to(self._dtype), timesteps=state.get("timesteps")[:steps])
         own = self._solved(own).get("latents").float()
@@ -419,6 +423,11 @@ def _scale(pipe: Any, name: str, chosen: float | None) -> float:
         return float(pipe.guider.guidance_scale)
     default = inspect.signature(type(pipe).__call__).parameters[name].default
     return 1.0 if default is None else float(default)
+
+
+def _is_one(name: str, value: Tensor) -> bool:
+    """Whether rows share a row of ∅."""
+    return name.startswith("negative_") and len(value) == 1
 
 
 def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:

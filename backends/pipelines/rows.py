@@ -13,19 +13,20 @@ from treesearch.backends.base import Shared
 _LENGTHS = "_lengths"
 
 
-def as_rows(name: str, value: Any, n: int) -> dict[str, Any]:
-    """Conditioning as rows (n, ...), or shared by all: what stands for no prompt is."""
+def as_rows(name: str, value: Any, n: int, *, each: bool) -> dict[str, Any]:
+    """Conditioning as rows (n, ...), or shared by all: what stands for no prompt is, unless `each` has its own."""
+    shared = name.startswith("negative_") and not each
     if isinstance(value, list) and len(value) == n and all(isinstance(each, Tensor) for each in value):
         lengths = torch.tensor([len(each) for each in value], device=value[0].device)
         padded = torch.nn.utils.rnn.pad_sequence(value, batch_first=True)
-        return _shared_if(name, name, padded) | _shared_if(name, f"{name}{_LENGTHS}", lengths)
+        return _shared_if(shared, name, padded) | _shared_if(shared, f"{name}{_LENGTHS}", lengths)
     if isinstance(value, Tensor):
-        return _shared_if(name, name, value)
+        return _shared_if(shared, name, value)
     raise TypeError(f"{name} is {type(value).__name__}, expected rows of a tensor")
 
 
-def _shared_if(name: str, key: str, value: Tensor) -> dict[str, Any]:
-    return {key: Shared(value[:1].clone()) if name.startswith("negative_") else value}
+def _shared_if(shared: bool, key: str, value: Tensor) -> dict[str, Any]:
+    return {key: Shared(value[:1].clone()) if shared else value}
 
 
 def as_blocks_take_them(cond: Mapping[str, Any], n: int) -> dict[str, Any]:

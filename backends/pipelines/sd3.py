@@ -17,7 +17,6 @@ from treesearch.backends.pipelines.family import (
     Family,
     call_default,
     check_prompts,
-    separate,
     sides,
     warn_of_long_prompts,
 )
@@ -31,7 +30,7 @@ class StableDiffusion3(Family):
     network_name: ClassVar[str] = "transformer"
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
     takes: ClassVar[tuple[str, ...]] = (
-        *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip"),
+        *("guidance_rescale", "negative_prompt", "max_sequence_length", "sigmas", "clip_skip"),
         *BEGINS,
     )
     fills: ClassVar[tuple[str, ...]] = (
@@ -81,13 +80,13 @@ class StableDiffusion3(Family):
             prompt_3=None,
             device=self.device,
             do_classifier_free_guidance=self.guided,
-            negative_prompt=self.settings.negative_prompt or "",
+            negative_prompt=self.negatives(texts) or "",
             lora_scale=self.lora_scale,
             clip_skip=self.settings.clip_skip,
             max_sequence_length=length,
         )
         absent = (no_text, no_pooled) if self.guided else (None, None)
-        return separate(["prompt_embeds", "pooled_embeds"], [text, pooled], absent)
+        return self.separate(["prompt_embeds", "pooled_embeds"], [text, pooled], absent)
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         output = self.network(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond
-from treesearch.backends.pipelines.family import call_default, check_prompts, separate, warn_of_long_prompts
+from treesearch.backends.pipelines.family import call_default, check_prompts, warn_of_long_prompts
 from treesearch.backends.pipelines.stable_diffusion import TextUNet
 
 
@@ -26,8 +26,8 @@ class StableDiffusionXL(TextUNet):
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
-        warn_of_long_prompts([*texts, self.settings.negative_prompt or ""], self.pipe.tokenizer_2)
-        negative = None if self.settings.negative_prompt is None else [self.settings.negative_prompt] * len(texts)
+        negative = self.negatives(texts)
+        warn_of_long_prompts([*texts, *dict.fromkeys(negative or [])], self.pipe.tokenizer_2)
         text, no_text, pooled, no_pooled = self.pipe.encode_prompt(
             texts,
             device=self.device,
@@ -37,7 +37,7 @@ class StableDiffusionXL(TextUNet):
             clip_skip=self.settings.clip_skip,
         )
         absent = (no_text, no_pooled) if self.guided else (None, None)
-        return separate(["prompt_embeds", "pooled_embeds"], [text, pooled], absent)
+        return self.separate(["prompt_embeds", "pooled_embeds"], [text, pooled], absent)
 
     def added(self, cond: Cond, rows: Tensor) -> dict[str, Tensor]:
         pooled = self.rows(cond, "pooled_embeds")

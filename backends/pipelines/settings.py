@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -119,7 +120,27 @@ def _listed(choices: tuple[str, ...]) -> str:
 
 
 TEXT, FLAG = of_type(str, "text"), of_type(bool, "True or False")
-ONE_TEXT = of_type(str, "text, one for all prompts: search apart what has another")
+
+
+def absent(name: str, value: Any) -> None:
+    """Text, or a text for each prompt by the prompt itself."""
+    texts = [*value, *value.values()] if isinstance(value, Mapping) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise TypeError(
+            f"{name} is {_short(value)}, expected text, one for all prompts, or a mapping of each prompt to its own"
+        )
+
+
+def levels(name: str, value: Any) -> None:
+    """Noise levels that fall."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} is {_short(value)}, expected a list of numbers from 1 down")
+    for each in value:
+        number(0, 1)(name, each)
+    if not value or any(after >= before for before, after in itertools.pairwise(value)):
+        raise ValueError(f"{name} is {_short(value)}, expected numbers that fall")
+
+
 RULES: dict[str, Rule] = {
     # of `Settings`; sides and frames have their range in the family
     "height": optional(whole()),
@@ -129,7 +150,8 @@ RULES: dict[str, Rule] = {
     "guidance_scale_2": optional(number(0)),
     "guider": optional(guider),
     "guidance_rescale": number(0, 1),
-    "negative_prompt": optional(ONE_TEXT),
+    "negative_prompt": optional(absent),
+    "sigmas": optional(levels),
     "max_sequence_length": optional(whole(1)),
     "clip_skip": optional(whole(0)),
     "control_scale": number(),
@@ -181,7 +203,8 @@ class Settings:
         guidance_scale_2: w of the second expert, where there are two; None takes that of the first.
         guider: of diffusers, in place of the pipeline's own, where its blocks have one; it is copied.
         guidance_rescale: φ in [0, 1].
-        negative_prompt: what ∅ says, for all prompts.
+        negative_prompt: what ∅ says, for all prompts, or a mapping of each prompt to what it says for that one.
+        sigmas: noise levels that the scheduler is asked for in place of its pipeline's, one a step, before any shift.
         max_sequence_length: tokens of a T5 encoder.
         clip_skip: layers to leave out at the end of CLIP's text encoder.
         control_image: input of a ControlNet: an image, or one a ControlNet.
@@ -204,7 +227,8 @@ class Settings:
     guidance_scale_2: float | None = None
     guider: Any = None
     guidance_rescale: float = 0.0
-    negative_prompt: str | None = None
+    negative_prompt: str | Mapping[str, str] | None = None
+    sigmas: Sequence[float] | None = None
     max_sequence_length: int | None = None
     clip_skip: int | None = None
     control_image: Any = None

@@ -25,7 +25,6 @@ from treesearch.backends.pipelines.family import (
     Family,
     both_sides,
     check_prompts,
-    separate,
     sides,
     warn_of_long_prompts,
 )
@@ -187,8 +186,8 @@ class StableDiffusion(TextUNet):
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         texts = check_prompts(prompts)
-        warn_of_long_prompts([*texts, self.settings.negative_prompt or ""], self.pipe.tokenizer)
-        negative = None if self.settings.negative_prompt is None else [self.settings.negative_prompt] * len(texts)
+        negative = self.negatives(texts)
+        warn_of_long_prompts([*texts, *dict.fromkeys(negative or [])], self.pipe.tokenizer)
         embeds = self.pipe.encode_prompt(
             texts,
             self.device,
@@ -198,7 +197,7 @@ class StableDiffusion(TextUNet):
             lora_scale=self.lora_scale,
             clip_skip=self.settings.clip_skip,
         )
-        return separate(["prompt_embeds"], embeds[:1], embeds[1:])
+        return self.separate(["prompt_embeds"], embeds[:1], embeds[1:])
 
 
 class LatentConsistency(StableDiffusion):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond
 from treesearch.backends.base.taps import on_rows
-from treesearch.backends.pipelines.family import Family, call_default, check_prompts, separate, warn_of_long_prompts
+from treesearch.backends.pipelines.family import Family, call_default, check_prompts, warn_of_long_prompts
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
 from treesearch.backends.pipelines.settings import Settings
 from treesearch.backends.pipelines.video import extent
@@ -37,6 +37,7 @@ class Wan(Family):
     takes: ClassVar[tuple[str, ...]] = (
         *("num_frames", "negative_prompt", "max_sequence_length"),
         "guidance_scale_2",
+        "sigmas",
     )
     fills: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep", "encoder_hidden_states", "return_dict")
 
@@ -91,13 +92,13 @@ class Wan(Family):
         warn_of_long_prompts(texts, self.pipe.tokenizer, length)
         text, absent = self.pipe.encode_prompt(
             prompt=texts,
-            negative_prompt=self.settings.negative_prompt or "",
+            negative_prompt=self.negatives(texts) or "",
             do_classifier_free_guidance=self.guided,
             max_sequence_length=length,
             device=self.device,
             dtype=self.network.dtype,
         )
-        return separate(["prompt_embeds"], [text], [absent])
+        return self.separate(["prompt_embeds"], [text], [absent])
 
     def predict(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         text = self.rows(cond, "prompt_embeds")

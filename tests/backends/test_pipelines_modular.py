@@ -302,3 +302,26 @@ def test_pictures_are_roots_where_blocks_begin_at_one(pipeline):
         kernel.from_image(torch.rand(3, 16, 32), 0.5)
     with pytest.raises(ValueError, match="needs prompts"):
         kernel.transition(noises(kernel), torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("z_image", {"guidance_scale": 3.0}), ("qwen_image", {"true_cfg_scale": 3.0})]
+)
+def test_each_prompt_has_its_own_negative_and_the_grid_is_the_user_s(name, call, pipeline):
+    pipe, absent, sigmas = pipeline(name), ["grey", "many small things"], [1.0, 0.8, 0.3]
+    said = dict(zip(PROMPTS, absent, strict=True))
+    kernel = wrap(pipe, name, eta=0.0, guidance_scale=3.0, negative_prompt=said, sigmas=sigmas)
+    noise, cond = noises(kernel), cond_of(kernel, PROMPTS)
+    drawn = kernel.decode(walk(kernel, noise, cond))
+    call = {"num_inference_steps": T, "sigmas": sigmas, "output_type": "pt", **SIZE, **CALLS.get(name, {}), **call}
+    theirs = pipe(prompt=list(PROMPTS), negative_prompt=absent, latents=noise, **call).images
+    assert (drawn - theirs).abs().max() < 1e-4
+    alone = kernel.transition(noise[1:], torch.tensor([2]), cond_of(kernel, PROMPTS[1:]))
+    law = kernel.transition(noise, torch.tensor([3, 2]), cond)
+    assert (law.mean[1] - alone.mean[0]).abs().max() < 1e-5 * max(1.0, float(alone.mean.abs().max()))
+    with pytest.raises(ValueError, match="negative_prompt has nothing for 'a dog': give a text for each prompt"):
+        kernel.encode(["a dog"])
+    with pytest.raises(ValueError, match="3 sigmas for num_steps=4"):
+        wrap(pipe, name, num_steps=4, sigmas=sigmas)
+    with pytest.raises(ValueError, match="expected numbers that fall"):
+        wrap(pipe, name, sigmas=[0.3, 0.8, 1.0])

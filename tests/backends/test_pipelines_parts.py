@@ -21,17 +21,36 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
 ]
-NUMBERS = ("guidance_scale", "guidance_rescale", "control_scale", "eta", "strength")
+NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "control_scale", "eta", "strength")
 WHOLE = ("height", "width", "num_frames", "max_sequence_length", "clip_skip", "num_steps", "decode_batch")
 TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "lora", "checkpoint", "device", "dtype")
 FLAGS = ("tiling", "slicing", "compile", "channels_last")
 NAMED = ("network_inputs", "components")
-PICTURES = ("image",)
+PICTURES, GUIDERS, LISTS = ("image", "mask"), ("guider",), ("sigmas",)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "wan_euler"])
+def test_each_prompt_has_its_own_negative(name, tiny_root):
+    """And SD3 the user's grid."""
+    pipe, absent = pipeline(name, tiny_root), ["grey", "many small things"]
+    size = {"height": 32, "width": 32, "num_frames": 5} if name == "wan_euler" else SIZE.get(name, {})
+    grid = {"sigmas": [1.0, 0.7, 0.2]} if name == "sd3" else {}
+    said = dict(zip(PROMPTS, absent, strict=True))
+    kernel = DiffusersKernel(
+        pipe, num_steps=3, eta=0.0, device="cpu", guidance_scale=3.0, negative_prompt=said, **size, **grid
+    )
+    noise, cond = noises(kernel.state_shape)[0], cond_of(kernel, PROMPTS)
+    x = kernel.prior(noise)
+    for t in (3, 2, 1):
+        x = kernel.transition(x, torch.full((2,), t), cond).mean
+    call = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent", **size, **grid}
+    theirs = pipe(prompt=PROMPTS, negative_prompt=absent, latents=noise, **call)[0]
+    assert (x - theirs).abs().max() < 1e-4 * max(1.0, float(theirs.abs().max()))
 
 
 def test_every_setting_has_a_rule():
     """Objects aside, which their own readers check."""
-    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED, *PICTURES} == set(RULES)
+    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED, *PICTURES, *GUIDERS, *LISTS} == set(RULES)
     taken = set(inspect.signature(DiffusersKernel.__init__).parameters)
     taken |= set(inspect.signature(DiffusersKernel.from_pretrained).parameters)
     assert taken - set(RULES) == {"self", "pipe", "preview", "control_image", "settings"}
@@ -45,7 +64,9 @@ def test_every_setting_has_a_rule():
         (TEXTS, (3, True, ["a", "b"], ("a",), b"a", {})),
         (FLAGS, (1, 0, "no", [True])),
         (NAMED, (3, "a", [1], {1: 2})),
-        (PICTURES, (3, "seen.png", ["seen.png"], [None], {})),
+        (PICTURES, (3, [None], {})),
+        (GUIDERS, (3, "cfg", {})),
+        (LISTS, (3, "1.0", {}, [True], ["1.0"])),
     ],
 )
 def test_settings_of_another_kind(names, values):
