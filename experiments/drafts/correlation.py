@@ -69,13 +69,19 @@ class Bed:
     prompts: Callable[[], list[Any] | None] = lambda: None
 
 
-def latents() -> Any:
-    """Stable Diffusion of random weights: its chain and its VAE, without a meaning."""
+def latents(*, unguided: bool = False) -> Any:
+    """Stable Diffusion of random weights: its chain and its VAE, without a meaning.
+
+    Args:
+        unguided: whether drafts leave guidance out, and take one row an evaluation in place of two.
+    """
     from experiments.bench.architectures import pipeline
     from treesearch.backends.pipelines import DiffusersKernel
+    from treesearch.backends.wrappers.drafted import Drafted
 
     pipe = pipeline("sd", "tiny", torch.device("cpu"), torch.float32)
-    return DiffusersKernel(pipe, num_steps=50, eta=1.0, guidance_scale=7.5)
+    guided, other = (DiffusersKernel(pipe, num_steps=50, eta=1.0, guidance_scale=scale) for scale in (7.5, 1.0))
+    return Drafted(guided, other, ratio=0.5) if unguided else guided
 
 
 def maze() -> Any:
@@ -110,6 +116,9 @@ BEDS: dict[str, Bed] = {
     "mix64_hard": mixture("mix64_hard"),
     "maze": Bed(maze, {"plan": plan}, (20, 10), 300, ends),
     "sd": Bed(latents, {"brightness": image.brightness}, (50, 25), 100, lambda: ["a cat"]),
+    "sd, unguided drafts": Bed(
+        partial(latents, unguided=True), {"brightness": image.brightness}, (50, 25), 100, lambda: ["a cat"]
+    ),
 }
 
 
