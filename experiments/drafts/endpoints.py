@@ -11,13 +11,15 @@ chain with T = 50, and four where endpoints are no good guide:
     between    two modes, r = -| |x_1| - 1 | - .3 |x_2|: states undecided between the modes look best
     rare       a rare mode of mix2, with a slope: one class of samples, decided early
 
-A cell is the best reward of each of ten searches with the NFE of so many rollouts. It is worth 1 / P(r >= best)
-rollouts, by 40,000 of the chain's own; means over searches are geometric. Best-of-N is worth e^γ = 1.8 N of that mean,
-and nothing is told apart above 80,000. The weight of FK is λ = 10 in standard deviations of the reward.
+A cell is the best reward of each of some searches with the NFE of so many rollouts. It is worth 1 / P(r >= best)
+rollouts, by 40,000 of the chain's own; means over searches are geometric, beside them the factor of a standard error:
+with ten searches a factor of two is noise. Best-of-N is worth e^γ = 1.8 N of that mean, and nothing is told apart above
+80,000. The weight of FK is λ = 10 in standard deviations of the reward.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -123,10 +125,10 @@ def pool(name: str, bed: Bed, work: Path) -> NDArray[np.float64]:
     return np.load(file)
 
 
-def worth(rewards: NDArray[np.float64], best: Sequence[float]) -> float:
-    """Rollouts until one as good comes, geometric mean."""
+def log_worth(rewards: NDArray[np.float64], best: Sequence[float]) -> NDArray[np.float64]:
+    """Log of the rollouts until one as good comes, by search."""
     below = np.searchsorted(rewards, np.asarray(best), side="left")
-    return float(np.exp(-np.log((len(rewards) - below + 0.5) / (len(rewards) + 1)).mean()))
+    return -np.log((len(rewards) - below + 0.5) / (len(rewards) + 1))
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,10 @@ def cell(job: Job, bed: Bed, rewards: NDArray[np.float64]) -> Row:
         failed = {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
         return job.row | failed | where_it_ran()
     best = [float(task.rewards.max()) for task in result.tasks]
-    cost = result.cost
-    found: Row = {"best": best, "worth": worth(rewards, best), "nfe": cost.nfe, "repeated_nfe": cost.repeated_nfe}
+    cost, logs = result.cost, log_worth(rewards, best)
+    error = float(logs.std(ddof=1)) / len(logs) ** 0.5 if len(logs) > 1 else math.inf
+    found: Row = {"best": best, "worth": math.exp(logs.mean()), "log_error": error}
+    found |= {"nfe": cost.nfe, "repeated_nfe": cost.repeated_nfe}
     return job.row | found | {"reward_calls": cost.reward_calls, "seconds": cost.seconds} | where_it_ran()
 
 
@@ -195,11 +199,14 @@ def page(rows: Sequence[Row]) -> str:
     found = {(row["bed"], row["method"], row["rollouts"]): row for row in rows if row.get("worth") is not None}
     parts = [
         "# Looks at endpoints",
-        "What the best of ten searches is worth, in rollouts; `experiments.drafts.endpoints`.",
+        "What the best of a search is worth, in rollouts, and the factor of its standard error; "
+        "`experiments/drafts/endpoints.py`. In the last column the 95 % interval of the ratio; methods share no more "
+        "than the first draws, so that the errors of both are added.",
     ]
     for n in sorted({row["rollouts"] for row in rows}):
+        seeds = {row["seeds"] for row in rows if row["rollouts"] == n}
         parts += [
-            f"## {n} rollouts",
+            f"## {n} rollouts, {' or '.join(map(str, sorted(seeds)))} searches",
             table(list(BEDS), [*METHODS, "looks / best other"], _cell(found, n), corner="bed"),
         ]
     return "\n\n".join(parts) + "\n"
@@ -207,13 +214,15 @@ def page(rows: Sequence[Row]) -> str:
 
 def _cell(found: dict[tuple[str, str, int], Row], n: int) -> Callable[[str, str], str | None]:
     def text(bed: str, column: str) -> str | None:
+        of = {m: found[bed, m, n] for m in METHODS if (bed, m, n) in found}
         if column in METHODS:
-            row = found.get((bed, column, n))
-            return None if row is None else f"{row['worth']:,.0f}"
-        values = {m: found[bed, m, n]["worth"] for m in METHODS if (bed, m, n) in found}
-        if len(values) < len(METHODS):
+            return f"{of[column]['worth']:,.0f} ×/÷ {math.exp(of[column]['log_error']):.2f}" if column in of else None
+        if len(of) < len(METHODS):
             return None
-        return f"{values['looks'] / max(v for m, v in values.items() if m != 'looks'):.2g}"
+        looks = of.pop("looks")
+        best = max(of.values(), key=lambda row: row["worth"])
+        ratio, spread = looks["worth"] / best["worth"], 1.96 * math.hypot(looks["log_error"], best["log_error"])
+        return f"{ratio:.2g} ({ratio * math.exp(-spread):.2g} to {ratio * math.exp(spread):.2g})"
 
     return text
 

@@ -12,7 +12,17 @@ from tests.methods.test_tree_search import best_of, random_tree, simulate
 from tests.support.beds import BEDS
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.core import looks
-from treesearch.core.looks import UNREAD, Prices, above_samples, look_index, pooled, read, regression, with_own
+from treesearch.core.looks import (
+    UNREAD,
+    Prices,
+    above_samples,
+    allotted,
+    look_index,
+    pooled,
+    read,
+    regression,
+    with_own,
+)
 from treesearch.core.nested_effects import Law, Seen, index_of, posterior
 from treesearch.core.tree import ROOT
 from treesearch.methods.base import Status
@@ -131,6 +141,24 @@ def test_the_index_of_a_look():
     assert look_index(*args, none) == -1
 
 
+@pytest.mark.parametrize(("noise", "most", "fewest"), [(0.0, 12, 1), (0.05, 12, 2), (20.0, 4, 5), (UNREAD, 4, 5)])
+def test_children_of_a_cascade_go_where_looks_tell_nodes_apart(noise, most, fewest):
+    """Values known exactly: all to the best few; hardly known: spread out. At x_T one each, the best first."""
+    tau2 = np.array([0.0, 0.3, 0.3, 0.4])
+    law = Law(tau2, np.array([1.0, 0.7, 0.4, 0.0]), np.zeros(4), np.array([12.0, 9.0, 5.0]))
+    prices = Prices(np.array([UNREAD, noise, noise, UNREAD]), np.array([2.0, 3.0, 4.0]))
+    z, known = np.linspace(-1.5, 1.5, 6), 0.3 * min(noise, 20.0) / (0.3 + min(noise, 20.0))
+    mean, var = z * math.sqrt(0.3 - known), np.full(6, known)
+    taken = np.bincount(allotted(1, np.zeros(6), mean, var, law, prices, 5), minlength=6)
+    assert taken.tolist() == [0, 1, 1, 1, 1, 1]
+    taken = np.bincount(allotted(2, np.zeros(6), mean, var, law, prices, 12), minlength=6)
+    assert taken.sum() == 12
+    assert taken[5] == taken.max() <= most
+    assert np.count_nonzero(taken) >= fewest
+    fewer = np.bincount(allotted(2, np.array([0, 0, 0, 0, 0, 9.0]), mean, var, law, prices, 12), minlength=6)
+    assert fewer[5] < taken[5]
+
+
 # The search
 
 
@@ -185,8 +213,9 @@ def test_degenerate_rewards(reward):
     }[reward]
     result = searched(BEDS["gaussian"], of, {"nfe": 300})
     assert len(result.leaves) >= 10
-    if reward != "noise":
-        assert result.tree.children[ROOT] == 60
+    if reward != "noise":  # best-of-N, but for the x_T that are looked at beside
+        rooted = above_samples(result.tree.parent, result.tree.t == 0)[result.tree.children_of(ROOT)]
+        assert rooted.sum() == len(result.leaves) >= 59
 
 
 def test_it_is_off_by_default():
@@ -205,3 +234,22 @@ def test_exact_endpoints_are_worth_many_rollouts():
     tasks = searched(bed, linear(1.0), {"nfe": 24 * 400}, prompts=list(range(24))).tasks
     found = (np.array([float(task.rewards.max()) for task in tasks]) - bed.mean) / bed.std
     assert found.mean() - 2 * found.std(ddof=1) / 24**0.5 > best_of(150)
+
+
+def test_it_begins_with_a_cascade():
+    """16 paths side by side: a quarter are best-of-N's own; more x_T are looked at than go on, and nothing is lost."""
+    bed = LinearGaussian(num_steps=20)
+    result = searched(bed, linear(1.0), {"nfe": 16 * 20 + 16 * 2}, ts.TreeSearch(looks="endpoints", branch_at=(20, 10)))
+    tree = result.tree
+    roots = tree.children_of(ROOT)
+    first = roots[:35]  # 4 rollouts, 12 + 19 looks
+    assert (tree.t[first] == 20).all()
+    assert np.isin(np.arange(1, 36), first).all()
+    on = tree.children[first] > 0
+    assert on[:4].all()
+    assert on.sum() <= 16
+    chosen = first[4:][on[4:]]
+    assert tree.reward[chosen].min() >= np.sort(tree.reward[first[4:]])[-16]
+    plain = ts.search(bed, linear(1.0), ts.BestOfN(), budget=ts.Budget(nfe=4 * 20))
+    theirs = plain.rewards.numpy()
+    assert np.isin(theirs.round(5), result.rewards.numpy().round(5)).all()

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treesearch.core.compiled import compiled
-from treesearch.core.nested_effects import BORROWED, Law, Posterior, Seen, improvement, scores
+from treesearch.core.nested_effects import BORROWED, Law, Posterior, Seen, improvement, index_of, scores
 from treesearch.core.weights import F64
 
-PRIOR = 0.6  # of c, before there are data
+PRIOR = 0.9  # of c, before there are data
 PRIOR_COUNT = 2.0  # what it counts for, in units of Σ w m² / T
 OWN_COUNT = 4.0  # what the other levels count for at each one
 MOST = 0.98  # |c|, since few samples may agree by chance
@@ -123,7 +123,7 @@ def learnt(
 
 
 def read(depth: NDArray[Any], reward: F64, mass: F64, fresh: int, tau2: F64, known: Posterior) -> Looks:
-    """What the looks say.
+    """What the looks say. Without samples c is the prior's and V has mean 0.
 
     Args:
         depth: of the nodes.
@@ -191,3 +191,30 @@ def look_indices(depth: NDArray[Any], tried: NDArray[Any], mean: F64, var: F64, 
         if depth[x] < len(law.price) - 1:
             out[x] = look_index(depth[x], tried[x], 0.0, mean[x], var[x], law, prices)
     return out
+
+
+def allotted(depth: int, flying: F64, mean: F64, var: F64, law: Law, prices: Prices, room: int) -> list[int]:
+    """Nodes of one level that get `room` new children, one by one by the largest index, the best of them the target.
+
+    Those at x_T, all drawn alike, get one each.
+
+    Args:
+        depth: of the nodes.
+        flying: children on their way, (nodes,).
+        mean, var: of V, (nodes,).
+        law: with any target.
+        room: how many.
+    """
+    law = law._replace(target=np.full(len(law.target), mean.max()))
+    unread, flying = prices.noise[depth + 1] >= UNREAD, flying.copy()
+
+    def index(i: int) -> float:
+        of = (depth, 0.0, flying[i], mean[i], var[i], law)
+        return index_of(*of) if unread else look_index(*of, prices)
+
+    indices, taken = np.array([index(i) for i in range(len(mean))]), list[int]()
+    while len(taken) < room and indices.max() > 0:
+        taken.append(i := int(np.argmax(indices)))
+        flying[i] += 1
+        indices[i] = index(i) if depth > 1 else -1.0
+    return taken
