@@ -26,6 +26,7 @@ from treesearch.core.looks import (
 from treesearch.core.nested_effects import Law, Seen, index_of, posterior
 from treesearch.core.tree import ROOT
 from treesearch.methods.base import Status
+from treesearch.methods.tree_looks import FIRST
 from treesearch.rewards.analytic import linear
 from treesearch.testing import check_method, check_store
 
@@ -197,11 +198,17 @@ def test_a_run_goes_on_where_it_was_cut(tmp_path):
     check_store(ts.TreeSearch(looks="endpoints", branch_at=(5, 2)), BEDS["gaussian"], linear(1.2), tmp_path, cuts=2)
 
 
-def test_fresh_rollouts_keep_their_share():
-    result = searched(BEDS["gaussian"], linear(1.0), {"nfe": 500}, ts.TreeSearch(looks="endpoints", fresh=0.5))
-    tree = result.tree
-    whole = above_samples(tree.parent, tree.t == 0)
-    assert whole[tree.children_of(ROOT)].sum() >= 0.5 * 500 // 5
+@pytest.mark.parametrize("fresh", [0.25, 0.5])
+def test_fresh_rollouts_keep_their_share(fresh):
+    """At budgets that end within the first cascade, after it and within the second."""
+    bed = LinearGaussian(num_steps=20)
+    for rollouts in (4, 8, 17, 20, 34, 61):
+        method = ts.TreeSearch(looks="endpoints", fresh=fresh, branch_at=(20, 10, 4))
+        tree = searched(bed, linear(1.0), {"nfe": 20 * rollouts}, method).tree
+        ends = tree.children_of(ROOT)
+        while (on := tree.children[ends] > 0).any():
+            ends = np.where(on, tree.kids[tree.start[ends]], ends)
+        assert np.count_nonzero(tree.t[ends] == 0) >= int(fresh * rollouts)
 
 
 @pytest.mark.parametrize("reward", ["equal", "forbidden", "noise"])
@@ -215,7 +222,7 @@ def test_degenerate_rewards(reward):
     assert len(result.leaves) >= 10
     if reward != "noise":  # best-of-N, but for the x_T that are looked at beside
         rooted = above_samples(result.tree.parent, result.tree.t == 0)[result.tree.children_of(ROOT)]
-        assert rooted.sum() == len(result.leaves) >= 59
+        assert rooted.sum() == len(result.leaves) >= (1 - FIRST) * 60
 
 
 def test_it_is_off_by_default():

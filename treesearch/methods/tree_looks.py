@@ -5,11 +5,13 @@ scored, the transition kept, and going on costs no second evaluation. It costs t
 call. How far looks are to be believed is learnt by level from the nodes with samples below them
 (`treesearch.core.looks`). Two things take turns:
 
-A *cascade* walks `wave` paths from x_T to samples side by side, and at every branching level shares out their children
+A *cascade* walks n paths from x_T to samples side by side, and at every branching level shares out their children
 among its nodes, one by one by the index of a look, the target being the best of its own nodes:
 
-    n = `wave` paths, of which ⌈fresh·n⌉ are whole rollouts; more x_T are looked at than go on, for FIRST of the NFE
-    every level: n - ⌈fresh·n⌉ looks at children of its nodes, in the order of their indices
+    n = `wave` at first, later as many as the rollouts that the search has cost so far
+    m of them are whole rollouts, which keep the share `fresh` of the NFE
+    x_T: more are looked at than go on, for FIRST of the NFE
+    every level: n - m looks at children of its nodes, in the order of their indices
 
 It is a beam whose widths follow from what looks are worth: few nodes with many children each where they are exact, many
 with one each where they tell little. What is good at one level is found before the next is walked: refining it later
@@ -40,16 +42,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treesearch.core.looks import (
-    Looks,
-    Prices,
-    above_samples,
-    allotted,
-    look_index,
-    look_indices,
-    read,
-    with_own,
-)
+from treesearch.core import looks
+from treesearch.core.looks import Looks, Prices, above_samples, allotted, look_index, look_indices, with_own
 from treesearch.core.nested_effects import Law, Posterior, index_of, indices, masses, posterior
 from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
@@ -62,10 +56,11 @@ if TYPE_CHECKING:
 
 CASCADES = 0.5  # share of the NFE
 FIRST = 0.06  # share of a cascade's NFE for looks at more x_T than go on
-NARROWEST = 4  # paths of a cascade
+MOST = 8.0  # of those, by path
+NARROWEST, WIDEST = 4, 256  # paths of a cascade
 FEWEST = 4  # ways at a time while there are few samples
 ENDING = 2  # rollouts' worth of the budget in which nothing more is looked at
-KEPT = 4096  # transitions that are kept: those of the nodes of largest index
+KEPT = 4096  # transitions that are kept between cascades: those of the nodes of largest index
 
 
 class LookingSearch(NestedSearch):
@@ -96,25 +91,27 @@ class LookingSearch(NestedSearch):
         segments = self._expand(sources, depths.tolist(), whole=False)
         above = self.tree.t[segments.last] > 0
         self.walking = segments.last[above & np.array(down, np.bool_)].tolist()
-        self.cohort = segments.last[above].tolist() if cascading else []
+        level = self.tree.t[segments.last]  # all others are further down
+        self.cohort = segments.last[above & (level == level.max(initial=0))].tolist() if cascading else []
         segments.hold, segments.keep = above, self._kept
         return segments
 
     def _cascade(self) -> Iterator[tuple[int, bool]]:
         """The x_T of a new cascade, and whether they are those of whole rollouts, where one is due."""
-        if self.walking or self.cascade_nfe > CASCADES * self.nfe:
+        if self.cascade_nfe > CASCADES * self.nfe:
             return
-        steps, below = self.problem.num_steps, len(self.levels) - 1
-        first = int(self.gap[0]) + 1
-        paths = self.share.less(self.nfe, self.calls, self.rollouts).units(
-            steps + math.ceil(FIRST * steps), below + math.ceil(FIRST * steps / first), 2 * below
-        )
-        paths = min(self.method.wave, paths)
-        self.width = paths - math.ceil(self.method.fresh * paths)
+        steps, below, first = self.problem.num_steps, len(self.levels) - 1, int(self.gap[0]) + 1
+        more = min(FIRST * steps / first, MOST)  # looks at x_T beside, by path
+        left = self.share.less(self.nfe, self.calls, self.rollouts)
+        paths = left.units(steps + math.ceil(more * first), below + math.ceil(more), 2 * below)
+        paths = min(max(self.method.wave, self.nfe // steps), WIDEST, paths)
+        cost = paths * steps + int(more * paths) * first
+        share = self.method.fresh * (self.nfe + (cost if left.nfe - cost >= steps else left.nfe))
+        self.width = paths - min(max(int(share - self.fresh_nfe) // steps, 0), paths)
         if paths < NARROWEST or not self.width:
             return
-        looks = self.width + int(FIRST * paths * steps / first)
-        yield from self._paid([(ROOT, True)] * (paths - self.width) + [(ROOT, False)] * looks)
+        seen = self.width + int(more * paths)
+        yield from self._paid([(ROOT, True)] * (paths - self.width) + [(ROOT, False)] * seen)
 
     def _in_cascade(self) -> Iterator[tuple[int, bool]]:
         """Nodes of the cascade that get a child; in order of creation where nothing is known of them."""
@@ -126,7 +123,11 @@ class LookingSearch(NestedSearch):
         if self.model is None or self.tau2 is None or self.looks is None:
             taken = np.flatnonzero(~flying)[: self.width]
         else:
-            mean, var, prices = self.model.mean[nodes], self.model.var[nodes], self._prices(self.looks)
+            mean, var, prices = (
+                self.model.mean[nodes],
+                self.model.var[nodes],
+                Prices(self.looks.noise, self.price_of_look),
+            )
             law = self._law(self.tau2, self.tau2)
             taken = allotted(depth, flying.astype(float), mean, var, law, prices, self.width)
         leaves = depth == len(self.levels) - 2
@@ -141,9 +142,6 @@ class LookingSearch(NestedSearch):
 
     def _law(self, tau2: F64, target: F64) -> Law:
         return Law(tau2, np.append(np.cumsum(tau2[::-1])[::-1][1:], 0.0), target, self.price)
-
-    def _prices(self, looks: Looks) -> Prices:
-        return Prices(looks.noise, self.price_of_look)
 
     def _choices(self, room: int) -> Iterator[tuple[int, bool]]:
         """Nodes that get a child, and whether it goes on down to a sample; stops where the budget ends.
@@ -181,7 +179,7 @@ class LookingSearch(NestedSearch):
             return None
         depth, tau2, model = self.depth_of[self.tree.t], self.tau2, self.model
         target = model.mean[self._incumbent()] + MARGIN * math.sqrt(tau2.sum())
-        law, prices = self._law(tau2, target), self._prices(self.looks)
+        law, prices = self._law(tau2, target), Prices(self.looks.noise, self.price_of_look)
         down = indices(depth, self.tree.children, model.mean, model.var, law)
         look = look_indices(depth, self.tree.children, model.mean, model.var, law, prices)
         left = self.share.less(self.nfe, self.calls, self.rollouts)
@@ -222,7 +220,7 @@ class LookingSearch(NestedSearch):
         tree = self.tree
         assert self.tau2 is not None
         endpoints = np.where(tree.t > 0, tree.reward, np.nan)
-        return read(depth, endpoints, mass, int(tree.children[ROOT]), self.tau2, known)
+        return looks.read(depth, endpoints, mass, int(tree.children[ROOT]), self.tau2, known)
 
     def _posterior(self, depth: Ids, y: F64, mass: F64) -> Posterior:
         tree = self.tree
