@@ -61,6 +61,7 @@ class Called(Family):
     """
 
     plain: ClassVar[bool] = False
+    tells: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
     begins: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
@@ -132,16 +133,14 @@ class Called(Family):
             if name not in free:
                 raise ValueError(f"the call of {self.name} takes no {name!r} from you: choose {', '.join(free)}")
 
-    def _inputs(self, n: int) -> dict[str, Any]:
+    def _inputs(self, n: int, texts: Sequence[str] | None = None) -> dict[str, Any]:
         """What a call of n rows is given, beside states: what is not chosen has the call's own default."""
         settings, default, taken = self.settings, Settings(), inspect.signature(type(self.pipe).__call__).parameters
         names = [name for name in (*_OF_THE_CALL, *_SIZES) if name in taken]
         chosen = {name: getattr(settings, name) for name in names}
         chosen = {name: value for name, value in chosen.items() if value != getattr(default, name)}
-        if isinstance(settings.negative_prompt, Mapping):
-            raise ValueError(f"{self.name} takes one negative_prompt for all prompts: give it as text")
         if settings.negative_prompt is not None:
-            chosen["negative_prompt"] = [settings.negative_prompt] * n
+            chosen["negative_prompt"] = self.negatives([FEW] * n if texts is None else texts)
         if settings.guidance_scale is not None:
             chosen[self.row.scale] = self.guidance_scale
         if settings.control_scale != 1:
@@ -162,10 +161,12 @@ class Called(Family):
         parts = [self._known.get(text) or self._encode([text]) for text in check_prompts(prompts)]
         out: dict[str, Any] = {}
         lengths = torch.zeros(len(parts), len(self._kinds()), dtype=torch.int64, device=self.device)
+        each = isinstance(self.settings.negative_prompt, Mapping)  # then ∅ has rows too
         for i, (kind, *leaves) in enumerate(zip(self._kinds(), *parts, strict=True)):
-            if kind == _SAME:
+            if kind == _SAME and not each:
                 if any(leaf.shape != leaves[0].shape for leaf in leaves):
                     raise ValueError(f"{self.name} encodes ∅ by the length of the prompt: make prompts shorter")
+                lengths[:, i] = _longest(leaves[0])
                 out[f"text_{i}"] = Shared(leaves[0].clone())
             elif kind != _FIXED:
                 rows = [leaf[None] if kind == _WHOLE else leaf for leaf in leaves]
@@ -175,7 +176,7 @@ class Called(Family):
 
     def _encode(self, texts: list[str]) -> list[Any]:
         """Leaves of what the pipeline makes of texts in one call."""
-        said = calls.encoded(self.pipe, self._inputs(len(texts)) | {"prompt": texts}, self._stage())
+        said = calls.encoded(self.pipe, self._inputs(len(texts), texts) | {"prompt": texts}, self._stage())
         found = [tree_flatten(each) for each in said]
         self._specs = [spec for _, spec in found]
         return [leaf for leaves, _ in found for leaf in leaves]
@@ -196,7 +197,7 @@ class Called(Family):
         leaves = []
         for i, (rest, kind) in enumerate(zip(self._rest, self._kinds(), strict=True)):
             row = None if kind == _FIXED else cond[f"text_{i}"]
-            if row is None or kind == _SAME:
+            if row is None or (kind == _SAME and len(row) == 1):
                 leaves.append(rest if row is None else row.expand(n, *row.shape[1:]))
                 continue
             row = row[rows] if lengths is None or row.ndim < 2 else row[rows][:, : lengths[i]]

@@ -53,6 +53,7 @@ class Stage:
     output: Tensor | None = None  # of the network, guided
     state: Tensor | None = None  # that the scheduler would step from
     steps: int = 0
+    encode: Callable[..., Any] | None = None  # the user's own, in place of the pipeline's
 
 
 class Levels(Tensor):
@@ -180,6 +181,7 @@ def _copied(pipe: Any, stage: Stage) -> Any:
     parts = {"scheduler": _scheduler(pipe.scheduler, stage), "_progress_bar_config": {"disable": True}}
     if hasattr(getattr(pipe, "vae", None), "encode"):
         parts["vae"] = Remembering(pipe.vae, stage.pictures)
+    stage.encode = vars(other).pop("encode_prompt", None)
     vars(other).update(parts | {"stage": stage})  # beneath the setter, which writes to the pipeline's configuration
     other.__class__ = _actor(type(pipe))
     return other
@@ -191,8 +193,8 @@ def _actor(kind: type) -> type:
 
     def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
         stage = self.stage
-        told = stage.told
-        stage.said.append(kind.encode_prompt(self, *args, **kwargs) if told is None else told[len(stage.said)])
+        told, encode = stage.told, stage.encode or functools.partial(kind.encode_prompt, self)
+        stage.said.append(encode(*args, **kwargs) if told is None else told[len(stage.said)])
         return stage.said[-1]
 
     body = {

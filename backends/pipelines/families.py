@@ -11,7 +11,7 @@ from treesearch.backends.chains.schedules import refuse_scheduler
 from treesearch.backends.pipelines.checkpoint import components as parts_of
 from treesearch.backends.pipelines.family import Family
 from treesearch.backends.pipelines.kinds import KINDS, REFUSED
-from treesearch.backends.pipelines.listed import CALLED
+from treesearch.backends.pipelines.listed import CALLED, WITHOUT
 from treesearch.backends.pipelines.settings import Settings
 
 FAMILIES = {
@@ -108,6 +108,9 @@ def why_not(name: str) -> str:
     for begins, why in REFUSED.items():
         if name.startswith(begins):
             return f"{why}: wrap one chunk as a kernel, see docs/networks.md"
+    for begins, why in WITHOUT.items():
+        if name.startswith(begins):
+            return f"{why}: wrap its network as a kernel, see docs/networks.md"
     if models.get(name) in _modular_models():
         return "its modular blocks in diffusers have not been tried here: they take a row in pipelines/kinds.py"
     return "no family and no modular blocks of diffusers have it: wrap its network as a kernel, see docs/networks.md"

@@ -36,6 +36,7 @@ OPTIONAL = (
     *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames"),
     *("image", "mask", "strength", "guidance_scale_2", "guider"),
     "sigmas",
+    "sizes",
 )
 BEGINS = ("image", "mask", "strength")  # settings of a chain that begins at a picture
 
@@ -109,6 +110,11 @@ class Family(ABC):
     def text_encoders(self) -> list[str]:
         """Names of the components without which prompts cannot be encoded."""
         return [name for name in self.needs if "encoder" in name]
+
+    @property
+    def tells(self) -> bool:
+        """Whether prompts are encoded by the pipeline's `encode_prompt`, which takes encodings in their place."""
+        return self.plain and hasattr(self.pipe, "encode_prompt")
 
     @property
     def guided(self) -> bool:
@@ -329,13 +335,24 @@ def check_pictures(name: str, settings: Settings, *, needs: bool = False) -> Non
             raise ValueError(f"{option} is of a picture, and there is none: give it too, image=...")
 
 
-def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows of several encodings in one, as long as the longest; what is shared is the same in all."""
-    first = parts[0]
-    return {
-        name: value if isinstance(value, Shared) else _cat([part[name] for part in parts])
-        for name, value in first.items()
-    }
+def join(parts: list[dict[str, Any]], apart: bool = False) -> dict[str, Any]:
+    """Rows of several encodings in one, as long as the longest.
+
+    Args:
+        parts: the encodings.
+        apart: whether what is shared in each may differ from one to another, and then has a row each.
+    """
+    return {name: _joined([part[name] for part in parts], parts, apart) for name in parts[0]}
+
+
+def _joined(values: list[Any], parts: list[dict[str, Any]], apart: bool) -> Any:
+    if not isinstance(values[0], Shared):
+        return _cat(values)
+    first, *others = [each.value for each in values]
+    if not apart or first.is_meta or all(each.shape == first.shape and each.equal(first) for each in others):
+        return values[0]
+    counts = [next(len(each) for each in part.values() if not isinstance(each, Shared)) for part in parts]
+    return _cat([each.value.expand(n, *each.value.shape[1:]) for each, n in zip(values, counts, strict=True)])
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -26,16 +26,15 @@ from treesearch.backends.chains.schedules import Schedule, clip_of, settings_of
 from treesearch.backends.pipelines import masks, memory, meta
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
-from treesearch.backends.pipelines.family import join
 from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
 from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
 from treesearch.backends.pipelines.roots import noise_of, state_of
 from treesearch.backends.pipelines.settings import Settings, check
+from treesearch.backends.pipelines.told import Told
 from treesearch.rewards.numeric import is_number
 
 _STEPPING = ("unet", "transformer", "transformer_2", "controlnet")
 _UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
-_ENCODE = 16  # prompts encoded at a time
 
 
 @final
@@ -90,10 +89,12 @@ class DiffusersKernel:
         guidance_rescale: float = 0.0,
         negative_prompt: str | Mapping[str, str] | None = None,
         sigmas: Sequence[float] | None = None,
+        prompt_embeds: Mapping[str, Mapping[str, Tensor]] | None = None,
         max_sequence_length: int | None = None,
         clip_skip: int | None = None,
         control_image: Any = None,
-        control_scale: float = 1.0,
+        control_scale: float | list[float] = 1.0,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
         image: Any = None,
         mask: Any = None,
         strength: float | None = None,
@@ -105,8 +106,10 @@ class DiffusersKernel:
         self.pipe = pipe
         kind, name = family_of(type(pipe).__name__), type(pipe).__name__
         kind.check(name, settings, {part for part, value in pipe.components.items() if value is not None})
+        self._told = Told(settings)
         self.family = kind(pipe, settings)
         self.family.refuse()
+        self._told.refuse(self.family)
         refuse_memory(self._networks())
         if preview is not None and not self.family.plain:
             raise ValueError(f"{name} draws with code of its own, and takes no preview: leave it out")
@@ -354,8 +357,7 @@ class DiffusersKernel:
             self._place_encoders(self.device)
             self._quiet.look()
             with self._quiet, torch.no_grad(), kept_scales(self.modules().values()):
-                parts = [self.family.encode(asked[i : i + _ENCODE]) for i in range(0, len(asked), _ENCODE)]
-            self._encoded = (asked, join(parts))
+                self._encoded = (asked, self._told.encode(self.family, asked))
             if self.text_encoders != "keep":
                 self._place_encoders("cpu" if self.text_encoders == "offload" else None)
         return dict(self._encoded[1])
@@ -417,7 +419,9 @@ class DiffusersKernel:
         parts = self._freed | {name: fingerprint.of(module) for name, module in self.modules().items()}
         if self._tiny is not None:
             parts["preview"] = fingerprint.of(self._tiny)
-        digest = fingerprint.of([vars(self.family.settings), config, chain, self._root, self._free, parts])
+        digest = fingerprint.of(
+            [vars(self.family.settings), vars(self._told), config, chain, self._root, self._free, parts]
+        )
         return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
 
 

@@ -41,9 +41,24 @@ CALLED = {
     "FluxControlNetPipeline": Row(),
     "QwenImageControlNetPipeline": Row(scale="true_cfg_scale"),
     "CogVideoXImageToVideoPipeline": Row(),
+    "CogView4ControlPipeline": Row(),
     "BriaPipeline": Row(),
     "OvisImagePipeline": Row(),
     "PRXPipeline": Row(),
     "SkyReelsV2Pipeline": Row(),
     "MochiPipeline": Row(),
 }
+
+_TWO_CHAINS = "its prior and its decoder are two chains, one after the other"
+_SOUND = "it draws sound, and decoded sound is not delivered yet"
+WITHOUT = {
+    **dict.fromkeys(
+        ("KandinskyCombined", "KandinskyImg2Img", "KandinskyInpaint", "KandinskyPipeline", "KandinskyV22"), _TWO_CHAINS
+    ),
+    **dict.fromkeys(("StableCascade", "Wuerstchen"), _TWO_CHAINS),
+    **dict.fromkeys(("AudioLDM2", "LongCatAudio", "StableAudio"), _SOUND),
+    "AnyFlow": "its network is told where a step ends too, which the chain does not tell it",
+    "GlmImage": "another model writes tokens before its chain begins",
+    "IF": "its steps cut pixels by a quantile of the whole picture (dynamic thresholding)",
+}
+"""By how a class's name begins, why its call is not run here."""

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond
 from treesearch.backends.pipelines.family import call_default, check_prompts, warn_of_long_prompts
+from treesearch.backends.pipelines.settings import SIZES
 from treesearch.backends.pipelines.stable_diffusion import TextUNet
 
 
 class StableDiffusionXL(TextUNet):
-    """SDXL; images are conditioned on being uncropped and of the size asked for."""
+    """SDXL; images are conditioned on being uncropped and of the size asked for, unless `sizes` says otherwise."""
 
     needs: ClassVar[tuple[str, ...]] = ("vae", "tokenizer_2", "text_encoder_2")
+    takes: ClassVar[tuple[str, ...]] = (*TextUNet.takes, "sizes")
     fills: ClassVar[tuple[str, ...]] = (*TextUNet.fills, "added_cond_kwargs")
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
@@ -41,12 +43,25 @@ class StableDiffusionXL(TextUNet):
 
     def added(self, cond: Cond, rows: Tensor) -> dict[str, Tensor]:
         pooled = self.rows(cond, "pooled_embeds")
-        height, width = self.size
-        last = [[height, width]]
+        told = self._sizes()
         if self.pipe.config.get("requires_aesthetics_score"):  # a refiner
-            last = [[call_default(self.pipe, name, 0.0)] for name in _SCORES[not self.guided :]]
-        times = torch.tensor([[height, width, 0, 0, *each] for each in last], dtype=rows.dtype, device=rows.device)
+            scores = [call_default(self.pipe, name, 0.0) for name in _SCORES[not self.guided :]]
+            told = [[*sizes[:4], score] for sizes, score in zip(told, scores, strict=True)]
+        times = torch.tensor(told, dtype=rows.dtype, device=rows.device)
         return {"text_embeds": pooled, "time_ids": times.repeat_interleave(len(rows) // len(times), 0)}
+
+    def _sizes(self) -> list[list[float]]:
+        """Original size, crop and target size of the rows of ∅ and of the prompts."""
+        chosen, size = self.settings.sizes or {}, self.size
+        default = dict(zip(SIZES, (size, (0, 0), size), strict=True))
+        given = [float(side) for name in SIZES for side in chosen.get(name, default[name])]
+        if not self.guided:
+            return [given]
+        if not {"negative_original_size", "negative_target_size"} <= set(chosen):  # as in the pipeline
+            return [given, given]
+        default = {"crops_coords_top_left": (0, 0)}
+        absent = [float(side) for name in SIZES for side in chosen.get(f"negative_{name}", default.get(name, ()))]
+        return [absent, given]
 
 
 _SCORES = ("negative_aesthetic_score", "aesthetic_score")  # of the rows of ∅ and of the prompts

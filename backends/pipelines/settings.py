@@ -119,6 +119,37 @@ def _listed(choices: tuple[str, ...]) -> str:
     return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
+def encodings(name: str, value: Any) -> None:
+    """By prompt, named tensors."""
+    inputs(name, value)
+    for prompt, given in value.items():
+        if not isinstance(given, Mapping) or not all(isinstance(each, torch.Tensor) for each in given.values()):
+            raise TypeError(f"{name} of {prompt[:40]!r} is {_short(given)}, expected tensors by the names that "
+                            "encode_prompt has for them")  # fmt: skip
+
+
+def scales(name: str, value: Any) -> None:
+    """A number, or one for each of several."""
+    for each in value if isinstance(value, list) and value else [value]:
+        number(hint=", or a list of one a ControlNet")(name, each)
+
+
+SIZES = ("original_size", "crops_coords_top_left", "target_size")
+
+
+def sizes(name: str, value: Any) -> None:
+    """Pairs of whole numbers, by the names that SDXL has for them."""
+    inputs(name, value)
+    known = [*SIZES, *(f"negative_{each}" for each in SIZES)]
+    for key, pair in value.items():
+        if key not in known:
+            raise ValueError(f"{name} has {key!r}, choose {', '.join(known)}")
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{key} is {_short(pair)}, expected two numbers of pixels, down and across")
+        for each in pair:
+            whole(0)(key, each)
+
+
 TEXT, FLAG = of_type(str, "text"), of_type(bool, "True or False")
 
 
@@ -152,9 +183,11 @@ RULES: dict[str, Rule] = {
     "guidance_rescale": number(0, 1),
     "negative_prompt": optional(absent),
     "sigmas": optional(levels),
+    "prompt_embeds": optional(encodings),
     "max_sequence_length": optional(whole(1)),
     "clip_skip": optional(whole(0)),
-    "control_scale": number(),
+    "control_scale": scales,
+    "sizes": optional(sizes),
     "image": optional(pictures),
     "mask": optional(pictures),
     "network_inputs": inputs,
@@ -205,10 +238,14 @@ class Settings:
         guidance_rescale: φ in [0, 1].
         negative_prompt: what ∅ says, for all prompts, or a mapping of each prompt to what it says for that one.
         sigmas: noise levels that the scheduler is asked for in place of its pipeline's, one a step, before any shift.
+        prompt_embeds: {prompt: {name: tensor}}, what stands for the text of a prompt, of one row each, by the names of
+            the arguments of the pipeline's `encode_prompt`; rewards are told the prompt.
         max_sequence_length: tokens of a T5 encoder.
         clip_skip: layers to leave out at the end of CLIP's text encoder.
         control_image: input of a ControlNet: an image, or one a ControlNet.
-        control_scale: weight of what the ControlNet adds.
+        control_scale: weight of what the ControlNet adds; of several, a list of one each, or one for all.
+        sizes: what SDXL is told of a picture, pairs of pixels by name: original_size, crops_coords_top_left,
+            target_size, and the same after "negative_" for ∅; otherwise the size asked for, uncropped.
         image: picture that the model edits, or that the chain begins at, a PIL image or its file; models that edit take
             several in a list.
         mask: white where a picture is drawn anew, black where it stays, of the picture's size.
@@ -229,10 +266,12 @@ class Settings:
     guidance_rescale: float = 0.0
     negative_prompt: str | Mapping[str, str] | None = None
     sigmas: Sequence[float] | None = None
+    prompt_embeds: Mapping[str, Mapping[str, torch.Tensor]] | None = None
     max_sequence_length: int | None = None
     clip_skip: int | None = None
     control_image: Any = None
-    control_scale: float = 1.0
+    control_scale: float | list[float] = 1.0
+    sizes: Mapping[str, tuple[int, int]] | None = None
     image: Any = None
     mask: Any = None
     strength: float | None = None

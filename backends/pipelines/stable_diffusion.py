@@ -57,7 +57,7 @@ class TextUNet(Family):
         if not self.sees:
             refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
         if self.controlnet is not None:
-            _check_controlnets(self.controlnet, self.settings.control_image)
+            _check_controlnets(self.controlnet, self.settings.control_image, self.settings.control_scale)
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
@@ -139,24 +139,30 @@ class TextUNet(Family):
         shape = (len(rows), -1, -1, -1)
         control = [c.expand(shape) for c in control] if isinstance(control, list) else control.expand(shape)
         scale = self.settings.control_scale
+        if isinstance(control, list):
+            scale = scale if isinstance(scale, list) else [scale] * len(control)
         down, mid = self.controlnet(
             rows,
             at,
             encoder_hidden_states=text,
             controlnet_cond=control,
-            conditioning_scale=[scale] * len(control) if isinstance(control, list) else scale,
+            conditioning_scale=scale,
             added_cond_kwargs=added,
             return_dict=False,
         )
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
 
-def _check_controlnets(controlnet: Any, image: Any) -> None:
-    """One image a ControlNet, and none that wants more than images."""
+def _check_controlnets(controlnet: Any, image: Any, scale: float | list[float]) -> None:
+    """One image a ControlNet, one scale or one each, and none that wants more than images."""
     nets = list(getattr(controlnet, "nets", [controlnet]))
     images = list(image) if isinstance(image, (list, tuple)) else [image]
     if len(nets) != len(images):
         raise ValueError(f"{len(images)} control images for {len(nets)} ControlNets: give one each")
+    if isinstance(scale, list) and (not isinstance(image, (list, tuple)) or len(scale) != len(nets)):
+        raise ValueError(
+            f"{len(scale)} values of control_scale for {len(nets)} ControlNets: give one each, or a number"
+        )
     for net in map(unwrapped, nets):
         if type(net).__name__ != "ControlNetModel":
             raise ValueError(f"{type(net).__name__} needs more than an image: use a ControlNetModel")

@@ -200,9 +200,11 @@ def test_what_a_user_passes_through(tiny_root, monkeypatch, tmp_path):
     assert (walk(plain, z, cond_of(plain, PROMPTS)) - walk(kernel, z, cond_of(kernel, PROMPTS))).abs().max() > 0.1
 
 
+SDXL_SIZES = {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (40, 24)}
+SDXL_SIZES |= {"negative_original_size": (20, 20), "negative_target_size": (16, 16)}
 CALLS = {
     "sd": {"height": 16, "width": 32, "negative_prompt": "blur"},
-    "sdxl": {"height": 32, "width": 16, "negative_prompt": "blur", "clip_skip": 1},
+    "sdxl": {"height": 32, "width": 16, "negative_prompt": "blur", "clip_skip": 1, **SDXL_SIZES},
     "sd3": {"height": 16, "width": 32, "negative_prompt": "blur", "max_sequence_length": 15},
     "flux": {"height": 16, "width": 32, "max_sequence_length": 15},
 }
@@ -210,11 +212,14 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_sizes_negative_prompts_and_lengths(name, tiny_root, monkeypatch):
-    kernel = load(name, tiny_root, eta=0.0, **CALLS[name])
-    call = {k: [v] * N if k == "negative_prompt" else v for k, v in CALLS[name].items()}
-    assert_same_chain(
-        kernel, pipeline(name, tiny_root, ddim=name == "sd"), noises(kernel.state_shape), monkeypatch, **call
-    )
+    """SDXL's own call deals its sizes of ∅ out to the wrong rows of several prompts: one at a time."""
+    n = 1 if name == "sdxl" else N
+    settings = {k: v for k, v in CALLS[name].items() if k not in SDXL_SIZES}
+    settings |= {"sizes": SDXL_SIZES} if name == "sdxl" else {}
+    kernel = load(name, tiny_root, eta=0.0, **settings)
+    call = {k: [v] * n if k == "negative_prompt" else v for k, v in CALLS[name].items()}
+    pipe = pipeline(name, tiny_root, ddim=name == "sd")
+    assert_same_chain(kernel, pipe, noises(kernel.state_shape, n), monkeypatch, PROMPTS[:n], **call)
 
 
 def test_resolutions_shift_the_grid(tiny_root, monkeypatch):
@@ -255,8 +260,9 @@ def test_a_controlnet_is_a_component(name, tiny_root, monkeypatch):
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     unet = pipeline(name, tiny_root).unet
     nets = [tiny.stirred(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8))) for _ in "ab"]
-    both = {"sd": (nets[0], image, 0.8), "sdxl": (nets, [image, 1 - image], [0.8, 0.8])}[name]
-    settings = {"control_image": both[1], "control_scale": 0.8, "components": {"controlnet": both[0]}}
+    both = {"sd": (nets[0], image, 0.8), "sdxl": (nets, [image, 1 - image], [0.8, 0.3])}[name]
+    scale = {"sd": 0.8, "sdxl": [0.8, 0.3]}[name]
+    settings = {"control_image": both[1], "control_scale": scale, "components": {"controlnet": both[0]}}
     kernel = load(name, tiny_root, eta=0.0, **settings)
     pipe = kernel.pipe
     pipe.set_progress_bar_config(disable=True)
@@ -545,6 +551,9 @@ def test_fingerprints(tiny_root, tmp_path):
         ("sd", {"guidance_scale": "7"}, TypeError, r"guidance_scale is '7' \(str\), expected a number"),
         ("sd", {"guidance_scale": 1, "negative_prompt": "x"}, ValueError, "negative_prompt has no effect"),
         ("sd", {"control_scale": 0.5}, ValueError, "has no ControlNet for a control_scale"),
+        ("sd", {"sizes": {"original_size": (8, 8)}}, ValueError, "StableDiffusionPipeline takes no sizes"),
+        ("sdxl", {"sizes": {"size": (8, 8)}}, ValueError, "sizes has 'size', choose original_size"),
+        ("sdxl", {"sizes": {"original_size": 8}}, TypeError, "original_size is 8 .*, expected two numbers of pixels"),
         ("schnell", {"guidance_scale": 3.0}, ValueError, "guidance distilled away"),
         ("flux", {"max_sequence_length": 600}, ValueError, r"max_sequence_length is 600, expected 1\.\.512"),
         ("lcm", {"negative_prompt": "x"}, ValueError, "negative_prompt has no effect"),

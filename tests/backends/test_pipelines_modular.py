@@ -235,10 +235,14 @@ def test_every_kind_has_a_family():
     [
         ("StableDiffusionXLPAGPipeline", "what PAG adds to a step: load the checkpoint as StableDiffusionXLPipeline"),
         ("ZImageControlNetPipeline", "what ControlNet adds to a step: load the checkpoint as ZImagePipeline"),
-        ("GlmImagePipeline", "wrap its network as a kernel, see docs/networks.md"),
+        (
+            "GlmImagePipeline",
+            "another model writes tokens before its chain begins: wrap its network as a kernel, see docs/networks.md",
+        ),
         ("Ideogram4Pipeline", "its modular blocks in diffusers have not been tried here"),
         ("HeliosPyramidPipeline", "chunk after chunk, .*: wrap one chunk as a kernel"),
         ("SanaPAGPipeline", "what PAG adds to a step: load the checkpoint as SanaPipeline"),
+        ("StableCascadeCombinedPipeline", "its prior and its decoder are two chains"),
         ("MyPipeline", "wrap its network as a kernel"),
     ],
 )

@@ -21,11 +21,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
 ]
-NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "control_scale", "eta", "strength")
+NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "eta", "strength")
 WHOLE = ("height", "width", "num_frames", "max_sequence_length", "clip_skip", "num_steps", "decode_batch")
 TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "lora", "checkpoint", "device", "dtype")
 FLAGS = ("tiling", "slicing", "compile", "channels_last")
-NAMED = ("network_inputs", "components")
+NAMED = ("network_inputs", "components", "prompt_embeds", "sizes")
+SCALES = ("control_scale",)
 PICTURES, GUIDERS, LISTS = ("image", "mask"), ("guider",), ("sigmas",)
 
 
@@ -50,7 +51,7 @@ def test_each_prompt_has_its_own_negative(name, tiny_root):
 
 def test_every_setting_has_a_rule():
     """Objects aside, which their own readers check."""
-    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED, *PICTURES, *GUIDERS, *LISTS} == set(RULES)
+    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED, *PICTURES, *GUIDERS, *LISTS, *SCALES} == set(RULES)
     taken = set(inspect.signature(DiffusersKernel.__init__).parameters)
     taken |= set(inspect.signature(DiffusersKernel.from_pretrained).parameters)
     assert taken - set(RULES) == {"self", "pipe", "preview", "control_image", "settings"}
@@ -60,6 +61,7 @@ def test_every_setting_has_a_rule():
     ("names", "values"),
     [
         (NUMBERS, (True, "1", [1.0], (1.0, 2.0), {}, torch.tensor(1.0), 1j)),
+        (SCALES, (True, "1", [], (1.0, 2.0), [1.0, "2"], {}, torch.tensor(1.0))),
         (WHOLE, (True, 1.5, 8.0, "8", [8], math.nan, math.inf)),
         (TEXTS, (3, True, ["a", "b"], ("a",), b"a", {})),
         (FLAGS, (1, 0, "no", [True])),

@@ -291,8 +291,17 @@ def cogview3():
 
 @family
 def cogview4():
+    return diffusers.CogView4Pipeline(*cogview4_parts())
+
+
+@family
+def cogview4_control():
+    return diffusers.CogView4ControlPipeline(*cogview4_parts(in_channels=8))
+
+
+def cogview4_parts(in_channels=4):
     transformer = diffusers.CogView4Transformer2DModel(
-        in_channels=4,
+        in_channels=in_channels,
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -306,7 +315,7 @@ def cogview4():
     config = transformers.GlmConfig(**qwen_text(2, width=16), head_dim=8)
     text = stirred(transformers.GlmModel(config))
     scheduler = flow(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear")
-    return diffusers.CogView4Pipeline(begun_tokenizer(), text, autoencoder(), stirred(transformer), scheduler)
+    return begun_tokenizer(), text, autoencoder(), stirred(transformer), scheduler
 
 
 @family
