@@ -12,9 +12,12 @@ import time
 
 import pytest
 
+from treesearch.cli import commands
+from treesearch.cli import main as cli
 from treesearch.cli.arguments import count, seconds
+from treesearch.cli.commands import COMMANDS, METHODS
 from treesearch.cli.compare import Compare
-from treesearch.cli.main import COMMANDS, METHODS, main
+from treesearch.cli.main import main
 from treesearch.cli.show import read_result_of
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
@@ -167,6 +170,22 @@ def test_every_command_has_help(capsys):
     for name in COMMANDS:
         assert main([name, "--help"]) == 0
         assert len(capsys.readouterr().out) > 80
+
+
+def test_help_needs_no_torch_and_says_what_the_commands_say(capsys):
+    code = (
+        "import sys; from treesearch.cli.main import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'numpy', 'numba') if m in sys.modules], file=sys.stderr)"
+    )
+    for words, said in ((["--help"], "Versions and devices"), (["--version"], "treesearch ")):
+        told = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=120
+        )
+        assert (said in told.stdout, told.stderr) == (True, "[]\n")
+    assert main(["--help"]) == 0
+    light = capsys.readouterr().out
+    assert commands.parse(["--help"], cli.__doc__) == 0
+    assert light == capsys.readouterr().out
 
 
 def test_names_load(capsys):

@@ -10,7 +10,7 @@ import pytest
 
 import treesearch as ts
 from treesearch.cli.main import main
-from treesearch.report import plots
+from treesearch.report import plots, terminal
 from treesearch.report import tables as report
 from treesearch.report.progress import Progress
 from treesearch.text import code, file_name, label, markdown, plain, printable
@@ -120,7 +120,7 @@ def test_names_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_terminal_of_a_small_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    report.say("π̂ ± 1")
+    terminal.say("π̂ ± 1")
     report.print_table([["é", *["1"] * (len(report.COLUMNS) - 1)]])
     stream.flush()
     assert stream.buffer.getvalue().startswith(b"\\u03c0\\u0302 \\xb1 1\n")  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 may be; and what `import treesearch` loads."""
 
 import ast
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import treesearch
 
 ROOT = Path(__file__).parents[2]
 REWARDS, BACKENDS = "treesearch.rewards", "treesearch.backends"
@@ -83,7 +86,7 @@ ROOMS = {
     "distributed": {"core", "engine", "registry", "budget", "errors", "host", "interrupts"} | BASES,
     "api": {"session", "methods", "registry", "report", "results", "runs", "budget", "errors"} | BASES,
     "report": {"text", "core", "pictures", "results", "runs", "session", "budget", "errors", f"{REWARDS}.images"},
-    "compare": {"text", "api", "methods", "registry", "report", "results", "runs", "session", "budget", "errors"}
+    "comparing": {"text", "api", "methods", "registry", "report", "results", "runs", "session", "budget", "errors"}
     | BASES,
     "diagnosis": {
         "api",
@@ -226,9 +229,35 @@ def python(code, cwd):
 
 
 def test_importing_treesearch_is_light():
-    heavy = ("diffusers", "transformers", "ray", "networkx", "matplotlib", "PIL", "rich", "tyro")
+    heavy = (
+        "torch",
+        "numpy",
+        "numba",
+        "diffusers",
+        "transformers",
+        "ray",
+        "networkx",
+        "matplotlib",
+        "PIL",
+        "rich",
+        "tyro",
+    )
     code = f"import sys, treesearch; print([m for m in {heavy!r} if m in sys.modules])"
     assert python(code, ROOT) == (0, "[]\n")
+
+
+def test_every_public_name_is_found_where_a_type_checker_sees_it():
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse((ROOT / "treesearch" / "__init__.py").read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("treesearch.")
+        for alias in node.names
+    }
+    assert set(seen) | {"loggers"} == set(treesearch.__all__)
+    for name, home in seen.items():
+        assert getattr(treesearch, name) is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = treesearch.serach
 
 
 @pytest.mark.parametrize("name", ["rewards", "backends"])

@@ -7,7 +7,7 @@ import torch
 
 import treesearch as ts
 from treesearch.backends import gaussian
-from treesearch.compare import name_methods
+from treesearch.comparing import name_methods
 from treesearch.results.comparison import Compared, Comparison
 from treesearch.rewards import linear
 

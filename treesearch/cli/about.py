@@ -17,7 +17,7 @@ from treesearch.core.tree import add_child
 from treesearch.methods import METHODS
 from treesearch.registry import registry as specs
 from treesearch.report import tables as report
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 from treesearch.rewards.base import as_reward
 from treesearch.runs.config import read_config
 from treesearch.version import __version__

@@ -14,13 +14,13 @@ from treesearch.budget import Budget
 from treesearch.cli.arguments import Command, What, Where, count, load
 from treesearch.cli.run import finish
 from treesearch.cli.saved import begin
-from treesearch.compare import collect, goes_on, name_methods, new_folder
+from treesearch.comparing import collect, goes_on, name_methods, new_folder
 from treesearch.methods.base import Method
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.report import comparison as report
 from treesearch.report import tables
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 from treesearch.results.comparison import Comparison
 from treesearch.results.result import SearchResult
 from treesearch.results.text import alarm_line

@@ -12,7 +12,7 @@ from treesearch.cli.arguments import Command, What, count, load
 from treesearch.diagnosis.diagnose import diagnosed
 from treesearch.errors import UsageError
 from treesearch.registry import expressions
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from treesearch.cli.saved import begin
 from treesearch.errors import UsageError
 from treesearch.methods import BestOfN
 from treesearch.registry import registry as specs
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 from treesearch.session.interfaces import Options
 
 CONTROLS = ("either", "replace", "refine", "kv", "none")

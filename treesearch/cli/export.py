@@ -17,7 +17,7 @@ from treesearch.cli.show import read_result_of, task_number
 from treesearch.errors import StoreError, TreeSearchError, UsageError
 from treesearch.registry import registry as specs
 from treesearch.report import outputs, texts
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward
 from treesearch.runs import files

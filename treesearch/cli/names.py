@@ -17,7 +17,7 @@ from treesearch.cli.choices import CHOICES, lines_of, listed
 from treesearch.methods import METHODS
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 
 NAMES: dict[str, Iterable[str]] = {
     "kernels": specs.KERNELS,

@@ -17,7 +17,7 @@ from treesearch.budget import Budget
 from treesearch.cli import edits, probe
 from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows
 from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
-from treesearch.compare import unused
+from treesearch.comparing import unused
 from treesearch.errors import UsageError
 from treesearch.loggers.base import Logger
 from treesearch.loggers.named import named
@@ -28,7 +28,7 @@ from treesearch.report import best, outputs
 from treesearch.report import tables as report
 from treesearch.report.card import resume_command
 from treesearch.report.progress import Progress
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 from treesearch.results.result import SearchResult
 from treesearch.results.summary import summary
 from treesearch.runs.files import write_json

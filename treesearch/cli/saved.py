@@ -12,7 +12,7 @@ from treesearch.cli.arguments import written
 from treesearch.errors import StoreError, UsageError
 from treesearch.registry import expressions
 from treesearch.registry import trust as trusting
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 from treesearch.rewards.redact import STRUCK
 from treesearch.runs import files
 from treesearch.runs.config import read_config

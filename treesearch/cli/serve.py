@@ -14,7 +14,7 @@ from treesearch.cli.arguments import Command
 from treesearch.errors import UsageError, missing
 from treesearch.page.guard import is_loopback
 from treesearch.page.server import make_app
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 
 PORT = 8765
 

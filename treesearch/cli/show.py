@@ -16,7 +16,7 @@ from treesearch.core.tree import Tree
 from treesearch.errors import TreeSearchError, UsageError
 from treesearch.report import best, plots, trees
 from treesearch.report import tables as report
-from treesearch.report.tables import say
+from treesearch.report.terminal import say
 from treesearch.results.result import SearchResult
 from treesearch.results.summary import summary
 from treesearch.runs import folder as runs

@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from treesearch.report.tables import DASH, say
+from treesearch.report.tables import DASH
+from treesearch.report.terminal import say
 from treesearch.session.interfaces import Snapshot
 from treesearch.text import plain
 

@@ -1,7 +1,4 @@
-"""What a terminal shows: lines, tables, the summary of a run.
-
-Everything that reaches a terminal goes through `say` or `print_table`: prompts and names are text of others.
-"""
+"""Tables of a terminal, the summary of a run."""
 
 from __future__ import annotations
 
@@ -10,22 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treesearch.budget import Cost
+from treesearch.report.terminal import encodable
 from treesearch.results.text import lines as lines_of
-from treesearch.text import plain, printable
+from treesearch.text import plain
 
 DASH = "-"
-
-
-def say(text: Any = "", *, error: bool = False) -> None:
-    """Print lines of text, with nothing in them that a terminal obeys; errors go to stderr."""
-    stream = sys.stderr if error else sys.stdout
-    print(_encodable(printable(text), stream), file=stream, flush=True)
-
-
-def _encodable(text: str, stream: Any) -> str:
-    """Text that a stream of a small alphabet (LANG=C) can hold: what it cannot is escaped."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def certified(name: str, tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -82,7 +68,7 @@ def print_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS
     console = Console(width=max(needed, Console().width))
     with console.capture() as captured:
         console.print(table)
-    sys.stdout.write(_encodable(captured.get(), sys.stdout))
+    sys.stdout.write(encodable(captured.get(), sys.stdout))
 
 
 def markdown_table(lines: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
