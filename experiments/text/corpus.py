@@ -49,16 +49,23 @@ PLACES = _words(
 
 def reviews(folder: Path) -> list[str]:
     """Film reviews of both kinds, one sentence each."""
-    found = []
-    for name in ("rt-polarity.pos", "rt-polarity.neg"):
-        found += [line.strip() for line in (folder / name).read_text("utf-8").splitlines() if line.strip()]
-    return found
+    return [line for end in ("pos", "neg") for line in lines(folder / f"rt-polarity.{end}")]
+
+
+def lines(path: Path) -> list[str]:
+    """Lines of a file that are not empty."""
+    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def judged(folder: Path) -> list[tuple[str, int]]:
+    """Sentences and whether linguists accept them, written as the reviews are."""
+    rows = [line.split("\t") for line in lines(folder / "cola_in_domain_train.tsv")]
+    return [(re.sub(r"([.,!?;:])", r" \1 ", row[3].lower()).strip(), int(row[1])) for row in rows]
 
 
 def acceptable(folder: Path) -> list[str]:
-    """Sentences that linguists accept, written as the reviews are."""
-    rows = [line.split("\t") for line in (folder / "cola_in_domain_train.tsv").read_text("utf-8").splitlines()]
-    return [re.sub(r"([.,!?;:])", r" \1 ", row[3].lower()).strip() for row in rows if row[1] == "1"]
+    """Sentences that linguists accept."""
+    return [text for text, accepted in judged(folder) if accepted]
 
 
 def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:

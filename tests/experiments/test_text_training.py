@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import treesearch as ts
-from experiments.text import corpus, train_text
+from experiments.text import corpus, train_classifiers, train_text
 from treesearch.backends import scaffold, small_text
 from treesearch.backends.text.own import OwnTokenizer
-from treesearch.rewards import json_schema, text_length
+from treesearch.rewards import json_schema, ngrams, text_length
 from treesearch.testing import check_kernel
 
 LINES = ["the film was good .", "a bad plot", "very good , and very bad !", "é the"]
@@ -91,3 +91,20 @@ def test_files_of_other_kinds_are_refused(trained, tmp_path):
         small_text("mnist.safetensors")
     with pytest.raises(ValueError, match="knows texts of 80 tokens at most"):
         small_text(str(trained / "once.safetensors"), length=81)
+
+
+def test_classifiers_learn_apart_and_say_how_well(data, tmp_path, capsys):
+    for name, words in (("pos", "good fine"), ("neg", "bad dull")):
+        lines = [f"the film {i} was {word}" for i in range(30) for word in words.split()]
+        (tmp_path / f"rt-polarity.{name}").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "cola_in_domain_train.tsv").write_text((data / "cola_in_domain_train.tsv").read_text("utf-8"), "utf-8")
+    args = train_classifiers.Args(data=tmp_path, out=tmp_path, epochs=8, batch_size=8, drop=0.0)
+    rows = train_classifiers.main(args)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert [row["accuracy"] for row in rows if row["task"] == "sentiment"] == [1, 1]
+    _, told = train_classifiers.tasks(tmp_path)["sentiment"]
+    given = train_classifiers.parts(told, 0)
+    assert not set(given["reward"].texts) & set(given["judge"].texts)
+    assert not set(given["test"].texts) & set(given["reward"].texts + given["judge"].texts)
+    good, bad = ngrams(str(tmp_path / "sentiment_reward.safetensors"), "positive")(["it was good", "it was bad"])
+    assert good > -0.3 > bad

@@ -2,15 +2,18 @@
 
 import json
 import math
+import zlib
 
 import pytest
 import torch
 import transformers
 
 from tests.support import text
+from tests.support.tiny_clip import stirred
 from treesearch import rewards
 from treesearch.rewards.base import RewardError
 from treesearch.rewards.loading import CheckpointError
+from treesearch.rewards.text import ngrams as text_ngrams
 
 TEXTS = ["the film was good", "a bad plot", "the", "very very bad"]
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -179,3 +182,25 @@ def test_rewards_of_images_refuse_texts(tmp_path):
     ):
         with pytest.raises(RewardError, match=r"expected images.*got (texts|list)"):
             made(["a text", "another"], ["p", "q"])
+
+
+def test_a_bag_of_n_grams_is_its_formula(tmp_path):
+    from safetensors.torch import load_file
+
+    network = text_ngrams.NGrams(("no", "yes"), "words", width=4)
+    stirred(network)
+    text_ngrams.save_ngrams(network, tmp_path / "w.safetensors", {"seed": 0})
+    weights = {name: w.double() for name, w in load_file(tmp_path / "w.safetensors").items()}
+    bag = [zlib.crc32(gram.encode()) % 2**15 for gram in ("a", "bad", "plot", "a bad", "bad plot")]
+    logits = weights["embed.weight"][bag].mean(0) @ weights["head.weight"].T + weights["head.bias"]
+    reward = rewards.ngrams(str(tmp_path / "w.safetensors"), "yes")
+    found = reward(["A bad  plot", ""])
+    assert float(found[0]) == pytest.approx(float(logits.log_softmax(0)[1]), abs=1e-6)
+    assert found.isfinite().all()
+    assert text_ngrams.grams("ab", "letters") == [zlib.crc32(g.encode()) % 2**15 for g in (" ab", "ab ", " ab ")]
+    with pytest.raises(ValueError, match="no label 'maybe': it has no, yes"):
+        rewards.ngrams(str(tmp_path / "w.safetensors"), "maybe")
+    with pytest.raises(CheckpointError, match="holds no classifier of n-grams"):
+        rewards.ngrams(str(tmp_path / "none.safetensors"), "yes")
+    with pytest.raises(ValueError, match="unit is 'lines'"):
+        text_ngrams.NGrams(("a",), "lines")

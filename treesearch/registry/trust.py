@@ -47,6 +47,7 @@ REACHING = frozenset(
         "aesthetic",
         "image_classifier",
         "perplexity",
+        "ngrams",
         "text_classifier",
         "acceptability",
         "sentiment",

@@ -24,7 +24,7 @@ from treesearch.text import brief, markdown
 
 HALF = 16  # texts of each kind on a sheet
 FEW = 3  # of a task on a card
-COLUMNS = ("reward", "text")
+COLUMNS = ("text", "reward")
 
 
 def are_texts(samples: Samples) -> bool:
@@ -34,7 +34,7 @@ def are_texts(samples: Samples) -> bool:
 
 def table(samples: Samples, rows: Iterable[int]) -> str:
     """Texts and their rewards as Markdown, long ones without their middle."""
-    shown = [(f"{float(samples.task.rewards[row]):.4g}", brief(samples.decode(row)[1])) for row in rows]
+    shown = [(brief(samples.decode(row)[1]), f"{float(samples.task.rewards[row]):.4g}") for row in rows]
     head, *body = ([markdown(cell) for cell in line] for line in [COLUMNS, *shown])
     return markdown_table(body, head)
 
