@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from treesearch.backends.base import Kernel
+from treesearch.backends.base import Kernel, optional
 from treesearch.budget import Budget
 from treesearch.errors import BudgetError
 from treesearch.methods.base import Method
@@ -260,8 +260,8 @@ def _running(workers: Workers | None) -> AbstractContextManager[Any]:
 def _run(session: Session, callbacks: Sequence[Callback], progress: bool | None, *, outputs: bool) -> SearchResult:
     """Drive a session to its end, with a line that tells how far it is; then write what people look at."""
     after = PATIENCE if progress is None else 0.0
-    weighed, quiet = not session.method.claims.greedy, not shown(progress)
-    with Progress(type(session.method).__name__, quiet=quiet, error=True, after=after, weighed=weighed) as line:
+    about = {"weighed": not session.method.claims.greedy, "texts": bool(optional(session.kernel, "writes", False))}
+    with Progress(type(session.method).__name__, quiet=not shown(progress), error=True, after=after, **about) as line:
         for snapshot in snapshots(session, callbacks, told=line.ending):
             line(snapshot)
         result = session.result()

@@ -64,6 +64,7 @@ class Kernel(Protocol):
         preview: (endpoint) -> n samples, an approximate `decode` of endpoints scored above t = 0 [decode]
         bare: (x) -> what rewards of states see of states and endpoints (n, *state) that hold more than x_t [all of it];
             engine, guides and planning
+        writes: bool, its samples are texts [False]; progress
         sample_range: (low, high) that all entries of its samples lie in [unknown]; session, for what was observed
         encode_samples: (samples) -> states x_0 (n, *state), the inverse of `decode` [there is none]; planning
         state_of: (PIL image, or pixels (c, h, w) in [0, 1]) -> its x_0 (*state) [it draws no pictures]; command line

@@ -35,6 +35,7 @@ PASSED_ON = frozenset(
             "decode",
             "preview",
             "sample_range",
+            "writes",
         ),
         *("prior", "prior_log_weight", "transition", "renoise", "diagnose"),
         # Of kernels on a `treesearch.backends.chains.diffusion.Chain`, and of trajectories.

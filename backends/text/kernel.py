@@ -215,6 +215,11 @@ class MaskedTextKernel:
         return self.model if isinstance(self.model, nn.Module) else None
 
     @property
+    def writes(self) -> bool:
+        """Whether its samples are texts."""
+        return self.words is not None
+
+    @property
     def departs(self) -> str | None:
         """Why its chain is another law than masked diffusion's."""
         said = [DEPARTS_TOP_P] if self.top_p < 1 else []

@@ -9,6 +9,7 @@ import pytest
 import treesearch as ts
 from treesearch import api
 from treesearch.backends.exact.gaussian import LinearGaussian
+from treesearch.report import progress as line_of
 
 KERNEL, BUDGET = LinearGaussian(), ts.Budget(nfe=400)
 
@@ -64,3 +65,25 @@ def test_a_notebook_has_one_in_its_cell(capsys, watched, monkeypatch):
     assert told == ""
     assert printed.startswith("\rBestOfN")
     assert printed.endswith("NFE/s\n")
+
+
+def test_the_best_text_stands_on_the_line(capsys, watched, monkeypatch):
+    monkeypatch.setattr(line_of, "TEXT_SECONDS", -1.0)
+
+    class Writes(type(KERNEL)):
+        writes = True
+
+        def decode(self, x0):
+            return [f"{float(x):.3f} \x1b[2J" + "long " * 40 for x in x0[:, 0]]
+
+    def score(texts):
+        return [float(text.split()[0]) for text in texts]
+
+    found = ts.search(Writes(), score, ts.BestOfN(), budget=BUDGET, progress=True)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "NFE    400/400" in line
+    assert r"\x1b[2J" in line
+    assert "\x1b" not in line
+    shown = line.partition("“")[2]
+    assert 60 < len(shown) < 65
+    assert shown.startswith(found.best(1)[0][0][:5])

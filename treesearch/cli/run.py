@@ -12,7 +12,7 @@ from typing import Any
 from tyro.conf import OmitArgPrefixes, Positional
 
 from treesearch import api as loop
-from treesearch.backends.base import Kernel, describe
+from treesearch.backends.base import Kernel, describe, optional
 from treesearch.budget import Budget
 from treesearch.cli import edits, probe
 from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows
@@ -181,7 +181,8 @@ def finish(
     callbacks: Sequence[Logger] = (),
 ) -> SearchResult:
     """Run with a progress line, then write outputs and the card."""
-    with Progress(name, quiet=quiet, weighed=not session.method.claims.greedy) as progress:
+    about = {"weighed": not session.method.claims.greedy, "texts": bool(optional(session.kernel, "writes", False))}
+    with Progress(name, quiet=quiet, **about) as progress:
         for snapshot in loop.snapshots(session, callbacks):
             progress(snapshot)
         result = session.result()

@@ -14,6 +14,7 @@ from treesearch.session.interfaces import Snapshot
 from treesearch.text import plain
 
 CELL_SECONDS = 0.25  # between two states of a line in a notebook
+TEXT_SECONDS, TEXT = 1.0, 60  # between two looks for a better text, and how much of it is shown
 
 
 class Progress:
@@ -25,12 +26,21 @@ class Progress:
         error: on stderr; in a notebook in the cell's output.
         after: seconds before the line is shown, so that quick searches in a loop leave none.
         weighed: whether its samples have weights towards π, and with them an ESS.
+        texts: whether its samples are texts, of which the best so far is shown.
     """
 
     def __init__(
-        self, name: str, *, quiet: bool = False, error: bool = False, after: float = 0.0, weighed: bool = True
+        self,
+        name: str,
+        *,
+        quiet: bool = False,
+        error: bool = False,
+        after: float = 0.0,
+        weighed: bool = True,
+        texts: bool = False,
     ) -> None:
-        self.weighed = weighed
+        self.weighed, self.texts = weighed, texts
+        self._best, self._text, self._read = -math.inf, "", -math.inf
         self.name, self.quiet, self.error, self.after = plain(name), quiet, error, after
         self._began, self._first, self._line, self._note = time.perf_counter(), None, "", ""
         self._record: dict[str, Any] | None = None
@@ -50,6 +60,9 @@ class Progress:
         if self._first is None:
             self._first = 0 if snapshot.wave == 0 else snapshot.record["nfe"]
         self._record, self._total = snapshot.record, snapshot.total
+        now = time.perf_counter()
+        if self.texts and not self.quiet and snapshot.best_reward > self._best and now - self._read > TEXT_SECONDS:
+            self._best, self._read, self._text = snapshot.best_reward, now, f"  “{plain(_best(snapshot))[:TEXT]}”"
         self._write(snapshot.record)
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -59,7 +72,7 @@ class Progress:
         ess = f"{record['ess']:>7.1f}" if self.weighed else f"{DASH:>7}"
         self._line = (
             f"{self.name:<12} NFE {record['nfe']:>6}{total}  best {best:>8}  ESS {ess}  "
-            f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s{_workers(record.get('workers'))}"
+            f"nodes {record['nodes']:>6}  {rate:>7.0f} NFE/s{_workers(record.get('workers'))}{self._text}"
         )
         self._open()
         self._show()
@@ -81,6 +94,13 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._display is not None:
             self._display.close(self._line)
+
+
+def _best(snapshot: Snapshot) -> str:
+    """The best text of all tasks."""
+    tasks = [task for task in snapshot.result().tasks if len(task.leaves)]
+    found = max(tasks, key=lambda task: float(task.rewards.max()))
+    return str(found.best(1)[0][0])
 
 
 class _Terminal:
