@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from treesearch.backends.base.cfg import extrapolated
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.base.tokens import NOWHERE, level_normals, log_norm
 from treesearch.backends.text import reveals
+from treesearch.backends.text.asked import PLAINLY, Asked
 from treesearch.backends.text.corruption import Noise, corruption
 from treesearch.backends.text.words import Words
 from treesearch.rewards.numeric import is_number, is_positive, is_whole
@@ -36,24 +37,6 @@ FREE = -1  # among known tokens: a position that is not known
 KNOWN = "known"  # of conditioning: tokens (n, L) that stand from the start, FREE elsewhere
 PROMPTED = "prompted"  # of conditioning: which of them guidance hides (n, L), where that is not all of them
 DEPARTS_TOP_P = "each token is drawn from the most probable ones alone (top_p): not the law of the network"
-
-
-class Asked(NamedTuple):
-    """How a network is asked.
-
-    Args:
-        before, after: tokens around a state that the network sees too, such as [CLS] and [SEP].
-        told: what it is told of the time: "nothing", "sigma" (-log α_t, as MDLM) or "time" (t/T).
-        shifted: its logits at a position are of the next one, as Dream's.
-    """
-
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    told: Literal["nothing", "sigma", "time"] = "nothing"
-    shifted: bool = False
-
-
-PLAINLY = Asked()
 
 
 @final
@@ -77,7 +60,7 @@ class MaskedTextKernel:
         forbid: numbers of tokens that are never drawn.
         endpoint: x̂_0 of a state that is scored above t = 0, the most probable tokens ("argmax") or one draw of each
             ("draw"), on numbers that are the same for all states of a level.
-        asked: see `Asked`.
+        asked: see `text.asked`.
         device: where the network runs.
         name: enters the fingerprint.
 
@@ -318,27 +301,11 @@ class MaskedTextKernel:
 
     def _called(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits (n, L, V) of the network."""
-        before, after = (torch.tensor(marks, device=x.device).expand(len(x), -1) for marks in self.asked[:2])
-        tokens = torch.cat([before.long(), x, after.long()], 1)
-        output = self.model(tokens, *self._told(t))
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.shape[:2] != tokens.shape or logits.ndim != 3:
-            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"the network returned {got} for tokens {tuple(tokens.shape)}, expected logits (n, L, V)")
+        logits = self.asked.logits(self.model, x, t, self.corruption)
         if not self.masked and logits.shape[2] != self.vocabulary:
             raise ValueError(f"the network returned logits of {logits.shape[2]} tokens, the vocabulary of the noise is "
                              f"{self.vocabulary}")  # fmt: skip
-        if self.asked.shifted:
-            logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
-        return logits[:, before.shape[1] : tokens.shape[1] - after.shape[1]]
-
-    def _told(self, t: Tensor) -> tuple[Tensor, ...]:
-        """What the network is told of the time."""
-        if self.asked.told == "nothing":
-            return ()
-        if self.asked.told == "time":
-            return ((t.double() / self.num_steps).float(),)
-        return (-self.corruption.alpha.to(t.device)[t].clamp_min(1e-3).log().float(),)
+        return logits
 
     def _known(self, cond: Cond) -> Tensor | None:
         return None if cond is None or KNOWN not in cond else cond[KNOWN].to(self.device)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from treesearch.backends.text.kernel import Asked
+from treesearch.backends.text.asked import Asked
 from treesearch.backends.text.words import Words
 from treesearch.rewards.loading import CheckpointError, explained, needed
 

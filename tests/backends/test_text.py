@@ -13,7 +13,8 @@ from tests.support import text
 from tests.support.laws import WIDE, populations, unbiased
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.guidance.drawn import Drawn
-from treesearch.backends.text.kernel import Asked, MaskedTextKernel
+from treesearch.backends.text.asked import Asked
+from treesearch.backends.text.kernel import MaskedTextKernel
 from treesearch.backends.text.rescored import Rescored
 from treesearch.rewards.analytic import constant
 from treesearch.rewards.base import Reward
