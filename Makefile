@@ -177,6 +177,9 @@ drafts-evidence: $(STAMP)  ## what drafts know of rollouts, what nodes are worth
 	@$(PY) -m experiments.drafts.sampling run --out $(RESULTS)/drafts/sampling.jsonl
 	@$(PY) -m experiments.drafts.search run --out $(RESULTS)/drafts/search.jsonl
 	@$(PY) -m experiments.drafts.values run --states 32 --rollouts 24 --seeds 2 --student "student(num_steps=50)" --out $(RESULTS)/drafts/values.jsonl
+	@$(PY) -m experiments.drafts.endpoints run --rollouts 20 --seeds 100 --out $(RESULTS)/drafts/endpoints.jsonl
+	@$(PY) -m experiments.drafts.endpoints run --rollouts 60 --seeds 40 --out $(RESULTS)/drafts/endpoints.jsonl
+	@$(PY) -m experiments.drafts.endpoints run --rollouts 200 --seeds 20 --out $(RESULTS)/drafts/endpoints.jsonl
 	@$(MAKE) --no-print-directory pages
 
 pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the pages of restorations, experts and interventions from the result files
@@ -195,6 +198,7 @@ pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the
 	@$(PY) -m experiments.drafts.sampling report --rows $(RESULTS)/drafts/sampling.jsonl --out $(RESULTS)/drafts/sampling.md
 	@$(PY) -m experiments.drafts.search report --rows $(RESULTS)/drafts/search.jsonl --out $(RESULTS)/drafts/search.md
 	@$(PY) -m experiments.drafts.values report --rows $(RESULTS)/drafts/values.jsonl --out $(RESULTS)/drafts/values.md
+	@$(PY) -m experiments.drafts.endpoints report --rows $(RESULTS)/drafts/endpoints.jsonl --out $(RESULTS)/drafts/endpoints.md
 	@$(PY) -m experiments.roots.drag report --rows $(RESULTS)/roots/drag.jsonl --out $(RESULTS)/roots/drag.md
 	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
 	@$(PY) -m experiments.students.evidence report --rows $(RESULTS)/students/ring.jsonl --out $(RESULTS)/students/ring.md

@@ -201,7 +201,7 @@ def page(rows: Sequence[Row]) -> str:
         "# Looks at endpoints",
         "What the best of a search is worth, in rollouts, and the factor of its standard error; "
         "`experiments/drafts/endpoints.py`. In the last column the 95 % interval of the ratio; methods share no more "
-        "than the first draws, so that the errors of both are added.",
+        "than the first draws, so that the errors of both are added. Nothing is told apart above 80,000.",
     ]
     for n in sorted({row["rollouts"] for row in rows}):
         seeds = {row["seeds"] for row in rows if row["rollouts"] == n}
@@ -222,9 +222,13 @@ def _cell(found: dict[tuple[str, str, int], Row], n: int) -> Callable[[str, str]
         looks = of.pop("looks")
         best = max(of.values(), key=lambda row: row["worth"])
         ratio, spread = looks["worth"] / best["worth"], 1.96 * math.hypot(looks["log_error"], best["log_error"])
-        return f"{ratio:.2g} ({ratio * math.exp(-spread):.2g} to {ratio * math.exp(spread):.2g})"
+        return f"{_short(ratio)} ({_short(ratio * math.exp(-spread))} to {_short(ratio * math.exp(spread))})"
 
     return text
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
 Report = reporting("endpoints", KEY, page)

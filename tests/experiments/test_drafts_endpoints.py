@@ -25,4 +25,4 @@ def test_cells_and_page(tmp_path):
     assert "## 16 rollouts, 2 searches" in page
     assert page.count("not run") == 9 * 6
     looks, best = cells.rows[4]["worth"], max(row["worth"] for row in cells.rows[:4])
-    assert f"| {looks / best:.2g} (" in page
+    assert f"| {endpoints._short(looks / best)} (" in page
