@@ -95,6 +95,8 @@ def family_of(name: str) -> type[Family]:
 
 def why_not(name: str) -> str:
     """What stands against a pipeline's class that no family has, and what to do instead."""
+    if "Modular" in name and (whole := name.replace("Modular", "")) in FAMILIES:
+        return f"its blocks run in {whole}: wrap that, DiffusersKernel({whole}(...), ...) with the same components"
     without = {"PAG": name.replace("PAG", ""), "ControlNet": re.sub("ControlNet(Union)?", "", name)}
     for part, plain in without.items():
         if part in name and plain in FAMILIES:

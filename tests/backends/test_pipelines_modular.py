@@ -243,6 +243,7 @@ def test_every_kind_has_a_family():
         ("HeliosPyramidPipeline", "chunk after chunk, .*: wrap one chunk as a kernel"),
         ("SanaPAGPipeline", "what PAG adds to a step: load the checkpoint as SanaPipeline"),
         ("StableCascadeCombinedPipeline", "its prior and its decoder are two chains"),
+        ("QwenImageModularPipeline", "its blocks run in QwenImagePipeline: wrap that, DiffusersKernel"),
         ("MyPipeline", "wrap its network as a kernel"),
     ],
 )
