@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from treesearch.cli import commands
 from treesearch.cli import main as cli
-from treesearch.cli.arguments import count, seconds
+from treesearch.cli.arguments import What, count, seconds
 from treesearch.cli.commands import COMMANDS, METHODS
 from treesearch.cli.compare import Compare
 from treesearch.cli.main import main
@@ -54,6 +55,35 @@ def test_run_show_export_resume(tmp_path, capsys, method):
 def test_prompts_are_tasks(tmp_path, capsys):
     assert run("fk", *TOY, "--prompts", "a", "b", "--nfe", "400", "--store", str(tmp_path / "r"), "--json") == 0
     assert [t["prompt"] for t in json.loads(capsys.readouterr().out)["tasks"]] == ["a", "b"]
+
+
+def test_a_file_of_prompts_is_its_lines(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffan eight\r\n\n  é, bold \n".encode())
+    asked = What(prompts_file=str(file)).asked()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8"))
+    assert asked == What(prompts_file="-").asked() == ["an eight", "é, bold"]
+    words = ["fk", *TOY, "--nfe", "200", "--prompts-file", str(file), "--json", "--store", str(tmp_path / "r")]
+    assert run(*words) == 0
+    assert [t["prompt"] for t in json.loads(capsys.readouterr().out)["tasks"]] == asked
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "diagnose"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(None, "No such file"), (b" \n\n", "holds no prompt"), (b"a\n\xff", "byte 2 is no UTF-8")],
+)
+def test_a_file_of_prompts_that_is_none_is_wrong_usage(tmp_path, capsys, command, data, said):
+    file = tmp_path / "prompts.txt"
+    if data is not None:
+        file.write_bytes(data)
+    words = [command, *TOY, "--prompts-file", str(file), "--store", str(tmp_path / "r")]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert main([*words, "--prompts", "b"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
 
 
 def test_compare_writes_a_card_and_pictures(tmp_path, capsys):
@@ -186,6 +216,13 @@ def test_help_needs_no_torch_and_says_what_the_commands_say(capsys):
     light = capsys.readouterr().out
     assert commands.parse(["--help"], cli.__doc__) == 0
     assert light == capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_s_completion_knows_the_commands(capsys, shell):
+    assert main(["--tyro-print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert [name for name in COMMANDS if name not in script] == []
 
 
 def test_names_load(capsys):

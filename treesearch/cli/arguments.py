@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
@@ -115,6 +117,8 @@ class What:
     kernel: the reward that guides the kernel or that its values are of, as in tds(mnist(), digit(8))"""
     prompts: tuple[str, ...] = ()
     """one task each; none is one unconditional task"""
+    prompts_file: str | None = None
+    """a file with a prompt a line; - reads them from the standard input"""
     seed: int = 0
     """of all noise"""
     batch_size: int = 64
@@ -123,6 +127,18 @@ class What:
     def command(self) -> dict[str, str]:
         """The expressions as a run folder keeps them: they mean the same from any folder."""
         return written(self.kernel, self.reward)
+
+    def asked(self) -> list[str] | None:
+        """The prompts, or None for one unconditional task; the standard input can be asked once.
+
+        Raises:
+            UsageError: they are named in two places, or their file cannot be read.
+        """
+        if self.prompts_file is None:
+            return list(self.prompts) or None
+        if self.prompts:
+            raise UsageError("--prompts and --prompts-file: leave one of them out")
+        return lines_of(self.prompts_file)
 
     def options(self, keep_states: str = "all") -> Options:
         """How the search runs.
@@ -146,6 +162,24 @@ def rows(batch_size: int) -> int:
     return batch_size
 
 
+def lines_of(file: str) -> list[str]:
+    """The prompts of a file, one a line; blank lines are none.
+
+    Raises:
+        UsageError: it cannot be read, is no UTF-8 or holds no prompt.
+    """
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"--prompts-file {file}: {error.strerror}, expected a file with a prompt a line") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompts-file {file}: its byte {error.start} is no UTF-8, save it as UTF-8") from error
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise UsageError(f"--prompts-file {file} holds no prompt, expected one a line")
+    return found
+
+
 def written(kernel: str, reward: str) -> dict[str, str]:
     """Expressions of a kernel and a reward with absolute paths; `kernel` as a reward is the one that guides it."""
     kernel = expressions.absolute(kernel)
@@ -159,7 +193,7 @@ class Where:
 
     workers: int = 0
     """processes on Ray that share the work; 0 computes in this one"""
-    gpus_per_worker: float = 0
+    gpus_per_worker: float = 0.0
     """GPUs of each worker; fractions share one"""
     reward_workers: int = 0
     """processes that only score; 0 scores where samples are made"""

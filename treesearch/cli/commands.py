@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from treesearch import host
-from treesearch.cli import front, run
+from treesearch.cli import config, front, run
 from treesearch.errors import UsageError, unknown
 from treesearch.methods import METHODS as CLASSES
 from treesearch.registry.registry import METHOD_NAMES
@@ -40,11 +40,20 @@ def parse(argv: list[str], about: str | None) -> Any:
     """The command, or the exit code of a parser that has said everything."""
     try:
         argv = _spelt(argv)
+        if argv[:1] == ["run"] and (file := config.file_of(argv)):
+            return _configured(argv[1:], config.read(file, Run()))
         if argv[:1] and argv[0] in COMMANDS:
             return tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"treesearch {argv[0]}", config=front.STYLE)
         return tyro.cli(front.union(COMMANDS), args=argv, prog="treesearch", description=about, config=front.STYLE)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
+        return 2 if isinstance(stop.code, str) else stop.code or 0
+
+
+def _configured(words: list[str], begun: run.Run) -> Any:
+    """The command of words over those of a file; the file's method is named, so that its settings can be typed."""
+    if not words or words[0] not in SUBCOMMANDS:
+        words = [next(name for name, cls in SUBCOMMANDS.items() if isinstance(begun.method, cls)), *words]
+    return tyro.cli(Run, args=words, prog="treesearch run", default=begun, config=front.STYLE)
 
 
 def leave_busy_cores_alone() -> None:

@@ -50,7 +50,7 @@ class Compare(Command):
     def run(self) -> int:
         methods = name_methods(tuple(specs.METHOD_NAMES) if self.methods == ("all",) else self.methods)
         options, budget, command = self.what.options(), Budget(nfe=count(self.nfe)), self.what.command()
-        folder = new_folder(self.store)
+        prompts, folder = self.what.asked(), new_folder(self.store)
         assert folder is not None
         with self.where.running() as workers:
             kernel, reward = load(command, workers)
@@ -60,7 +60,7 @@ class Compare(Command):
 
             def search(name: str, method: Method) -> SearchResult:
                 path = folder / name
-                session = self._session(path, kernel, reward, method, options, budget, command, workers)
+                session = self._session(path, kernel, reward, method, prompts, options, budget, command, workers)
                 return finish(session, path, name, command, quiet=self.json)
 
             found = collect(methods, search, also)
@@ -83,13 +83,14 @@ class Compare(Command):
         kernel: Any,
         reward: Any,
         method: Method,
+        prompts: list[str] | None,
         options: Options,
         budget: Budget,
         command: dict[str, str],
         workers: Workers | None,
     ) -> Session:
         """A method's run: a new one, or what an interrupted comparison left of it."""
-        prompts, seed = list(self.what.prompts) or None, self.what.seed
+        seed = self.what.seed
         if goes_on(path, method, prompts, seed):
             return loop.open_session(
                 path, kernel, reward, budget=budget, batch_size=options.batch_size, workers=workers

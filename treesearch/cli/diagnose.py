@@ -35,7 +35,7 @@ class Diagnose(Command):
         assert nfe is not None
         if not 0 <= self.lam < float("inf"):
             raise UsageError(f"--lam {self.lam}: expected a number >= 0")
-        options = self.what.options()
+        options, prompts = self.what.options(), self.what.asked()
         kernel, reward = load(command)
         found = diagnosed(
             kernel,
@@ -44,7 +44,7 @@ class Diagnose(Command):
             typed=(expressions.public(self.what.kernel), expressions.public(self.what.reward)),
             store=self.store,
             progress=False if self.json else None,
-            prompts=list(self.what.prompts) or None,
+            prompts=prompts,
             lam=self.lam,
             seed=self.what.seed,
             batch_size=options.batch_size,

@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from treesearch import api as loop
 from treesearch.backends.base import Kernel, describe, optional
 from treesearch.budget import Budget
-from treesearch.cli import edits, probe
+from treesearch.cli import config, edits, probe
 from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows
 from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
 from treesearch.comparing import unused
@@ -65,22 +65,28 @@ class Run(Command):
     """also send figures and the best samples to tensorboard (files in the run's folder), wandb, mlflow or trackio"""
     json: bool = False
     """print the summary as JSON"""
+    config: str | None = None
+    """a TOML file of these options, as --print-config writes it; what is typed stands over what it says"""
+    print_config: bool = False
+    """print the command as such a file, and stop"""
 
     def run(self) -> int:
+        if self.print_config:
+            say(config.written(self))
+            return 0
         options, budget, command = self.what.options(self.keep_states), self.limits.budget(), self.what.command()
         if self.dry_run and (asked := self.where.asked()):
             raise UsageError(f"{', '.join(asked)}: --dry-run predicts one process, leave it out")
         if self.goal is not None and not isinstance(self.method, Advised):
             raise UsageError("--goal: only where no method is named")
+        prompts = self.what.asked()
         with self.where.running() as workers:
             kernel, reward = load(command, workers)
             method = self.method
             if isinstance(method, Advised):
                 kernel = workers.kernel(kernel) if workers is not None else kernel
                 method, budget = self._advised(kernel, budget)
-            session = loop.make_session(
-                kernel, reward, method, list(self.what.prompts) or None, budget, self.what.seed, options, workers
-            )
+            session = loop.make_session(kernel, reward, method, prompts, budget, self.what.seed, options, workers)
             if self.dry_run:
                 return print_estimate(probe.estimate(session), as_json=self.json)
             path = Path(self.store or new_folder(type(method).__name__))
