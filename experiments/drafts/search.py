@@ -11,6 +11,7 @@ are a pool of their own.
 
     saved      best-of-N's reward at its 10^5 NFE: its cost over the method's, of mean curves over seeds
     cost       NFE + k calls of the reward, k = 0, 1, 10: what the wall clock knows where a call costs k evaluations
+    in a tree  TreeSearch's cost over that of TreeSearch with drafts or with looks, to best-of-N's reward at 10^5 NFE
     blind      a reward that no draft predicts, (10^4 mean pixel) mod 1: what switching drafts off has cost
 
 Rows of other methods have no calls at each improvement: there they are taken to go with NFE. `clock` rows are whole
@@ -19,11 +20,13 @@ searches with a reward that sleeps for k = 10 evaluations, beside the seconds th
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ from experiments.mnist.report import BASE, by_seed, expected_best
 from experiments.mnist.targets import SEARCHED, T, kernel_on
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
-from experiments.shared.curves import FEW_SEEDS, Curve, compare, grid, value_at
+from experiments.shared.curves import DRAWS, FEW_SEEDS, Curve, compare, grid, nfe_for, value_at
 from experiments.shared.sweep import Sweep, command_line
 from treesearch.backends.base import describe
 from treesearch.core.noise import child_keys, root_key
@@ -56,7 +59,8 @@ ARMS: dict[str, Any] = {
     "best_of_n(draft=10)": ts.BestOfN(draft=10),
     "best_of_n(draft=(5, 10))": ts.BestOfN(draft=(5, 10)),
 }
-BESIDE = (BASE, "beam", "fk_max", "tree_search")
+TREES = ("tree_search_drafts", "tree_search_looks")
+BESIDE = (BASE, "beam", "fk_max", "tree_search", *TREES)
 CALLS = (0, 1, 10)  # evaluations that a call of the reward costs
 BATCH, LOW, GOAL = 64, 1000, 100_000
 BLIND = "blind"
@@ -256,6 +260,7 @@ def report(rows: Sequence[Row], beside: Sequence[Row]) -> str:
         "method's for the same mean reward, with 95 % bootstrap intervals over seeds; < and > where the budgets do not "
         f"reach. {FEW_SEEDS}",
         *(section(every, target) for target in SEARCHED),
+        tree_section(every),
         blind_section(done),
         clock_section(done),
         f"Machine: {done[0]['machine']}.",
@@ -280,6 +285,37 @@ def section(rows: Sequence[Row], target: str) -> str:
              "correlation of scores")  # fmt: skip
     goal = value_at(_curve(list(base.values()), 0), GOAL)
     return f"## {target}\n\nBest-of-N at {GOAL:,} NFE: {goal:.3g}.\n\n{markdown_table(lines, heads)}"
+
+
+def tree_section(rows: Sequence[Row]) -> str:
+    """TreeSearch with drafts or looks beside TreeSearch, on the seeds that both have."""
+    lines = []
+    for target, method in product(SEARCHED, TREES):
+        plain, mine = (by_seed(rows, target, name) for name in ("tree_search", method))
+        if both := set(plain) & set(mine):
+            goal = value_at(_curve(list(by_seed(rows, target, BASE).values()), 0), GOAL)
+            lines.append([target, method, str(len(both)), *(_sooner(mine, plain, k, goal) for k in CALLS)])
+    if not lines:
+        return ""
+    heads = ("reward", "method", "seeds", *(f"k = {k}" for k in CALLS))
+    what = (
+        f"Cost of TreeSearch over the method's for best-of-N's mean reward at {GOAL:,} NFE, on the same seeds, with "
+        "95 % bootstrap intervals; - where one of both has not reached it."
+    )
+    return f"## In a tree\n\n{what}\n\n{markdown_table(lines, heads)}"
+
+
+def _sooner(one: dict[int, list[Row]], other: dict[int, list[Row]], k: int, goal: float) -> str:
+    seeds, chance = sorted(set(one) & set(other)), np.random.default_rng(0)
+
+    def ratio(picks: Ids) -> float:
+        spent = [nfe_for(_curve([each[seeds[i]] for i in picks], k), goal) for each in (other, one)]
+        return spent[0] / spent[1] if spent[1] and not np.isinf(spent).all() else math.nan
+
+    found = ratio(np.arange(len(seeds)))
+    again = [ratio(chance.integers(0, len(seeds), len(seeds))) for _ in range(DRAWS)]
+    low, high = np.nanquantile(again, [0.025, 0.975], method="nearest") if not np.isnan(again).all() else (found, found)
+    return "-" if math.isnan(found) else f"{found:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _saved(one: dict[int, list[Row]], other: dict[int, list[Row]], k: int) -> str:

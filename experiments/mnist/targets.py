@@ -107,6 +107,8 @@ SEARCHERS: dict[str, Entry] = {
     "dts_star": Entry(partial(searcher, _STAR), ({"widening_c": 2.0, "widening_alpha": 0.8},), anytime=True),
     "dts_star_narrow": Entry(partial(searcher, _STAR), ({"widening_c": 1.0, "widening_alpha": 0.5},), anytime=True),
     "tree_search": Entry(partial(searcher, ts.TreeSearch), anytime=True),
+    "tree_search_drafts": Entry(partial(searcher, partial(ts.TreeSearch, draft=10)), anytime=True),
+    "tree_search_looks": Entry(partial(searcher, partial(ts.TreeSearch, looks="endpoints")), anytime=True),
     "mcts": Entry(partial(searcher, partial(ts.MCTS, branch_at=LEVELS)), anytime=True),
     "fk_max": Entry(partial(sampler, "fk_max"), ({"lam": 10.0, "resampling": "multinomial"},)),
     "beam": Entry(partial(searcher, ts.BeamSearch)),
