@@ -73,3 +73,23 @@ def test_what_cannot_be_drafted(words, said, capsys):
     assert run("--nfe", "600", *words) in (1, 2)
     told = capsys.readouterr()
     assert said in " ".join((told.out + told.err).split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tree-search", "--looks", "endpoints"],
+        ["tree-search", "--draft", "3"],
+        ["tree-search"],
+        ["best-of-n", "--draft", "2", "3"],
+        ["best-of-n", "--draft", "3", "--floor", "0.5"],
+    ],
+)
+def test_what_a_dry_run_allows_is_enough(words, tmp_path, capsys):
+    words = ["run", *words, "--kernel", "mnist(num_steps=6)", "--nfe", "300", "--json"]
+    assert main([*words, "--dry-run"]) == 0
+    allowed = json.loads(capsys.readouterr().out)
+    assert main([*words, "--store", str(tmp_path / "r")]) == 0
+    cost = json.loads(capsys.readouterr().out)["cost"]
+    assert len(read_result_of(str(tmp_path / "r"))[1].tree) <= allowed["nodes_at_most"]
+    assert cost["reward_calls"] <= allowed.get("reward_calls_at_most", cost["reward_calls"])

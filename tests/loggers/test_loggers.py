@@ -290,3 +290,20 @@ def test_trackio_on_this_machine(tmp_path):
 
 def test_the_snapshots_of_a_run_folder_can_be_logged(tmp_path):
     assert [snapshot.wave for snapshot in growing(tmp_path / "r", iterations=8)] == [0, 1]
+
+
+def test_a_bar_of_tqdm_takes_what_tqdm_takes_and_times_from_the_beginning():
+    with pytest.raises(TypeError, match="unknown setting of Tqdm 'decs'; did you mean 'desc'"):
+        ts.loggers.Tqdm(decs="digits")
+    search(ts.loggers.Tqdm(disable=True))
+    bar = ts.loggers.Tqdm(file=io.StringIO())
+    for snapshot in ts.stream(Pixels(), brightness, TREE, budget=ts.Budget(nfe=90), callbacks=[bar]):
+        if snapshot.wave == 0:
+            assert bar._bar.format_dict["elapsed"] >= snapshot.record["seconds"]
+
+
+def test_tensorboard_needs_a_folder(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "ex.py").write_text("")
+    with pytest.raises(ValueError, match="is a file: name a folder"):
+        ts.loggers.TensorBoard(tmp_path / "ex.py")

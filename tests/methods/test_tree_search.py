@@ -426,6 +426,10 @@ def test_degenerate_rewards(name):
     assert result.cost.nfe >= 796
     tree = result.tree
     assert not np.isnan(tree.value).any() or name in ("equal", "forbidden")
+    finite = tree.reward[np.isfinite(tree.reward)]
+    if len(finite) and name not in ("equal", "forbidden"):  # values are rewards, not scores
+        inner = tree.value[tree.t > 0]
+        assert finite.min() <= inner.min() <= inner.max() <= finite.max()
     if name in ("equal", "forbidden"):
         assert tree.children[ROOT] == 160  # best-of-N
     if name == "mostly forbidden":

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import treesearch as ts
 from tests.support.pages import HOSTILE, Pixels, brightness, growing, pixels
+from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.cli.main import main
 from treesearch.page import server
 from treesearch.page.guard import HEADERS, is_loopback
@@ -239,7 +241,7 @@ def test_the_page_stays_with_the_runs_that_were_looked_at_last(tmp_path, monkeyp
     [
         (["nowhere"], "nowhere is no folder"),
         ([".", "--port", "70000"], "expected 0..65535"),
-        ([".", "--host", "192.0.2.1"], "cannot listen"),
+        ([".", "--host", "192.0.2.1"], "--host takes an address of this machine"),
     ],
 )
 def test_a_page_that_cannot_be_served_says_why(given, why, capsys):
@@ -270,12 +272,16 @@ def test_a_run_that_was_killed_says_so(tmp_path, fresh, monkeypatch):
     assert View(tmp_path / "r").state()["status"] == "killed"
 
 
-def test_another_run_in_the_same_folder_begins_anew(tmp_path, fresh):
+def test_another_run_in_the_same_folder_begins_anew(tmp_path, fresh, monkeypatch):
     pixels(tmp_path / "r", prompts=None, nfe=60)
     view = View(tmp_path / "r")
     first = view.state()
+    assert view.summary(0)["samples"] == 20
     shutil.rmtree(tmp_path / "r")
     result = pixels(tmp_path / "r", prompts=None, nfe=30)
+    monkeypatch.setattr("treesearch.page.view.RESTS", 1e9)
+    view._rest = math.inf  # the old read-out may not stay, however long it may rest
+    assert view.summary(0)["samples"] == len(result.leaves)
     second = view.state(since=first["waves"])
     assert second["id"] != first["id"]
     assert second["nodes"] == [len(result.tree) - 1]
@@ -315,7 +321,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(page):
     assert "*" not in policy
 
 
-@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "[::1]:80"])
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "127.0.0.2:80", "[::1]:80"])
 def test_this_machine_is_answered_by_its_names(page, host):
     assert page.get("/api/runs", headers={"host": host}).status_code == 200
 
@@ -371,3 +377,48 @@ def test_the_page_s_script_parses_no_markup_and_asks_nobody_else():
         ):
             assert word not in text, f"{file.name} uses {word}"
         assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text), f"{file.name} names another site"
+
+
+@pytest.mark.parametrize("host", ["localhost:8765.evil.example", "localhost:", "[::1", "128.0.0.1", ""])
+def test_other_names_are_not_answered(page, host):
+    assert page.get("/api/runs", headers={"host": host}).status_code == 421
+
+
+def test_pictures_of_a_run_are_in_its_folder(tmp_path):
+    pixels(tmp_path / "r", prompts=None, nfe=30, outputs=True)
+    (tmp_path / "r" / "outputs").rename(tmp_path / "elsewhere")
+    (tmp_path / "r" / "outputs").symlink_to(tmp_path / "elsewhere")
+    client = testclient.TestClient(server.make_app(tmp_path), base_url=LOCAL)
+    gallery = client.get("/api/gallery", params={"run": "r"}).json()
+    assert {sample["of"] for sample in gallery} == {"state"}
+    (tmp_path / "r" / "outputs").unlink()
+    (tmp_path / "elsewhere").rename(tmp_path / "r" / "outputs")
+    gallery = client.get("/api/gallery", params={"run": "r"}).json()
+    assert "decoded" in {sample["of"] for sample in gallery}
+
+
+def test_of_a_run_of_texts_those_written_are_shown(tmp_path):
+    class Texts(LinearGaussian):
+        def decode(self, x0):
+            return [f"text {float(row[0]):.3f}" for row in x0]
+
+    def length(texts):
+        return [float(text.split()[1]) for text in texts]
+
+    ts.search(Texts(num_steps=2), length, ts.BestOfN(n=20), store=tmp_path / "r", outputs=True)
+    client = testclient.TestClient(server.make_app(tmp_path), base_url=LOCAL)
+    gallery = client.get("/api/gallery", params={"run": "r"}).json()
+    assert [sample["kind"] for sample in gallery] == ["text"] * 8
+
+
+def test_a_run_is_named_by_what_was_typed(tmp_path, capsys):
+    kernel = "gaussian(num_steps=3)"
+    words = ["run", "best-of-n", "--n", "5", "--kernel", kernel, "--reward", "linear(1.0)", "--store"]
+    assert main([*words, str(tmp_path / "r")]) == 0
+    client = testclient.TestClient(server.make_app(tmp_path), base_url=LOCAL)
+    assert client.get("/api/runs").json()["runs"][0]["kernel"] == kernel
+    assert client.get("/api/about", params={"run": "r"}).json()["kernel"] == kernel
+    assert main(["show", str(tmp_path / "r")]) == 0
+    assert f"kernel   {kernel}" in capsys.readouterr().out
+    (tmp_path / "r" / "command.json").write_text("[")
+    assert client.get("/api/runs").json()["runs"][0]["kernel"] == "LinearGaussian"

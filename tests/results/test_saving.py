@@ -165,3 +165,29 @@ def test_the_script_that_measures_it():
     found = script._case(9, 128)
     assert 9 * 3 * 128 * 128 * 4 / 2**20 < found["saved_mb"] < 2
     assert found["samples"] == 9
+
+
+@pytest.mark.parametrize("folder", ["", 3, None])
+def test_a_folder_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="name a folder"):
+        pixels(None).save(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_cannot_be_saved_is_no_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ts.StoreError, match="mend that and save the result again") as told:
+        pixels(None).save(tmp_path / "file" / "r")
+    assert "resume" not in str(told.value)
+
+
+def test_a_greedy_result_has_no_weights_anywhere():
+    found = ts.search(LinearGaussian(num_steps=3), linear(1.0), ts.TreeSearch(wave=4), budget=ts.Budget(nfe=60))
+    assert "ESS" not in repr(found) + str(found.certificate())
+    assert f"sample size: {len(found.leaves)} samples without weights" in str(found.certificate())
+    assert "ESS" in repr(pixels(None)) + str(pixels(None).tasks[0].certificate())
+
+
+def test_a_strip_of_pictures_is_no_wider_than_the_notebook():
+    assert 'style="max-width:100%"' in pixels(None)._repr_html_()

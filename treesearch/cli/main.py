@@ -2,6 +2,7 @@
 
     treesearch run dts --reward "digit(8)" --nfe 10k --store runs/eight
     treesearch resume runs/eight --nfe 20k
+    treesearch --version
 
 Exit codes: 0 done, 1 an error (its message says what to do; --debug shows its traceback), 2 wrong usage (a number, an
 option, a name or an expression that cannot be read), 130 interrupted, 141 nobody reads the output any more.

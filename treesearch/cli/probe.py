@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 import torch
 
 from treesearch import api as loop
-from treesearch.backends.base import Shared, bare, describe, optional
+from treesearch.backends.base import Shared, Spec, bare, describe, optional
 from treesearch.budget import INFINITE, Budget
 from treesearch.core.noise import child_keys, normals, root_key
 from treesearch.core.tree import Tree
 from treesearch.engine.asking import without_graph
-from treesearch.methods import BestOfN
+from treesearch.methods import BestOfN, TreeSearch
 from treesearch.rewards.base import Reward
 from treesearch.session.session import Session
 
@@ -60,28 +61,52 @@ def estimate(session: Session) -> dict[str, Any]:
         units = 1
     nfe, rewards = units * unit.nfe * tasks, units * unit.reward_calls * tasks
     rollouts = nfe // spec.num_steps
-    nodes = rollouts * (1 if isinstance(session.method, BestOfN) else 6) + tasks
+    new, read = _at_most(session, nfe)
+    nodes = new + tasks
     row = Tree(1, root_key(0, 0)).bytes_per_node
-    drafts = _drafts_at_most(session, nfe)
     return {
         "nfe": nfe,
         "full_rollouts": rollouts,
         "ms_per_nfe": round(1e3 * per_nfe, 3),
         "ms_per_reward": round(1e3 * per_reward, 3),
-        **({"reward_calls_at_most": max(drafts, rewards)} if drafts else {"reward_calls": rewards}),
-        "seconds": round(nfe * per_nfe + max(drafts, rewards) * per_reward, 1),
+        **({"reward_calls_at_most": read} if read else {"reward_calls": rewards}),
+        "seconds": round(nfe * per_nfe + max(read, rewards) * per_reward, 1),
         "nodes_at_most": nodes,
         "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
     } | plan
 
 
-def _drafts_at_most(session: Session, nfe: int) -> int:
-    """How many drafts the NFE would pay for, each of them a reward call; 0 of methods that make none."""
-    drafts = getattr(session.method, "draft", None)
-    if drafts is None:
-        return 0
-    first = drafts[0] if isinstance(drafts, tuple) else drafts
-    return nfe // session.spec.draft_prices(first)[-1]
+def _at_most(session: Session, nfe: int) -> tuple[int, int]:
+    """New nodes and reward calls that a budget of predicted NFE pays for at most, from what the cheapest of each costs;
+    0 reward calls where the unit of the method says how many there are."""
+    method, spec, limits = session.method, session.spec, session.budget
+    spent = nfe if limits.nfe is None else limits.nfe
+    calls = INFINITE if limits.reward_calls is None else limits.reward_calls
+    if isinstance(method, TreeSearch):
+        return _of_trees(method, spec, spent, calls)
+    rungs = getattr(method, "rungs", ())
+    if not rungs:
+        return nfe // spec.num_steps * (1 if isinstance(method, BestOfN) else 6), 0
+    candidates = getattr(method, "n", None)  # a node at every rung, and one more where it is finished
+    most = INFINITE if candidates is None else candidates * session.num_tasks * (len(rungs) + 1)
+    paid = INFINITE if limits.nfe is None and min(most, calls) < INFINITE else spent
+    most = min(most, calls, paid // spec.draft_prices(rungs[0])[-1])
+    return most, most
+
+
+def _of_trees(method: TreeSearch, spec: Spec, nfe: int, calls: int) -> tuple[int, int]:
+    """That of TreeSearch: looks cost an evaluation at least, ways down by where they begin, drafts by their level."""
+    if method.looks != "none":
+        return min(nfe, calls), min(nfe, calls)
+    levels = np.array([spec.num_steps + 1, *method.levels(spec), 0])
+    start = np.minimum(levels[:-1], spec.num_steps)
+    nodes = math.floor(nfe * float((np.arange(len(start), 0, -1) / start).max()))
+    if method.draft is None:
+        return nodes, 0
+    gap = start - np.minimum(levels[1:], spec.num_steps)
+    prices = (gap + np.array(spec.draft_prices(method.draft))[levels[1:]])[:-2]
+    drafts = nfe // max(1, int(prices.min(initial=spec.num_steps)))
+    return max(drafts, nodes), min(max(drafts, nfe // int(start[-1])), calls)
 
 
 def _memory(session: Session) -> dict[str, Any]:

@@ -15,11 +15,9 @@ from treesearch.registry import trust as trusting
 from treesearch.report.terminal import say
 from treesearch.rewards.redact import STRUCK
 from treesearch.runs import files
+from treesearch.runs.command import COMMAND, COMMAND_BYTES
 from treesearch.runs.config import read_config
 from treesearch.session.session import Session
-
-COMMAND = "command.json"
-COMMAND_BYTES = 2**20
 
 
 def begin(session: Session, path: Path, command: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import socket
 from dataclasses import dataclass
@@ -62,4 +63,6 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UsageError(f"cannot listen on {host} port {port}: {error.strerror}; --port 0 takes a free one") from error
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        what = "--port 0 takes a free one" if taken else "--host takes an address of this machine, such as 127.0.0.1"
+        raise UsageError(f"cannot listen on {host} port {port}: {error.strerror}; {what}") from error

@@ -20,8 +20,10 @@ from treesearch.report.terminal import say
 from treesearch.results.result import SearchResult
 from treesearch.results.summary import summary
 from treesearch.runs import folder as runs
+from treesearch.runs.command import shown
 from treesearch.runs.config import read_config
 from treesearch.session.rebuild import read_result
+from treesearch.text import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,10 @@ class Show(Command):
             }
             say(json.dumps(told | {"certificates": [task["certificate"] for task in tasks]}, indent=2))
             return 0
+        asked = config | {what: plain(text) for what, text in shown(Path(self.path), config).items()}
         say(f"status   {runs.status(self.path, config)}")
         for key in ("method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
-            say(f"{key:<9}{config[key]}")
+            say(f"{key:<9}{asked[key]}")
         report.print_table(report.rows(name, tasks, result.cost))
         for note in report.notes(tasks, result.cost):
             say(f"  note: {note}")
@@ -144,7 +147,8 @@ class Plot(Command):
 
     def _tree(self, path: Path, config: Mapping[str, Any], result: SearchResult, out: Path) -> None:
         number = task_number(self.task, len(result.tasks))
-        title = f"{config['method']['name']} on {config['kernel']}, reward {config['reward']}"
+        asked = shown(path, config)
+        title = f"{config['method']['name']} on {asked['kernel']}, reward {asked['reward']}"
         thumbnails = best.pictures(path / "outputs" / "best", number)
         trees.draw_tree(trees.layout(result.tasks[number].tree), out, title=title, pictures=thumbnails)
 

@@ -2,7 +2,7 @@
 
     V(child at depth l) = V(x) + δ,   δ ~ N(0, τ_l²) independent,   V(leaf) = y
 
-    scores        y: normal scores of the rewards, rank within p
+    scores        y: normal scores of the rewards, rank within p; `rewards_at` is the way back
     fit           τ_1²..τ_L² by restricted likelihood
     posterior     mean m(x) and variance v(x) of V(x) given all rewards: one sweep up the tree, one down; nodes without
                   rewards below them may have been seen with an error, o = V(x) + e,  e ~ N(0, ω²)
@@ -224,6 +224,23 @@ def scores(reward: F64, mass: F64, fresh: int) -> F64:
     i = min(max(int(np.searchsorted(grid, grid[-1] - 1.0, side="right")) - 1, 0), len(grid) - 2)
     slope = (grid[-1] - grid[i]) / (knot[-1] - knot[i])
     return np.interp(reward, knot, grid) + slope * np.maximum(reward - knot[-1], 0.0)
+
+
+def rewards_at(score: F64, y: F64, reward: F64) -> F64:
+    """The rewards that scores stand for, between the lowest and the highest that were found.
+
+    Args:
+        score: on the scale of `scores`, any shape.
+        y, reward: (n,) scores and rewards of leaves.
+
+    Returns:
+        As `score`, linear between neighbours; the highest of the rewards that share a score.
+    """
+    known = np.isfinite(reward)
+    grid, place = np.unique(y[known], return_inverse=True)
+    height = np.full(len(grid), -math.inf)
+    np.maximum.at(height, place, reward[known])
+    return np.interp(score, grid, height)
 
 
 @compiled

@@ -17,12 +17,17 @@ class TensorBoard(Logger):
     Args:
         folder: where; by default a new one under runs/, as torch names it.
         images: the best so many samples of each task as pictures.
+
+    Raises:
+        ValueError: the folder is a file.
     """
 
     needs = "tensorboard"
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, *, images: int = 8) -> None:
         super().__init__(images)
+        if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+            raise ValueError(f"TensorBoard({os.fspath(folder)!r}) is a file: name a folder for its event files")
         self.folder = None if folder is None else os.fspath(folder)
         self._writer: Any = None
 

@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 
 from treesearch.core import backup
 from treesearch.core.compiled import compiled
-from treesearch.core.nested_effects import Law, Posterior, fit, index_of, indices, masses, posterior, scores
+from treesearch.core.nested_effects import (
+    Law,
+    Posterior,
+    fit,
+    index_of,
+    indices,
+    masses,
+    posterior,
+    rewards_at,
+    scores,
+)
 from treesearch.core.noise import child_key
 from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
@@ -130,7 +140,7 @@ class NestedSearch(Search):
         self._learn()
 
     def _learn(self) -> None:
-        """Scale the rewards, fit the model where that is due, and carry values to all nodes."""
+        """Scale the rewards, fit the model where that is due, and carry values, as rewards, to all nodes."""
         tree, leaves = self.tree, self.tree.leaves
         depth, y = self.depth_of[tree.t], np.full(len(tree), np.nan)
         mass = masses(tree.parent, tree.children)
@@ -145,7 +155,7 @@ class NestedSearch(Search):
             self.fitted = len(tree)
         self.model = self._posterior(depth, y, mass)
         inner = tree.t > 0
-        tree.value[inner] = self.model.mean[inner]
+        tree.value[inner] = rewards_at(self.model.mean[inner], y[leaves], tree.reward[leaves])
 
     def _posterior(self, depth: Ids, y: F64, mass: F64) -> Posterior:
         """Values of all nodes, whose probabilities are `mass`."""

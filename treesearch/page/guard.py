@@ -8,6 +8,7 @@ was not agreed on (a name of theirs that leads here). Beyond loopback every requ
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
@@ -31,11 +32,11 @@ HEADERS = {
     "x-frame-options": "DENY",
     "cache-control": "no-store",
 }
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:]+))(?::[0-9]+)?", re.ASCII)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address that is listened on is reached from this machine alone."""
+    """Whether an address is reached from this machine alone: localhost, 127.0.0.0/8 or ::1."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -76,7 +77,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("this page only looks", 405)
-        if self.token is None and _name(headers.get("host", "")) not in LOOPBACK:
+        if self.token is None and not is_loopback(_name(headers.get("host", ""))):
             return PlainTextResponse("this page answers to localhost alone", 421)
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _visit(headers):
             return PlainTextResponse("this page answers no other site", 403)
@@ -93,10 +94,9 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host
+    """The name in a Host header, without its port; empty where it is no name and port."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else found[1] or found[2]
 
 
 def _visit(headers: Mapping[str, str]) -> bool:

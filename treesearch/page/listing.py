@@ -10,6 +10,7 @@ from typing import Any
 
 from treesearch.errors import StoreError
 from treesearch.runs import files, schema
+from treesearch.runs.command import shown
 from treesearch.runs.config import read_config
 from treesearch.runs.folder import status
 from treesearch.runs.schema import maybe, number, record, whole
@@ -40,8 +41,7 @@ def _line(name: str, path: Path) -> dict[str, Any]:
     return {
         "run": name,
         "method": config["method"]["name"],
-        "kernel": config["kernel"],
-        "reward": config["reward"],
+        **shown(path, config),
         "status": status(path, config),
         "tasks": len(config["prompts"] or [None]),
         "created": config["created"],

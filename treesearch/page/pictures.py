@@ -8,6 +8,7 @@ is made anew from numbers: no byte of a file in the folder is handed on.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,14 @@ _LARGEST = 2**26  # bytes of a state that is made a picture of
 
 
 def gallery(view: View, task: int) -> list[dict[str, Any]]:
-    """The best samples of a task, best first: node, reward, and what there is to see of each."""
+    """The best samples of a task, best first: node, reward, and what there is to see of each; of texts the written."""
     with view.lock:
         table = view.table(task)
         leaves = np.flatnonzero((table["t"] == 0) & ~np.isnan(table["reward"]))
+        decoded = _decoded(view, task)
+        if any(isinstance(line.get("text"), str) for line in decoded.values()):  # the states of texts are tokens
+            leaves = leaves[np.isin(leaves + 1, list(decoded))]
         order = leaves[np.argsort(-table["reward"][leaves], kind="stable")[:SHOWN]]
-        decoded = best.known(view.path / "outputs" / "best", task)
         return [leaf(view, task, int(row) + 1, decoded) for row in order]
 
 
@@ -44,7 +47,7 @@ def leaf(view: View, task: int, node: int, decoded: dict[int, dict[str, Any]] | 
         LookupError: there is no such node.
     """
     row = _row(view, task, node)
-    decoded = best.known(view.path / "outputs" / "best", task) if decoded is None else decoded
+    decoded = _decoded(view, task) if decoded is None else decoded
     reward = float(row["reward"])
     found = {"node": node, "t": int(row["t"]), "reward": reward if np.isfinite(reward) else None}
     found["key"] = f"{int(row['key']):#018x}"
@@ -64,7 +67,7 @@ def picture(view: View, task: int, node: int) -> bytes | None:
     from PIL import Image
 
     row = _row(view, task, node)
-    pixels = best.picture(view.path / "outputs" / "best", task, node)
+    pixels = best.picture(folder, task, node) if (folder := _written(view)) is not None else None
     if pixels is None and _pictured(view.config["state_shape"]) and (state := _state(view, row)) is not None:
         pixels = _pixels(state)
     if pixels is None:
@@ -72,6 +75,18 @@ def picture(view: View, task: int, node: int) -> bytes | None:
     out = io.BytesIO()
     thumbnail(Image.fromarray(pixels)).save(out, format="PNG")
     return out.getvalue()
+
+
+def _written(view: View) -> Path | None:
+    """Where the run left its best samples; None where a link leads to what is not the run's."""
+    folder = view.path / "outputs" / "best"
+    return None if folder.is_symlink() or folder.parent.is_symlink() else folder
+
+
+def _decoded(view: View, task: int) -> dict[int, dict[str, Any]]:
+    """Lines of the index of a task's best samples by node."""
+    folder = _written(view)
+    return {} if folder is None else best.known(folder, task)
 
 
 def _row(view: View, task: int, node: int) -> Any:

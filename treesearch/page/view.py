@@ -26,6 +26,7 @@ from treesearch.results.result import SearchResult
 from treesearch.results.summary import summary
 from treesearch.results.text import lines
 from treesearch.runs import files, schema
+from treesearch.runs.command import COMMAND, shown
 from treesearch.runs.follow import Follower
 from treesearch.runs.log import NODE
 from treesearch.runs.schema import maybe, number, plain, record, text
@@ -108,20 +109,24 @@ class View:
             asked = {
                 key: config[key] for key in ("method", "kernel", "reward", "seed", "budget", "created", "versions")
             }
-            return asked | {
-                "id": config["id"],
-                "greedy": build_method(config["method"]).claims.greedy,
-                "prompts": config["prompts"],
-                "num_steps": config["num_steps"],
-                "state_shape": config["state_shape"],
-                "departs": config.get("departs"),
-                "resume": self._resume(),
-            }
+            return (
+                asked
+                | shown(self.path, config)
+                | {
+                    "id": config["id"],
+                    "greedy": build_method(config["method"]).claims.greedy,
+                    "prompts": config["prompts"],
+                    "num_steps": config["num_steps"],
+                    "state_shape": config["state_shape"],
+                    "departs": config.get("departs"),
+                    "resume": self._resume(),
+                }
+            )
 
     def _resume(self) -> str:
         """What to type to go on; a run from Python does not say how its kernel and reward are made."""
         typed = resume_command(self.path.resolve())
-        return typed if (self.path / "command.json").exists() else f"{typed} --kernel EXPR --reward EXPR"
+        return typed if (self.path / COMMAND).exists() else f"{typed} --kernel EXPR --reward EXPR"
 
     def table(self, task: int) -> NDArray[Any]:
         """Records (n,) of a task's nodes below the root; node i is row i - 1.
@@ -143,7 +148,7 @@ class View:
         )
 
     def values(self, task: int) -> bytes:
-        """Soft values (float32) of a task's nodes as far as the read-out goes, NaN where the method has none."""
+        """Values (float32) of a task's nodes as far as the read-out goes, NaN where the method has none."""
         return self._task(task).tree.value[1:].astype("<f4").tobytes()
 
     def summary(self, task: int) -> dict[str, Any]:

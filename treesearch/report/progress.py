@@ -44,6 +44,7 @@ class Progress:
         self.name, self.quiet, self.error, self.after = plain(name), quiet, error, after
         self._began, self._first, self._line, self._note = time.perf_counter(), None, "", ""
         self._record: dict[str, Any] | None = None
+        self._last: Snapshot | None = None
         self._total: int | None = None
         self._display: _Terminal | _Cell | None = None
 
@@ -59,11 +60,17 @@ class Progress:
     def __call__(self, snapshot: Snapshot) -> None:
         if self._first is None:
             self._first = 0 if snapshot.wave == 0 else snapshot.record["nfe"]
-        self._record, self._total = snapshot.record, snapshot.total
-        now = time.perf_counter()
-        if self.texts and not self.quiet and snapshot.best_reward > self._best and now - self._read > TEXT_SECONDS:
-            self._best, self._read, self._text = snapshot.best_reward, now, f"  “{plain(_best(snapshot))[:TEXT]}”"
+        self._last, self._record, self._total = snapshot, snapshot.record, snapshot.total
+        if time.perf_counter() - self._read > TEXT_SECONDS:
+            self._look()
         self._write(snapshot.record)
+
+    def _look(self) -> None:
+        """Read the best text, if it is another one."""
+        found = self._last
+        if self.texts and not self.quiet and found is not None and found.best_reward > self._best:
+            self._best, self._text = found.best_reward, f"  “{plain(_best(found))[:TEXT]}”"
+            self._read = time.perf_counter()
 
     def _write(self, record: dict[str, Any]) -> None:
         rate = (record["nfe"] - (self._first or 0)) / max(time.perf_counter() - self._began, 1e-9)
@@ -87,8 +94,9 @@ class Progress:
         self._show()
 
     def settle(self, ess: float) -> None:
-        """The line's last word: waves carry the ESS of a slightly smaller tree."""
+        """The line's last word: waves carry the ESS of a smaller tree, and a text up to a second old."""
         if self._record is not None:
+            self._look()
             self._write(self._record | {"ess": ess})
 
     def __exit__(self, *error: object) -> None:

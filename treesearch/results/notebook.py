@@ -54,7 +54,8 @@ def page(result: SearchResult) -> str:
     parts = [f"<b>{_text(asked)}</b><br>{_text(cost)}", _table(rows)]
     parts += [f"<small>{_text(note)}</small>" for note in notes]
     if (shown := picture(result.tasks)) is not None:
-        parts.append(f'<img alt="the best samples" src="data:image/png;base64,{base64.b64encode(shown).decode()}">')
+        data = base64.b64encode(shown).decode()
+        parts.append(f'<img alt="the best samples" style="max-width:100%" src="data:image/png;base64,{data}">')
     return f"<div>{'<br>'.join(parts)}</div>"
 
 

@@ -266,7 +266,8 @@ class SearchResult:
             name = f"task {i}, " if len(self.tasks) > 1 else ""
             top = f"best {float(task.rewards.max()):.4g}, " if len(task.leaves) else ""
             z = "" if task.log_z is None else f"log Z {task.log_z:.4g}, "
-            lines.append(f"{name}{len(task.leaves)} samples, {top}{z}ESS {task.diagnostics['ess']:.1f}")
+            ess = "" if task.context.claims.greedy else f", ESS {task.diagnostics['ess']:.1f}"
+            lines.append(f"{name}{len(task.leaves)} samples, {top}{z}".removesuffix(", ") + ess)
         return f"SearchResult({'; '.join(lines)}; {self.cost.nfe} NFE, {self.cost.reward_calls} reward calls)"
 
 

@@ -39,9 +39,12 @@ def save(result: SearchResult, folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         StoreError: the folder cannot be written, or this result cannot decode its samples.
+        ValueError: no folder is named.
     """
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise ValueError(f"save({folder!r}): name a folder to write into, such as 'found'")
     path = Path(folder)
-    with writing(path):
+    with writing(path, "save the result again"):
         subfolder(path)
         with replacing(path / "samples.csv") as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import torch
 
 from treesearch.core.tree import NONE
-from treesearch.errors import StoreError, writing
+from treesearch.errors import GO_ON, StoreError, writing
 from treesearch.runs import files, schema
 from treesearch.runs.checks import check_blocks
 from treesearch.runs.config import document, now, read_config, stamped
@@ -227,7 +227,7 @@ class Run:
             files.write_at(self._log, MAGIC, 0)
 
     def _guard(self) -> AbstractContextManager[None]:
-        return writing(self.path)
+        return writing(self.path, GO_ON)
 
 
 def status(path: str | os.PathLike[str], config: dict[str, Any]) -> str:

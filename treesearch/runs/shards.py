@@ -26,7 +26,7 @@ from torch import Tensor
 
 from treesearch.core.tree import NONE
 from treesearch.engine.states import LostStates, MemoryStates
-from treesearch.errors import StoreError, writing
+from treesearch.errors import GO_ON, StoreError, writing
 from treesearch.runs import files
 
 Ids = NDArray[np.int64]
@@ -105,7 +105,7 @@ class ShardStates:
         while at < len(x):
             shard, row = divmod(self.used, self.rows)
             n = min(len(x) - at, self.rows - row)
-            with writing(self.folder):
+            with writing(self.folder, GO_ON):
                 files.write_at(
                     self._file(shard, row), data[at : at + n].reshape(-1).data, 8 + _HEADER + row * self._row
                 )
@@ -177,7 +177,7 @@ class ShardStates:
         if self._open is not None:
             shard, file = self._open
             self._open = None
-            with writing(self.folder), closing(file):
+            with writing(self.folder, GO_ON), closing(file):
                 self._announce(file, self.used - shard * self.rows)
 
     def _read(self, shard: int, rows: NDArray[np.int64], out: NDArray[np.uint8], at: Ids) -> NDArray[np.bool_]:

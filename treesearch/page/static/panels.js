@@ -50,6 +50,7 @@ export class Panels {
 
   /** After every wave. */
   progress(state, history, task) {
+    this.resume.hidden = state.status.startsWith("running"); // nobody can go on with it meanwhile
     const last = history.nfe.length - 1;
     const limit = this.about.budget.nfe;
     const nfe = last < 0 ? 0 : history.nfe[last];
