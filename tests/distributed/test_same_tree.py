@@ -62,7 +62,7 @@ def test_drafts_are_made_there_too(three):
     mean, cov = torch.zeros(3, 2).double(), torch.eye(6).double()
     kernel = GaussianTrajectories(mean, cov, channels=Channels(1, 1), num_steps=10)
     held = ts.TreeSampling(draft=3)
-    for method in (ts.BestOfN(draft=(2, 5)), ts.BestOfN(draft=3, floor=0.2), ts.TreeSearch(draft=3), held):
+    for method in (ts.BestOfN(draft=(2, 5)), ts.BestOfN(draft=2, floor=0.2), ts.TreeSearch(draft=3), held):
         options = {"prompts": ["a", "b"], "budget": ts.Budget(nfe=2_400), "batch_size": 8}
         found, want = (ts.search(kernel, kernels.total, method, workers=w, **options) for w in (three, None))
         same(found, want, where=str(method))

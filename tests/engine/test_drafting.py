@@ -143,9 +143,9 @@ def test_a_held_draft_is_the_one_that_evaluates_its_state_again(level):
     kernel = Bed()
     runner, tree = engine(kernel)
     walks = candidates(tree, level)
-    walks.draft, walks.hold = 3, True
+    walks.draft, walks.hold = 4, True
     cost, task, t = ran(runner, walks), np.zeros(N, np.int64), level
-    leaps = Leaps(runner.model, 3)
+    leaps = Leaps(runner.model, 4)
     assert sum(kernel.calls) == N * (T - level + leaps.left[level]) == cost.nfe == cost.rows
     x = torch.stack([runner.path(0, int(node), ROOT) for node in walks.last])
     key, end = draft_keys(tree.key[walks.last], np.full(N, level)), torch.zeros_like(x)

@@ -17,7 +17,7 @@ from treesearch.backends.wrappers.drafted import Drafted
 from treesearch.errors import BudgetError
 from treesearch.rewards.base import Reward
 
-LEVELS = (12, 9, 7)  # that a draft of 3 from T = 12 evaluates: the second jump, from 10, is probed at 9
+LEVELS = (12, 9, 7, 6)  # that a draft of 4 from T = 12 evaluates: its jumps from 10 and 8 are probed at 9 and 7
 
 
 class Shifted(Bed):
@@ -36,7 +36,7 @@ class Shifted(Bed):
 
 @pytest.mark.parametrize("around", [lambda k: k, lambda k: Drafted(k, k, 1.0)], ids=["own", "another's"])
 def test_drafts_around_an_offset_are_those_of_the_chain_without(around):
-    one, other = (drafted(3, kernel=around(kind()))[1].reward[1:] for kind in (Shifted, Bed))
+    one, other = (drafted(4, kernel=around(kind()))[1].reward[1:] for kind in (Shifted, Bed))
     assert np.allclose(one, other + 6 * 5, rtol=0, atol=ROUNDING)
 
 
@@ -99,11 +99,11 @@ def test_work_is_charged_at_the_levels_that_are_evaluated():
     class Wide(Bed):
         rows_per_nfe = tuple(range(T + 1))
 
-    *_, cost = drafted(3, kernel=Wide())
+    *_, cost = drafted(4, kernel=Wide())
     assert cost.rows == N * sum(LEVELS)
-    *_, cost = drafted(3, kernel=Drafted(Wide(), Bed(), 1.0))
-    assert cost.rows == N * 3
-    *_, cost = drafted(3, kernel=Drafted(Bed(), Wide(), 1.0))
+    *_, cost = drafted(4, kernel=Drafted(Wide(), Bed(), 1.0))
+    assert cost.rows == N * 4
+    *_, cost = drafted(4, kernel=Drafted(Bed(), Wide(), 1.0))
     assert cost.rows == N * sum(LEVELS)
 
 

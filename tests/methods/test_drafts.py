@@ -21,7 +21,7 @@ from treesearch.testing.methods import check_edges, check_noise
 
 T = 12
 BED = Bed()
-RACES = {"search": ts.BestOfN(draft=3), "race": ts.BestOfN(draft=(2, 4)), "sampling": ts.BestOfN(draft=3, floor=0.2)}
+RACES = {"search": ts.BestOfN(draft=3), "race": ts.BestOfN(draft=(2, 4)), "sampling": ts.BestOfN(draft=2, floor=0.2)}
 every = pytest.mark.parametrize("method", RACES.values(), ids=RACES)
 
 
