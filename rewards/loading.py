@@ -261,17 +261,26 @@ def explained(checkpoint: str, error: Exception) -> CheckpointError:
     text, chain = "", error
     while chain is not None:
         text, chain = f"{text} {type(chain).__name__} {chain}", chain.__cause__ or chain.__context__
-    if "gated" in text.lower():
+    if not checkpoint:
+        why = "the checkpoint's name is empty: give a hub id or a folder"
+    elif "gated" in text.lower():
         why = f"{checkpoint} is gated: accept its terms on its page, then log in with `hf auth login`"
     elif "safetensors" in text and "no file named" in text:
         why = f"{checkpoint} has no safetensors weights: convert them, or pass allow_pickle=True"
     elif Path(checkpoint).is_dir():
         why = f"the folder {checkpoint} is not a complete checkpoint: save it with save_pretrained"
+    elif _is_path(checkpoint):
+        why = f"there is no folder {checkpoint}: give the path of an existing one, or a hub id"
     else:
         why = f"{checkpoint} was not found on the hub or on disk: check the name and the network, or give a folder"
     return CheckpointError(
         f"{why} ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
     )
+
+
+def _is_path(checkpoint: str) -> bool:
+    """Whether this is a path, which the hub has no names like."""
+    return checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1
 
 
 def needed(module: str) -> Any:

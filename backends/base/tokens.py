@@ -79,7 +79,8 @@ class Tokens:
         (where, rows), stays = self._moving(), x == self.x
         jump = self.jump[rows]
         spread = torch.zeros_like(jump) if self.spread is None else self.spread[rows]
-        drawn, astray = jump.log() + self._log_p(rows, self.x[where], x[where]), spread / max(self._size - 1, 1)
+        drawn = torch.where(jump > 0, jump.log() + self._log_p(rows, self.x[where], x[where]), -math.inf)
+        astray = spread / max(self._size - 1, 1)
         went = torch.logaddexp(drawn, torch.where(x[where] < self._size, astray, 0.0).log())
         found = torch.where(stays, 0.0, -math.inf).double()
         found[where] = torch.where(stays[where], torch.log1p(-jump - spread), went)

@@ -31,11 +31,16 @@ class Asked(NamedTuple):
         """What a network says of states x (n, L) at levels t (n,): (n, L, V).
 
         Raises:
-            ValueError: it returned something else.
+            ValueError: it returned something else, or knows no such tokens.
         """
         before, after = (torch.tensor(marks, device=x.device).expand(len(x), -1) for marks in (self.before, self.after))
         tokens = torch.cat([before.long(), x, after.long()], 1)
-        output = network(tokens, *self._time(t, corruption))
+        try:
+            output = network(tokens, *self._time(t, corruption))
+        except IndexError as error:
+            highest = int(tokens.max()) if tokens.numel() else 0
+            raise ValueError(f"the network stopped at tokens up to {highest}, is that one of its vocabulary? It said: "
+                             f"{error}") from error  # fmt: skip
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.shape[:2] != tokens.shape or logits.ndim != 3:
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -2,18 +2,22 @@
 
     {"name": ____, "born": {"place": ____}}
 
-Objects of named properties, however deep, with strings, numbers, booleans and enumerations in them. What has no fixed
-place in a text (lists, alternatives, further properties) has no scaffold.
+Objects of named properties, however deep, with strings, numbers, booleans, enumerations and constants in them. What has
+no fixed place in a text (lists, alternatives, references, further properties) has no scaffold. A field holds whatever
+is written in it: neither its kind nor its choices are enforced.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 KINDS = ("string", "number", "integer", "boolean")
 DEEPEST = 16
+ALTERNATIVES = ("anyOf", "oneOf", "allOf", "not", "if", "$ref", "$dynamicRef", "$recursiveRef")
+KIND_OF = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
 class Field(NamedTuple):
@@ -34,6 +38,23 @@ class Field(NamedTuple):
         return self.kind == "string"
 
 
+class Fixed(NamedTuple):
+    """A value that stands in every record.
+
+    Args:
+        path: as of a field.
+        value: of JSON.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+
+
+def layout(schema: Mapping[str, Any]) -> list[Field | Fixed]:
+    """Values of a record, in the order of the text."""
+    return [piece for piece in _object(schema, ()) if not isinstance(piece, str)]
+
+
 def pieces(schema: Mapping[str, Any]) -> list[str | Field]:
     """Texts and fields of a record, in turn, a text first and last.
 
@@ -42,6 +63,8 @@ def pieces(schema: Mapping[str, Any]) -> list[str | Field]:
     """
     found: list[str | Field] = []
     for piece in _object(schema, ()):
+        if isinstance(piece, Fixed):
+            piece = json.dumps(piece.value, ensure_ascii=False)
         if isinstance(piece, str) and found and isinstance(found[-1], str):
             found[-1] += piece
         else:
@@ -49,30 +72,33 @@ def pieces(schema: Mapping[str, Any]) -> list[str | Field]:
     return found
 
 
-def record(fields: list[Field], texts: list[str | None]) -> dict[str, Any]:
-    """A record of what was written in its fields, None where nothing was."""
+def record(places: Sequence[Field | Fixed], texts: Sequence[str | None]) -> dict[str, Any]:
+    """A record of what was written in its fields, None where nothing was, and of what stands in every record."""
     made: dict[str, Any] = {}
-    for field, text in zip(fields, texts, strict=True):
+    written = iter(texts)
+    for place in places:
         inner = made
-        for name in field.path[:-1]:
+        for name in place.path[:-1]:
             inner = inner.setdefault(name, {})
-        inner[field.path[-1]] = None if text is None else _value(field, text)
+        inner[place.path[-1]] = place.value if isinstance(place, Fixed) else _value(place, next(written))
     return made
 
 
-def _value(field: Field, text: str) -> Any:
+def _value(field: Field, text: str | None) -> Any:
     """A text as its field's kind; a text that is of another stays a text, which no schema takes for one."""
-    if field.quoted:
+    if field.quoted or text is None:
         return text
     try:
         value = json.loads(text, parse_constant=str)
     except (ValueError, RecursionError):
         return text
-    return text if isinstance(value, (dict, list)) else value
+    nothing = isinstance(value, float) and not math.isfinite(value)  # 1e999
+    return text if nothing or isinstance(value, (dict, list)) else value
 
 
-def _object(schema: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str | Field]:
+def _object(schema: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str | Field | Fixed]:
     named = ".".join(path) or "the schema"
+    _refuse_alternatives(schema, named)
     if len(path) > DEEPEST:
         raise ValueError(f"{named} lies {len(path)} objects deep, at most {DEEPEST}")
     properties = schema.get("properties")
@@ -88,15 +114,15 @@ def _object(schema: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str | 
     yield "}"
 
 
-def _property(schema: Any, path: tuple[str, ...]) -> Iterator[str | Field]:
+def _property(schema: Any, path: tuple[str, ...]) -> Iterator[str | Field | Fixed]:
     named = ".".join(path)
     if not isinstance(schema, Mapping):
         raise ValueError(f"{named} is {schema!r}, expected a schema")
     if "const" in schema:
-        yield json.dumps(schema["const"], ensure_ascii=False)
+        yield Fixed(path, schema["const"])
         return
-    kinds = schema.get("type", "string")
-    kind = next((k for k in kinds if k != "null"), "null") if isinstance(kinds, list) else kinds
+    _refuse_alternatives(schema, named)
+    kind = _kind(schema, named)
     if kind == "object":
         yield from _object(schema, path)
         return
@@ -109,6 +135,33 @@ def _property(schema: Any, path: tuple[str, ...]) -> Iterator[str | Field]:
     _refuse_contradiction(schema, named)
     field = Field(path, kind, None if choices is None else tuple(choices))
     yield from ('"', field, '"') if field.quoted else (field,)
+
+
+def _kind(schema: Mapping[str, Any], named: str) -> str:
+    """The kind of a property: what it says, or what its values, its properties or its items are of.
+
+    Raises:
+        ValueError: several.
+    """
+    said = schema.get("type")
+    kinds = [said] if isinstance(said, str) else [*(said or ())]
+    if said is None and "enum" in schema:
+        kinds = [*dict.fromkeys("null" if v is None else KIND_OF.get(type(v), "array") for v in schema["enum"])]
+        kinds = ["number"] if set(kinds) == {"integer", "number"} else kinds
+    elif said is None:
+        kinds = [kind for key, kind in (("properties", "object"), ("items", "array"), ("prefixItems", "array"))
+                 if key in schema]  # fmt: skip
+        kinds = kinds or ["string"]  # anything fits, a string too
+    kinds = [kind for kind in kinds if kind != "null"] or (["null"] if kinds else ["string"])
+    if len(kinds) > 1:
+        raise ValueError(f"{named} may be {' or '.join(kinds)}, and a scaffold has one place for it: give one type")
+    return kinds[0]
+
+
+def _refuse_alternatives(schema: Mapping[str, Any], named: str) -> None:
+    if found := next((key for key in ALTERNATIVES if key in schema), None):
+        raise ValueError(f"{named} has {found}: alternatives and references have no fixed place in a text, write out "
+                         "what is wanted")  # fmt: skip
 
 
 def _refuse_contradiction(schema: Mapping[str, Any], named: str) -> None:

@@ -15,8 +15,9 @@ Large Language Diffusion Models (Nie et al., 2025), appendix B, guidance with th
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, final
 
@@ -30,9 +31,11 @@ from treesearch.backends.base.tokens import NOWHERE, level_normals, log_norm
 from treesearch.backends.text import reveals
 from treesearch.backends.text.asked import PLAINLY, Asked
 from treesearch.backends.text.corruption import Noise, corruption
+from treesearch.backends.text.devices import as_device
 from treesearch.backends.text.words import Words
-from treesearch.rewards.numeric import is_number, is_positive, is_whole
+from treesearch.rewards.numeric import is_number, is_whole
 
+COLDEST = 1e-6  # temperature, below which logits over it leave float64's range sooner or later
 FREE = -1  # among known tokens: a position that is not known
 KNOWN = "known"  # of conditioning: tokens (n, L) that stand from the start, FREE elsewhere
 PROMPTED = "prompted"  # of conditioning: which of them guidance hides (n, L), where that is not all of them
@@ -49,7 +52,8 @@ class MaskedTextKernel:
         length: L, tokens of a text, prompt included.
         num_steps: T.
         mask: number of the mask token; None for uniform noise, which has none.
-        vocabulary: V, tokens that uniform noise draws from; of masked diffusion it is what the network returns.
+        vocabulary: V, tokens that the network knows. Uniform noise draws from them; masked diffusion may leave it out,
+            and settings that name other tokens are then found at the first step.
         words: what makes texts of tokens; without, prompts and samples are tokens.
         noise, schedule: see `text.corruption`.
         reveal: see `text.reveals`.
@@ -92,13 +96,14 @@ class MaskedTextKernel:
         name: str = "text",
     ) -> None:
         self.model, self.words, self.name, self.asked = network, words, name, asked
-        self.corruption = corruption(noise, schedule, num_steps)
+        self.corruption, self.schedule = corruption(noise, schedule, num_steps), schedule
         self.length, self.num_steps = length, self.corruption.num_steps
         self.mask, self.vocabulary, self.reveal = mask, vocabulary, reveal
-        self.temperature, self.top_p, self.guidance_scale = float(temperature), top_p, float(guidance_scale)
-        self.forbid, self.endpoint = tuple(forbid), endpoint
+        self.temperature, self.top_p, self.guidance_scale = temperature, top_p, guidance_scale
+        self.forbid, self.endpoint = _numbers(forbid), endpoint
         self._refuse()
-        self.device = torch.device(device)
+        self.temperature, self.guidance_scale = float(temperature), float(guidance_scale)
+        self.device = as_device(device)
         self._quiet = Quiet(*([network.to(self.device)] if isinstance(network, nn.Module) else []))
 
     def _refuse(self) -> None:
@@ -116,8 +121,9 @@ class MaskedTextKernel:
             raise ValueError(f"reveal is {self.reveal!r}, expected one of {', '.join(reveals.ORDERS)}")
         if not self.masked and self.reveal != "random":
             raise ValueError(f"reveal={self.reveal!r} is of masks, and uniform noise has none: leave it out")
-        if not is_positive(self.temperature):
-            raise ValueError(f"temperature is {self.temperature!r}, expected a positive number: .01 is all but argmax")
+        if not is_number(self.temperature, COLDEST, 1e6):
+            raise ValueError(f"temperature is {self.temperature!r}, expected a number of {COLDEST:g}..1e6: .01 is all "
+                             "but argmax")  # fmt: skip
         if not is_number(self.top_p, 0, 1) or self.top_p == 0:
             raise ValueError(f"top_p is {self.top_p!r}, expected a probability above 0")
         if not is_number(self.guidance_scale, 0, 1e6):
@@ -126,6 +132,25 @@ class MaskedTextKernel:
             raise ValueError("guidance masks the prompt, and uniform noise has no mask: leave guidance_scale out")
         if self.endpoint not in ("argmax", "draw"):
             raise ValueError(f"endpoint is {self.endpoint!r}, expected 'argmax' or 'draw'")
+        if self.vocabulary is not None:
+            if not is_whole(self.vocabulary):
+                raise ValueError(f"vocabulary is {self.vocabulary!r}, expected how many tokens the network knows")
+            if self.masked and self.mask >= self.vocabulary:
+                raise ValueError(f"mask is {self.mask}, the network knows {self.vocabulary} tokens, numbered from 0")
+            self._never(self.vocabulary)
+
+    def _never(self, size: int) -> list[int]:
+        """Which of `size` tokens are never drawn.
+
+        Raises:
+            ValueError: all, or others than these.
+        """
+        if self.forbid and max(self.forbid) >= size:
+            raise ValueError(f"forbid names token {max(self.forbid)}, the network knows {size}, numbered from 0")
+        never = {*self.forbid, *([self.mask] if self.masked and self.mask < size else [])}
+        if len(never) == size:
+            raise ValueError(f"none of {size} tokens is left to draw: forbid fewer")
+        return sorted(never)
 
     @classmethod
     def from_pretrained(
@@ -140,41 +165,52 @@ class MaskedTextKernel:
         mask: int | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        **settings: Any,
+        noise: Noise = "masked",
+        schedule: Any = "log-linear",
+        reveal: reveals.Order = "random",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        guidance_scale: float = 1.0,
+        forbid: Sequence[int] = (),
+        endpoint: Literal["argmax", "draw"] = "argmax",
     ) -> MaskedTextKernel:
         """A checkpoint of transformers, on the hub or in a folder, with its tokenizer.
 
         Args:
             checkpoint: anything that AutoModelForMaskedLM reads, or LLaDA, Dream or MDLM.
-            length, num_steps, mask: as for the class; the mask is the checkpoint's where it says one.
+            length, num_steps, mask, noise, schedule, reveal, temperature, top_p, guidance_scale, forbid, endpoint: as
+                for the class; the mask is the checkpoint's where it says one.
             trust_remote_code: run code that comes with the checkpoint.
             tokenizer: of another checkpoint, where this one has none, such as "gpt2" for MDLM.
             chat: see `Words`.
             device: None is a GPU where there is one.
             dtype: of the weights; None is as they are stored.
-            settings: further arguments of the class.
 
         Raises:
             CheckpointError: absent, gated, incomplete, or no masked language model.
-            ValueError: code of its own without consent, no mask token, a tokenizer of another model, or a text longer
-                than the network reads.
+            ValueError: code of its own without consent, no mask token, a tokenizer of another model, a text longer than
+                the network reads, or a setting out of range.
             ImportError: transformers is not installed.
         """
         from treesearch.backends.text.loading import load
 
+        settings: dict[str, Any] = {
+            "length": length, "num_steps": num_steps, "noise": noise, "schedule": schedule, "reveal": reveal,
+            "temperature": temperature, "top_p": top_p, "guidance_scale": guidance_scale, "forbid": forbid,
+            "endpoint": endpoint, "device": as_device(device),
+        }  # fmt: skip
+        masked = noise != "uniform"
+        cls(
+            torch.nn.Identity(), **settings | ({"mask": 0} if masked else {"vocabulary": sys.maxsize})
+        )  # before weights
         found = load(
             checkpoint, length, trust_remote_code=trust_remote_code, tokenizer=tokenizer, chat=chat, dtype=dtype
         )
-        place = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-        given: dict[str, Any] = {"words": found.words, "asked": found.asked, "name": found.name, "device": place}
-        if settings.get("noise") == "uniform":
-            return cls(
-                found.network, length=length, num_steps=num_steps, vocabulary=found.vocabulary, **given, **settings
-            )
+        settings |= {"words": found.words, "asked": found.asked, "name": found.name, "vocabulary": found.vocabulary}
         own = found.mask if mask is None else mask
-        if own is None:
+        if masked and own is None:
             raise ValueError(f"{checkpoint} says no mask token: give its number, mask=...")
-        return cls(found.network, length=length, num_steps=num_steps, mask=own, **given, **settings)
+        return cls(found.network, mask=own if masked else None, **settings)
 
     @property
     def masked(self) -> bool:
@@ -224,17 +260,16 @@ class MaskedTextKernel:
         return self
 
     def with_settings(self, **settings: Any) -> MaskedTextKernel:
-        """The same network with other attributes, such as `reveal` or `temperature`.
+        """The same network with other arguments, such as `reveal`, `num_steps` or `temperature`.
 
         Raises:
             ValueError: an unknown one, or one out of range.
         """
-        if unknown := set(settings) - vars(self).keys():
-            raise ValueError(f"unknown settings {', '.join(sorted(unknown))}")
-        made = copy.copy(self)
-        vars(made).update(settings)
-        made._refuse()
-        return made
+        own = [name for name in inspect.signature(MaskedTextKernel).parameters if name != "network"]
+        if unknown := set(settings) - set(own):
+            raise ValueError(f"unknown settings {', '.join(sorted(unknown))}: choose {', '.join(own)}")
+        given = {name: self.corruption.noise if name == "noise" else getattr(self, name) for name in own}
+        return MaskedTextKernel(self.model, **given | settings)
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         """x_T (n, L): masks, or any tokens, where nothing is known."""
@@ -258,11 +293,15 @@ class MaskedTextKernel:
             logits = self._logits(x, t, self._hidden(cond, known), free)
         endpoint = x.clone()
         endpoint[row, column] = logits.argmax(-1)
+        everything = logits
         if self.top_p < 1:
             logits = reveals.nucleus(logits, self.top_p, self.temperature)
         at = torch.full_like(x, NOWHERE)
         at[row, column] = torch.arange(len(row), device=x.device)
-        jump, spread = self._moves(x, t, logits, row, column)
+        if self.reveal != "random":  # by all that the network says, not by what is drawn
+            jump, spread = reveals.first(self.reveal, everything, row, column, t).double(), None
+        else:
+            jump, spread = self._moves(x, t, logits, row, column)
         law = Tokens(x, at, logits, jump, endpoint, spread, self.temperature)
         return (
             law if self.endpoint == "argmax" else replace(law, endpoint=law.endpoints(level_normals(t, (self.length,))))
@@ -270,8 +309,6 @@ class MaskedTextKernel:
 
     def _moves(self, x: Tensor, t: Tensor, logits: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities of free positions to leave x_t by the network, and to anywhere."""
-        if self.reveal != "random":
-            return reveals.first(self.reveal, logits, row, column, t).double(), None
         if self.masked:
             return self.corruption.reveal(t[row]), None
         now = logits.gather(-1, x[row, column][:, None])[:, 0].double() / self.temperature
@@ -295,8 +332,7 @@ class MaskedTextKernel:
             absent = torch.where(hidden, self.mask or 0, x)
             absent, given = self._called(torch.cat([absent, x]), torch.cat([t, t])).chunk(2)
             logits = extrapolated(absent[free], given[free], self.guidance_scale)
-        never = [token for token in (*self.forbid, *([self.mask] if self.masked else [])) if token < logits.shape[-1]]
-        logits[:, never] = -torch.inf
+        logits[:, self._never(logits.shape[-1])] = -torch.inf
         return logits
 
     def _called(self, x: Tensor, t: Tensor) -> Tensor:
@@ -332,11 +368,28 @@ class MaskedTextKernel:
             TypeError, ValueError: neither.
         """
         if self.words is not None:
-            return self.words.ids(text)
+            return self._unmasked(self.words.ids(text), text)
         given = isinstance(text, Sequence) and not isinstance(text, str)
         if not given or not all(is_whole(token, 0) and token != self.mask for token in text):
             raise TypeError(f"a prompt is {text!r}: without words= it is a sequence of tokens, the mask not among them")
+        if self.vocabulary is not None and max(text, default=0) >= self.vocabulary:
+            raise ValueError(f"a prompt has token {max(text)}, the network knows {self.vocabulary}, numbered from 0")
         return [int(token) for token in text]
+
+    def plain(self, text: str) -> list[int]:
+        """Tokens of a text that stands in a state as it is, without marks around it.
+
+        Raises:
+            ValueError: no text that the tokenizer has tokens for, no `words`, or the mask is in it.
+        """
+        if self.words is None:
+            raise ValueError("this kernel has no words: give words=")
+        return self._unmasked(self.words.plain(text), text)
+
+    def _unmasked(self, tokens: list[int], text: str) -> list[int]:
+        if self.mask in tokens:
+            raise ValueError(f"the mask token stands in {text!r}, where it would never be drawn: leave it out")
+        return tokens
 
     def decode(self, x0: Tensor) -> Any:
         """Texts, a list of n; without `words` the tokens (n, L)."""
@@ -355,3 +408,15 @@ class MaskedTextKernel:
     def _vocabulary(self) -> Any:
         """What tells its words from others."""
         return None if self.words is None else [self.words.chat, sorted(self.words.tokenizer.get_vocab().items())]
+
+
+def _numbers(tokens: Iterable[int]) -> tuple[int, ...]:
+    """Tokens that are never drawn, by number.
+
+    Raises:
+        ValueError: something else.
+    """
+    found = tuple(tokens) if isinstance(tokens, Iterable) else None
+    if found is None or not all(is_whole(token, 0) for token in found):
+        raise ValueError(f"forbid is {found or tokens!r}, expected numbers of tokens, such as [0, 17]")
+    return found

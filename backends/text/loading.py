@@ -15,7 +15,7 @@ from torch import nn
 
 from treesearch.backends.text.asked import Asked
 from treesearch.backends.text.words import Words
-from treesearch.rewards.loading import CheckpointError, explained, needed
+from treesearch.rewards.loading import CheckpointError, as_dtype, explained, needed
 
 CLASSES = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForCausalLM")  # of code of their own, in order of preference
 MASKS = {"llada": 126336}  # where neither tokenizer nor configuration says it
@@ -56,10 +56,11 @@ def load(
 
     Raises:
         CheckpointError: absent, gated, incomplete, or no masked language model.
-        ValueError: code of its own without consent, a tokenizer of another model, or texts longer than it reads.
+        ValueError: an unknown dtype, code of its own without consent, a tokenizer of another model, or texts longer
+            than it reads.
         ImportError: transformers is not installed.
     """
-    transformers = needed("transformers")
+    transformers, precision = needed("transformers"), "auto" if dtype is None else as_dtype(dtype)
     says = _configuration(transformers, checkpoint)
     kind, codes = says.get("model_type", ""), says.get("auto_map") or {}
     if kind in REFUSED:
@@ -81,7 +82,7 @@ def load(
         getattr(transformers, name),
         checkpoint,
         **options,
-        dtype="auto" if dtype is None else dtype,
+        dtype=precision,
         output_loading_info=True,
         use_safetensors=True,
     )

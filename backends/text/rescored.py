@@ -33,7 +33,7 @@ class Rescored(Wrapper):
 
     Raises:
         TypeError: another kernel.
-        ValueError: one that reveals at random.
+        ValueError: one that reveals at random, or draws from the most probable tokens alone (top_p).
     """
 
     def __post_init__(self) -> None:
@@ -42,6 +42,10 @@ class Rescored(Wrapper):
             raise TypeError(f"rescored is for a MaskedTextKernel, got {type(self.kernel).__name__}")
         if order == "random":
             raise ValueError("rescored needs reveal='left' or 'confidence', where a step's share of tokens is known")
+        if self._texts.top_p < 1:
+            raise ValueError(
+                "rescored weighs draws that may be any token, and top_p leaves most of them out: use top_p=1"
+            )
 
     @property
     def _texts(self) -> Any:

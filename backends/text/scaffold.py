@@ -19,19 +19,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Transition, Wrapper
-from treesearch.backends.text.fields import Field, pieces, record
+from treesearch.backends.text.fields import Field, layout, pieces, record
 from treesearch.backends.text.kernel import FREE, KNOWN, PROMPTED, MaskedTextKernel
 from treesearch.backends.text.reveals import Order
 from treesearch.rewards.numeric import is_whole
-
-LARGEST = 2**20  # bytes of a schema's file
+from treesearch.rewards.text.records import as_schema, validator_of
 
 
 def scaffold(
@@ -58,22 +56,14 @@ def scaffold(
         ValueError: a schema without a scaffold, words that the tokenizer does not know, or more tokens than the
             kernel's length.
         FileNotFoundError: no such file.
+        ImportError: jsonschema is not installed.
     """
     if not isinstance(kernel, MaskedTextKernel) or not kernel.masked or kernel.words is None:
         raise TypeError("a scaffold is for a MaskedTextKernel of masked diffusion with words: its fields are masks")
     told = kernel if reveal is None else kernel.with_settings(reveal=reveal)
-    return Scaffold(told, json.dumps(_read(schema)), blanks, null, ask)
-
-
-def _read(schema: Mapping[str, Any] | str) -> Any:
-    if not isinstance(schema, str):
-        return schema
-    if Path(schema).stat().st_size > LARGEST:
-        raise ValueError(f"{schema} has more than {LARGEST:,} bytes: that is no schema")
-    try:
-        return json.loads(Path(schema).read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{schema} holds no JSON: {error}") from error
+    rules = as_schema(schema)
+    validator_of(rules)
+    return Scaffold(told, json.dumps(rules), blanks, null, ask)
 
 
 @final
@@ -119,7 +109,7 @@ class Scaffold(Wrapper):
         """Tokens of the structure, FREE in its fields."""
         found = []
         for piece in self._pieces:
-            found += [FREE] * self.blanks if isinstance(piece, Field) else self.kernel.words.plain(piece)
+            found += [FREE] * self.blanks if isinstance(piece, Field) else self.kernel.plain(piece)
         return found
 
     @cached_property
@@ -129,7 +119,7 @@ class Scaffold(Wrapper):
         Raises:
             ValueError: the tokenizer does not know it.
         """
-        return [] if self.null is None else self.kernel.words.plain(self.null)
+        return [] if self.null is None else self.kernel.plain(self.null)
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """Prompt and structure as known tokens.
@@ -167,11 +157,12 @@ class Scaffold(Wrapper):
 
     def decode(self, x0: Tensor) -> list[str]:
         """Records as JSON."""
-        return [json.dumps(found, ensure_ascii=False) for found in self.records(x0)]
+        return [json.dumps(found, ensure_ascii=False, allow_nan=False) for found in self.records(x0)]
 
     def records(self, x0: Tensor) -> list[dict[str, Any]]:
         """Records of states (n, L); a field of nulls alone is None."""
-        return [record(self.fields, self._texts(row)) for row in x0.tolist()]
+        places = layout(json.loads(self.schema))
+        return [record(places, self._texts(row)) for row in x0.tolist()]
 
     def _texts(self, row: list[int]) -> list[str | None]:
         """What is written in the fields of a row."""
@@ -181,7 +172,7 @@ class Scaffold(Wrapper):
                 texts.append(self._written(row[at : at + self.blanks]))
                 at += self.blanks
             else:
-                at += len(self.kernel.words.plain(piece))
+                at += len(self.kernel.plain(piece))
         return texts
 
     def _begin(self, row: list[int]) -> int:

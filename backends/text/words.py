@@ -32,6 +32,12 @@ class Words:
         return self.tokenizer.mask_token_id
 
     @property
+    def _continues(self) -> str:
+        """What a decoder of word pieces leaves before one that has no beginning in front of it, such as ##."""
+        decoder = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "decoder", None)
+        return getattr(decoder, "prefix", "")
+
+    @property
     def filler(self) -> int | None:
         """What stands behind the end of a text."""
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
@@ -67,7 +73,7 @@ class Words:
         """Texts of tokens (n, L): up to the mark of the end, without other marks."""
         kept = [self._kept(row) for row in rows.tolist()]
         decoded = self.tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [str(text) for text in decoded]
+        return [str(text).removeprefix(self._continues) for text in decoded]
 
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Marks before and after a text, such as [CLS] and [SEP]; none without a mask token to see them by."""

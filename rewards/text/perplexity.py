@@ -50,10 +50,11 @@ def perplexity(
 
     Raises:
         ValueError: an unknown dtype.
-        CheckpointError: the checkpoint is absent or gated.
+        CheckpointError: the checkpoint is absent or gated, or sees both sides of a token.
         ImportError: transformers is not installed.
     """
     where, precision = str(device or "cpu"), loading.as_dtype(dtype)
+    _refuse_bidirectional(checkpoint)
     words = loading.load_part("AutoTokenizer", checkpoint)
 
     def part(texts: list[str], _: Any) -> Tensor:
@@ -75,6 +76,17 @@ def perplexity(
         return loading.micro_batches(part, checked(samples), None, batch_size)
 
     return Reward(fn, f"perplexity({checkpoint})")
+
+
+def _refuse_bidirectional(checkpoint: str) -> None:
+    """Raises:
+    CheckpointError: a masked language model, whose logits at a token have seen it.
+    """
+    config = loading.load_part("AutoConfig", checkpoint)
+    masked = type(config) in loading.needed("transformers").MODEL_FOR_MASKED_LM_MAPPING
+    if masked and not any(getattr(config, told, False) for told in ("is_decoder", "is_encoder_decoder", "causal")):
+        raise loading.CheckpointError(f"{checkpoint} is a {config.model_type} network, which sees both sides of a token"
+                                      ": perplexity needs a causal language model, such as gpt2")  # fmt: skip
 
 
 def _ids(words: Any, text: str) -> list[int]:

@@ -40,17 +40,7 @@ def json_schema(schema: Mapping[str, Any] | str) -> Reward:
         ImportError: jsonschema is not installed.
     """
     rules = as_schema(schema)
-    try:
-        from jsonschema import exceptions, validators
-        from referencing import Registry
-    except ImportError as error:
-        raise ImportError("json_schema needs jsonschema: pip install 'treesearch[text]'") from error
-    kind = validators.validator_for(rules, default=validators.Draft202012Validator)
-    try:
-        kind.check_schema(rules)
-    except exceptions.SchemaError as error:
-        raise ValueError(f"this is no JSON schema: {error.message}") from error
-    validator = kind(rules, registry=Registry())  # fetches nothing
+    validator = validator_of(rules)
 
     def fn(samples: Any, prompts: Sequence[Any] | None) -> Tensor:
         found = [_fit(validator, parsed(text)) for text in answers(samples, prompts)]
@@ -68,6 +58,12 @@ def as_schema(schema: Mapping[str, Any] | str) -> dict[str, Any]:
     """
     if isinstance(schema, str):
         path = Path(schema)
+        if schema.lstrip()[:1] in ("{", "["):
+            raise ValueError("schema is JSON written out: give a dict, or the path of a file that holds it")
+        if path.is_dir():
+            raise ValueError(f"schema is the folder {schema!r}: give a dict, or the path of a file")
+        if not path.is_file():
+            raise FileNotFoundError(f"schema is {schema!r}, and there is no such file: give a dict, or the path of one")
         if path.stat().st_size > LARGEST:
             raise ValueError(f"{schema} has more than {LARGEST:,} bytes: that is no schema")
         try:
@@ -79,6 +75,26 @@ def as_schema(schema: Mapping[str, Any] | str) -> dict[str, Any]:
     if not schema:
         raise ValueError("the schema is empty, which every text fits: say what is wanted, such as its properties")
     return dict(schema)
+
+
+def validator_of(rules: Mapping[str, Any]) -> Any:
+    """What counts violations of a schema; it fetches nothing.
+
+    Raises:
+        ValueError: no schema.
+        ImportError: jsonschema is not installed.
+    """
+    try:
+        from jsonschema import exceptions, validators
+        from referencing import Registry
+    except ImportError as error:
+        raise ImportError("schemas need jsonschema: pip install 'treesearch[text]'") from error
+    kind = validators.validator_for(rules, default=validators.Draft202012Validator)
+    try:
+        kind.check_schema(rules)
+    except exceptions.SchemaError as error:
+        raise ValueError(f"this is no JSON schema: {error.message} ({error.json_path})") from error
+    return kind(rules, registry=Registry())
 
 
 def parsed(text: str) -> Any:

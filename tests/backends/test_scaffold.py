@@ -14,7 +14,7 @@ import treesearch as ts
 from tests.support import text
 from treesearch.backends.base import describe
 from treesearch.backends.exact.gaussian import LinearGaussian
-from treesearch.backends.text.fields import Field, pieces, record
+from treesearch.backends.text.fields import Field, layout, pieces, record
 from treesearch.backends.text.kernel import FREE, KNOWN, PROMPTED, MaskedTextKernel
 from treesearch.backends.text.scaffold import scaffold
 from treesearch.backends.text.words import Words
@@ -173,22 +173,49 @@ def test_pieces_of_a_schema():
     found = pieces(schema)
     a, d = Field(("a",), "integer"), Field(("c", "d"), "string", ("u", "v"))
     assert found == ['{"a": ', a, ', "b": "x", "c": {"d": "', d, '"}}']
+    assert record(layout(schema), ["12", "u"]) == {"a": 12, "b": "x", "c": {"d": "u"}}
+    assert record([a], ["1e999"]) == {"a": "1e999"}
     assert record([a, d], ["12", "u"]) == {"a": 12, "c": {"d": "u"}}
     assert record([a, d], ["twelve", None]) == {"a": "twelve", "c": {"d": None}}
     assert record([a, d], ["[1]", "7"]) == {"a": "[1]", "c": {"d": "7"}}
 
 
 @pytest.mark.parametrize(
+    ("inner", "kind"),
+    [
+        ({"enum": [1, None]}, "integer"),
+        ({"enum": [1, 2.5]}, "number"),
+        ({"enum": [True]}, "boolean"),
+        ({"enum": ["u"]}, "string"),
+        ({}, "string"),
+    ],
+)
+def test_a_property_is_of_the_kind_of_its_values(inner, kind):
+    (field,) = layout({"properties": {"a": inner}})
+    assert field.kind == kind
+    (place,) = layout({"properties": {"a": {"properties": {"b": {}}}}})
+    assert place.path == ("a", "b")
+
+
+@pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ({}, "names no properties"),
+        ({}, "the schema is empty"),
+        ([1], "expected a JSON object"),
+        ({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, "a has anyOf: alternatives and references"),
+        ({"properties": {"a": {"$ref": "#/$defs/a"}}}, r"a has \$ref: alternatives and references"),
+        ({"properties": {"a": {}}, "oneOf": [{}]}, "the schema has oneOf"),
+        ({"properties": {"a": {"items": {}}}}, "a is of type 'array', which has no fixed place"),
+        ({"properties": {"a": {"enum": ["u", 1]}}}, "a may be string or integer"),
+        ({"properties": {"a": {"type": ["string", "integer"]}}}, "a may be string or integer"),
+        ({"properties": {"a": {"minimum": "x"}}}, r"no JSON schema: 'x' is not of type 'number' \(\$.properties.a"),
         ({"type": "object", "properties": {}}, "names no properties"),
         ({"type": "array"}, "names no properties"),
         ({"properties": {"a": {}}, "required": ["b"]}, "requires 'b', which is none of its properties"),
         ({"properties": {"a": {"type": "array"}}}, "a is of type 'array', which has no fixed place"),
         ({"properties": {"a": {"type": "integer", "minimum": 2, "maximum": 1}}}, "minimum is 2, maximum is 1"),
         ({"properties": {"a": {"enum": []}}}, "none of no values"),
-        ({"properties": {"a": 3}}, "a is 3, expected a schema"),
+        ({"properties": {"a": 3}}, "no JSON schema: 3 is not of type"),
     ],
 )
 def test_schemas_without_a_scaffold_are_refused(schema, said):
@@ -210,6 +237,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
     made = scaffold(kernel(), SCHEMA, blanks=4)
     with pytest.raises(ValueError, match="leaves no room for a scaffold"):
         made.encode(["the film was good"])
+    with pytest.raises(ValueError, match="the mask token stands in"):
+        scaffold(kernel(), {"properties": {"[MASK]": {}}}, blanks=2)
+    with pytest.raises(FileNotFoundError, match=r"schema is 'none.json', and there is no such file"):
+        scaffold(kernel(), "none.json")
+    with pytest.raises(ValueError, match="schema is the folder"):
+        scaffold(kernel(), str(tmp_path))
+    with pytest.raises(ValueError, match="schema is JSON written out"):
+        scaffold(kernel(), "{}")
     (tmp_path / "schema.json").write_text("{")
     with pytest.raises(ValueError, match="holds no JSON"):
         scaffold(kernel(), str(tmp_path / "schema.json"))

@@ -172,7 +172,19 @@ def test_parallel_reveals_are_corrected_by_their_weights(reveal, steps):
     assert distance(torch.full_like(weights, 1 / 8192), result.samples, joint) > 0.06
 
 
+def test_reveals_are_rescored_under_the_prompt_of_their_row():
+    made = Rescored(kernel(TABLE, reveal="left", num_steps=1))
+    cond = made.encode([[0], []])
+    law = made.transition(made.prior(torch.zeros(2, L, dtype=F64), cond), torch.ones(2, dtype=torch.int64), cond)
+    x = torch.tensor([[0, 1, 2], [2, 0, 1]])
+    joint = TABLE.data[[int((TABLE.every == row).all(1).nonzero()) for row in x]]
+    given = torch.stack([TABLE.data[TABLE.every[:, 0] == 0].sum(), torch.tensor(1.0).double()])
+    torch.testing.assert_close(law.log_prob(x) + law.log_weight(x), (joint / given).log())
+
+
 def test_rescored_is_for_reveals_in_an_order():
+    with pytest.raises(ValueError, match="use top_p=1"):
+        Rescored(kernel(reveal="left", top_p=0.9))
     with pytest.raises(ValueError, match="needs reveal='left' or 'confidence'"):
         Rescored(kernel())
     with pytest.raises(TypeError, match="is for a MaskedTextKernel"):
@@ -219,12 +231,14 @@ def test_guidance_masks_the_prompt_and_takes_two_rows():
         made.transition(x, torch.full((2,), T))
 
 
-def test_the_step_of_uniform_noise_is_that_of_diffusers():
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_the_step_of_uniform_noise_is_that_of_diffusers(temperature):
     from diffusers import DiscreteDDIMScheduler
 
     steps, size, n = 4, V + 1, 40_000
     scheduler = DiscreteDDIMScheduler(steps)
-    made = kernel(mask=None, noise="uniform", vocabulary=size, schedule=scheduler, num_steps=steps)
+    settings = {"mask": None, "noise": "uniform", "vocabulary": size, "temperature": temperature}
+    made = kernel(**settings, schedule=scheduler, num_steps=steps)
     assert made.stochastic[0]
     x = torch.tensor([[0, 3, 2]])
     logits = NET(x).float()
@@ -234,7 +248,7 @@ def test_the_step_of_uniform_noise_is_that_of_diffusers():
             logits.expand(n, -1, -1),
             steps - t,
             x.expand(n, -1),
-            temperature=1.0,
+            temperature=temperature,
             generator=torch.Generator().manual_seed(t),
         ).prev_sample
         for i in range(L):
@@ -298,16 +312,58 @@ def test_a_value_of_several_draws_leaves_every_estimate_exact():
         wrong.transition(torch.zeros(1, 1), torch.tensor([1]))
 
 
-def test_top_p_draws_from_the_fewest_tokens_that_have_it_together():
-    made = kernel(top_p=0.7)
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_top_p_draws_from_the_fewest_tokens_that_have_it_together(temperature):
+    made = kernel(top_p=0.7, temperature=temperature)
     assert "top_p" in made.departs
     x = torch.full((1, L), V)
-    law, p = made.transition(x, torch.tensor([1])), NET(x)[0, :, :V].softmax(-1)
+    law, p = made.transition(x, torch.tensor([1])), (NET(x)[0, :, :V] / temperature).softmax(-1)
     for i in range(L):
         kept = law.logits[law.at[0, i]] > -math.inf
         order = p[i].argsort(descending=True)
         count = int((p[i][order].cumsum(0) < 0.7).sum()) + 1
         assert set(kept.nonzero().flatten().tolist()) == set(order[:count].tolist())
+
+
+def test_confidence_is_the_network_s_whatever_is_drawn_from():
+    logits = torch.tensor([[0.4, 0.3, 0.3], [0.9, 0.05, 0.05], [0.5, 0.3, 0.2]]).log()
+    made = kernel(lambda x: logits.expand(len(x), -1, -1).clone(), reveal="confidence", top_p=0.3)
+    law = made.transition(torch.full((1, L), V), torch.tensor([L]))
+    assert law.jump[law.at[0]].tolist() == [0, 1, 0]
+
+
+def test_other_settings_make_another_kernel_of_the_same_network():
+    made = kernel().with_settings(num_steps=5, temperature=0.5)
+    assert made.model is NET
+    assert made.fingerprint == kernel(num_steps=5, temperature=0.5).fingerprint
+    check_kernel(made, rows=4)
+    assert kernel(schedule="cosine").with_settings(num_steps=2).corruption.alpha.tolist() == pytest.approx(
+        [1, 0.5**0.5, 0]
+    )
+    with pytest.raises(ValueError, match="unknown settings steps: choose length, num_steps"):
+        kernel().with_settings(steps=5)
+
+
+@pytest.mark.parametrize("vocabulary", [None, V + 1])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"forbid": [9]}, "forbid names token 9, the network knows 4"),
+        ({"forbid": range(V)}, "none of 4 tokens is left to draw"),
+    ],
+)
+def test_tokens_that_are_never_drawn_are_some_of_the_network_s(vocabulary, settings, said):
+    with pytest.raises(ValueError, match=said):
+        kernel(vocabulary=vocabulary, **settings).transition(EVERY[-1:], torch.tensor([1]))
+
+
+def test_tokens_that_the_network_does_not_know_are_refused():
+    with pytest.raises(ValueError, match="a prompt has token 99, the network knows 4"):
+        kernel(vocabulary=V + 1).encode([[99]])
+    made = kernel()
+    cond = made.encode([[99]])
+    with pytest.raises(ValueError, match="the network stopped at tokens up to 99"):
+        made.transition(made.prior(torch.zeros(1, L), cond), torch.tensor([1]), cond)
 
 
 def test_what_is_changed_is_said():
@@ -360,6 +416,13 @@ def test_settings_and_weights_tell_kernels_apart():
         ({"schedule": (1.0, 0.5, 0.7, 0.0)}, "fall from 1 to 0"),
         ({"reveal": "best"}, "reveal is 'best'"),
         ({"temperature": 0.0}, "temperature is 0"),
+        ({"temperature": 1e-310}, "temperature is 1e-310"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"guidance_scale": "a"}, "guidance_scale is 'a'"),
+        ({"forbid": ["a"]}, r"forbid is \('a',\), expected numbers of tokens"),
+        ({"forbid": 7}, "forbid is 7, expected numbers of tokens"),
+        ({"mask": 500, "vocabulary": 4}, "mask is 500, the network knows 4 tokens"),
+        ({"device": "tpu9"}, "unknown device 'tpu9': choose cpu"),
         ({"top_p": 0}, "top_p is 0"),
         ({"guidance_scale": -1}, "guidance_scale is -1"),
         ({"endpoint": "mean"}, "endpoint is 'mean'"),

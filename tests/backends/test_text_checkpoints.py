@@ -11,6 +11,7 @@ import treesearch as ts
 from tests.support import text
 from tests.support.tiny_clip import stirred
 from treesearch.backends.text.kernel import MaskedTextKernel
+from treesearch.backends.text.words import Words
 from treesearch.registry import registry as specs
 from treesearch.rewards.loading import CheckpointError
 from treesearch.testing import bare_chain, check_kernel
@@ -155,11 +156,45 @@ def test_other_models_are_refused_before_their_weights(bert, tmp_path, says, sai
         MaskedTextKernel.from_pretrained(with_config(bert, tmp_path / "other", **says), **READ)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dtype": "floaty"}, "dtype is 'floaty', expected float32"),
+        ({"device": "tpu9"}, "unknown device 'tpu9'"),
+        ({"forbid": 7}, "forbid is 7"),
+        ({"forbid": [9999]}, "forbid names token 9999, the network knows 18"),
+        ({"mask": 500}, "mask is 500, the network knows 18"),
+        ({"guidance_scale": "a"}, "guidance_scale is 'a'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(bert, settings, said):
+    with pytest.raises(ValueError, match=said):
+        MaskedTextKernel.from_pretrained(bert, **(READ | settings))
+
+
+def test_settings_are_looked_at_before_the_checkpoint():
+    with pytest.raises(ValueError, match="forbid is 7"):
+        MaskedTextKernel.from_pretrained("./nothing-here", **READ, forbid=7)
+
+
+def test_settings_are_named_where_they_are_listed():
+    with pytest.raises(ts.errors.UsageError, match=r"bogus.*reveal"):
+        specs.kernel("masked_text('./nothing-here', 6, 4, bogus=3)")
+
+
+def test_a_piece_of_a_word_without_its_beginning_is_text():
+    words = Words(text.tokenizer(words=["the", "##y", "b"]))
+    ids = [words.tokenizer.convert_tokens_to_ids(t) for t in ("##y", "the", "##y")]
+    assert words.texts(torch.tensor([ids])) == ["y they"]
+
+
 def test_what_does_not_fit_is_refused(bert, tmp_path):
     with pytest.raises(ValueError, match="reads 40 tokens, got a length of 42"):
         MaskedTextKernel.from_pretrained(bert, **(READ | {"length": 40}))
-    with pytest.raises(CheckpointError, match="was not found on the hub or on disk"):
+    with pytest.raises(CheckpointError, match=r"there is no folder ./nothing-here"):
         MaskedTextKernel.from_pretrained("./nothing-here", **READ)
+    with pytest.raises(CheckpointError, match="name is empty"):
+        MaskedTextKernel.from_pretrained("", **READ)
     text.tokenizer(words=[*text.WORDS, "more", "words"]).save_pretrained(folder := tmp_path / "tokens")
     other = with_config(bert, tmp_path / "other")
     for file in folder.iterdir():
@@ -179,6 +214,7 @@ def test_what_does_not_fit_is_refused(bert, tmp_path):
         ("the zebra", "knows no tokens for a part of 'the zebra'"),
         ("the film was good bad a", "a prompt of 6 tokens leaves no room in length=6"),
         (["the"], "a prompt is list, expected a text"),
+        ("the [MASK]", r"the mask token stands in 'the \[MASK\]'"),
         ("\ud800", "cannot encode"),
     ],
 )

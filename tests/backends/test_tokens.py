@@ -71,13 +71,24 @@ def test_masked_draws_are_those_of_the_table_on_the_same_noise():
 def test_draws_with_a_spread_have_the_frequencies_of_the_table():
     from scipy import stats
 
-    law = bed(n=1, length=3, spread=True, seed=2)
+    now = torch.arange(MASK)[None]  # each token moves
+    law = Tokens(now, now, make(3, MASK), torch.tensor([0.1, 0.2, 0.0]).double(), now, torch.full((3,), 0.6).double())
     drawn = law.take(torch.zeros(20_000, dtype=torch.int64)).sample(make(20_000, 3, seed=4))
     for j, probs in enumerate(table(law)[0]):
         counts = drawn[:, j].bincount(minlength=MASK + 1)
         seen = probs > 0
         assert not counts[~seen].any()
-        assert int(seen.sum()) == 1 or stats.chisquare(counts[seen], 20_000 * probs[seen]).pvalue > 1e-3
+        assert stats.chisquare(counts[seen], 20_000 * probs[seen]).pvalue > 1e-3
+
+
+def test_a_token_that_the_network_leaves_alone_has_a_density():
+    """Of one token alone, the one that stands there, nothing is left to go to by the network."""
+    logits = torch.tensor([[0.0, -math.inf, -math.inf]], dtype=F64)
+    now, none = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=F64)
+    law = Tokens(now, now, logits, none, now, none + 0.3)
+    every = torch.arange(3)[:, None]
+    found = law.take(torch.zeros(3, dtype=torch.int64)).log_prob(every).exp()
+    torch.testing.assert_close(found, torch.tensor([0.7, 0.15, 0.15], dtype=F64))
 
 
 def test_a_proposal_is_weighed_by_p_over_q():

@@ -58,7 +58,7 @@ ROOMS = {
     f"{BACKENDS}.exact": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS},
     f"{BACKENDS}.models": {f"{BACKENDS}.base", f"{BACKENDS}.chains", CHANNELS, COSINES},
     f"{BACKENDS}.pipelines": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
-    f"{BACKENDS}.text": {f"{BACKENDS}.base", f"{BACKENDS}.models", LOADING},
+    f"{BACKENDS}.text": {f"{BACKENDS}.base", f"{BACKENDS}.models", LOADING, f"{REWARDS}.text"},
     f"{BACKENDS}.training": {f"{BACKENDS}.base", f"{BACKENDS}.chains"},
     f"{BACKENDS}.wrappers": {f"{BACKENDS}.base", f"{BACKENDS}.chains", f"{REWARDS}.files"} | REWARD,
     f"{BACKENDS}.guidance": {

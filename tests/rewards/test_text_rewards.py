@@ -83,8 +83,13 @@ def test_the_named_classifiers_are_the_checkpoint_s_labels(classifier):
         assert getattr(rewards, name).facts.licence
     with pytest.raises(ValueError, match="did you mean 'acceptable'"):
         rewards.text_classifier(classifier, "aceptable")
-    with pytest.raises(CheckpointError, match="was not found"):
+    with pytest.raises(CheckpointError, match="there is no folder"):
         rewards.acceptability("./nothing-here")
+
+
+def test_perplexity_needs_a_causal_model(tmp_path):
+    with pytest.raises(CheckpointError, match="is a bert network, which sees both sides"):
+        rewards.perplexity(text.bert(tmp_path))
 
 
 def test_length_counts_or_aims():
