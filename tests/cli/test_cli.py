@@ -214,6 +214,7 @@ def test_help_needs_no_torch_and_says_what_the_commands_say(capsys):
         assert (said in told.stdout, told.stderr) == (True, "[]\n")
     assert main(["--help"]) == 0
     light = capsys.readouterr().out
+    assert "treesearch --version" in light
     assert commands.parse(["--help"], cli.__doc__) == 0
     assert light == capsys.readouterr().out
 

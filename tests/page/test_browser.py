@@ -94,6 +94,8 @@ def test_a_run_is_watched_from_its_start_to_its_end(browser, address, runs):
     open_run(browser, address, "growing")
     until(browser, "document.querySelector('#size')?.innerText === arguments[0]", f"{first.record['nodes'] - 1} nodes")
     assert text(browser, ".pill") == "running"
+    offered = "document.querySelector('#resume').checkVisibility()"
+    assert not browser.execute_script(f"return {offered}")  # nobody can go on with what is running
     for snapshot in stream:
         until(
             browser,
@@ -111,6 +113,7 @@ def test_a_run_is_watched_from_its_start_to_its_end(browser, address, runs):
     until(browser, "document.querySelectorAll('#gallery .cell').length === 24")
     tree_hash = result.certificate().tree_hash
     until(browser, "document.querySelector('#certificate').innerText.includes(arguments[0])", tree_hash)
+    assert browser.execute_script(f"return {offered}")
     assert text(browser, "#resume").startswith("treesearch resume ")
     assert all(browser.execute_script(f"return {PAINTED}", name) for name in ("#tree", "#curve-best", "#curve-ess"))
     assert not complaints(browser)
