@@ -383,7 +383,7 @@ class Called(Family):
             calls.call(self.pipe, self._inputs(1) | inputs, stage)
         for i in range(1, T):
             self._refuse(f"states before step {i + 1} of {T}, and after the one before,", kept[i][1], kept[i - 1][2])
-        alike = is_memoryless(self.pipe.scheduler, T)
+        alike = is_memoryless(self.pipe.scheduler, chain.schedule)
         for i in sorted(wanted):
             t = torch.tensor([T - i], device=self.device)
             output, x, after = (v.float() for v in kept[i])

@@ -87,8 +87,7 @@ def family_of(name: str) -> type[Family]:
         ValueError: it is none that can be searched.
     """
     if name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"{name} is no pipeline that can be searched, expected one of {known}; {why_not(name)}")
+        raise ValueError(f"{name} cannot be searched: {why_not(name)}")
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(f"treesearch.backends.pipelines.{module}"), attribute)
 
@@ -100,13 +99,13 @@ def why_not(name: str) -> str:
     without = {"PAG": name.replace("PAG", ""), "ControlNet": re.sub("ControlNet(Union)?", "", name)}
     for part, plain in without.items():
         if part in name and plain in FAMILIES:
-            return f"no family knows what {part} adds to a step: load the checkpoint as {plain}"
+            return f"no family knows what {part} adds to a step: {_as(plain)}"
     models = {found: model for listed in tasks().values() for model, found in listed.items()}
     plain = {model: found for found, model in models.items() if found in FAMILIES}.get(models.get(name, ""))
     if "Inpaint" in name and plain:
-        return f"load a text-to-image checkpoint as {plain}: if that takes a mask, image=... and mask=..."
+        return f"{_as(plain)}, with image=... and mask=... if it takes a mask"
     if "Img2Img" in name and plain:
-        return f"load the checkpoint as {plain}; if that takes pictures as roots, begin with image=..."
+        return f"{_as(plain)}, with image=... if it begins at pictures"
     for begins, why in REFUSED.items():
         if name.startswith(begins):
             return f"{why}: wrap one chunk as a kernel, see docs/networks.md"
@@ -116,6 +115,11 @@ def why_not(name: str) -> str:
     if models.get(name) in _modular_models():
         return "its modular blocks in diffusers have not been tried here: they take a row in pipelines/kinds.py"
     return "no family and no modular blocks of diffusers have it: wrap its network as a kernel, see docs/networks.md"
+
+
+def _as(plain: str) -> str:
+    """How a checkpoint is loaded as another class than its own."""
+    return f"wrap diffusers.{plain}.from_pretrained(checkpoint) as DiffusersKernel(pipe, num_steps=...)"
 
 
 def tasks() -> dict[str, dict[str, str]]:

@@ -134,8 +134,13 @@ class Family(ABC):
 
     @property
     def sees(self) -> bool:
-        """Whether the network is told of the settings' picture."""
+        """Whether the network is told the settings' mask, and what it leaves of their picture."""
         return False
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the network is told the settings' picture, with a mask or without."""
+        return self.sees
 
     @property
     def strength(self) -> float:

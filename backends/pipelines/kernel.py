@@ -28,7 +28,7 @@ from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
 from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
 from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
-from treesearch.backends.pipelines.roots import noise_of, state_of
+from treesearch.backends.pipelines.roots import noise_of, refuse_another, state_of
 from treesearch.backends.pipelines.settings import Settings, check
 from treesearch.backends.pipelines.told import Told
 from treesearch.rewards.numeric import is_number
@@ -117,7 +117,7 @@ class DiffusersKernel:
         self.dtype = torch.float32
         self._root: Tensor | None = None
         self._root_is_prior = False
-        self._free: Tensor | None = None  # entries that are drawn where a mask holds the root
+        self._held: masks.Held | None = None
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._network_dtype = _dtype_of(pipe)  # kept: the module walks through all of its parts to find it
         self._tiny = tiny_decoder(preview, self._network_dtype)
@@ -216,8 +216,8 @@ class DiffusersKernel:
         self.chain.to(self.device)
         if self._root is not None:
             self._root = self._root.to(self.device)
-        if self._free is not None:
-            self._free = self._free.to(self.device)
+        if self._held is not None:
+            self._held = self._held.to(self.device)
         return self
 
     def _move(self, device: torch.device) -> None:
@@ -255,8 +255,8 @@ class DiffusersKernel:
             other._encoded = (self._encoded[0], meta.to_meta(self._encoded[1]))
         if self._root is not None:
             other._root = self._root.to("meta")
-        if self._free is not None:
-            other._free = self._free.to("meta")
+        if self._held is not None:
+            other._held = self._held.to("meta")
         if self._tiny is not None:
             other._tiny = meta.shadow(self._tiny)
         return other
@@ -265,7 +265,8 @@ class DiffusersKernel:
         """The same chain from given noise instead of the prior's, as pipelines take it for `latents`.
 
         Args:
-            x_T: (*state), of unit variance: schedulers that begin at another variance scale it, as for their own noise.
+            x_T: (*state), of unit variance: schedulers that begin at another variance scale it, as for their own noise;
+                what a mask holds of a picture stays held.
 
         Raises:
             ValueError: another shape.
@@ -287,13 +288,14 @@ class DiffusersKernel:
 
         Raises:
             TypeError: neither a tensor nor a PIL image.
-            ValueError: another size, or a strength that leaves no step.
+            ValueError: another size, a strength that leaves no step, or a network that is told another picture or mask.
         """
         check({"strength": strength})
+        refuse_another(self.family, image, mask)
         schedule = self.family.image_schedule(self._whole, strength)
         other = self._rooted(self.state_of(image), schedule, is_prior=False)
-        if mask is not None and not self.family.sees:
-            other._free = masks.free(self.family, mask)
+        drawn = None if self.family.sees else mask
+        other._held = None if drawn is None else masks.Held(other._root, masks.free(self.family, drawn))
         return other
 
     def state_of(self, image: Any) -> Tensor:
@@ -304,7 +306,7 @@ class DiffusersKernel:
 
         Raises:
             TypeError: neither a tensor nor a PIL image.
-            ValueError: another size, range or mode, or a pipeline of videos.
+            ValueError: another size, range or mode, a pipeline of videos, or one that edits another picture.
         """
         with self._quiet, torch.no_grad():
             return state_of(self.family, image)
@@ -330,7 +332,7 @@ class DiffusersKernel:
         with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
             output = self.family.predict(x.to(self._network_dtype), self.chain.timestep[t], cond).float()
             law = self.chain.law(x, t, output)
-            return law if self._free is None else masks.held(self.chain, law, x, t, self._root, self._free)
+            return law if self._held is None else masks.held(self.chain, law, x, t, self._held)
 
     def diagnose(self, t: Tensor) -> str:
         """What may be wrong when the steps from levels t (k,) end in NaN."""
@@ -420,7 +422,7 @@ class DiffusersKernel:
         if self._tiny is not None:
             parts["preview"] = fingerprint.of(self._tiny)
         digest = fingerprint.of(
-            [vars(self.family.settings), vars(self._told), config, chain, self._root, self._free, parts]
+            [vars(self.family.settings), vars(self._told), config, chain, self._root, self._held, parts]
         )
         return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
 

@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,17 @@ from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.pipelines import vae
 from treesearch.backends.pipelines.family import Family
+
+
+class Held(NamedTuple):
+    """What a mask keeps of a picture."""
+
+    picture: Tensor  # x_0 (*state)
+    free: Tensor  # (1, *state), 0 where the picture stays
+
+    def to(self, device: str | torch.device) -> Held:
+        """The same on a device."""
+        return Held(self.picture.to(device), self.free.to(device))
 
 
 def white(mask: Any, size: tuple[int, int]) -> Tensor:
@@ -49,12 +60,13 @@ def free(family: Family, mask: Any) -> Tensor:
     return family.pack(small.expand(1, channels, height, width)).to(family.device)
 
 
-def held(chain: Chain, law: Gaussian, x: Tensor, t: Tensor, picture: Tensor, free: Tensor) -> Gaussian:
-    """The law of a step with a picture x_0 (*state) held where `free` (1, *state) is 0."""
-    known = picture.expand_as(x)
+def held(chain: Chain, law: Gaussian, x: Tensor, t: Tensor, kept: Held) -> Gaussian:
+    """The law of a step with a picture held under a mask: at t = 1 it is there itself, though the grid end above 0."""
+    known, free, last = kept.picture.expand_as(x), kept.free > 0, expand(t == 1, x)
     eps = (x - chain.at("alpha", t, x) * known) / chain.at("sigma", t, x)
-    mean = torch.where(expand(t == 1, x), known, chain.law(x, t, (known, eps)).mean)  # though the grid ends above 0
-    return Gaussian(torch.where(free > 0, law.mean, mean), law.std, torch.where(free > 0, law.endpoint, known))
+    mean = torch.where(last, known, chain.law(x, t, (known, eps)).mean)
+    std = torch.where(last & ~free, 0.0, law.std)
+    return Gaussian(torch.where(free, law.mean, mean), std, torch.where(free, law.endpoint, known))
 
 
 def left(family: Family, image: Any, mask: Any) -> tuple[Tensor, Tensor]:

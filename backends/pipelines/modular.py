@@ -37,6 +37,7 @@ from treesearch.backends.pipelines.guiders import Stepped, explained
 from treesearch.backends.pipelines.kinds import KINDS, modular_form
 from treesearch.backends.pipelines.meta import to_meta
 from treesearch.backends.pipelines.proof import FEW, MORE
+from treesearch.backends.pipelines.roots import refuse_another_picture
 from treesearch.backends.pipelines.rows import as_blocks_take_them, as_rows
 from treesearch.backends.pipelines.settings import Settings
 
@@ -86,7 +87,7 @@ class Modular(Family):
         return Program(self.kind, self.pipe, self.scheduler, own or guider, given or self._given())
 
     def _given(self) -> list[str]:
-        return ["prompt", "image"] if self.kind.edits and self.settings.image is not None else ["prompt"]
+        return ["prompt", "image"] if self.is_told else ["prompt"]
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
@@ -166,6 +167,10 @@ class Modular(Family):
     def begins(self) -> bool:
         return self.settings.image is not None and not (self.kind.edits and self.settings.mask is None)
 
+    @property
+    def is_told(self) -> bool:
+        return self.kind.edits and self.settings.image is not None
+
     def image_steps(self, num_steps: int, strength: float) -> int:
         return steps_from_below(num_steps, strength)
 
@@ -185,9 +190,10 @@ class Modular(Family):
         """x_0 (*state) of a picture, by the blocks that begin at one.
 
         Raises:
-            ValueError: there are none, or a picture of another size.
+            ValueError: there are none, a picture of another size, or another than the one that is edited.
         """
-        if self.kind.edits and self.settings.image is not None:
+        if self.is_told:
+            refuse_another_picture(self, image)
             return self._edited()
         if "strength" not in modular_form(self.kind, self.pipe.config)[1].input_names:
             raise ValueError(f"{self.name} has no blocks that begin at a picture: begin from latents with from_noise")
@@ -207,7 +213,7 @@ class Modular(Family):
 
     def free(self, mask: Any) -> Tensor:
         """Entries of a state (1, *state) that the chain draws under a mask, by where its entries are in latents."""
-        if self.kind.edits and hasattr(mask, "resize"):
+        if self.kind.edits and not isinstance(mask, Tensor):
             mask = mask.convert("L").resize(self._pixels[::-1], _LANCZOS)
         count = math.prod(self.state_shape)
         index = torch.arange(count, dtype=torch.float64, device=self.device).reshape(1, *self.state_shape)

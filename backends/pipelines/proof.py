@@ -11,19 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treesearch.backends.chains.schedules import Schedule
+
 FEW, MORE = "", "a red cube beside two blue ones"
 LONG = "; ".join(7 * [MORE])
 """Prompts of unequal length, to try rows on."""
 
 
-def is_memoryless(scheduler: Any, num_steps: int) -> bool:
+def is_memoryless(scheduler: Any, schedule: Schedule) -> bool:
     """Whether a step of a scheduler, without noise, is the chain's at η = 0 and in the same coordinates.
 
-    DDIM's goes N // T training steps down, which is the next of the grid where T divides N.
+    DDIM's goes N // T training steps down: the next of the grid for leading spacing, for trailing spacing where T
+    divides N, and never for linspace.
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name in ("DDIMScheduler", "CogVideoXDDIMScheduler"):
-        return config["num_train_timesteps"] % num_steps == 0
+        lands = schedule.timestep - config["num_train_timesteps"] // schedule.num_steps
+        return torch.equal(lands[1:], schedule.timestep[:-1]) and bool(lands[0] < 0)
     return name == "FlowMatchEulerDiscreteScheduler" and not config.get("stochastic_sampling")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treesearch.backends.base.pictures import pixels_of
+from treesearch.backends.base.pictures import is_same, pixels_of
 from treesearch.backends.pipelines import vae
 from treesearch.backends.pipelines.family import Family
 
@@ -26,6 +26,25 @@ def noise_of(noise: Any, shape: tuple[int, ...]) -> Tensor:
     if not (noise.is_floating_point() and noise.isfinite().all()):
         raise ValueError(f"x_T is {noise.dtype} or has values that are not finite, expected finite floats")
     return noise
+
+
+def refuse_another(family: Family, image: Any, mask: Any) -> None:
+    """Refuse to begin at a picture, or under a mask, of which the network is told another.
+
+    Raises:
+        ValueError: it is.
+    """
+    refuse_another_picture(family, image)
+    if family.sees and not is_same(mask, family.settings.mask, 1):
+        raise ValueError(f"the network of {family.name} is told the mask that this kernel was made with: make another "
+                         "kernel, image=..., mask=...")  # fmt: skip
+
+
+def refuse_another_picture(family: Family, image: Any) -> None:
+    """The part of `refuse_another` that is about the picture."""
+    if family.is_told and not is_same(image, family.settings.image, 3):
+        raise ValueError(f"the network of {family.name} is told the picture that this kernel was made with: make "
+                         "another kernel, image=...")  # fmt: skip
 
 
 def state_of(family: Family, image: Any) -> Tensor:

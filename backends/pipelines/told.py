@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from treesearch.backends.pipelines.family import Family, join
+from treesearch.backends.pipelines.proof import FEW
 from treesearch.backends.pipelines.settings import Settings
 
 _AT_ONCE = 16  # prompts encoded at a time
@@ -53,8 +54,10 @@ class Told:
         """Conditioning of prompts, see `Family.encode`.
 
         Raises:
-            ValueError: encodings of unlike lengths, for a network that does not see where text ends.
+            ValueError: encodings of unlike lengths, for a network that does not see where text ends, or of another
+                width than those of text.
         """
+        self._warn_of_others(prompts)
         parts = [self._encode(family, group) for group in self._groups(prompts)]
         if self.embeds and family.plain:
             for name in parts[0]:
@@ -62,6 +65,17 @@ class Told:
                     raise ValueError(f"{name} of the prompts differ in length: give all of them prompt_embeds of one "
                                      f"length, {family.name} does not see where text ends")  # fmt: skip
         return join(parts, apart=bool(self.embeds))
+
+    def _warn_of_others(self, prompts: Sequence[Any]) -> None:
+        """Say that prompts are read as text while encodings of others are not used."""
+        unused = [prompt for prompt in self.embeds if prompt not in prompts]
+        as_text = [prompt for prompt in prompts if prompt and prompt not in self.embeds]
+        if unused and as_text:
+            warnings.warn(
+                f"prompt {as_text[0]!r} is read as text: prompt_embeds are by prompt, and {unused[0]!r}, which has "
+                "some, was not asked for",
+                stacklevel=2,
+            )
 
     def _groups(self, prompts: Sequence[Any]) -> Iterator[list[Any]]:
         """Prompts, in order, that are encoded at once."""
@@ -81,9 +95,11 @@ class Told:
         pipe = family.pipe
         family.pipe = _with(pipe, {name: value.to(family.device) for name, value in given.items()})
         try:
-            return _whole(family, group)
+            found = _whole(family, group)
         finally:
             family.pipe = pipe
+        _refuse_width(group[0], found, family.encode([FEW]))
+        return found
 
 
 def _whole(family: Family, group: list[Any]) -> dict[str, Any]:
@@ -94,6 +110,17 @@ def _whole(family: Family, group: list[Any]) -> dict[str, Any]:
         if value is None:
             raise ValueError(f"prompt_embeds of {group[0][:40]!r} has nothing for {name}: give that too")
     return found
+
+
+def _refuse_width(prompt: str, found: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Hold an encoding against that of a text: only the number of tokens may differ."""
+    for name, value in text.items():
+        ours, theirs = (tuple(getattr(each, "value", each).shape[1:]) for each in (found[name], value))
+        tokens = len(theirs) > 1 or not getattr(value, "value", value).is_floating_point()
+        if len(ours) != len(theirs) or ours[tokens:] != theirs[tokens:]:
+            expected = (1, *(("tokens", *theirs[1:]) if tokens else theirs))
+            raise ValueError(f"prompt_embeds of {prompt[:40]!r} makes {name} {(1, *ours)}, expected "
+                             f"({', '.join(map(str, expected))}): encode it with this pipeline's encoders")  # fmt: skip
 
 
 def _with(pipe: Any, given: Mapping[str, Tensor]) -> Any:

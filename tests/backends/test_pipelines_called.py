@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
@@ -14,6 +14,7 @@ from tests.support import tiny, tiny_called  # noqa: F401  the builders
 from treesearch.backends.pipelines import DiffusersKernel, memory, meta
 from treesearch.backends.pipelines.families import FAMILIES
 from treesearch.backends.pipelines.listed import CALLED
+from treesearch.backends.pipelines.proof import is_memoryless
 from treesearch.rewards.base import as_reward
 
 pytestmark = [
@@ -364,6 +365,19 @@ def test_a_controlnet_is_a_component_and_a_picture_is_encoded_once(tiny_root, pi
         wrap(pipeline("sd3_controlnet"), "sd3_controlnet", control_image=None, control_scale=1.0)
     with pytest.raises(ValueError, match="AuraFlowPipeline takes no image"):
         wrap(pipeline("aura_flow"), "aura_flow", image=PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "lands"),
+    [("linspace", 4, False), ("leading", 4, True), ("leading", 3, True), ("trailing", 4, True), ("trailing", 3, False)],
+)
+def test_ddim_on_each_of_its_grids(spacing, steps, lands, pipeline):
+    """DDIM's own step is the chain's where it lands on the next of the grid, which it does not with linspace."""
+    pipe = copy.copy(pipeline("pixart_sigma"))
+    config = {"timestep_spacing": spacing, "steps_offset": 1 if spacing == "leading" else 0}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **config, clip_sample=False)
+    k = wrap(pipe, "pixart_sigma", num_steps=steps)
+    assert is_memoryless(pipe.scheduler, k.chain.schedule) == lands
 
 
 def test_every_row_is_a_family():

@@ -211,8 +211,8 @@ def test_variants_are_read_where_they_are(copy):
 @pytest.mark.parametrize(
     ("changes", "options", "error", "message"),
     [
-        ({"_class_name": "GlmImagePipeline"}, {}, ValueError, "GlmImagePipeline is no pipeline that can be searched"),
-        ({"_class_name": "MyPipeline"}, {}, ValueError, "MyPipeline is no pipeline that can be searched"),
+        ({"_class_name": "GlmImagePipeline"}, {}, ValueError, "^GlmImagePipeline cannot be searched: another m"),
+        ({"_class_name": "MyPipeline"}, {}, ValueError, "^MyPipeline cannot be searched: no family and"),
         ({"scheduler": ["diffusers", "EDMEulerScheduler"]}, {}, ValueError, "cannot read a schedule from EDMEuler"),
         ({"text_encoder": [None, None]}, {}, CheckpointError, "StableDiffusionPipeline has no text_encoder"),
         ({}, {"components": {"vae": None}}, CheckpointError, "StableDiffusionPipeline has no vae"),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.backends.test_pipelines_modular import PROMPTS, cond_of, noises, walk
 from tests.support import tiny, tiny_pictures
+from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.backends.pipelines.blocks import copied
 from treesearch.backends.pipelines.families import FAMILIES
@@ -224,10 +225,78 @@ def test_what_a_mask_keeps_is_the_picture(opened):
         law = kernel.transition(x, torch.full((2,), t), cond)
         x = law.sample(torch.randn(x.shape, generator=torch.Generator().manual_seed(t)))
     clean = kernel.state_of(image)
-    kept = kernel._free[0] == 0
+    kept = kernel._held.free[0] == 0
     assert 0 < int(kept.sum()) < kept.numel()
     assert (x[:, kept] - clean[kept]).abs().max() < 1e-5
     assert (x[:, ~kept] - clean[~kept]).abs().max() > 0.1
+
+
+@pytest.fixture
+def masked(opened):
+    """A kernel of Stable Diffusion, whose grid ends above 0, that holds a picture under a mask."""
+    pipe = opened("sd", "StableDiffusionInpaintPipeline")
+    assert not pipe.scheduler.config.set_alpha_to_one
+    return DiffusersKernel(pipe, num_steps=T, device="cpu", image=picture(16, 16), mask=half(16, 16), strength=0.6)
+
+
+def test_what_a_mask_keeps_ends_without_noise(masked):
+    """Where η = 1 draws noise in the last step too; what is drawn has it."""
+    assert float(masked.chain.std[1]) > 0
+    x, clean, kept = noises(masked), masked._held.picture, masked._held.free[0] == 0
+    law = masked.transition(x, torch.ones(2, dtype=torch.int64), cond_of(masked, PROMPTS))
+    drawn = law.sample(torch.ones_like(x))
+    assert torch.equal(drawn[:, kept.expand_as(clean)], clean[kept.expand_as(clean)].expand(2, -1))
+    assert (law.std.expand_as(x)[:, ~kept.expand_as(clean)] > 0).all()
+    assert law.log_prob(drawn).isfinite().all()
+
+
+def test_noise_of_one_s_own_under_a_mask(masked):
+    """Is where the chain begins, and not what the mask keeps."""
+    begun = masked.from_noise(noises(masked)[0])
+    law = begun.transition(noises(begun), torch.full((2,), T), cond_of(begun, PROMPTS))
+    clean, kept = masked.state_of(picture(16, 16)), masked._held.free[0] == 0
+    assert torch.equal(law.endpoint[:, kept], clean[kept].expand(2, -1))
+    assert begun.fingerprint != masked.from_noise(noises(masked)[1]).fingerprint
+
+
+def test_another_picture_and_no_mask_leave_nothing_of_the_first(masked, opened):
+    again, plain = masked.from_image(picture(16, 16, 1), 0.6, half(16, 16)), masked.from_image(picture(16, 16), 0.6)
+    x, t, cond = noises(masked), torch.full((2,), 2), cond_of(masked, PROMPTS)
+    kept = masked._held.free[0] == 0
+    other = masked.state_of(picture(16, 16, 1))
+    assert torch.equal(again.transition(x, t, cond).endpoint[:, kept], other[kept].expand(2, -1))
+    pipe = opened("sd", "StableDiffusionPipeline")
+    bare = DiffusersKernel(pipe, num_steps=T, device="cpu", image=picture(16, 16), strength=0.6)
+    assert torch.equal(plain.transition(x, t, cond).mean, bare.transition(x, t, cond).mean)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("qwen_edit", "QwenImageEditPipeline"),
+        ("sd_inpaint", "StableDiffusionInpaintPipeline"),
+        ("flux_fill", "FluxFillPipeline"),
+    ],
+)
+def test_a_network_that_is_told_a_picture_begins_at_no_other(name, kind, opened):
+    side, size = (64, {}) if "edit" in name else (16, SIDE)
+    image, mask = picture(side, side), half(side, side)
+    given = {"image": image} if "edit" in name else {"image": image, "mask": mask}
+    kernel = DiffusersKernel(opened(name, kind), num_steps=3, device="cpu", **given, **size)
+    pixels = pixels_of(image, 3, (side, side))
+    same = kernel.from_image(pixels, 0.4, pixels_of(mask, 1, (side, side)))  # a mask of a tensor too
+    assert same.num_steps < 3
+    message = f"the network of {kind} is told the picture that this kernel was made with: make another kernel, image="
+    with pytest.raises(ValueError, match=message):
+        kernel.from_image(picture(side, side, 1), 0.4, mask)
+    if "edit" in name:
+        with pytest.raises(ValueError, match=message):
+            kernel.state_of(picture(side, side, 1))
+        return
+    for wrong in (None, mask.rotate(180)):
+        with pytest.raises(ValueError, match="is told the mask that this kernel was made with: make another"):
+            kernel.from_image(image, 0.4, wrong)
 
 
 def test_pictures_come_from_files(tiny_root, tmp_path):

@@ -85,6 +85,23 @@ def test_bad_encodings(tiny_root):
     given = {"a": own("sd", None, 154)}
     with pytest.raises(ValueError, match="prompt_embeds of the prompts differ in length: give all of them"):
         load("sd", tiny_root, prompt_embeds=given).encode(["a", "b"])
+    given = {"a": {name: value[..., :16] for name, value in own("sd", None, 154).items()}}
+    expected = r"prompt_embeds of 'a' makes prompt_embeds \(1, 154, 16\), expected \(1, tokens, 32\): encode it"
+    with pytest.raises(ValueError, match=expected):
+        load("sd", tiny_root, prompt_embeds=given).encode(["a"])
+    given = {"a": own("flux", None, 15) | {"pooled_prompt_embeds": torch.zeros(1, 16)}}
+    with pytest.raises(ValueError, match=r"makes pooled_embeds \(1, 16\), expected \(1, 32\)"):
+        load("flux", tiny_root, prompt_embeds=given).encode(["a"])
     given = {"a": {"prompt_embeds": torch.zeros(1, 15, 32)}}
     with pytest.raises(ValueError, match="prompt_embeds of 'a' has nothing for pooled_embeds: give that too"):
         load("flux", tiny_root, prompt_embeds=given).encode(["a"])
+
+
+def test_encodings_of_prompts_that_are_not_asked_for(tiny_root, recwarn):
+    """Some prompts as text beside all that are encoded, and some of those encoded, are as meant."""
+    kernel = load("sd", tiny_root, prompt_embeds={"a": own("sd", None, 77), "b": own("sd", None, 77)})
+    for prompts in (["a"], ["a", "b", "as text"], [""]):
+        kernel.encode(prompts)
+    assert not [each for each in recwarn if "prompt_embeds" in str(each.message)]
+    with pytest.warns(UserWarning, match="prompt 'c' is read as text: prompt_embeds are by prompt, and 'b', which has"):
+        kernel.encode(["a", "c"])
