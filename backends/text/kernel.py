@@ -56,8 +56,8 @@ class MaskedTextKernel:
             and settings that name other tokens are then found at the first step.
         words: what makes texts of tokens; without, prompts and samples are tokens.
         noise, schedule: see `text.corruption`.
-        reveal: see `text.reveals`.
-        temperature: τ.
+        reveal: order of reveals, "random", "confidence" or "left", see `text.reveals`.
+        temperature: τ that logits are divided by.
         top_p: probability of the tokens that are drawn from; 1 is all of them.
         guidance_scale: w of classifier-free guidance on prompts, ℓ(∅) + w (ℓ(c) - ℓ(∅)), 2 rows an evaluation; ∅ is the
             text with its known part masked. 1 is unguided.
@@ -178,8 +178,9 @@ class MaskedTextKernel:
 
         Args:
             checkpoint: anything that AutoModelForMaskedLM reads, or LLaDA, Dream or MDLM.
-            length, num_steps, mask, noise, schedule, reveal, temperature, top_p, guidance_scale, forbid, endpoint: as
-                for the class; the mask is the checkpoint's where it says one.
+            length, num_steps: as in `MaskedTextKernel`.
+            mask: number of the mask token; None is the checkpoint's where it says one.
+            noise, schedule, reveal, temperature, top_p, guidance_scale, forbid, endpoint: as in `MaskedTextKernel`.
             trust_remote_code: run code that comes with the checkpoint.
             tokenizer: of another checkpoint, where this one has none, such as "gpt2" for MDLM.
             chat: see `Words`.

@@ -12,13 +12,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from treesearch.backends.models.shipped import shipped_file
+from treesearch.backends.text.corruption import Noise
 from treesearch.backends.text.kernel import MaskedTextKernel
+from treesearch.backends.text.reveals import Order
 from treesearch.backends.text.words import Words
 
 PAD, END, MASK = "[PAD]", "[END]", "[MASK]"
@@ -135,7 +137,15 @@ def small_text(
     num_steps: int = 32,
     length: int | None = None,
     device: str | torch.device = "cpu",
-    **settings: Any,
+    *,
+    noise: Noise = "masked",
+    schedule: Any = "log-linear",
+    reveal: Order = "random",
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    guidance_scale: float = 1.0,
+    forbid: Sequence[int] = (),
+    endpoint: Literal["argmax", "draw"] = "argmax",
 ) -> MaskedTextKernel:
     """A small model as a kernel.
 
@@ -144,7 +154,7 @@ def small_text(
         num_steps: T.
         length: tokens of a text; None is the longest that it knows.
         device: where the network runs.
-        settings: further arguments of `MaskedTextKernel`.
+        noise, schedule, reveal, temperature, top_p, guidance_scale, forbid, endpoint: as in `MaskedTextKernel`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -155,5 +165,21 @@ def small_text(
     length = network.size.length if length is None else length
     if length > network.size.length:
         raise ValueError(f"length is {length}, this model knows texts of {network.size.length} tokens at most")
-    given = {"words": Words(tokenizer), "mask": tokenizer.mask_token_id, "device": device, "name": "small_text"}
-    return MaskedTextKernel(network, length=length, num_steps=num_steps, **(given | settings))
+    return MaskedTextKernel(
+        network,
+        length=length,
+        num_steps=num_steps,
+        mask=None if noise == "uniform" else tokenizer.mask_token_id,
+        vocabulary=network.size.vocabulary,
+        words=Words(tokenizer),
+        noise=noise,
+        schedule=schedule,
+        reveal=reveal,
+        temperature=temperature,
+        top_p=top_p,
+        guidance_scale=guidance_scale,
+        forbid=forbid,
+        endpoint=endpoint,
+        device=device,
+        name="small_text",
+    )

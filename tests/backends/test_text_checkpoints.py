@@ -180,6 +180,8 @@ def test_settings_are_looked_at_before_the_checkpoint():
 def test_settings_are_named_where_they_are_listed():
     with pytest.raises(ts.errors.UsageError, match=r"bogus.*reveal"):
         specs.kernel("masked_text('./nothing-here', 6, 4, bogus=3)")
+    with pytest.raises(ts.errors.UsageError, match=r"bogus.*reveal"):
+        specs.kernel("small_text('./nothing-here', 4, bogus=3)")
 
 
 def test_a_piece_of_a_word_without_its_beginning_is_text():
