@@ -44,7 +44,7 @@ def ended(error: BaseException) -> Exception:
     return made
 
 
-GO_ON = "resume the run: the waves recorded so far are safe"
+GO_ON = "the waves recorded so far are safe, {mend} and resume the run"
 SHOWN = 24  # names that a message lists
 
 
@@ -76,12 +76,11 @@ def missing(package: str, extra: str) -> ImportError:
 
 @contextmanager
 def writing(path: Path, then: str) -> Iterator[None]:
-    """Turns an OSError into a StoreError; `then` says what to do once it can be written."""
+    """Turns an OSError into a StoreError; `then` says what to do, `{mend}` how it can be written."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
         what = path if error.filename is None else os.fsdecode(error.filename)
-        raise StoreError(
-            f"cannot write to {what}: {error.strerror}; {'make room' if full else 'mend that'} and {then}"
-        ) from error
+        mend = "make room" if full else "mend that"
+        raise StoreError(f"cannot write to {what}: {error.strerror}; {then.format(mend=mend)}") from error

@@ -222,7 +222,7 @@ def write(found: Diagnosis, folder: Path) -> Path:
     """Write diagnosis.json and, where matplotlib is, outputs/diagnosis.png; returns the first."""
     from treesearch.diagnosis.picture import draw
 
-    with writing(folder, "diagnose again"):
+    with writing(folder, "{mend} and diagnose again"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "diagnosis.json", found.as_dict())
         with suppress(ImportError):  # nothing fails for want of a picture

@@ -62,7 +62,7 @@ def write_outputs(
         StoreError: the folder cannot be written, a folder in it is a link, or this result cannot decode its samples.
     """
     folder = Path(folder)
-    with writing(folder, "write the outputs again"):
+    with writing(folder, "{mend} and write the outputs again"):
         samples = [Samples(task, rate) for task in result.tasks]
         _write(result, samples, folder, name or type(result.tasks[0].context.method).__name__, asked, best, fps)
     return folder / "README.md"

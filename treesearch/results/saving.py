@@ -44,7 +44,7 @@ def save(result: SearchResult, folder: str | os.PathLike[str]) -> Path:
     if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
         raise ValueError(f"save({folder!r}): name a folder to write into, such as 'found'")
     path = Path(folder)
-    with writing(path, "save the result again"):
+    with writing(path, "{mend} and save the result again"):
         subfolder(path)
         with replacing(path / "samples.csv") as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
