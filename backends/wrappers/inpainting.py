@@ -97,10 +97,10 @@ class Clamp(Wrapper):
         return path[s, self._image(cond)]
 
     def _levels(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """α_t and σ_t of x_t, t in 0..T, against x."""
+        """α_t and σ_t of x_t, t in 0..T, against x; of x_0 itself 1 and 0, also where the grid ends above that."""
         schedule = self.kernel.chain.schedule
         alpha, sigma = (v.to(x.device, x.dtype)[t] for v in (schedule.alpha, schedule.sigma))
-        return expand(alpha, x), expand(sigma, x)
+        return expand(torch.where(t == 0, 1.0, alpha), x), expand(torch.where(t == 0, 0.0, sigma), x)
 
     def _noised(self, noise: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self._levels(noise, t)
@@ -113,6 +113,7 @@ class Clamp(Wrapper):
         if self._on_path:
             return base & bool((~self.mask).any())
         below = self.kernel.chain.schedule.sigma[: self._spec.num_steps] > 0
+        below[0] = False  # of x_0
         return base | torch.cat([torch.ones(1, dtype=torch.bool, device="cpu"), below])
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any] | None:

@@ -94,6 +94,17 @@ def test_replacement_is_noisy_where_the_base_kernel_is_not():
     check_kernel(kernel)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_is_known_is_exact_at_x_0_where_the_grid_ends_above_it(eta):
+    noise = torch.linspace(0.1, 0.9, 5)
+    kernel = DiffusionKernel(lambda x, t: 0 * x, state_shape=(2,), schedule=Schedule.flow(noise), eta=eta)
+    clamped = Clamp(kernel, torch.tensor([True, False]), torch.tensor([0.7, 0.0]))
+    assert clamped.stochastic[1] == (eta > 0)
+    done = clamped.transition(torch.randn(9, 2), torch.ones(9, dtype=torch.int64)).sample(torch.randn(9, 2))
+    assert (done[:, 0] == torch.tensor(0.7)).all()
+    check_kernel(clamped)
+
+
 def test_fingerprints_tell_masks_and_values_apart():
     kernels = [CLAMP, Clamp(BASE, MASK, VALUES + 1), Clamp(BASE, ~MASK, torch.zeros(3, 2))]
     assert len({kernel.fingerprint for kernel in kernels}) == len(kernels)
