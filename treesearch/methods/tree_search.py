@@ -20,9 +20,10 @@ returned what was expected: n grows by k, m stays, v shrinks to v / (1 + k v / �
 goes to rollouts from the prior, whatever the model says.
 
 What holds: after B NFE the tree contains at least ⌊fresh·B / T⌋ independent rollouts, the first ones of best-of-N
-with the same seed, so its best is never below best-of-N's at that share of the budget, however wrong the model. The
-model decides where to look, never what is returned. Nothing is proven about the index; docs/tree_search.md has what was
-measured. Greedy: samples are not draws of π, no Z is estimated. Log p/q of proposals are not looked at.
+with the same seed (with looks others, as many), so its best is never below best-of-N's at that share of the budget,
+however wrong the model. The model decides where to look, never what is returned. Nothing is proven about the index;
+docs/tree_search.md has what was measured. Greedy: samples are not draws of π, no Z is estimated. Log p/q
+of proposals are not looked at.
 
 Source: expected improvement: Efficient Global Optimization of Expensive Black-Box Functions (Jones, Schonlau & Welch,
 1998), eq. 15. Variance components: Maximum Likelihood Approaches to Variance Component Estimation and to Related
