@@ -12,6 +12,7 @@ from PIL import Image
 import treesearch as ts
 from tests.support import tiny, tiny_called  # noqa: F401  the builders
 from treesearch.backends.pipelines import DiffusersKernel, memory, meta
+from treesearch.backends.pipelines.calls import Remembering
 from treesearch.backends.pipelines.families import FAMILIES
 from treesearch.backends.pipelines.listed import CALLED
 from treesearch.backends.pipelines.proof import is_memoryless
@@ -365,6 +366,16 @@ def test_a_controlnet_is_a_component_and_a_picture_is_encoded_once(tiny_root, pi
         wrap(pipeline("sd3_controlnet"), "sd3_controlnet", control_image=None, control_scale=1.0)
     with pytest.raises(ValueError, match="AuraFlowPipeline takes no image"):
         wrap(pipeline("aura_flow"), "aura_flow", image=PICTURE)
+
+
+def test_an_encoding_is_kept_for_the_picture_that_it_is_of(pipeline):
+    """Pictures of one size, one after the other: each has the mode of its own law, and the last one costs nothing."""
+    vae, kept = pipeline("sd3_controlnet").vae, {}
+    one, two = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for picture in (one, two, one):
+        law = Remembering(vae, kept).encode(picture).latent_dist
+        assert torch.equal(law.sample(), vae.encode(picture).latent_dist.mode())
+        assert Remembering(vae, kept).encode(picture.clone()).latent_dist is law
 
 
 @pytest.mark.parametrize(

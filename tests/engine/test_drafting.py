@@ -155,6 +155,21 @@ def test_a_held_draft_is_the_one_that_evaluates_its_state_again(level):
     assert np.allclose(tree.reward[walks.last], total(x, None).numpy(), rtol=0, atol=ROUNDING)
 
 
+def test_held_nodes_of_drafts_of_two_kinds_begin_with_their_own_transitions():
+    """Two walks of a pass, each with another number of evaluations: as each alone."""
+    runner, tree = engine(batch_size=2 * N)
+    both = [candidates(tree), candidates(tree)]
+    for walks, evaluations in zip(both, (5, 3), strict=True):
+        walks.draft, walks.hold = evaluations, True
+    runner.submit(0, [(0, walks) for walks in both])
+    runner.finish(0)
+    alone, other = engine(batch_size=2 * N)
+    for number, (walks, evaluations) in enumerate(zip(both, (5, 3), strict=True)):
+        new = other.append(walks.source, tree.t[walks.last], tree.key[walks.last])
+        ran(alone, Segments(walks.source, new, new, draft=evaluations, hold=True), number)
+        assert np.array_equal(other.reward[new], tree.reward[walks.last])
+
+
 def finish_held(tree, nodes):
     walks = finish(tree, nodes)
     walks.paid = True

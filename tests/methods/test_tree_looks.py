@@ -160,6 +160,17 @@ def test_children_of_a_cascade_go_where_looks_tell_nodes_apart(noise, most, fewe
     assert fewer[5] < taken[5]
 
 
+def test_the_target_of_a_cascade_is_the_best_of_its_nodes():
+    """Values known exactly, in two clusters: one child more of a node of the lower one would hardly reach the best."""
+    tau2 = np.array([0.0, 0.3, 0.3, 0.4])
+    law = Law(tau2, np.array([1.0, 0.7, 0.4, 0.0]), np.zeros(4), np.array([12.0, 9.0, 5.0]))
+    mean, var = np.array([0.0, 0.0, 4.0, 4.0]), np.zeros(4)
+    for noise in (0.0, UNREAD):
+        prices = Prices(np.array([UNREAD, noise, noise, UNREAD]), np.array([2.0, 3.0, 4.0]))
+        taken = np.bincount(allotted(2, np.zeros(4), mean, var, law, prices, 200), minlength=4)
+        assert taken.tolist() == [0, 0, 100, 100]
+
+
 # The search
 
 
