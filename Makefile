@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages docs clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -133,6 +133,10 @@ train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model ag
 	@$(PY) -m experiments.planning.pointmaze --maze medium --out runs/pointmaze/medium.npz
 	@$(PY) -m experiments.planning.train_trajectory --data runs/pointmaze/medium.npz --out checkpoints/medium \
 	    --weights backends/weights/maze_medium.safetensors --curve $(RESULTS)/planning/trajectory/medium.csv
+
+train-policy: $(STAMP)  ## train the shipped policy of the two-route maze again: two minutes
+	@$(PY) -m experiments.policies.train_policy --out checkpoints/two_routes --weights backends/weights/two_routes.safetensors \
+	    --curve $(RESULTS)/policies/two_routes_curve.csv --figures $(RESULTS)/policies/two_routes.json
 
 train-restoration: $(STAMP)  ## train the shipped restoration model again, minutes: make train-restoration DATA=path/to/mnist.npz
 	@$(PY) -m experiments.processes.train_restoration --data $(DATA) --out checkpoints/restoration \

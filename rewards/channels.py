@@ -28,7 +28,8 @@ class Channels:
     """How the last axis of a trajectory (..., H, C) is split.
 
     Args:
-        observation: numbers in an observation, at least 1; the first of them are the position.
+        observation: numbers in an observation, the first of them the position; 0 for chunks of actions alone, whose
+            observation is in the prompt.
         action: numbers in an action, 0 for trajectories of observations alone.
         reward: 1 if each row ends in its reward, else 0.
 
@@ -41,11 +42,13 @@ class Channels:
     reward: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("observation", 1, None), ("action", 0, None), ("reward", 0, 1)):
+        for name, low, high in (("observation", 0, None), ("action", 0, None), ("reward", 0, 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < low or (high is not None and value > high):
                 span = f"{low} or more" if high is None else f"{low} or {high}"
                 raise ValueError(f"Channels.{name} is {value!r}, expected {span}")
+        if not self.observation and not self.action:
+            raise ValueError("Channels of neither observations nor actions: expected one of the two")
 
     @property
     def size(self) -> int:

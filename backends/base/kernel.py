@@ -80,6 +80,8 @@ class Kernel(Protocol):
         held: (x, cond) -> where those are, bool against x [nowhere]; guides leave them
     Trajectories
         channels: `rewards.channels.Channels`, which are observation and action [no trajectory]; planning and export
+        observed: numbers in the `start` of a prompt, where rows are actions alone [those of a row]; planning
+        seen: (observations (n, observed)) -> conditioning, `encode` of many at once [it is no policy]; policies
         horizon, normalisation, card: rows, units and origin of the training data [unknown]; planning and export
     """
 

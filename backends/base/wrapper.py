@@ -47,6 +47,8 @@ PASSED_ON = frozenset(
             "draft_ratio",
             "offset",
             "channels",
+            "observed",
+            "seen",
             "card",
             "horizon",
             "normalisation",

@@ -34,6 +34,8 @@ from treesearch.backends.interventions import Actions, Away, Intervened, Interve
 from treesearch.backends.interventions.lina import Expanded, Lina
 from treesearch.backends.interventions.retrieval import Retrieved
 from treesearch.backends.models.aligner import Aligner, Plan
+from treesearch.backends.models.card import Normalisation
+from treesearch.backends.models.policy import PolicyKernel, Seen
 from treesearch.backends.roots import Direct, Regional, Rooted
 from treesearch.backends.roots.absent import Absent
 from treesearch.backends.roots.bdia import Bdia
@@ -54,6 +56,7 @@ from treesearch.testing import Counting
 F64 = torch.float64
 ROOT = Path(__file__).parents[2]
 MOMENTS = Moments(torch.zeros(3, 2, dtype=F64), torch.eye(6, dtype=F64)[:2].reshape(2, 3, 2), torch.ones(2, dtype=F64))
+PLANE = Normalisation((0.0, 0.0), (1.0, 1.0))
 ALIGNER = Aligner(Plan(condition="edges(2)", shape=(1, 2, 2), parts=("",), channels=(1,)))
 EDGES = measurement(edges(2), torch.zeros(1, 2, 2), tolerance=0.1)
 MASK = torch.tensor([[True, False], [False, False], [True, False]])
@@ -151,6 +154,7 @@ def make(kind, kernel):
     held = torch.zeros(3, 2, dtype=F64)
     made = {
         Guided: lambda k: Guided(k, half, "half"),
+        PolicyKernel: lambda k: PolicyKernel(k, Seen(Normalisation((0.0,), (1.0,)), 1), PLANE, 1),
         TDS: lambda k: TDS(k, REWARD),
         DAS: lambda k: DAS(k, REWARD),
         DPS: lambda k: DPS(k, REWARD),

@@ -104,6 +104,7 @@ ROOMS = {
     | {f"{BACKENDS}.diagnostics"}
     | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
+    "policies": {"errors", "methods"} | BASES,
     "loggers": {"report", "results", "session", "errors", "text"},
     "page": {"core", "engine", "pictures", "report", "results", "runs", "session", "errors"},
     "export": {"core", "report", "results", "runs", "errors", CHANNELS},

@@ -182,6 +182,8 @@ def write_episodes(episodes: Episodes, folder: str | os.PathLike[str], channels:
     """
     folder = _checked(Path(folder))
     samples = channels.checked(episodes.samples, length=2).cpu()
+    if not channels.observation:
+        raise TreeSearchError("chunks of a policy have no observations, and episodes need them: export npz")
     if not channels.action:
         raise TreeSearchError(f"{channels} has no actions, and episodes need them: export npz")
     _library()

@@ -35,12 +35,12 @@ from treesearch.engine.asking import without_graph
 from treesearch.errors import TreeSearchError
 from treesearch.methods.base import Method
 from treesearch.methods.settings import check_whole
+from treesearch.planning.inputs import check_kernel, histories, numbers, observed_by
 from treesearch.planning.warm_start import WarmStart, flagged, lowered, shifted
 from treesearch.results.result import SearchResult, TaskResult
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.numeric import is_number, is_whole
 
-NEEDED = ("renoise", "encode_samples")
 Best = tuple[Tensor, Tensor]
 PACE = 0.9  # share of the pace of the last decision that a deadline counts on
 SEEDS = 3  # population of root keys that seeds of decisions come from
@@ -160,7 +160,7 @@ class Planner:
         batch_size: int = 64,
     ) -> None:
         self.spec = describe(kernel)
-        _check_kernel(kernel, warm_start)
+        check_kernel(kernel, warm_start)
         if not isinstance(budget, Budget):
             raise TypeError(f"budget is {budget!r}, expected ts.Budget(nfe=...) or ts.Budget(seconds=...)")
         check_whole(steps=steps, keep=keep, patience=patience, max_decisions=max_decisions)
@@ -171,6 +171,7 @@ class Planner:
             raise ValueError(f"enough and done are {enough!r} and {done!r}, expected rewards of plans")
         self.kernel, self.reward, self.method, self.budget = kernel, as_reward(reward), method, budget
         self.channels: Any = optional(kernel, "channels")
+        self.observed = observed_by(kernel)
         self.steps, self.warm_start, self.keep, self.enough, self.done = steps, warm_start, keep, enough, done
         self.level = max(1, self.spec.num_steps // 2) if level is None else level
         if not is_whole(self.level, 1, self.spec.num_steps):
@@ -198,7 +199,8 @@ class Planner:
         """The next actions (k, A) in one environment.
 
         Args:
-            observation: numbers (S,), or a mapping with `observation` and perhaps `desired_goal`.
+            observation: numbers (S,), a history (h, S) of them for a policy that is told one, or a mapping with
+                `observation` and perhaps `desired_goal`.
             goal: position (P,) to end at, None for none.
 
         Raises:
@@ -208,15 +210,15 @@ class Planner:
         if isinstance(observation, Mapping):
             goal = observation.get("desired_goal") if goal is None else goal
             observation = observation["observation"]
-        goals = None if goal is None else _rows(goal, "goal")[None]
-        return self.act_many(_rows(observation, "observation")[None], goals)[0]
+        goals = None if goal is None else numbers(goal, "goal")[None]
+        return self.act_many(numbers(observation, "observation")[None], goals)[0]
 
     @without_graph()
     def act_many(self, observations: Any, goals: Any = None, active: Sequence[bool] | None = None) -> Tensor:
         """The next actions (n, k, A) in n environments, planned in one search.
 
         Args:
-            observations: (n, S).
+            observations: (n, S), or histories (n, h, S).
             goals: (n, P), None for none.
             active: rows to plan for, all by default; the others get zeros, as do those that were given up.
 
@@ -246,13 +248,8 @@ class Planner:
 
     def _prompts(self, observations: Any, goals: Any) -> list[dict[str, list[float]]]:
         """One prompt a row; starts with tracks of their own on the first call."""
-        starts = _rows(observations, "observations")
-        if starts.ndim != 2 or starts.shape[1] != self.channels.observation:
-            want = f"(n, {self.channels.observation})"
-            raise ValueError(
-                f"observations have shape {tuple(starts.shape)}, expected {want}, as the kernel's channels"
-            )
-        ends = None if goals is None else _rows(goals, "goals")
+        starts = histories(observations, self.observed)
+        ends = None if goals is None else numbers(goals, "goals")
         if ends is not None and (ends.ndim != 2 or len(ends) != len(starts)):
             raise ValueError(f"goals have shape {tuple(ends.shape)}, expected ({len(starts)}, positions)")
         if not self.tracks:
@@ -418,31 +415,3 @@ def _placed(kernel: Any, plans: Tensor, prompts: list[dict[str, list[float]]]) -
     encoded = kernel.encode(prompts) or {}
     cond = {name: v.value if isinstance(v, Shared) else v for name, v in encoded.items()}
     return kernel.clamp(states, cond | {"task": torch.arange(len(prompts), device=states.device)})
-
-
-def _rows(values: Any, what: str) -> Tensor:
-    """Numbers as float64.
-
-    Raises:
-        ValueError: no numbers, or some that are not finite.
-    """
-    try:
-        found = torch.as_tensor(values, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{what} {values!r}: expected numbers ({error})") from error
-    if not found.isfinite().all():
-        where = [tuple(i) for i in (~found.isfinite()).nonzero().tolist()]
-        raise ValueError(f"{what} not finite at {where[:3]}: expected finite numbers; reset that environment")
-    return found
-
-
-def _check_kernel(kernel: Any, warm_start: bool) -> None:
-    channels = optional(kernel, "channels")
-    if not getattr(channels, "action", 0):
-        raise TypeError(
-            f"{type(kernel).__name__} has no channels with actions: "
-            "expected a kernel of trajectories, see treesearch.backends.models.trajectory.TrajectoryKernel"
-        )
-    absent = [name for name in NEEDED if optional(kernel, name) is None]
-    if warm_start and absent:
-        raise ValueError(f"{type(kernel).__name__} has no {' and no '.join(absent)}: use warm_start=False")

@@ -29,6 +29,7 @@ REACHING = frozenset(
         "masked_text",
         "small_text",
         "trajectories",
+        "policy",
         "restoration",
         "spd",
         "multitask",

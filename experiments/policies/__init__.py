@@ -1,0 +1,1 @@
+"""Policies that are frozen: their noise steered, their chunks searched."""

@@ -1,0 +1,95 @@
+"""A kernel without noise in its steps as a policy: a = π(s, w), a function of the observation and of the noise x_T.
+
+    x_T = prior(w),  x_{t-1} = mean of p(x_{t-1} | x_t, s),  a = x_0
+
+It is asked as a black box: no gradient, no look at its weights but for their hash.
+
+Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning (Wagenmaker et al., 2025), sec. 4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from treesearch.backends.base import Cond, Kernel, Shared, describe, optional
+
+Ask = Callable[[Tensor], Sequence[Any]]
+"""Observations (n, O) -> the prompts that they stand for."""
+
+
+@final
+class FrozenPolicy:
+    """π(s, w) of a kernel with η = 0.
+
+    Args:
+        kernel: whose steps have no noise.
+        ask: observations -> prompts; None for a kernel of policies, which is told observations (`seen`).
+        batch_size: rows of a forward pass.
+
+    Attributes:
+        size: d, numbers of the noise w of one action.
+
+    Raises:
+        ValueError: a kernel with noise in its steps, or one that takes no observations and there is no `ask`.
+    """
+
+    def __init__(self, kernel: Kernel, ask: Ask | None = None, batch_size: int = 4096) -> None:
+        self.spec = describe(kernel, identify=False)
+        if any(self.spec.stochastic[1:]):
+            raise ValueError("the steps of this kernel have noise, so that w does not decide x_0: make it with eta=0")
+        self._seen = optional(kernel, "seen")
+        if ask is None and self._seen is None:
+            raise ValueError(f"{type(kernel).__name__} is no policy: say by `ask` which prompts observations stand for")
+        self.kernel: Any = kernel
+        self.ask, self.batch_size = ask, batch_size
+        self.size = math.prod(self.spec.noise_shape)
+        self.evaluations = 0  # of the network, rows
+
+    @torch.no_grad()
+    def states(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """x_0 (n, *state) for observations (n, O) and noise w (n, d)."""
+        made = [
+            self._states(observations[i : i + self.batch_size], noise[i : i + self.batch_size])
+            for i in range(0, len(noise), self.batch_size)
+        ]
+        return torch.cat(made) if made else torch.zeros(0, *self.spec.state_shape)
+
+    def actions(self, observations: Tensor, noise: Tensor) -> Any:
+        """Samples for observations (n, O) and noise w (n, d): chunks (n, H, A) of a policy."""
+        return self.kernel.decode(self.states(observations, noise))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights as they are now."""
+        networks = optional(self.kernel, "network")
+        digest = hashlib.blake2b(digest_size=16)
+        for network in networks if isinstance(networks, tuple) else (networks,):
+            weights = network.state_dict() if isinstance(network, nn.Module) else {}
+            for name, tensor in sorted(weights.items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _states(self, observations: Tensor, noise: Tensor) -> Tensor:
+        cond = self._cond(observations.detach())
+        shape = (len(noise), *self.spec.noise_shape)
+        x = self.kernel.prior(noise.detach().reshape(shape).to(self.spec.device), cond)
+        for level in range(self.spec.num_steps, 0, -1):
+            law = self.kernel.transition(x, torch.full((len(x),), level, device=x.device), cond)
+            x = law.sample(torch.zeros(shape, device=x.device))
+        self.evaluations += len(noise) * self.spec.num_steps
+        return x
+
+    def _cond(self, observations: Tensor) -> Cond:
+        if self.ask is None:
+            encoded = self._seen(observations)  # type: ignore[misc]
+        else:
+            encoded = self.kernel.encode(self.ask(observations)) if optional(self.kernel, "encode") else None
+        cond = {k: v.value if isinstance(v, Shared) else v for k, v in (encoded or {}).items()}
+        return cond | {"task": torch.zeros(len(observations), dtype=torch.int64, device=self.spec.device)}
