@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from treesearch.backends.base import Cond, Transition, Wrapper, fingerprint, optional
-from treesearch.backends.base.kernel import STEPS
+from treesearch.backends.base import STEPS, Cond, Transition, Wrapper, fingerprint, optional
 from treesearch.backends.base.taps import rows_called
 from treesearch.rewards.numeric import is_whole
 

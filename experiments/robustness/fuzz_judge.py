@@ -41,6 +41,7 @@ from treesearch.rewards.analytic import linear
 from treesearch.rewards.base import RewardError
 from treesearch.runs import config as run_json
 from treesearch.runs import folder as runs
+from treesearch.runs import reading
 from treesearch.runs.config import read_config
 from treesearch.runs.files import write_json
 from treesearch.session import recorder
@@ -290,7 +291,7 @@ def _recorded(path: Path) -> tuple[list[int], int] | None:
     """Nodes of each task that a folder holds, and its NFE; None where it cannot be read."""
     try:
         config = read_config(path)
-        blocks = runs.read_log(path, config)[0]
+        blocks = reading.read_log(path, config)[0]
         tasks = len(config["prompts"] or [None])
         nodes = [1 + sum(int((b.nodes["task"] == task).sum()) for b in blocks) for task in range(tasks)]
         return nodes, blocks[-1].meta["cost"]["nfe"] if blocks else 0
@@ -354,7 +355,7 @@ def scrutinise(result: ts.SearchResult, samples: list[Any], recorded: tuple[list
 def _read_again(path: Path, result: ts.SearchResult) -> None:
     """What was gone on with can be read back, and is the same."""
     config = read_config(path)
-    again = read_result(config, runs.read_log(path, config)[0])
+    again = read_result(config, reading.read_log(path, config)[0])
     for a, b in zip(result.tasks, again.tasks, strict=True):
         if not torch.equal(a.rewards, b.rewards):
             raise Fault("what was written is not what was returned")

@@ -16,9 +16,10 @@ import pytest
 from treesearch.cli import commands
 from treesearch.cli import main as cli
 from treesearch.cli.arguments import What, count, seconds
-from treesearch.cli.commands import COMMANDS, METHODS
 from treesearch.cli.compare import Compare
+from treesearch.cli.front import COMMANDS
 from treesearch.cli.main import main
+from treesearch.cli.searches import METHODS
 from treesearch.cli.show import read_result_of
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
@@ -217,6 +218,20 @@ def test_help_needs_no_torch_and_says_what_the_commands_say(capsys):
     assert "treesearch --version" in light
     assert commands.parse(["--help"], cli.__doc__) == 0
     assert light == capsys.readouterr().out
+
+
+def test_commands_that_compute_nothing_need_no_torch(tmp_path):
+    store = str(tmp_path / "run")
+    assert run("fk", *TOY, "--nfe", "200", "--store", store) == 0
+    words = [["ls", str(tmp_path)], ["ls", "--help"], ["cite"], ["cite", store], ["env"], ["list"], ["list", "fk"]]
+    code = (
+        "import json, sys; from treesearch.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]): print(main(words), 'torch' in sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, json.dumps(words)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert told.stderr == "0 False\n" * len(words)
+    assert "FeynmanKac" in told.stdout
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from treesearch.cli import commands, config
+from treesearch.cli import commands, config, searches
 from treesearch.cli.main import main
 
 WORDS = [
@@ -10,7 +10,7 @@ WORDS = [
     ["--goal", "best", "--workers", "2", "--gpus-per-worker", "0.5", "--kernel", "gaussian(dim=2)", "--dry-run"],
     ["fk", "--num-particles", "8", "--tempering", "0.5", "1.0", "--seconds", "1.5h"],
     ["dts_star", "--lam", "auto", "--store", "runs/a b", "--json"],
-    *([name] for name in commands.METHODS),
+    *([name] for name in searches.METHODS),
 ]
 
 
@@ -28,7 +28,7 @@ def saved(tmp_path, text):
 def test_a_command_comes_back_from_its_file(tmp_path, words):
     asked = parsed(*words)
     file = saved(tmp_path, config.written(asked))
-    assert config.read(file, commands.Run()) == asked
+    assert config.read(file, searches.Run()) == asked
 
 
 def test_what_is_printed_runs_and_what_is_typed_stands_over_it(tmp_path, capsys):

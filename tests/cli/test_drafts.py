@@ -8,7 +8,7 @@ import pytest
 
 from treesearch.cli.main import main
 from treesearch.cli.show import read_result_of
-from treesearch.runs.folder import read_blocks
+from treesearch.runs.log import read_blocks
 
 FEW = ["--kernel", "mnist(num_steps=6)", "--reward", "brightness()"]
 

@@ -25,6 +25,7 @@ from treesearch.runs import config as configs
 from treesearch.runs import folder as runs
 from treesearch.runs.config import read_config
 from treesearch.runs.files import write_json
+from treesearch.runs.reading import status
 from treesearch.session import verify
 
 SLICE = ("best_of_n", "tasks")
@@ -139,7 +140,7 @@ def test_a_digit_of_run_json_does_not_change_unseen(store, key, value):
     with pytest.raises(ts.StoreError, match="does not match its checksum: it is damaged, edited"):
         read_config(store)
     (store / "run.json").write_text(json.dumps(config | {"status": "running"}))  # as a kill leaves it
-    assert runs.status(store, read_config(store)) == "killed"
+    assert status(store, read_config(store)) == "killed"
 
 
 def test_what_could_not_be_read_again_is_not_written(store):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import treesearch
+from treesearch.backends import base
 
 ROOT = Path(__file__).parents[2]
 REWARDS, BACKENDS = "treesearch.rewards", "treesearch.backends"
@@ -247,18 +248,19 @@ def test_importing_treesearch_is_light():
     assert python(code, ROOT) == (0, "[]\n")
 
 
-def test_every_public_name_is_found_where_a_type_checker_sees_it():
+@pytest.mark.parametrize(("package", "folders"), [(treesearch, {"loggers"}), (base, set())])
+def test_every_public_name_is_found_where_a_type_checker_sees_it(package, folders):
     seen = {
         alias.name: node.module
-        for node in ast.walk(ast.parse((ROOT / "treesearch" / "__init__.py").read_text("utf-8")))
+        for node in ast.walk(ast.parse(Path(package.__file__).read_text("utf-8")))
         if isinstance(node, ast.ImportFrom) and node.module.startswith("treesearch.")
         for alias in node.names
     }
-    assert set(seen) | {"loggers"} == set(treesearch.__all__)
+    assert set(seen) | folders == set(package.__all__)
     for name, home in seen.items():
-        assert getattr(treesearch, name) is getattr(importlib.import_module(home), name)
+        assert getattr(package, name) is getattr(importlib.import_module(home), name)
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
-        _ = treesearch.serach
+        _ = package.serach
 
 
 @pytest.mark.parametrize("name", ["rewards", "backends"])

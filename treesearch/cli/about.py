@@ -1,52 +1,28 @@
-"""`bench`, `env` and `cite`: about this library and the machine it is on."""
+"""`env` and `cite`: about this library and the machine it is on. Neither needs torch: it may be what is broken."""
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import os
 import platform
+import re
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from tyro.conf import Positional
 
+from treesearch import host
 from treesearch.citations import bibtex
-from treesearch.cli import probe
-from treesearch.cli.arguments import Command, rows
+from treesearch.cli.base import Command
 from treesearch.core.compiled import kept_in
 from treesearch.core.tree import add_child
 from treesearch.methods import METHODS
-from treesearch.registry import registry as specs
-from treesearch.report import tables as report
 from treesearch.report.terminal import say
-from treesearch.rewards.base import as_reward
 from treesearch.runs.config import read_config
 from treesearch.version import __version__
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bench(Command):
-    """How fast a kernel runs bare at several batch sizes, and how much of that a search keeps."""
-
-    kernel: str = "mnist"
-    """as in `run`"""
-    reward: str = "constant(0)"
-    """as in `run`"""
-    batch_sizes: tuple[int, ...] = (1, 16, 32, 64)
-    """rows of a forward pass"""
-    json: bool = False
-    """print JSON"""
-
-    def run(self) -> int:
-        sizes = tuple(map(rows, self.batch_sizes))
-        found = probe.speed(specs.kernel(self.kernel), as_reward(specs.reward(self.reward)), sizes)
-        if self.json:
-            say(json.dumps(found, indent=2))
-        else:
-            lines = [
-                [str(r["batch_size"]), *(f"{r[k]:.0f}" for k in ("bare", "search")), f"{r['ratio']:.3f}"] for r in found
-            ]
-            report.print_table(lines, ("batch", "bare NFE/s", "search NFE/s", "ratio"))
-        return 0
+_GPUS = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +39,9 @@ class Env(Command):
                 say(f"{name} {version(name)}")
             except PackageNotFoundError:
                 say(f"{name}: not installed")
-        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        say(f"threads {torch.get_num_threads()}, CUDA {', '.join(devices) or 'none'}")
+        threads = os.environ.get("OMP_NUM_THREADS", "not set")
+        say(f"cores {host.cores()}, OMP_NUM_THREADS {threads}, torch is built for CUDA {_built_for()}")
+        say(f"GPUs: {_gpus()}")
         say(f"compiled code: {_kept()}")
         return 0
 
@@ -79,6 +56,28 @@ class Cite(Command):
         names = METHODS if self.path is None else [read_config(self.path)["method"]["name"]]
         say(bibtex(paper for name in names for paper in METHODS[name].papers))
         return 0
+
+
+def _built_for() -> str:
+    """The CUDA that torch says it is built for, read from its file."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return "-"
+    try:
+        told = (Path(torch.origin).parent / "version.py").read_text("utf-8")
+    except OSError:
+        return "-"
+    found = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)", told, re.MULTILINE)
+    return "none" if found is None else found[1]
+
+
+def _gpus() -> str:
+    """Names and driver, as the driver has them."""
+    try:
+        told = subprocess.run(_GPUS, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "none, as nvidia-smi is not here or fails"
+    return "; ".join(" ".join(line.split()) for line in told.splitlines()) or "none"
 
 
 def _kept() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -15,7 +15,8 @@ from tyro.conf import arg
 
 from treesearch.backends.base import optional
 from treesearch.budget import INFINITE, Budget
-from treesearch.errors import UsageError, unknown
+from treesearch.cli.base import pick
+from treesearch.errors import UsageError
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.registry.recipe import Recipe
@@ -62,25 +63,6 @@ def _read(text: str, units: Mapping[str, int], examples: str) -> Decimal:
     if not value:
         raise UsageError(f"{text!r}: expected more than nothing, such as {examples}")
     return value
-
-
-def pick(what: str, got: str, known: Iterable[str]) -> str:
-    """Return `got` if it is known.
-
-    Raises:
-        UsageError: it is not; the message names the nearest.
-    """
-    if got not in (names := list(known)):
-        raise UsageError(unknown(what, got, names))
-    return got
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """What all commands have."""
-
-    debug: bool = False
-    """show the traceback of an error"""
 
 
 @dataclass(frozen=True, kw_only=True)

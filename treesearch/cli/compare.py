@@ -11,7 +11,8 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from treesearch import api as loop
 from treesearch.budget import Budget
-from treesearch.cli.arguments import Command, What, Where, count, load
+from treesearch.cli.arguments import What, Where, count, load
+from treesearch.cli.base import Command
 from treesearch.cli.run import finish
 from treesearch.cli.saved import begin
 from treesearch.comparing import collect, goes_on, name_methods, new_folder

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from treesearch.cli.arguments import Command, What, count, load
+from treesearch.cli.arguments import What, count, load
+from treesearch.cli.base import Command
 from treesearch.diagnosis.diagnose import diagnosed
 from treesearch.errors import UsageError
 from treesearch.registry import expressions

@@ -12,7 +12,8 @@ from treesearch import api as loop
 from treesearch.backends.base import describe
 from treesearch.backends.roots.edited import INVERSIONS, takes_prompts
 from treesearch.budget import Budget
-from treesearch.cli.arguments import Command, Limits, Where, load, pick, rows, written
+from treesearch.cli.arguments import Limits, Where, load, rows, written
+from treesearch.cli.base import Command, pick
 from treesearch.cli.run import drive, new_folder
 from treesearch.cli.saved import begin
 from treesearch.errors import UsageError

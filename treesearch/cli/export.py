@@ -11,7 +11,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from treesearch import api as loop
-from treesearch.cli.arguments import Command, pick
+from treesearch.cli.base import Command, pick
 from treesearch.cli.saved import of_folder, told
 from treesearch.cli.show import read_result_of, task_number
 from treesearch.errors import StoreError, TreeSearchError, UsageError

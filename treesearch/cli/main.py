@@ -40,10 +40,10 @@ def _run(argv: list[str]) -> int:
     try:
         if front.answered(argv, __doc__):
             return 0
-        from treesearch.cli import commands  # with all that computes
+        from treesearch.cli import commands
 
-        commands.leave_busy_cores_alone()
         command = commands.parse(argv, __doc__)
+        commands.leave_busy_cores_alone()
         return command if isinstance(command, int) else command.run()
     except BrokenPipeError:
         raise

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tyro.conf import Positional
 
 from treesearch import backends, rewards
-from treesearch.cli.arguments import Command, pick
+from treesearch.cli.base import Command, pick
 from treesearch.cli.choices import CHOICES, lines_of, listed
 from treesearch.methods import METHODS
 from treesearch.registry import expressions

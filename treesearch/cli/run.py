@@ -15,7 +15,8 @@ from treesearch import api as loop
 from treesearch.backends.base import Kernel, describe, optional
 from treesearch.budget import Budget
 from treesearch.cli import config, edits, probe
-from treesearch.cli.arguments import Command, Limits, What, Where, load, pick, rows
+from treesearch.cli.arguments import Limits, What, Where, load, rows
+from treesearch.cli.base import Command, pick
 from treesearch.cli.saved import COMMAND, begin, kept, of_folder, told
 from treesearch.comparing import unused
 from treesearch.errors import UsageError

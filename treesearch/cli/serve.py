@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from treesearch.cli.arguments import Command
+from treesearch.cli.base import Command
 from treesearch.errors import UsageError, missing
 from treesearch.page.guard import is_loopback
 from treesearch.page.server import make_app

@@ -1,4 +1,4 @@
-"""`ls`, `show` and `plot`: looking at run folders, which runs no code that they name."""
+"""`show` and `plot`: looking at run folders, which runs no code that they name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
-from treesearch.cli.arguments import Command, pick
+from treesearch.cli.base import Command, pick
 from treesearch.core.tree import Tree
 from treesearch.errors import TreeSearchError, UsageError
 from treesearch.report import best, plots, trees
@@ -19,50 +19,11 @@ from treesearch.report import tables as report
 from treesearch.report.terminal import say
 from treesearch.results.result import SearchResult
 from treesearch.results.summary import summary
-from treesearch.runs import folder as runs
+from treesearch.runs import reading
 from treesearch.runs.command import shown
 from treesearch.runs.config import read_config
 from treesearch.session.rebuild import read_result
 from treesearch.text import plain
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ls(Command):
-    """List runs."""
-
-    folder: Positional[str] = "runs"
-    json: bool = False
-    """print JSON"""
-
-    def run(self) -> int:
-        found = sorted(p.parent for p in Path(self.folder).rglob("run.json"))
-        listed = [self._line(path) for path in found]
-        if self.json:
-            say(json.dumps(listed, indent=2))
-        elif listed:
-            rows = [[report.DASH if v is None else str(v) for v in run.values()] for run in listed]
-            report.print_table(rows, ("run", "method", "status", "NFE", "best"))
-        else:
-            say(f"no runs under {self.folder}")
-        return 0
-
-    @staticmethod
-    def _line(path: Path) -> dict[str, Any]:
-        """A run's line; of one that cannot be read its error, so that it hides none of the others."""
-        try:
-            config = read_config(path)
-            blocks, _ = runs.read_log(path, config)
-            last = blocks[-1].meta["history"] if blocks else None
-            best = last["best_reward"] if last else None
-            return {
-                "run": str(path),
-                "method": config["method"]["name"],
-                "status": runs.status(path, config),
-                "nfe": last["nfe"] if last else 0,
-                "best": None if best is None else round(best, 3),
-            }
-        except Exception as error:
-            return {"run": str(path), "method": None, "status": _brief(error), "nfe": None, "best": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +55,7 @@ class Show(Command):
             say(json.dumps(told | {"certificates": [task["certificate"] for task in tasks]}, indent=2))
             return 0
         asked = config | {what: plain(text) for what, text in shown(Path(self.path), config).items()}
-        say(f"status   {runs.status(self.path, config)}")
+        say(f"status   {reading.status(self.path, config)}")
         for key in ("method", "seed", "prompts", "kernel", "reward", "budget", "versions"):
             say(f"{key:<9}{asked[key]}")
         report.print_table(report.rows(name, tasks, result.cost))
@@ -167,12 +128,7 @@ def task_number(asked: int | None, tasks: int) -> int:
 def read_result_of(path: str | Path) -> tuple[dict[str, Any], SearchResult]:
     """Configuration and result of a run folder, without its kernel: everything but the decoded samples."""
     config = read_config(path)
-    return config, read_result(config, runs.read_log(Path(path), config)[0])
-
-
-def _brief(error: Exception) -> str:
-    """An error in a table's cell."""
-    return str(error) if isinstance(error, TreeSearchError) else f"{type(error).__name__}: {error}"
+    return config, read_result(config, reading.read_log(Path(path), config)[0])
 
 
 def _level(task: int, tree: Tree, t: int) -> list[Any]:

@@ -22,9 +22,9 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from treesearch.core import normal
 from treesearch.core.compiled import compiled
 from treesearch.core.weights import F64, scaled
 
@@ -215,7 +215,7 @@ def scores(reward: F64, mass: F64, fresh: int) -> F64:
     value, place = np.unique(reward, return_inverse=True)
     tied = np.bincount(place, mass)
     above = np.cumsum(tied[::-1])[::-1] - 0.5 * tied
-    z = -torch.special.ndtri(torch.from_numpy(above / tied.sum())).numpy()
+    z = -normal.quantile(above / tied.sum())
     grid = np.arange(NormalDist().inv_cdf(1 - 0.5 / fresh), LOWEST, -KNOT)[::-1]
     knot, first = np.unique(np.interp(grid, z, value), return_index=True)
     if len(knot) < 2:

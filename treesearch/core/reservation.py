@@ -37,9 +37,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from treesearch.core import normal
 from treesearch.core.weights import F64
 
 GRID = np.linspace(-5.0, 7.0, 241)  # scores at which values are known
@@ -82,7 +82,7 @@ def scores(reward: F64, mass: F64) -> F64:
     _, place = np.unique(reward, return_inverse=True)
     tied = np.bincount(place, mass)
     below = np.cumsum(tied) - 0.5 * tied
-    return torch.special.ndtri(torch.from_numpy(below / tied.sum())).numpy()[place]
+    return normal.quantile(below / tied.sum())[place]
 
 
 def spread(z: F64, read: NDArray[np.bool_], mass: F64) -> F64:
@@ -157,8 +157,7 @@ def _rated(rungs: tuple[int, ...], lines: Mapping[tuple[int, int], Line], prices
 def hoped(mean: F64, sd: float, best: float) -> F64:
     """E[(Z - z*)⁺] of Z ~ N(mean, sd²), (n,)."""
     z = (best - mean) / sd
-    tail = 0.5 * torch.special.erfc(torch.from_numpy(z / math.sqrt(2.0))).numpy()
-    return np.maximum(sd * (np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi) - z * tail), 0.0)
+    return np.maximum(sd * (np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi) - z * normal.tail(z)), 0.0)
 
 
 def _moves(mean: F64, sd: float) -> F64:

@@ -35,7 +35,6 @@ from treesearch.methods.base import Ids, Method, Problem, Readout, Unit
 from treesearch.methods.best_of_n import Rollouts
 from treesearch.methods.claims import Z95, Claims, Interval, Standing
 from treesearch.methods.settings import check_lam, check_whole
-from treesearch.rewards.base import RewardError
 from treesearch.rewards.numeric import is_number
 
 VON_NEUMANN = Paper(
@@ -104,6 +103,8 @@ class RejectionSearch(Rollouts):
         """
         above = leaves[self.tree.reward[leaves] > self.r_max]
         if len(above):
+            from treesearch.rewards.base import RewardError  # with torch, which the command line may not need
+
             worst = above[np.argmax(self.tree.reward[above])]
             raise RewardError(
                 f"reward {self.tree.reward[worst]:.6g} of node {worst} is above r_max = {self.r_max:g} "

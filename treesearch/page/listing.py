@@ -12,7 +12,7 @@ from treesearch.errors import StoreError
 from treesearch.runs import files, schema
 from treesearch.runs.command import shown
 from treesearch.runs.config import read_config
-from treesearch.runs.folder import status
+from treesearch.runs.reading import status
 from treesearch.runs.schema import maybe, number, record, whole
 
 _TAIL = 2**16  # bytes of events.jsonl in which its last line is looked for

@@ -20,7 +20,7 @@ from treesearch.engine.states import LostStates
 from treesearch.page.view import View
 from treesearch.pictures.sheets import thumbnail
 from treesearch.report import best
-from treesearch.runs.shards import DTYPES, ShardStates
+from treesearch.runs.shards import ShardStates
 
 DECODED, STORED = "decoded", "state"
 SHOWN = 24  # samples of a gallery
@@ -99,7 +99,7 @@ def _row(view: View, task: int, node: int) -> Any:
 def _state(view: View, row: Any) -> NDArray[Any] | None:
     """The stored state of a node; None where it is not kept, lost or damaged."""
     config = view.config
-    shape, dtype = tuple(config["state_shape"]), next(d for d in DTYPES if str(d) == config["dtype"])
+    shape, dtype = tuple(config["state_shape"]), getattr(torch, config["dtype"].removeprefix("torch."))
     if row["slot"] == NONE or np.prod(shape) * dtype.itemsize > _LARGEST:
         return None
     states = ShardStates(view.path, shape, dtype, int(row["slot"]) + 1, run=config["id"], look=True)

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from treesearch import rewards
 from treesearch.errors import TreeSearchError, UsageError, unknown
 from treesearch.registry import plugins
 from treesearch.registry.blame import where
 from treesearch.registry.references import OPERATIONS, is_mark, marked, placed, written
-from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.redact import redacted
 from treesearch.text import brief
 
@@ -203,7 +203,7 @@ class _Plugin:
             made = self.found(*args, **settings)
         except Exception as error:
             raise PluginError(f"{self.path} failed: {_told(error)}") from error
-        return as_reward(made) if inspect.isroutine(made) else made
+        return rewards.as_reward(made) if inspect.isroutine(made) else made
 
     def bare(self) -> Any:
         """What it is where nothing is called: a factory's product, a function as a reward, or the object itself."""
@@ -212,7 +212,7 @@ class _Plugin:
         needs = [] if isinstance(self.found, type) else _needed(self.found)
         if not needs:
             return self()
-        return as_reward(self.found) if len(needs) - needs.count("prompts") <= 1 else self.found
+        return rewards.as_reward(self.found) if len(needs) - needs.count("prompts") <= 1 else self.found
 
 
 def _needed(function: Callable[..., Any]) -> list[str]:
@@ -264,7 +264,7 @@ def _call(node: ast.Call, what: str, names: Mapping[str, Callable[..., Any]]) ->
         if node.func.attr not in OPERATIONS:
             raise SpecError(unknown(f"operation of a {what}", node.func.attr, OPERATIONS))
         owner = _value(node.func.value, what, names)
-        if not isinstance(owner, Reward):
+        if not isinstance(owner, rewards.Reward):
             raise SpecError(f"{redacted(ast.unparse(node))}: .{node.func.attr} is an operation of rewards")
         function = getattr(owner, node.func.attr)
     elif isinstance(node.func, ast.Name):

@@ -31,11 +31,11 @@ import torch
 from treesearch.core.tree import NONE
 from treesearch.errors import GO_ON, StoreError, writing
 from treesearch.runs import files, schema
-from treesearch.runs.checks import check_blocks
 from treesearch.runs.config import document, now, read_config, stamped
 from treesearch.runs.files import write_json
-from treesearch.runs.lock import Lock, held
-from treesearch.runs.log import COST, MAGIC, Block, packed, read, read_blocks
+from treesearch.runs.lock import Lock
+from treesearch.runs.log import COST, MAGIC, Block, packed, read
+from treesearch.runs.reading import read_log
 from treesearch.runs.shards import ShardStates
 
 log = logging.getLogger("treesearch")
@@ -230,13 +230,6 @@ class Run:
         return writing(self.path, GO_ON)
 
 
-def status(path: str | os.PathLike[str], config: dict[str, Any]) -> str:
-    """A run's status; one that says it is running while nobody holds its lock was killed."""
-    if config["status"] != "running":
-        return config["status"]
-    return {True: "running", False: "killed", None: "running or killed"}[held(Path(path))]
-
-
 def check_vacant(path: str | os.PathLike[str]) -> None:
     """Whether a run may begin in a folder: one that failed before its first wave may be started over.
 
@@ -255,25 +248,3 @@ def check_vacant(path: str | os.PathLike[str]) -> None:
         begun = True
     if begun or size != len(MAGIC):
         raise StoreError(f"{path} holds a run already: resume it, or name another folder")
-
-
-def read_log(path: Path, config: dict[str, Any]) -> tuple[list[Block], int]:
-    """The whole blocks of a run's tree.bin, checked against its run.json, and where they end.
-
-    Raises:
-        StoreError: the log is damaged before its last block, belongs to another run, or holds what no search writes.
-    """
-    waves, blocks, end = config.get("waves", 0), [], len(MAGIC)
-    try:
-        for block, end in read_blocks(path, waves):  # noqa: B007 - the last end is used
-            blocks.append(block)
-        check_blocks(path, config, blocks)
-    except MemoryError as error:
-        raise StoreError(f"{path}/tree.bin does not fit into memory") from error
-    if len(blocks) < waves:
-        log.warning(
-            "%s is damaged: tree.bin ends after %d waves (byte %d) of at least %d; the others are lost, `resume` does "
-            "their work again",
-            path, len(blocks), end, waves,
-        )  # fmt: skip
-    return blocks, end

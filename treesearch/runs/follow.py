@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from treesearch.runs import folder
 from treesearch.runs.checks import check_blocks
 from treesearch.runs.config import read_config
 from treesearch.runs.log import MAGIC, Block, read_blocks
+from treesearch.runs.reading import status
 
 ASKED = 2.0  # seconds between two questions of whether anybody has the lock: asking holds it for a moment
 
@@ -68,7 +68,7 @@ class Follower:
         if self.config["status"] != "running":
             self.status = self.config["status"]
         elif time.monotonic() - self._asked >= ASKED:
-            self.status, self._asked = folder.status(self.path, self.config), time.monotonic()
+            self.status, self._asked = status(self.path, self.config), time.monotonic()
         return self.status != before
 
 

@@ -19,9 +19,9 @@ import numpy as np
 from treesearch.backends.base import STEPS
 from treesearch.core.tree import Tree
 from treesearch.errors import StoreError
+from treesearch.runs.dtypes import DTYPES
 from treesearch.runs.log import TASKS
 from treesearch.runs.schema import Check, maybe, number, one_of, plain, record, several, text, whole
-from treesearch.runs.shards import DTYPES
 from treesearch.text import brief
 
 _LIMIT = maybe(whole(1))
@@ -31,7 +31,7 @@ FIXED: dict[str, Check] = {
     "prompts": maybe(several(plain(16), 1, TASKS)),
     "num_steps": whole(1, STEPS),
     "state_shape": several(whole(0, 2**31), 0, 16),
-    "dtype": one_of(*map(str, DTYPES)),
+    "dtype": one_of(*DTYPES),
     "fingerprint": plain(16),
     "reward": text(),
     "reward_settings": plain(16),

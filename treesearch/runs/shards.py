@@ -28,6 +28,7 @@ from treesearch.core.tree import NONE
 from treesearch.engine.states import LostStates, MemoryStates
 from treesearch.errors import GO_ON, StoreError, writing
 from treesearch.runs import files
+from treesearch.runs.dtypes import DTYPES
 
 Ids = NDArray[np.int64]
 log = logging.getLogger("treesearch")
@@ -35,18 +36,6 @@ log = logging.getLogger("treesearch")
 SHARD_BYTES = 64 * 2**20
 _NEAR = 2**16  # bytes between rows that are read together with what lies between them
 _HEADER = 512  # bytes of JSON, padded with blanks so that it can be rewritten in place
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class ShardStates:
@@ -252,7 +241,7 @@ class ShardStates:
 
     def _announce(self, file: BinaryIO, rows: int) -> None:
         """Write the header for `rows` states and make the file as long as it says."""
-        entry = {"dtype": DTYPES[self.dtype], "shape": [rows, *self.shape], "data_offsets": [0, rows * self._row]}
+        entry = {"dtype": DTYPES[str(self.dtype)], "shape": [rows, *self.shape], "data_offsets": [0, rows * self._row]}
         header = json.dumps({"__metadata__": {"run": self.run}, "states": entry}).encode()
         if len(header) > _HEADER:
             raise StoreError(f"a state of {len(self.shape)} axes needs a longer header than {_HEADER} bytes")

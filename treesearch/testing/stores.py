@@ -15,7 +15,7 @@ from treesearch.backends.base import Kernel, describe
 from treesearch.budget import Budget
 from treesearch.errors import StoreError
 from treesearch.methods.base import Method
-from treesearch.runs.folder import read_blocks
+from treesearch.runs.log import read_blocks
 from treesearch.testing.compare import require, same, same_result
 from treesearch.testing.counting import Counting
 
