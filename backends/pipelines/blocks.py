@@ -13,14 +13,16 @@ here they are called beneath that, so that it is the caller who decides.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from treesearch.backends.pipelines.kinds import Kind, modular_form
 
@@ -222,6 +224,43 @@ def no_noise(scheduler: Any) -> Any:
     if scheduler.config.get("stochastic_sampling"):
         scheduler.register_to_config(stochastic_sampling=False)
     return scheduler
+
+
+@contextmanager
+def asked(scheduler: Any) -> Iterator[dict[str, Any]]:
+    """What a scheduler's `set_timesteps` is asked for meanwhile."""
+    found: dict[str, Any] = {}
+    own = scheduler.set_timesteps
+
+    @functools.wraps(own)
+    def record(*args: Any, **kwargs: Any) -> None:
+        found.update(inspect.signature(own).bind(*args, **kwargs).arguments)
+        own(*args, **kwargs)
+
+    scheduler.set_timesteps = record
+    try:
+        yield found
+    finally:
+        del scheduler.set_timesteps
+
+
+@contextmanager
+def watched(scheduler: Any, look: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call look(network's output, state before, state after) at each step of a scheduler."""
+    own = scheduler.step
+
+    @functools.wraps(own)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(own).bind(*args, **kwargs).arguments
+        done = own(*args, **kwargs)
+        look(given["model_output"], given["sample"], tree_leaves(done)[0])
+        return done
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
 
 
 def generator() -> torch.Generator:

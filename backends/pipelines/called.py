@@ -33,7 +33,7 @@ from treesearch.backends.pipelines.listed import CALLED
 from treesearch.backends.pipelines.loading import log
 from treesearch.backends.pipelines.meta import to_meta
 from treesearch.backends.pipelines.parts import refuse_adapters
-from treesearch.backends.pipelines.proof import FEW, LONG, MORE, is_memoryless, refuse_difference
+from treesearch.backends.pipelines.proof import FEW, LONG, MORE, Proof, Seen, is_memoryless
 from treesearch.backends.pipelines.settings import Settings, opened
 
 _OF_THE_CALL = (
@@ -337,8 +337,10 @@ class Called(Family):
             chain = Chain(schedule, eta=0.0, clip_sample=clip_of(self.pipe.scheduler)).to(self.device)
             noise = torch.randn(4, *self.state_shape, generator=generator(), device="cpu").to(self.device)
             self._verify_size(noise[:1])
-            self._verify_rows(chain, noise)
-            self._verify_steps(chain, noise[:1])
+            proof, T = Proof(self, chain), schedule.num_steps
+            self._share(proof, noise, T)
+            seen, wanted = self._own_steps(noise[:1], T), {0, T // 2, T - 1}
+            proof.steps(seen, wanted, memoryless=is_memoryless(self.pipe.scheduler, schedule))
         self._known = {}
 
     def _verify_size(self, x: Tensor) -> None:
@@ -354,54 +356,32 @@ class Called(Family):
             if (asked := getattr(self.settings, name)) not in (None, size):
                 raise ValueError(f"{name} is {asked}, of which {self.name} makes {size}: ask for a size that it keeps")
 
-    def _verify_rows(self, chain: Chain, x: Tensor) -> None:
-        """Of two levels and two prompts, so that some share both."""
-        T, texts = chain.schedule.num_steps, [FEW, MORE, FEW, MORE]
+    def _share(self, proof: Proof, x: Tensor, T: int) -> None:
+        """Find which rows may share a call: of two levels and two prompts, so that some share both."""
+        texts = [FEW, MORE, FEW, MORE]
         t = torch.tensor([1, T, T, T], device=self.device)
-        alone = torch.cat([self._output(chain, x[[i]], t[[i]], [text]) for i, text in enumerate(texts)])
+        alone = proof.alone(x, t, texts)
         for self.shares in get_args(Shares):
             try:
-                return self._refuse(_TOGETHER, self._output(chain, x, t, texts), alone)
+                return proof.rows(x, t, texts, alone)
             except Exception as error:  # whatever a pipeline says where it expects one timestep, or one row
                 log.info("%s, with %s sharing a call: %s", self.name, self.shares, error)
                 refused = error
         raise refused
 
-    def _output(self, chain: Chain, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
-        cond = {k: getattr(v, "value", v) for k, v in self.encode(prompts).items()}
-        return self.predict(x.to(self.network.dtype), chain.timestep[t], cond).float()
-
-    def _verify_steps(self, chain: Chain, x_T: Tensor) -> None:
-        """At its first, middle and last step; the network's calls in between are left out."""
-        T = chain.schedule.num_steps
-        kept: dict[int, tuple[Tensor, ...]] = {}
-        wanted = {0, T // 2, T - 1}
+    def _own_steps(self, x_T: Tensor, T: int) -> dict[int, Seen]:
+        """The call in one piece; the network is asked at its first, middle and last step."""
+        seen, wanted = dict[int, Seen](), {0, T // 2, T - 1}
         cond = {k: getattr(v, "value", v) for k, v in self.encode([MORE]).items()}
-        stage = self._stage(told=self._told(cond, [0], 1), watch=lambda i, *seen: kept.update({i: seen}))
+        stage = self._stage(told=self._told(cond, [0], 1), watch=lambda i, *step: seen.update({i: step}))
         inputs = {"latents": x_T.to(self.network.dtype), "num_inference_steps": T, "output_type": "latent"}
         with calls.lazy(self.networks, lambda: stage.steps in wanted):
             calls.call(self.pipe, self._inputs(1) | inputs, stage)
-        for i in range(1, T):
-            self._refuse(f"states before step {i + 1} of {T}, and after the one before,", kept[i][1], kept[i - 1][2])
-        alike = is_memoryless(self.pipe.scheduler, chain.schedule)
-        for i in sorted(wanted):
-            t = torch.tensor([T - i], device=self.device)
-            output, x, after = (v.float() for v in kept[i])
-            # Where x_T is not of unit variance, the solver steps on x / α.
-            x = x if chain.schedule.prior_std == 1 else float(chain.alpha[t]) * x
-            found = self.predict(x.to(self.network.dtype), chain.timestep[t], cond).float()
-            self._refuse(f"step {i + 1} of {T}, and the pipeline's own,", found, self._of_chain(output, found))
-            if alike:
-                self._refuse(f"states after step {i + 1} of {T}, and the pipeline's own,",
-                             chain.law(x, t, found).mean, after, scale=after - x)  # fmt: skip
-
-    def _refuse(self, what: str, one: Tensor, other: Tensor, scale: Tensor | None = None) -> None:
-        refuse_difference(self.name, self.network.dtype, what, one, other, scale)
+        return {i: (self._of_chain(output, x), x, after) for i, (output, x, after) in seen.items()}
 
 
 _FIXED, _SAME, _ROWS, _WHOLE = range(4)
 """What encoders return: the same whatever the prompts, one row for all, a row a prompt, or one thing for a call."""
-_TOGETHER = "rows in a batch at mixed timesteps, and alone,"
 _ANY = 2  # steps of a grid that is not used: some have none of a single one
 _SOME = 500.0  # a timestep, where any does
 

@@ -9,36 +9,30 @@ classifier-free guidance the base law of a search is the guided chain itself; no
 
 from __future__ import annotations
 
-import copy
-import gc
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from treesearch.backends.base import Cond, Gaussian, fingerprint
 from treesearch.backends.base.quiet import Quiet
-from treesearch.backends.chains.diffusion import Chain, Step
-from treesearch.backends.chains.schedules import Schedule, clip_of, settings_of
-from treesearch.backends.pipelines import masks, memory, meta
+from treesearch.backends.chains.diffusion import Step
+from treesearch.backends.pipelines import memory
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
-from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, log, tiny_decoder
-from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
-from treesearch.backends.pipelines.roots import noise_of, refuse_another, state_of
+from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, tiny_decoder
+from treesearch.backends.pipelines.parts import refuse_memory
+from treesearch.backends.pipelines.roots import Root
+from treesearch.backends.pipelines.running import Running
 from treesearch.backends.pipelines.settings import Settings, check
+from treesearch.backends.pipelines.stepping import chain_of
 from treesearch.backends.pipelines.told import Told
-from treesearch.rewards.numeric import is_number
-
-_STEPPING = ("unet", "transformer", "transformer_2", "controlnet")
-_UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 @final
-class DiffusersKernel:
+class DiffusersKernel(Running):
     """The chain of a diffusers pipeline.
 
     Args:
@@ -62,8 +56,6 @@ class DiffusersKernel:
         ValueError: a pipeline, scheduler, size or setting that does not fit; the message says which.
         CheckpointError: a component is missing.
     """
-
-    sample_range = (0.0, 1.0)
 
     def __init__(
         self,
@@ -115,9 +107,7 @@ class DiffusersKernel:
             raise ValueError(f"{name} draws with code of its own, and takes no preview: leave it out")
         self.text_encoders, self.decode_batch = text_encoders, decode_batch
         self.dtype = torch.float32
-        self._root: Tensor | None = None
-        self._root_is_prior = False
-        self._held: masks.Held | None = None
+        self._root = Root()
         self._encoded: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._network_dtype = _dtype_of(pipe)  # kept: the module walks through all of its parts to find it
         self._tiny = tiny_decoder(preview, self._network_dtype)
@@ -130,7 +120,7 @@ class DiffusersKernel:
         self._move(as_device(device))  # first: some families ask their networks for the shape of a state
         self.state_shape = self.family.state_shape
         schedule = self.family.schedule(num_steps)
-        self.chain = _chain(pipe.scheduler, schedule, eta, step).to(self.device)
+        self.chain = chain_of(pipe.scheduler, schedule, eta, step).to(self.device)
         self._whole = schedule  # of which chains from an image take the last steps
         self.family.verify(schedule)
         network = self.family.network
@@ -184,50 +174,6 @@ class DiffusersKernel:
             load_lora(pipe, os.fspath(lora))
         return cls(pipe, num_steps=num_steps, device=device, **settings)
 
-    @property
-    def num_steps(self) -> int:
-        return self.chain.schedule.num_steps
-
-    @property
-    def network(self) -> nn.Module | tuple[nn.Module, ...]:
-        """The denoiser that a step calls, or several experts; a ControlNet beside it is not among them."""
-        found = self.family.networks
-        return found[0] if len(found) == 1 else found
-
-    @property
-    def stochastic(self) -> Tensor:
-        """Which steps draw noise; [0] is the prior, which a given x_T fixes."""
-        fixed = self.chain.stochastic.clone()
-        fixed[0] &= not self._root_is_prior
-        return fixed
-
-    @property
-    def rows_per_nfe(self) -> int:
-        return self.family.rows_per_nfe
-
-    @property
-    def preview(self) -> Callable[[Tensor], Tensor] | None:
-        """What `decode` would return, nearly: drawn by the tiny decoder, if there is one."""
-        return None if self._tiny is None else self._preview
-
-    def to(self, device: str | torch.device) -> DiffusersKernel:
-        """The same kernel, moved to a device."""
-        self._move(torch.device(device))
-        self.chain.to(self.device)
-        if self._root is not None:
-            self._root = self._root.to(self.device)
-        if self._held is not None:
-            self._held = self._held.to(self.device)
-        return self
-
-    def _move(self, device: torch.device) -> None:
-        self.device = device
-        for name, module in self.modules().items():
-            if self.text_encoders == "keep" or not name.startswith("text_encoder") or self._encoded is None:
-                module.to(device)
-        if self._tiny is not None:
-            self._tiny.to(device)
-
     def memory_plan(
         self, batch_size: int, *, prompts: Sequence[Any] = ("",), backward: bool = False
     ) -> memory.MemoryPlan:
@@ -241,200 +187,6 @@ class DiffusersKernel:
         if not self.family.plain:
             self.encode(prompts)  # text that blocks cut by its length has no shape of its own
         return memory.plan(self, batch_size, prompts, backward=backward)
-
-    def shadow(self) -> DiffusersKernel:
-        """The same kernel on the meta device: it computes shapes, and takes no memory."""
-        other = copy.copy(self)
-        other.pipe, other.device = copy.copy(self.pipe), torch.device("meta")
-        vars(other.pipe).update({name: meta.shadow(module) for name, module in self.modules().items()})
-        other._quiet = Quiet(*other.modules().values())
-        other.family = self.family.on(other.pipe)
-        other.chain = copy.copy(self.chain).to("meta")
-        other.text_encoders = "free" if self.text_encoders == "free" else "keep"
-        if self._encoded is not None:
-            other._encoded = (self._encoded[0], meta.to_meta(self._encoded[1]))
-        if self._root is not None:
-            other._root = self._root.to("meta")
-        if self._held is not None:
-            other._held = self._held.to("meta")
-        if self._tiny is not None:
-            other._tiny = meta.shadow(self._tiny)
-        return other
-
-    def from_noise(self, x_T: Tensor) -> DiffusersKernel:
-        """The same chain from given noise instead of the prior's, as pipelines take it for `latents`.
-
-        Args:
-            x_T: (*state), of unit variance: schedulers that begin at another variance scale it, as for their own noise;
-                what a mask holds of a picture stays held.
-
-        Raises:
-            ValueError: another shape.
-        """
-        root = self._whole.prior_std * noise_of(x_T, self.state_shape)
-        return self._rooted(root, self._whole, is_prior=True)
-
-    def from_image(self, image: Any, strength: float = 0.8, mask: Any = None) -> DiffusersKernel:
-        """The last steps of the chain, from an image that is noised as far as they begin (img2img).
-
-        The number of steps and their grid are those of the family's own image-to-image pipeline; pixel models and DiT,
-        which have none, noise as their scheduler does. The image is the mode of the encoder's law, where pipelines
-        draw from it.
-
-        Args:
-            image: (3, h, w) in [0, 1] or a PIL image, of the kernel's size.
-            strength: share of the T steps that are taken, in (0, 1].
-            mask: (1, h, w) in [0, 1] or a PIL image, white where the image is drawn anew; None draws all of it.
-
-        Raises:
-            TypeError: neither a tensor nor a PIL image.
-            ValueError: another size, a strength that leaves no step, or a network that is told another picture or mask.
-        """
-        check({"strength": strength})
-        refuse_another(self.family, image, mask)
-        schedule = self.family.image_schedule(self._whole, strength)
-        other = self._rooted(self.state_of(image), schedule, is_prior=False)
-        drawn = None if self.family.sees else mask
-        other._held = None if drawn is None else masks.Held(other._root, masks.free(self.family, drawn))
-        return other
-
-    def state_of(self, image: Any) -> Tensor:
-        """x_0 (*state) of a picture: the mode of the encoder's law.
-
-        Args:
-            image: (3, h, w) in [0, 1] or a PIL image, of the kernel's size.
-
-        Raises:
-            TypeError: neither a tensor nor a PIL image.
-            ValueError: another size, range or mode, a pipeline of videos, or one that edits another picture.
-        """
-        with self._quiet, torch.no_grad():
-            return state_of(self.family, image)
-
-    def _rooted(self, root: Tensor, schedule: Schedule, *, is_prior: bool) -> DiffusersKernel:
-        other = copy.copy(self)
-        other.chain = self.chain.on(schedule)
-        other._root, other._root_is_prior = root.detach().to(self.device, self.dtype), is_prior
-        return other
-
-    def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
-        refuse_memory(self._networks())
-        self._quiet.look()
-        noise = noise.to(self.device, self.dtype)
-        if self._root is None:
-            return self.chain.schedule.prior_std * noise
-        if self._root_is_prior:
-            return self._root.expand(len(noise), *self.state_shape).clone()
-        schedule = self.chain.schedule
-        return float(schedule.alpha[-1]) * self._root + float(schedule.sigma[-1]) * noise
-
-    def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Gaussian:
-        with self._quiet, torch.set_grad_enabled(x.requires_grad and torch.is_grad_enabled()):
-            output = self.family.predict(x.to(self._network_dtype), self.chain.timestep[t], cond).float()
-            law = self.chain.law(x, t, output)
-            return law if self._held is None else masks.held(self.chain, law, x, t, self._held)
-
-    def diagnose(self, t: Tensor) -> str:
-        """What may be wrong when the steps from levels t (k,) end in NaN."""
-        dtype = str(self._network_dtype).removeprefix("torch.")
-        cure = "are the weights, the prompts' embeddings and x_T whole, and is the guidance scale sane?"
-        if dtype == "float16":
-            cure = "float16 overflows where bfloat16 and float32 do not, load with dtype='bfloat16'"
-        timesteps = sorted(set(self.chain.timestep[t.to(self.device)].tolist()))
-        return f"timesteps {timesteps} in {dtype}; {cure}"
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        """Conditioning, through the pipeline's own text encoders, which run once for each list of prompts.
-
-        Raises:
-            ValueError: other prompts after the encoders were freed.
-        """
-        asked = tuple(prompts)
-        refuse_memory(self._networks())  # also where a cache was enabled since
-        if self._encoded is None or self._encoded[0] != asked:
-            if not asked:
-                raise ValueError("no prompts to encode: give at least one")
-            if gone := [n for n in self.family.text_encoders if getattr(self.pipe, n) is None]:
-                raise ValueError(f"{gone[0]} was freed after the first prompts: use text_encoders='offload'")
-            self._place_encoders(self.device)
-            self._quiet.look()
-            with self._quiet, torch.no_grad(), kept_scales(self.modules().values()):
-                self._encoded = (asked, self._told.encode(self.family, asked))
-            if self.text_encoders != "keep":
-                self._place_encoders("cpu" if self.text_encoders == "offload" else None)
-        return dict(self._encoded[1])
-
-    def _place_encoders(self, device: str | torch.device | None) -> None:
-        """Move the text encoders, or (None) let go of them."""
-        names = [name for name in self.modules() if name.startswith("text_encoder")]
-        for name in names:
-            if device is None:
-                if self.device.type != "meta":
-                    self._freed[name] = fingerprint.of(getattr(self.pipe, name))
-                setattr(self.pipe, name, None)
-                self._quiet = Quiet(*self.modules().values())
-            else:
-                getattr(self.pipe, name).to(device)
-        if device is None and names:
-            gc.collect()
-            torch.cuda.empty_cache() if torch.cuda.is_available() else None
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Images (n, c, h, w) or videos (n, f, c, h, w) in [0, 1], float32.
-
-        Raises:
-            ValueError: the decoder overflowed.
-        """
-        images = self._draw(None, x0)
-        if not torch.isfinite(images).all():
-            dtype = str(getattr(self.pipe, "vae", self.family.network).dtype).removeprefix("torch.")
-            cure = (
-                "load with dtype='bfloat16'" if dtype == "float16" else "are the weights whole, and the latents finite?"
-            )
-            raise ValueError(f"the decoder returned NaN or infinity in {dtype}: {cure}")
-        return images
-
-    def _preview(self, endpoint: Tensor) -> Tensor:
-        images, side = self._draw(self._tiny, endpoint), self.family.unpack(endpoint[:1]).shape[-1]
-        if images.shape[-1] != side * self.pipe.vae_scale_factor:
-            raise ValueError(f"the preview decoder draws {images.shape[-1]} pixels for {side} latents, expected "
-                             f"{side * self.pipe.vae_scale_factor}: is it for another model?")  # fmt: skip
-        return images
-
-    def _draw(self, decoder: Any, x0: Tensor) -> Tensor:
-        with self._quiet, torch.set_grad_enabled(x0.requires_grad and torch.is_grad_enabled()):
-            return self.family.draw(x0.to(self.device), self.decode_batch, decoder)
-
-    def _networks(self) -> dict[str, nn.Module]:
-        """What takes part in a step."""
-        return {name: part for name, part in self.modules().items() if name in _STEPPING}
-
-    def modules(self) -> dict[str, nn.Module]:
-        """What the pipeline computes with, by name."""
-        return {name: m for name, m in self.pipe.components.items() if isinstance(m, nn.Module) and name not in _UNREAD}
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Hash of settings, grid, root and networks as they are now; None where one of them cannot be read."""
-        config = {k: v for k, v in self.pipe.config.items() if isinstance(v, (bool, int, float)) and k[0] != "_"}
-        chain = (self.chain.settings(), self.chain.tables(), self.state_shape, str(self._network_dtype))
-        parts = self._freed | {name: fingerprint.of(module) for name, module in self.modules().items()}
-        if self._tiny is not None:
-            parts["preview"] = fingerprint.of(self._tiny)
-        digest = fingerprint.of(
-            [vars(self.family.settings), vars(self._told), config, chain, self._root, self._held, parts]
-        )
-        return None if digest is None or None in parts.values() else f"{type(self.pipe).__name__}:{digest}"
-
-
-def _chain(scheduler: Any, schedule: Schedule, eta: float | Tensor, step: Step | None) -> Chain:
-    name, config = type(scheduler).__name__, settings_of(scheduler)
-    renoises = name in ("LCMScheduler", "FlowMatchLCMScheduler") or config.get("stochastic_sampling")
-    if config.get("variance_type") not in (None, "fixed_small"):
-        log.warning("%s: %s is not used, steps have DDIM's variance", name, config["variance_type"])
-    if step is None:
-        step = "renoise" if renoises else "ddpm" if name == "DDPMScheduler" and is_number(eta, 1, 1) else "ddim"
-    return Chain(schedule, eta=eta, step=step, clip_sample=clip_of(scheduler))
 
 
 def _dtype_of(pipe: Any) -> torch.dtype:

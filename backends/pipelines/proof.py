@@ -1,28 +1,101 @@
 """What is held against what before a pipeline is searched by code that is not written for it.
 
-‖one - other‖ ≤ √eps ‖scale‖ + 2 eps ‖other‖      eps of the network's dtype
+Rows in a batch at mixed levels against each row alone, and steps of the pipeline's own loop against the chain's at
+η = 0:
+
+    ‖one - other‖ ≤ √eps ‖scale‖ + 2 eps ‖other‖      eps of the network's dtype
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
 
 FEW, MORE = "", "a red cube beside two blue ones"
 LONG = "; ".join(7 * [MORE])
 """Prompts of unequal length, to try rows on."""
 
+Seen = tuple[Tensor, Tensor, Tensor]
+"""Of one step of a pipeline's loop, (1, *state): the network's output, guided, and the states before and after."""
+
+
+class Proof:
+    """A family's chain at η = 0, beside the pipeline that it stands for.
+
+    Args:
+        family: its prompts are encoded once each, and its network is asked as in a search.
+        chain: of the pipeline's grid, without noise.
+    """
+
+    def __init__(self, family: Any, chain: Chain) -> None:
+        self._family, self._chain = family, chain
+        self._encoded: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def output(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The network's output, guided, for x (n, *state), t (n,) and n prompts."""
+        key, family = tuple(prompts), self._family
+        if key not in self._encoded:
+            self._encoded[key] = {k: getattr(v, "value", v) for k, v in family.encode(prompts).items()}
+        return family.predict(x.to(family.network.dtype), self._chain.timestep[t], self._encoded[key]).float()
+
+    def alone(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The same, row by row."""
+        rows = range(len(prompts))
+        return torch.cat([self.output(x[i : i + 1], t[i : i + 1], [prompts[i]]) for i in rows])
+
+    def rows(self, x: Tensor, t: Tensor, prompts: Sequence[str], alone: Tensor) -> None:
+        """Hold rows in a batch against the same alone.
+
+        Raises:
+            ValueError: one differs; the message has the difference.
+        """
+        for one, other in zip(self.output(x, t, prompts), alone, strict=True):
+            self._refuse("rows in a batch at mixed timesteps, and alone,", one, other)
+
+    def steps(self, seen: Mapping[int, Seen], wanted: Collection[int], *, memoryless: bool) -> None:
+        """Hold steps of the pipeline's own loop, on the prompt `MORE`, against the chain.
+
+        Args:
+            seen: by its number, from 0.
+            wanted: those of which the network's output is held, too.
+            memoryless: whether its solver's steps are the chain's.
+
+        Raises:
+            ValueError: one differs, or a state is changed between two steps; the message has the difference.
+        """
+        chain, T = self._chain, self._chain.schedule.num_steps
+        for i in sorted(seen):
+            if i - 1 in seen:
+                self._refuse(f"states before step {i + 1} of {T}, and after the one before,", seen[i][1],
+                             seen[i - 1][2])  # fmt: skip
+        for i in sorted(wanted):
+            t = torch.tensor([T - i], device=chain.timestep.device)
+            output, x, after = (value.float() for value in seen[i])
+            # Where x_T is not of unit variance, the solver steps on x / α.
+            x = x if chain.schedule.prior_std == 1 else float(chain.alpha[t]) * x
+            found = self.output(x, t, [MORE])
+            self._refuse(f"step {i + 1} of {T}, and the pipeline's own,", found, output)
+            if memoryless:
+                self._refuse(f"states after step {i + 1} of {T}, and the pipeline's own,",
+                             chain.law(x, t, found).mean, after, after - x)  # fmt: skip
+
+    def _refuse(self, what: str, one: Tensor, other: Tensor, scale: Tensor | None = None) -> None:
+        refuse_difference(self._family.name, self._family.network.dtype, what, one, other, scale)
+
 
 def is_memoryless(scheduler: Any, schedule: Schedule) -> bool:
     """Whether a step of a scheduler, without noise, is the chain's at η = 0 and in the same coordinates.
 
-    DDIM's goes N // T training steps down: the next of the grid for leading spacing, for trailing spacing where T
-    divides N, and never for linspace.
+    By name, and not by trying it: that the two are equal is what is held here, and a scheduler whose sign or unit the
+    chain has wrong would else pass as one of another law. DDIM's step goes N // T training steps down: the next of the
+    grid for leading spacing, for trailing spacing where T divides N, and never for linspace.
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name in ("DDIMScheduler", "CogVideoXDDIMScheduler"):

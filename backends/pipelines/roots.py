@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from treesearch.backends.base.pictures import is_same, pixels_of
+from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import vae
 from treesearch.backends.pipelines.family import Family
+from treesearch.backends.pipelines.masks import Held
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where a chain begins.
+
+    Args:
+        state: (*state), x_T or x_0 of a picture; None is the prior's.
+        is_prior: whether it is x_T.
+        held: what a mask keeps of a picture.
+    """
+
+    state: Tensor | None = None
+    is_prior: bool = False
+    held: Held | None = None
+
+    def to(self, device: str | torch.device) -> Root:
+        """The same on a device."""
+        state = None if self.state is None else self.state.to(device)
+        return Root(state, self.is_prior, None if self.held is None else self.held.to(device))
+
+    def first(self, schedule: Schedule, noise: Tensor) -> Tensor:
+        """The first states (n, *state) of a chain on a grid, from noise (n, *state)."""
+        if self.state is None:
+            return schedule.prior_std * noise
+        if self.is_prior:
+            return self.state.expand_as(noise).clone()
+        return float(schedule.alpha[-1]) * self.state + float(schedule.sigma[-1]) * noise
 
 
 def noise_of(noise: Any, shape: tuple[int, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from tests.support.tolerance import EPS, float32_tolerance
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import DiffusersKernel
-from treesearch.backends.pipelines.kernel import _chain
+from treesearch.backends.pipelines.stepping import chain_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
@@ -162,7 +162,7 @@ def test_settings_of_another_class_are_not_read():
     assert theirs.config["thresholding"]
     assert theirs.config["clip_sample"]
     assert Schedule.of(theirs, 3).num_steps == 3
-    assert _chain(theirs, Schedule.of(theirs, 3), 0.0, None).clip_sample is None
+    assert chain_of(theirs, Schedule.of(theirs, 3), 0.0, None).clip_sample is None
     with pytest.raises(ValueError, match="DDIM with dynamic thresholding is not supported"):
         Schedule.of(pixels, 3)
 

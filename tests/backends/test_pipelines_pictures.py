@@ -138,7 +138,7 @@ def unpacked(kernel, x):
     family = kernel.family
     if family.plain:
         return family.unpack(x)
-    return family._program.unpack(copied(family._ready(family._example(len(x)), 2), latents=x)).get("latents")
+    return family._program.unpack(copied(family._ready(len(x)), latents=x)).get("latents")
 
 
 def always(values):
@@ -225,7 +225,7 @@ def test_what_a_mask_keeps_is_the_picture(opened):
         law = kernel.transition(x, torch.full((2,), t), cond)
         x = law.sample(torch.randn(x.shape, generator=torch.Generator().manual_seed(t)))
     clean = kernel.state_of(image)
-    kept = kernel._held.free[0] == 0
+    kept = kernel._root.held.free[0] == 0
     assert 0 < int(kept.sum()) < kept.numel()
     assert (x[:, kept] - clean[kept]).abs().max() < 1e-5
     assert (x[:, ~kept] - clean[~kept]).abs().max() > 0.1
@@ -242,7 +242,7 @@ def masked(opened):
 def test_what_a_mask_keeps_ends_without_noise(masked):
     """Where η = 1 draws noise in the last step too; what is drawn has it."""
     assert float(masked.chain.std[1]) > 0
-    x, clean, kept = noises(masked), masked._held.picture, masked._held.free[0] == 0
+    x, clean, kept = noises(masked), masked._root.held.picture, masked._root.held.free[0] == 0
     law = masked.transition(x, torch.ones(2, dtype=torch.int64), cond_of(masked, PROMPTS))
     drawn = law.sample(torch.ones_like(x))
     assert torch.equal(drawn[:, kept.expand_as(clean)], clean[kept.expand_as(clean)].expand(2, -1))
@@ -254,7 +254,7 @@ def test_noise_of_one_s_own_under_a_mask(masked):
     """Is where the chain begins, and not what the mask keeps."""
     begun = masked.from_noise(noises(masked)[0])
     law = begun.transition(noises(begun), torch.full((2,), T), cond_of(begun, PROMPTS))
-    clean, kept = masked.state_of(picture(16, 16)), masked._held.free[0] == 0
+    clean, kept = masked.state_of(picture(16, 16)), masked._root.held.free[0] == 0
     assert torch.equal(law.endpoint[:, kept], clean[kept].expand(2, -1))
     assert begun.fingerprint != masked.from_noise(noises(masked)[1]).fingerprint
 
@@ -262,7 +262,7 @@ def test_noise_of_one_s_own_under_a_mask(masked):
 def test_another_picture_and_no_mask_leave_nothing_of_the_first(masked, opened):
     again, plain = masked.from_image(picture(16, 16, 1), 0.6, half(16, 16)), masked.from_image(picture(16, 16), 0.6)
     x, t, cond = noises(masked), torch.full((2,), 2), cond_of(masked, PROMPTS)
-    kept = masked._held.free[0] == 0
+    kept = masked._root.held.free[0] == 0
     other = masked.state_of(picture(16, 16, 1))
     assert torch.equal(again.transition(x, t, cond).endpoint[:, kept], other[kept].expand(2, -1))
     pipe = opened("sd", "StableDiffusionPipeline")

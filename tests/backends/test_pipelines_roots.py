@@ -77,7 +77,7 @@ def test_images_are_roots_as_the_scheduler_noises(name, tiny_root):
     kernel = wrap(opened(name, tiny_root), name, eta=1.0)
     rooted = kernel.from_image(Image.new("RGB", (16, 16), (255, 0, 0)), strength=0.6)
     z = noises(kernel.state_shape)[0]
-    clean = kernel.from_image(Image.new("RGB", (16, 16), (255, 0, 0)), strength=0.6)._root
+    clean = kernel.from_image(Image.new("RGB", (16, 16), (255, 0, 0)), strength=0.6)._root.state
     at = rooted.chain.timestep[-1:].long().expand(2)
     theirs = kernel.pipe.scheduler.add_noise(clean.expand_as(z), z, at)
     torch.testing.assert_close(rooted.prior(z), theirs, atol=1e-5, rtol=1e-5)
