@@ -26,7 +26,7 @@ from treesearch.results.comparison import Compared, Comparison, beside
 from treesearch.results.result import SearchResult
 from treesearch.rewards.base import Reward, RewardError, as_prompts, as_reward
 from treesearch.runs import folder as runs
-from treesearch.session.interfaces import Workers
+from treesearch.session.interfaces import Callback, Workers
 from treesearch.session.rebuild import build_method
 from treesearch.text import file_name
 
@@ -45,6 +45,7 @@ def compare(
     batch_size: int = 64,
     workers: Workers | None = None,
     store: str | os.PathLike[str] | None = None,
+    callbacks: Callable[[str], Sequence[Callback]] = lambda name: (),
 ) -> Comparison:
     """Search with each of several methods at the same budget, one after the other.
 
@@ -54,14 +55,22 @@ def compare(
         budget: of each method.
         also: a reward that is not optimised: what it says of each method's best samples and draws.
         store: folder for the runs, a table, pictures and a card; a comparison that was interrupted goes on there.
+        callbacks: from a method's name those of its search, such as `lambda name: [TensorBoard(f"logs/{name}")]`.
 
     Returns:
         A `Comparison`; a method that cannot run says why in `refused` and hides none of the others.
 
     Raises:
         TreeSearchError: no method could run, or the folder holds a comparison already.
+        TypeError: callbacks is a list.
     """
+    if not callable(callbacks):
+        raise TypeError(
+            f"callbacks is {callbacks!r}, expected a function of a method's name that makes them: each search is a run "
+            "of its own"
+        )
     named, folder = name_methods(methods), new_folder(store)
+    told = {name: callbacks(name) for name in named}
     with workers or nullcontext():
         model = kernel.kernel() if isinstance(kernel, Recipe) and workers is None else kernel
         scorer = reward.reward() if isinstance(reward, Recipe) and workers is None else reward
@@ -69,6 +78,7 @@ def compare(
         def search(name: str, method: Method) -> SearchResult:
             path = None if folder is None else folder / name
             how: dict[str, Any] = {"budget": budget, "batch_size": batch_size, "workers": workers}
+            how["callbacks"] = told[name]
             if path is not None and goes_on(path, method, prompts, seed):
                 return api.resume(path, model, scorer, **how)
             return api.search(model, scorer, method, prompts=prompts, seed=seed, store=path, **how)

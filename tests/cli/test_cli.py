@@ -100,6 +100,34 @@ def test_compare_writes_a_card_and_pictures(tmp_path, capsys):
     assert main(["compare", *TOY, *words]) == 1
 
 
+def test_compare_logs_each_method_apart(tmp_path, capsys, monkeypatch):
+    told, made = [], []
+
+    def named(to, path, called):
+        made.append((to, path.name, called))
+        return lambda snapshot: told.append((called, snapshot.record["nfe"]))
+
+    monkeypatch.setattr("treesearch.cli.compare.named", named)
+    words = ["--methods", "best_of_n", "fk", "--nfe", "200", "--store", str(tmp_path / "c"), "--log", "wandb", "--json"]
+    assert main(["compare", *TOY, *words]) == 0
+    assert made == [("wandb", "best_of_n", "c-best_of_n"), ("wandb", "fk", "c-fk")]
+    assert {name for name, _ in told} == {"c-best_of_n", "c-fk"}
+    assert max(nfe for _, nfe in told) == 200
+    monkeypatch.undo()
+    assert main(["compare", *TOY, "--store", str(tmp_path / "d"), "--log", "wandbb"]) == 2
+    assert "did you mean 'wandb'?" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "diagnose"])
+def test_texts_are_scored_by_no_default(tmp_path, capsys, command):
+    words = [command, "--kernel", "rescored(masked_text('none/none', length=4, num_steps=4))", "--nfe", "200"]
+    assert main([*words, "--store", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert "--reward: name one of texts" in said
+    assert "none/none" not in said
+
+
 def test_compare_every_method_beside_a_reward_that_is_not_optimised(tmp_path, capsys):
     folder = tmp_path / "c"
     words = ["--methods", "all", "--also", "quadratic(1,0)", "--nfe", "600", "--store", str(folder)]

@@ -47,6 +47,18 @@ def test_what_is_printed_runs_and_what_is_typed_stands_over_it(tmp_path, capsys)
     assert other.limits.nfe == "2k"
 
 
+def test_prompts_that_are_typed_stand_alone(tmp_path):
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("c\nd\n")
+    listed = saved(tmp_path, "prompts = ['a', 'b']")
+    assert parsed("--config", listed).what.asked() == ["a", "b"]
+    assert parsed("--config", listed, "--prompts-file", str(lines)).what.asked() == ["c", "d"]
+    filed = saved(tmp_path, f"prompts_file = {str(lines)!r}")
+    assert parsed("--config", filed).what.asked() == ["c", "d"]
+    assert parsed("--config", filed, "--prompts", "e").what.asked() == ["e"]
+    assert parsed("--config", filed, "--seed", "3").what.asked() == ["c", "d"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -19,7 +19,7 @@ from tests.support import kernels
 from tests.support.beds import BEDS
 from treesearch.cli.main import main
 from treesearch.pictures import media
-from treesearch.report import best, outputs, tables, texts
+from treesearch.report import best, outputs, tables, texts, trees
 from treesearch.results.result import TaskResult
 from treesearch.results.summary import summary
 
@@ -213,6 +213,30 @@ def test_a_sheet_s_cell_shows_the_sample_it_names(tmp_path):
     top = task.rewards.sort(descending=True).values
     assert pixels[40, 60, 0] / 255 == pytest.approx(float(top[0]), abs=1 / 500)
     assert pixels[40, 60 + 116, 0] / 255 == pytest.approx(float(top[1]), abs=1 / 500)
+
+
+@pytest.mark.parametrize("linked", ["outputs", "outputs/best", "outputs/best/best.jsonl", "outputs/best/task0_01.png"])
+def test_nothing_is_shown_through_a_link_that_leads_out_of_the_run(tmp_path, capsys, monkeypatch, linked):
+    drawn = []
+    monkeypatch.setattr(trees, "draw_tree", lambda *given, pictures, **more: drawn.append(len(pictures)))
+    run, other, named = tmp_path / "run", tmp_path / "other", tmp_path / "by another name"
+    outputs.write_outputs(search("image", store=str(run)), run)
+    named.symlink_to(run)
+
+    def shown():
+        assert main(["plot", str(named), "--what", "tree"]) == 0
+        capsys.readouterr()
+        assert main(["show", str(named), "--json"]) == 0
+        out, err = capsys.readouterr()
+        return len(json.loads(out)["best"]), drawn.pop(), err
+
+    assert shown() == (best.NAMED, 6, "")
+    (run / linked).rename(other)
+    (run / linked).symlink_to(other)
+    found, thumbnails, said = shown()
+    assert (found, thumbnails) == (0, 0)
+    assert "leads out of the run folder through a link" in said
+    assert said.count("\n") == 1
 
 
 def test_nothing_is_written_through_a_link(tmp_path):

@@ -46,6 +46,22 @@ def comparison(**bests):
     )
 
 
+def test_callbacks_are_made_for_each_method():
+    told = {}
+    found = ts.compare(
+        KERNEL,
+        linear(1.0),
+        ["best_of_n", "fk"],
+        budget=BUDGET,
+        callbacks=lambda name: [told.setdefault(name, []).append],
+    )
+    assert {name: len(snapshots) for name, snapshots in told.items()} == {
+        name: len(found[name].result.history) for name in ("best_of_n", "fk")
+    }
+    with pytest.raises(TypeError, match="expected a function of a method's name"):
+        ts.compare(KERNEL, linear(1.0), ["fk"], budget=BUDGET, callbacks=[print])
+
+
 def test_the_headline_counts_evaluations_until_best_of_n_s_best():
     found = comparison(
         base=(None, 1.0, 2.0, 2.0), soon=(1.0, 2.0, 2.5, 3.0), late=(0.0, 0.0, 0.0, 2.0), never=(1, 1, 1, 1)

@@ -94,9 +94,10 @@ class What:
 
     kernel: str = "mnist"
     """a name, name(settings), package.module:attr or ./file.py:attr; see `treesearch list`"""
-    reward: str = HARD
+    reward: str | None = None
     """an expression over rewards, such as "2*digit(8) + compressibility()", package.module:attr or ./file.py:attr, or
-    kernel: the reward that guides the kernel or that its values are of, as in tds(mnist(), digit(8))"""
+    kernel: the reward that guides the kernel or that its values are of, as in tds(mnist(), digit(8)); by default a bold
+    eight, which is none for texts"""
     prompts: tuple[str, ...] = ()
     """one task each; none is one unconditional task"""
     prompts_file: str | None = None
@@ -106,9 +107,22 @@ class What:
     batch_size: int = 64
     """rows of a forward pass"""
 
+    def scored_by(self) -> str:
+        """The reward's expression.
+
+        Raises:
+            UsageError: none is named, and the kernel writes texts.
+        """
+        if self.reward is None and specs.writes(self.kernel):
+            raise UsageError(
+                f'--reward: name one of texts, such as "text_length(12)" (see `treesearch list rewards`): the default, '
+                f"{HARD}, scores pictures of digits"
+            )
+        return HARD if self.reward is None else self.reward
+
     def command(self) -> dict[str, str]:
         """The expressions as a run folder keeps them: they mean the same from any folder."""
-        return written(self.kernel, self.reward)
+        return written(self.kernel, self.scored_by())
 
     def asked(self) -> list[str] | None:
         """The prompts, or None for one unconditional task; the standard input can be asked once.

@@ -16,6 +16,7 @@ from treesearch.cli.base import Command
 from treesearch.cli.run import finish
 from treesearch.cli.saved import begin
 from treesearch.comparing import collect, goes_on, name_methods, new_folder
+from treesearch.loggers.named import named
 from treesearch.methods.base import Method
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
@@ -45,6 +46,8 @@ class Compare(Command):
     """budget of each method"""
     store: str = "runs/compare"
     """folder for all of them"""
+    log: tuple[str, ...] = ()
+    """also send figures and the best samples of each to tensorboard (files in its folder), wandb, mlflow or trackio"""
     json: bool = False
     """print the summaries as JSON"""
 
@@ -53,6 +56,7 @@ class Compare(Command):
         options, budget, command = self.what.options(), Budget(nfe=count(self.nfe)), self.what.command()
         prompts, folder = self.what.asked(), new_folder(self.store)
         assert folder is not None
+        logs = {name: [named(to, folder / name, f"{folder.name}-{name}") for to in self.log] for name in methods}
         with self.where.running() as workers:
             kernel, reward = load(command, workers)
             also = None if self.also is None else as_reward(specs.reward(self.also))
@@ -62,7 +66,7 @@ class Compare(Command):
             def search(name: str, method: Method) -> SearchResult:
                 path = folder / name
                 session = self._session(path, kernel, reward, method, prompts, options, budget, command, workers)
-                return finish(session, path, name, command, quiet=self.json)
+                return finish(session, path, name, command, quiet=self.json, callbacks=logs[name])
 
             found = collect(methods, search, also)
             card = report.write(found, folder, self._asked())
@@ -72,7 +76,7 @@ class Compare(Command):
     def _asked(self) -> dict[str, Any]:
         asked = {
             "kernel": expressions.public(self.what.kernel),
-            "reward": expressions.public(self.what.reward),
+            "reward": expressions.public(self.what.scored_by()),
             "NFE of each": self.nfe,
             "seed": self.what.seed,
         }

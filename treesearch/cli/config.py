@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -63,6 +63,13 @@ def read(file: str, begun: R) -> R:
             changes[group][key] = _fitting(file, key, value, kind)
     own: Any = changes.pop(None) | {group: cls(**changes[group]) for group, cls in GROUPS.items()}
     return replace(begun, **own)  # pyright: ignore[reportArgumentType]
+
+
+def under(begun: R, words: Sequence[str]) -> R:
+    """The command of a file below words that name prompts: theirs stand alone, wherever the file has its own."""
+    typed = {word.partition("=")[0] for word in words} & {"--prompts", "--prompts-file"}
+    what = replace(begun.what, prompts=(), prompts_file=None) if typed else begun.what  # pyright: ignore[reportAttributeAccessIssue]
+    return replace(begun, what=what)  # pyright: ignore[reportArgumentType]
 
 
 def written(run: Any) -> str:

@@ -42,7 +42,7 @@ class Diagnose(Command):
             kernel,
             reward,
             nfe,
-            typed=(expressions.public(self.what.kernel), expressions.public(self.what.reward)),
+            typed=(expressions.public(self.what.kernel), expressions.public(self.what.scored_by())),
             store=self.store,
             progress=False if self.json else None,
             prompts=prompts,

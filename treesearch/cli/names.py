@@ -90,10 +90,11 @@ def _method(name: str) -> Named:
 def _kernel(name: str) -> Named:
     factory, example = expressions.load(specs.KERNELS[name]), backends.KERNELS[name][1]
     taken = inspect.signature(factory).parameters
-    kind, own = (
-        "guide" if "kernel" in taken else "kernel",
-        " --reward kernel" * (name in ("lacon",) or "reward" in taken),
-    )
+    kind = "guide" if "kernel" in taken else "kernel"
+    if name == "lacon" or "reward" in taken:
+        own = " --reward kernel"
+    else:
+        own = ' --reward "text_length(12)"' if specs.writes(example) else ""
     return Named(kind, name, factory, _typed("kernel", example, own) | _imported("backends", name))
 
 

@@ -32,7 +32,7 @@ def parse(words: list[str]) -> Any:
     """
     words, begun = _spelt(words), None
     if file := config.file_of(words):
-        begun = config.read(file, Run())
+        begun = config.under(config.read(file, Run()), words)
         if not words or words[0] not in SUBCOMMANDS:  # its method is named, so that its settings can be typed
             words = [next(name for name, cls in SUBCOMMANDS.items() if isinstance(begun.method, cls)), *words]
     return tyro.cli(Run, args=words, prog="treesearch run", default=begun, config=front.STYLE)

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from treesearch.cli.base import Command, pick
 from treesearch.core.tree import Tree
-from treesearch.errors import TreeSearchError, UsageError
+from treesearch.errors import StoreError, TreeSearchError, UsageError
 from treesearch.report import best, plots, trees
 from treesearch.report import tables as report
 from treesearch.report.terminal import say
@@ -42,7 +42,8 @@ class Show(Command):
             for t in sorted(set(task.tree.t.tolist()), reverse=True)
         ]
         name, tasks = config["method"]["name"], summary(result)
-        found_best = best.listed(Path(self.path) / "outputs" / "best", best.NAMED)
+        kept = _kept_by(Path(self.path))
+        found_best = [] if kept is None else best.listed(kept, best.NAMED)
         if self.json:
             found = {"tasks": tasks, "cost": result.cost.as_dict()}
             told = {
@@ -110,7 +111,8 @@ class Plot(Command):
         number = task_number(self.task, len(result.tasks))
         asked = shown(path, config)
         title = f"{config['method']['name']} on {asked['kernel']}, reward {asked['reward']}"
-        thumbnails = best.pictures(path / "outputs" / "best", number)
+        kept = _kept_by(path)
+        thumbnails = {} if kept is None else best.pictures(kept, number)
         trees.draw_tree(trees.layout(result.tasks[number].tree), out, title=title, pictures=thumbnails)
 
 
@@ -129,6 +131,15 @@ def read_result_of(path: str | Path) -> tuple[dict[str, Any], SearchResult]:
     """Configuration and result of a run folder, without its kernel: everything but the decoded samples."""
     config = read_config(path)
     return config, read_result(config, reading.read_log(Path(path), config)[0])
+
+
+def _kept_by(path: Path) -> Path | None:
+    """Where a run left its best samples; None, and a line that says so, where a link leads to what is not the run's."""
+    try:
+        return best.folder_of(path)
+    except StoreError as error:
+        say(f"treesearch: {error}", error=True)
+        return None
 
 
 def _level(task: int, tree: Tree, t: int) -> list[Any]:

@@ -11,24 +11,25 @@ from treesearch.loggers.mlflow import MLflow
 from treesearch.loggers.tensorboard import TensorBoard
 from treesearch.loggers.wandb import Trackio, WandB
 
-_MAKE: dict[str, Callable[[Path], Logger]] = {
-    "tensorboard": lambda path: TensorBoard(path / "tensorboard"),
-    "wandb": lambda path: WandB(project="treesearch", name=path.name),
-    "mlflow": lambda path: MLflow(run_name=path.name),
-    "trackio": lambda path: Trackio(name=path.name),
+_MAKE: dict[str, Callable[[Path, str], Logger]] = {
+    "tensorboard": lambda path, name: TensorBoard(path / "tensorboard"),
+    "wandb": lambda path, name: WandB(project="treesearch", name=name),
+    "mlflow": lambda path, name: MLflow(run_name=name),
+    "trackio": lambda path, name: Trackio(name=name),
 }
 NAMES = tuple(_MAKE)
 
 
-def named(name: str, path: Path) -> Logger:
+def named(name: str, path: Path, called: str | None = None) -> Logger:
     """A logger by its name.
 
     Args:
         path: the run folder.
+        called: what the run is called there; by default as its folder.
 
     Raises:
         UsageError: there is none of that name.
     """
     if name not in _MAKE:
         raise UsageError(unknown("logger", name, NAMES))
-    return _MAKE[name](path)
+    return _MAKE[name](path, called or path.name)

@@ -8,6 +8,7 @@ is made anew from numbers: no byte of a file in the folder is handed on.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from treesearch.core.tree import NONE
 from treesearch.engine.states import LostStates
+from treesearch.errors import StoreError
 from treesearch.page.view import View
 from treesearch.pictures.sheets import thumbnail
 from treesearch.report import best
@@ -79,8 +81,9 @@ def picture(view: View, task: int, node: int) -> bytes | None:
 
 def _written(view: View) -> Path | None:
     """Where the run left its best samples; None where a link leads to what is not the run's."""
-    folder = view.path / "outputs" / "best"
-    return None if folder.is_symlink() or folder.parent.is_symlink() else folder
+    with suppress(StoreError):
+        return best.folder_of(view.path)
+    return None
 
 
 def _decoded(view: View, task: int) -> dict[int, dict[str, Any]]:

@@ -65,6 +65,11 @@ def method(spec: str) -> Any:
     return build(head.replace("-", "_") + bracket + settings, "method", short | METHODS)
 
 
+def writes(spec: str) -> bool:
+    """Whether an expression of a kernel names one of those that write texts."""
+    return any(backends.KERNELS[name][0].startswith("text.") for name in names_in(spec) if name in KERNELS)
+
+
 def same(spec: str, other: str) -> bool:
     """Whether two expressions are written alike, whatever their blanks and quotes."""
     return _plain(spec) == _plain(other)

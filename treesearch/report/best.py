@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from treesearch.errors import StoreError
 from treesearch.pictures import media
 from treesearch.pictures.sheets import thumbnail
 from treesearch.results.result import SearchResult, TaskResult
@@ -74,6 +76,20 @@ def _about(task: TaskResult, number: int, row: int) -> dict[str, Any]:
 def _plain(line: dict[str, Any]) -> dict[str, Any]:
     """A line that is JSON: what is not finite is null."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
+def folder_of(run: Path) -> Path:
+    """Where a run left its best samples.
+
+    Raises:
+        StoreError: a link leads out of the run folder, to what is not the run's.
+    """
+    folder = run / "outputs" / "best"
+    inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_symlink()] if folder.is_dir() else []
+    for part in (folder, *inside):
+        if not part.resolve().is_relative_to(run.resolve()):
+            raise StoreError(f"{part} leads out of the run folder through a link: the samples there are not shown")
+    return folder
 
 
 def pictures(folder: Path, task: int) -> dict[int, Any]:
