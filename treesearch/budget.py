@@ -7,12 +7,14 @@ of the whole search, split evenly over its tasks, floor(total / tasks) each; the
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 INFINITE = 2**62
+ROUNDING = 1e-6  # of a unit: sums of seconds are not exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,8 @@ class Budget:
 
     Args:
         nfe: network evaluations.
-        seconds: wall clock, checked between waves.
+        seconds: wall clock. A wave is as large as what is left of it pays for, at the pace of the wave before; the
+            first, by which that is measured, is a single unit of the method.
         reward_calls: samples scored.
         iterations: units of the method: samples of best-of-N and beams, populations of FK steering, tree iterations.
 
@@ -61,22 +64,58 @@ class Budget:
         return Share(*(INFINITE if v is None else v // tasks for v in limits), timed=self.seconds is not None)
 
 
+class Pace(NamedTuple):
+    """Seconds of the wall clock that an evaluation and a reward take.
+
+    Args:
+        nfe: of one network evaluation.
+        reward_call: of decoding and scoring one sample.
+    """
+
+    nfe: float
+    reward_call: float
+
+    def of(self, nfe: float, reward_calls: float) -> float:
+        """Seconds of so many of both."""
+        return self.nfe * nfe + self.reward_call * reward_calls
+
+
 @dataclass(frozen=True)
 class Share:
-    """Whole-number limits of one task, INFINITE where there is none; `timed` where the session also has a clock."""
+    """Whole-number limits of one task, INFINITE where there is none.
+
+    Args:
+        nfe, reward_calls, iterations: the limits.
+        timed: whether the session also has a clock.
+        seconds: what all of it may take at `pace`, which is None until it is measured.
+    """
 
     nfe: int = INFINITE
     reward_calls: int = INFINITE
     iterations: int = INFINITE
     timed: bool = False
+    seconds: float = math.inf
+    pace: Pace | None = None
 
     def units(self, nfe: int, reward_calls: int, iterations: int = 1) -> int:
         """How many units of the given cost fit."""
-        return max(0, min(self.nfe // nfe, self.reward_calls // max(reward_calls, 1), self.iterations // iterations))
+        fits = min(self.nfe // nfe, self.reward_calls // max(reward_calls, 1), self.iterations // iterations)
+        return max(0, min(fits, self.in_time(nfe, reward_calls)))
+
+    def in_time(self, nfe: int, reward_calls: int) -> int:
+        """How many units of the given cost the clock leaves time for."""
+        each = 0.0 if self.pace is None else self.pace.of(nfe, reward_calls)
+        return INFINITE if each <= 0.0 else max(0, min(INFINITE, math.floor(self.seconds / each + ROUNDING)))
 
     def less(self, nfe: int, reward_calls: int, iterations: int) -> Share:
         """What is left after spending."""
-        return Share(self.nfe - nfe, self.reward_calls - reward_calls, self.iterations - iterations, self.timed)
+        return replace(
+            self,
+            nfe=self.nfe - nfe,
+            reward_calls=self.reward_calls - reward_calls,
+            iterations=self.iterations - iterations,
+            seconds=self.seconds - (0.0 if self.pace is None else self.pace.of(nfe, reward_calls)),
+        )
 
 
 @dataclass
@@ -92,6 +131,8 @@ class Cost:
         reward_calls: samples scored; cache hits are not calls.
         decodes: states decoded for a reward.
         seconds: wall clock of the session, summed over resumptions.
+        model_seconds: in evaluations and draws, drafts included; of all workers together.
+        reward_seconds: in rewards and in decoding what they see; of all workers together.
         repeated_nfe: evaluations done again (dropped states, interrupted waves); not part of `nfe`.
     """
 
@@ -103,6 +144,8 @@ class Cost:
     seconds: float = 0.0
     repeated_nfe: int = 0
     draft_nfe: int = 0
+    model_seconds: float = 0.0
+    reward_seconds: float = 0.0
 
     def add(self, other: Cost) -> None:
         """Enter what a part of the search cost."""
@@ -116,3 +159,11 @@ class Cost:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         return asdict(self)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Their sum."""
+    out = Cost()
+    for cost in costs:
+        out.add(cost)
+    return out

@@ -93,7 +93,7 @@ def test_chains_are_best_of_ns_rollouts_and_nothing_is_spent_that_is_not_counted
 def test_the_same_seed_gives_the_same_figures_whatever_the_batch():
     told = [ts.diagnose(KERNEL, linear(1.0), nfe=600, seed=3, batch_size=size).as_dict() for size in (64, 7)]
     for each in told:
-        each["cost"].pop("seconds")
+        each["cost"] = {name: n for name, n in each["cost"].items() if not name.endswith("seconds")}
     assert told[0] == told[1]
     assert ts.diagnose(KERNEL, linear(1.0), nfe=600, seed=4).as_dict()["levels"] != told[0]["levels"]
 

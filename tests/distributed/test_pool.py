@@ -268,7 +268,7 @@ def test_equal_samples_are_scored_once(pool, service, ray):
     pool.pump()
     (call,) = pool.scorers[0].leases
     assert pool.scorers[0].handle.asked[-1][2] == [(["samples"], None, [0, 1, 3])]
-    ray.answers[call.refs[0]] = np.array([1.0, 2.0, 3.0]), 3, 1
+    ray.answers[call.refs[0]] = np.array([1.0, 2.0, 3.0]), 3, 1, 0.3
     pool.pump()
     assert sorted(service.customer.arrived) == [(0, 1.0), (1, 2.0), (2, 1.0), (3, 3.0)]
     assert service.stats() == {"attempts": 1, "cache_hits": 1, "workers_lost": 0}

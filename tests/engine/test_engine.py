@@ -175,22 +175,6 @@ def test_kernel_errors_say_at_which_levels():
     assert "t = [10]" in "".join(caught.value.__notes__)
 
 
-def test_seconds_stop_between_waves_and_populations_arrive(monkeypatch):
-    """On a clock that a step of one row moves by a millisecond."""
-    step, now = LinearGaussian.transition, [0.0]
-
-    def timed(self, x, t, cond=None):
-        now[0] += 1e-3 * len(x)
-        return step(self, x, t, cond)
-
-    monkeypatch.setattr(LinearGaussian, "transition", timed)
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    for method in (ts.BestOfN(), ts.DiffusionTreeSampling(), ts.FeynmanKac(num_particles=8), ts.FeynmanKac()):
-        result = ts.search(LinearGaussian(), linear(), method, budget=ts.Budget(seconds=0.05))
-        assert len(result.samples) > 0
-        assert 0.05 <= result.cost.seconds < 5
-
-
 def test_reward_calls_and_iterations_are_limits_too():
     for limit in ("reward_calls", "iterations"):
         for method in (ts.BestOfN(), ts.DiffusionTreeSampling(wave=7), ts.DiffusionTreeSearch()):

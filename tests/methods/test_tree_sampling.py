@@ -240,8 +240,8 @@ def test_budgets_of_other_kinds():
     assert len(run(budget=ts.Budget(iterations=90)).leaves) == 90
     assert run(budget=ts.Budget(reward_calls=500)).cost.reward_calls == 500
     timed = run(budget=ts.Budget(seconds=0.3))
-    assert timed.diagnostics["waves"][0] == 64
-    assert max(timed.diagnostics["waves"]) <= 1_024
+    assert timed.diagnostics["waves"][0] == 1  # by which the pace is measured
+    assert max(timed.diagnostics["waves"]) <= 2 * 1_024  # one in place of two, where no more seem to fit
 
 
 def test_settings_are_checked():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 
 from treesearch import api as loop
 from treesearch.backends.base import Shared, Spec, bare, describe, optional
-from treesearch.budget import INFINITE, Budget
+from treesearch.budget import INFINITE, Budget, Pace, Share
 from treesearch.core.noise import child_keys, normals, root_key
 from treesearch.core.tree import Tree
 from treesearch.engine.asking import without_graph
@@ -44,19 +46,15 @@ def estimate(session: Session) -> dict[str, Any]:
     cond = {k: v.value if isinstance(v, Shared) else v[rows] for k, v in (encoded or {}).items()} | {"task": rows}
     x = kernel.prior(noise, cond)
     levels = torch.full((size,), spec.num_steps, device=spec.device)
-    kernel.transition(x, levels, cond)
-    began = time.perf_counter()
-    law = kernel.transition(x, levels, cond)
-    per_nfe = (time.perf_counter() - began) / size
-    began = time.perf_counter()
-    samples = kernel.decode(law.endpoint) if session.reward.input == "sample" else bare(kernel, law.endpoint)
-    session.reward(samples, None if prompts is None else [prompts[0]] * size)
-    per_reward = (time.perf_counter() - began) / size
-    unit = session.method.unit(spec)
+    law, per_nfe = _timed(lambda: kernel.transition(x, levels, cond), size)
+    sampled = session.reward.input == "sample"
+    samples, per_decode = _timed(lambda: (kernel.decode if sampled else partial(bare, kernel))(law.endpoint), size)
+    per_reward = per_decode + _scoring(session, samples)
+    unit, pace = session.method.unit(spec), Pace(per_nfe, per_reward)
     units = min(budget.share(tasks).units(unit.nfe, unit.reward_calls), getattr(session.method, "n", None) or INFINITE)
     if budget.seconds is not None:
-        each = tasks * (unit.nfe * per_nfe + unit.reward_calls * per_reward)
-        units = max(1, min(units, int(budget.seconds / max(each, 1e-9))))
+        timed = Share(pace=pace, seconds=budget.seconds).in_time(tasks * unit.nfe, tasks * unit.reward_calls)
+        units = max(1, min(units, timed))
     elif units > INFINITE // 10**6:  # no limit that counts
         units = 1
     nfe, rewards = units * unit.nfe * tasks, units * unit.reward_calls * tasks
@@ -69,11 +67,40 @@ def estimate(session: Session) -> dict[str, Any]:
         "full_rollouts": rollouts,
         "ms_per_nfe": round(1e3 * per_nfe, 3),
         "ms_per_reward": round(1e3 * per_reward, 3),
+        "ms_of_it_decoding": round(1e3 * per_decode, 3),
         **({"reward_calls_at_most": read} if read else {"reward_calls": rewards}),
-        "seconds": round(nfe * per_nfe + max(read, rewards) * per_reward, 1),
+        "seconds": round(seconds := pace.of(nfe, max(read, rewards)), 1),
+        "seconds_of_it_rewards": round(seconds - nfe * per_nfe, 1),
         "nodes_at_most": nodes,
         "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
     } | plan
+
+
+def _timed(run: Callable[[], Any], rows: int) -> tuple[Any, float]:
+    """What something comes to at its second run, and the seconds of a row: until a device has done it."""
+    _done(run())
+    began = time.perf_counter()
+    found = _done(run())
+    return found, (time.perf_counter() - began) / rows
+
+
+def _done(found: Any) -> Any:
+    """What was asked for, once it is there: devices compute on after a call."""
+    made = found if isinstance(found, torch.Tensor) else getattr(found, "endpoint", None)
+    if made is not None:
+        made.flatten()[:1].cpu()
+    return found
+
+
+def _scoring(session: Session, samples: Any) -> float:
+    """Seconds of a reward, by samples that no cache knows: the first of them loads what there is to load."""
+    prompt = None if session.prompts is None else list(session.prompts)[:1]
+    seconds = 0.0
+    for part in [samples[:1], samples[1:]] if len(samples) > 1 else [samples]:
+        began = time.perf_counter()
+        session.reward(part, None if prompt is None else prompt * len(part))
+        seconds = (time.perf_counter() - began) / len(part)
+    return seconds
 
 
 def _at_most(session: Session, nfe: int) -> tuple[int, int]:

@@ -273,6 +273,9 @@ def charge(parts: Parts, cost: Cost) -> None:
         upto = np.floor(total * np.cumsum(weight) / weight.sum() + 1e-9).astype(int)
         for (job, _), share in zip(parts, np.diff(upto, prepend=0), strict=True):
             setattr(job.cost, name, getattr(job.cost, name) + int(share))
+    for (job, _), n, evaluated in zip(parts, count / count.sum(), nfe / (nfe.sum() or 1), strict=True):
+        job.cost.model_seconds += cost.model_seconds * float(evaluated)
+        job.cost.reward_seconds += cost.reward_seconds * float(n)
 
 
 def _ranges(first: Ids, counts: Ids) -> Ids:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from treesearch.backends.base import bare
-from treesearch.budget import Cost
+from treesearch.budget import Cost, total
 from treesearch.core.tree import ROOT, Tree
 from treesearch.distributed import bundling
 from treesearch.distributed.bundles import as_numpy, as_tensor
@@ -100,6 +100,11 @@ class RayEngine:
         return sum(self._lender.loads.bundle_rows(a, self.spec.num_steps) for a in self.pool.workers)
 
     @property
+    def lanes(self) -> int:
+        """Rows that take as long as one: each worker has its own."""
+        return max(1, len(self.pool.workers))
+
+    @property
     def drains(self) -> bool:
         """Whether Ctrl-C lets the waves under way arrive."""
         return self.pool.settings.on_interrupt == "drain"
@@ -162,6 +167,10 @@ class RayEngine:
     def backlog(self) -> float:
         """Seconds until a worker would begin new work."""
         return self._lender.loads.backlog()
+
+    def under_way(self) -> Cost:
+        """What the answers for waves that have not landed have cost."""
+        return total(job.cost for job in self._lender.jobs)
 
     def summary(self) -> dict[str, Any]:
         """The figures of all workers together: for the history and the progress line."""

@@ -190,12 +190,14 @@ class Rewards:
         """
         if isinstance(answer, Raised):
             raise self._named(call, answer.error())
-        values, calls, attempts = answer
+        values, calls, attempts, seconds = answer
         self.attempts += attempts
-        begin = 0
+        begin, each = 0, seconds / max(1, sum(len(at) for _, at in call.parts))
         for waiting, at in call.parts:
             found = values[begin : begin + len(at)].tolist()
             begin += len(at)
+            for job in waiting.job[at]:
+                job.cost.reward_seconds += each
             for job in dict.fromkeys(waiting.job[at]):  # what a cache of the reward's own saved is the last one's
                 mine = min(calls, int((waiting.job[at] == job).sum()))
                 job.cost.reward_calls, calls = job.cost.reward_calls + mine, calls - mine

@@ -47,8 +47,8 @@ class Scorer(Process):
         tasks: list[int],
         tries: int,
         again: bool = False,
-    ) -> tuple[NDArray[np.float64], int, int]:
-        """(rewards, samples really scored, attempts) of named rows of several bundles; `again` by no cache."""
+    ) -> tuple[NDArray[np.float64], int, int, float]:
+        """(rewards, samples really scored, attempts, seconds) of named rows of several bundles; `again` by no cache."""
         self._clock.beat()
         if search not in self._setups:
             self._setups = {search: ray.get(setup[0])}
@@ -60,6 +60,7 @@ class Scorer(Process):
         before = reward.calls() if reward.calls else 0
         for attempt in range(1, tries + 1):
             self._clock.beat()
+            began = time.perf_counter()
             try:
                 with anew() if again else nullcontext():
                     values = reward(samples, prompts)
@@ -69,7 +70,7 @@ class Scorer(Process):
                 time.sleep(0.1 * 2**attempt)
                 continue
             calls = reward.calls() - before if reward.calls else len(tasks)
-            return values.numpy(), calls, attempt
+            return values.numpy(), calls, attempt, time.perf_counter() - began
         raise AssertionError("unreachable")
 
 

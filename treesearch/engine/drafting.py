@@ -9,6 +9,7 @@ A draft from a node that is held leaps with the transition that the node holds: 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -194,9 +195,11 @@ class Drafting:
         order = np.argsort(-leaps.left[rows.t], kind="stable")
         size = self.model.batch_size
         going, rest = rows.take(np.sort(order[:size])), rows.take(np.sort(order[size:]))
+        began = time.perf_counter()
         leap = leaps.leap(going.x, going.t, going.task, going.key, going.end, going.begun)
-        padding = leap.padding
+        padding, each = leap.padding, (time.perf_counter() - began) / len(going.t)
         for flight, at in going.flights():
+            flight.cost.model_seconds += each * len(at)
             leaps.work.charge(flight.cost, leap.at[at], leap.at[at], padding)
             padding = 0
         going.x, going.end, going.t = leap.x, leap.end, leaps.below[going.t]

@@ -14,6 +14,7 @@ A segment with `draft` ends above t = 0 too: what is scored is where a draft fro
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from treesearch.backends.base import Transition
-from treesearch.budget import Cost
+from treesearch.budget import Cost, total
 from treesearch.core.tree import NONE, ROOT, Tree
 from treesearch.engine.drafting import Drafting
 from treesearch.engine.flight import Batch, Flight, Held, Transitions, by_task, cat, grouped
@@ -52,6 +53,7 @@ class Engine:
     """
 
     ahead = 0  # waves that an independent method may run ahead
+    lanes = 1  # rows that take as long as one
     drains = False  # whether an interrupt lets the waves under way arrive
 
     def __init__(
@@ -209,7 +211,7 @@ class Engine:
             taken = [(flight, steps, rows) for steps, rows in flight.take(room)]
             batch += taken
             room -= sum(len(rows) for _, _, rows in taken)
-        batch = Batch(batch)
+        batch, began = Batch(batch), time.perf_counter()
         law, padding = self.model.evaluate(batch.x, batch.t, batch.task)
         for flight, _, rows in batch.parts:
             self.model.charge(flight.cost, flight.t[rows], flight.again[rows], padding)
@@ -220,6 +222,9 @@ class Engine:
         go = np.flatnonzero(~batch.ends)
         moving = law if len(go) == len(batch.t) else law.take(torch.from_numpy(go))
         x, log_w = self.model.draw(moving, batch.key[go], batch.t[go]) if len(go) else (batch.x[:0], np.empty(0))
+        each = (time.perf_counter() - began) / len(batch.t)
+        for flight, _, rows in batch.parts:
+            flight.cost.model_seconds += each * len(rows)
         for flight, steps, rows, place in batch.split():
             if batch.ends[place].all():
                 continue
@@ -316,6 +321,10 @@ class Engine:
     def backlog(self) -> float:
         """Seconds until it would begin new work."""
         return 0.0
+
+    def under_way(self) -> Cost:
+        """What waves that have not landed have cost so far."""
+        return total(flight.cost for flight in self._flights)
 
     def summary(self) -> dict[str, Any]:
         """Figures of the workers, for the history: there are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -101,11 +102,13 @@ class Scoring:
             RewardError: the reward raised or broke its contract.
         """
         flight, rows = parts[0]
+        began = time.perf_counter()
         samples = self.model.samples(x, endpoints=bool(flight.previewed[rows[0]]))
         if self.model.reward.input == "sample":
             for flight, rows in parts:
                 flight.cost.decodes += len(rows)
         if self.away is not None:
+            _spend(parts, time.perf_counter() - began)
             return self._sent(samples, parts)
         try:
             values, calls = self.model.score(samples, np.concatenate([flight.task[rows] for flight, rows in parts]))
@@ -113,6 +116,7 @@ class Scoring:
             found = [name for flight, rows in parts for name in self.names(flight, rows)]
             named = ", ".join(found[i] for i in (error.rows[:4] or range(min(4, len(found)))))
             raise RewardError(f"{error} [{named}]", error.rows) from error
+        _spend(parts, time.perf_counter() - began)
         for flight, rows in parts:  # a cache cannot say whose samples it knew: the first part bears what it asked
             flight.cost.reward_calls += len(rows) if calls is None else calls
             calls = None if calls is None else 0
@@ -126,3 +130,10 @@ class Scoring:
             self.away(flight, rows, samples[at : at + len(rows)])
             at += len(rows)
         return np.zeros(at)
+
+
+def _spend(parts: list[Part], seconds: float) -> None:
+    """Enter the time of decoding and scoring, a row as much as another."""
+    each = seconds / sum(len(rows) for _, rows in parts)
+    for flight, rows in parts:
+        flight.cost.reward_seconds += each * len(rows)

@@ -52,6 +52,14 @@ Ids = NDArray[np.int64]
 NO_NODES: Ids = np.empty(0, np.int64)
 
 
+class Spent(NamedTuple):
+    """What one task has begun: of each, what counts for its share of the budget."""
+
+    nfe: int
+    reward_calls: int
+    iterations: int
+
+
 class Unit(NamedTuple):
     """The smallest piece of work of a method, for the budget's lower limit."""
 
@@ -133,6 +141,18 @@ class Search(ABC):
     @abstractmethod
     def readout(self) -> Readout:
         """The estimate so far."""
+
+    @property
+    def spent(self) -> Spent | None:
+        """What it has asked for so far; None where it does not say, and a clock cannot cut its waves to fit."""
+        return None
+
+    @property
+    def left(self) -> Share:
+        """What it may still ask for."""
+        spent = self.spent
+        assert spent is not None
+        return self.share.less(*spent)
 
     def state(self) -> dict[str, Any]:
         """Plain numbers that, with the tree, `restore` needs; taken right after `ask`."""

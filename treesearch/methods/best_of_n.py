@@ -30,7 +30,7 @@ from treesearch.core.tree import ROOT
 from treesearch.core.weights import log_mean, log_mean_se, scaled
 from treesearch.engine.segments import Segments
 from treesearch.methods import genealogy
-from treesearch.methods.base import NO_NODES, Ids, Method, Problem, Readout, Search, Status, Unit
+from treesearch.methods.base import NO_NODES, Ids, Method, Problem, Readout, Search, Spent, Status, Unit
 from treesearch.methods.claims import GREEDY, SELF_NORMALISED, Claims
 from treesearch.methods.racing import RacingSearch
 from treesearch.methods.settings import as_levels, check_drafts, check_lam, check_whole, number
@@ -111,13 +111,18 @@ class Rollouts(Search):
     def ask(self, capacity: int) -> Segments:
         done = len(self.tree) - 1
         wanted = (INFINITE if self.n is None else self.n) - done
-        count = min(wanted, self.share.less(done * self.num_steps, done, done).units(self.num_steps, 1), capacity)
+        count = min(wanted, self.left.units(self.num_steps, 1), capacity)
         if count <= 0:
             self.status = Status.FINISHED if wanted <= 0 else Status.BUDGET
             count = 0
         keys = child_keys(self.tree.key[:1], self.num_steps + 1, np.arange(done, done + count), at_root=True)
         new = self.tree.append(np.full(count, ROOT), np.zeros(count), keys)
         return Segments(np.full(count, ROOT), new, new)
+
+    @property
+    def spent(self) -> Spent:
+        done = len(self.tree) - 1
+        return Spent(done * self.num_steps, done, done)
 
     def check(self, leaves: Ids) -> None:
         """Look at samples before they count; they may be refused by an error."""

@@ -22,7 +22,7 @@ from treesearch.core.noise import child_keys
 from treesearch.core.tree import NONE, ROOT
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Status
+from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Spent, Status
 from treesearch.methods.groups import packed, unpacked
 
 
@@ -158,9 +158,13 @@ class DescentSearch(Search):
             self.groups.append(sizes)
         return bool(sizes)
 
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.nfe, self.calls, sum(map(len, self.groups)))
+
     def _sizes(self) -> list[int]:
         """Sizes of the next descents that fit whatever they will do."""
-        left = self.share.less(self.nfe, self.calls, sum(map(len, self.groups)))
+        left = self.left
         for plan in self.plans:
             count = min(left.units(plan.nfe, plan.reward_calls), self.beside if plan is self.plans[0] else 1)
             if count:

@@ -38,7 +38,7 @@ from treesearch.core.tree import ROOT, Tree
 from treesearch.core.weights import F64, scaled
 from treesearch.engine.segments import Segments
 from treesearch.errors import choose
-from treesearch.methods.base import NO_NODES, NOT_OF_PI, Ids, Method, Problem, Readout, Search, Status, Unit
+from treesearch.methods.base import NO_NODES, NOT_OF_PI, Ids, Method, Problem, Readout, Search, Spent, Status, Unit
 from treesearch.methods.claims import GREEDY_TREE, SELF_NORMALISED, SHARED, SOFT_VALUE, Claims
 from treesearch.methods.settings import as_levels, check_lam, check_positive, check_whole, node_levels, number
 from treesearch.rewards.numeric import is_number, is_whole
@@ -179,20 +179,26 @@ class DiffusionTree(Search):
         )
 
     @property
+    def spent(self) -> Spent:
+        return Spent(self.nfe, self.rollouts, self.iterations)
+
+    @property
     def full(self) -> bool:
         """Asynchronous: whether as many iterations are in flight as may be."""
         return self.method.mode == "async" and self.pending >= self.method.wave
 
     def ask(self, capacity: int) -> Segments:
         del capacity  # the result depends on the wave, never on the batch size
-        left = self.share.less(self.nfe, self.rollouts, self.iterations)
+        left = self.left
         source, first, last = (NO_NODES,) * 3
         hits: list[Ids] = []
         room = self.method.wave - (self.pending if self.method.mode == "async" else 0)
         while not len(source) and self.status == Status.RUNNING:
-            source, first, last, ended = self._select(max(0, min(room, left.iterations)), left)
+            source, first, last, ended = self._select(
+                max(0, min(room, left.iterations, left.in_time(self.problem.num_steps, 1))), left
+            )
             hits.append(ended)
-            left = self.share.less(self.nfe, self.rollouts, self.iterations)
+            left = self.left
         self.hits = np.concatenate(hits) if hits else NO_NODES
         backup.revisit(self.tree, self.hits, self.rule, self.lam)
         self.pending += len(source)

@@ -25,7 +25,7 @@ from treesearch.core.noise import child_key
 from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
 from treesearch.engine.segments import Segments
-from treesearch.methods.base import Ids, Problem, Readout, Search, Status
+from treesearch.methods.base import Ids, Problem, Readout, Search, Spent, Status
 
 if TYPE_CHECKING:
     from treesearch.methods.tree_search import TreeSearch
@@ -63,13 +63,17 @@ class NestedSearch(Search):
 
     def ask(self, capacity: int) -> Segments:
         del capacity  # the result depends on the wave, never on the batch size
-        left = self.share.less(self.nfe, self.rollouts, self.rollouts)
-        wave = min(self.method.wave, left.reward_calls, left.iterations)
+        left = self.left
+        wave = min(self.method.wave, left.reward_calls, left.iterations, left.in_time(self.problem.num_steps, 1))
         sources, depths = self._choose(max(0, wave), left.nfe)
         if not len(sources):
             self.status = Status.BUDGET
         self.rollouts += len(sources)
         return self._expand(sources, depths)
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.nfe, self.rollouts, self.rollouts)
 
     def _choose(self, wave: int, nfe: int) -> tuple[list[int], list[int]]:
         """Nodes to expand and their depths: the largest indices, fresh ones when they are due; stops where NFE end."""

@@ -33,7 +33,7 @@ from treesearch.core.noise import child_keys
 from treesearch.core.tree import ROOT
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import NO_NODES, Ids, Method, Problem, Readout, Search, Status, Unit
+from treesearch.methods.base import NO_NODES, Ids, Method, Problem, Readout, Search, Spent, Status, Unit
 from treesearch.methods.claims import GREEDY, Bias, Claims, Flag
 from treesearch.methods.descent import best_of
 from treesearch.methods.settings import check_whole
@@ -132,14 +132,19 @@ class NoiseClimb(Search):
     def ask(self, capacity: int) -> Segments:
         del capacity  # a wave is what is left of a round
         done = (len(self.tree) - 1) // 2
-        now, left = self.method.round_of(done), self.share.less(done * self.num_steps, done, done)
-        count = min(now.end - done, left.units(self.num_steps, 1))
+        now = self.method.round_of(done)
+        count = min(now.end - done, self.left.units(self.num_steps, 1))
         if count <= 0:
             self.status = Status.BUDGET
             return Segments(NO_NODES, NO_NODES, NO_NODES)
         source = ROOT if now.fresh else self.pivot
         first = self._append(source, count)
         return Segments(np.full(count, source), first, first + 1)
+
+    @property
+    def spent(self) -> Spent:
+        done = (len(self.tree) - 1) // 2
+        return Spent(done * self.num_steps, done, done)
 
     def tell(self, segments: Segments) -> None:
         self.tree.value[segments.last] = self.tree.reward[segments.last]

@@ -33,7 +33,7 @@ from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import MEMORY, NO_NODES, Ids, Problem, Search, Status, Unit
+from treesearch.methods.base import MEMORY, NO_NODES, Ids, Problem, Search, Spent, Status, Unit
 from treesearch.methods.groups import packed, unpacked
 
 GROUP_ROWS = 256  # particles that run side by side, in whole populations
@@ -114,6 +114,11 @@ class PopulationSearch(Search):
     def committed(self) -> int:
         """NFE of the populations begun, to their end."""
         return self.price * sum(sum(group) for group in self.groups) if self.group else 0
+
+    @property
+    def spent(self) -> Spent:
+        done = [k for group in self.groups for k in group]
+        return Spent(self.price * sum(done), len(self.levels) * sum(done), len(done))
 
     def frontier(self) -> Ids:
         return np.concatenate([p.nodes for p in self.group]) if self.group else NO_NODES
@@ -206,11 +211,10 @@ class PopulationSearch(Search):
     def _sizes(self) -> list[int]:
         """Sizes of the next group of populations that fit."""
         steps, calls = self.price, len(self.levels)
-        done = [k for g in self.groups for k in g]
         if self._unlimited:
-            return [] if done or self.size is None else [self.size]
-        left = self.share.less(steps * sum(done), calls * sum(done), len(done))
-        fits = min(left.nfe // steps, left.reward_calls // calls)
+            return [] if self.groups or self.size is None else [self.size]
+        left = self.left
+        fits = min(left.nfe // steps, left.reward_calls // calls, left.in_time(steps, calls))
         size = min(self.size or self._largest(fits), fits)
         if size < 1 or left.iterations < 1:
             return []

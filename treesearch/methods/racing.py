@@ -33,7 +33,7 @@ from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
-from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Status
+from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Spent, Status
 
 TRIALS, LATER = 16, 16  # candidates that are tried at first, and of those finished later one in so many
 DOUBTFUL = 64  # pairs that a plan is tried for whose gain is in doubt
@@ -184,8 +184,12 @@ class RacingSearch(Search):
     @property
     def _left(self) -> Share:
         """What is not spent, of NFE and reward calls."""
+        return replace(self.left, iterations=INFINITE)
+
+    @property
+    def spent(self) -> Spent:
         read = (~np.isnan(self.seen)).sum(1)
-        return replace(self.share.less(int(read @ self.nfe), int(read.sum()), 0), iterations=INFINITE)
+        return Spent(int(read @ self.nfe), int(read.sum()), len(self.node))
 
     def _rest(self) -> tuple[int, Ids]:
         """Where nothing can be drawn any more: what is left of a budget goes to the best drafts, then to fresh ones."""

@@ -50,8 +50,8 @@ class DraftingSearch(NestedSearch):
 
     def ask(self, capacity: int) -> Segments:
         del capacity
-        left = self.share.less(self.nfe, self.rollouts, self.rollouts)
-        wave = max(0, min(self.method.wave, left.reward_calls, left.iterations))
+        left, steps = self.left, self.problem.num_steps
+        wave = max(0, min(self.method.wave, left.reward_calls, left.iterations, left.in_time(steps, 1)))
         drafting = left.units(ENDING * self.problem.num_steps, ENDING, ENDING) > 0
         sources, draft = self._opening(wave, drafting=drafting) or self._wave(wave, drafting=drafting)
         sources = self._paid(sources, left.nfe, draft=draft)

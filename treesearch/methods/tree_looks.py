@@ -48,7 +48,7 @@ from treesearch.core.nested_effects import Law, Posterior, index_of, indices, ma
 from treesearch.core.tree import ROOT
 from treesearch.core.weights import F64
 from treesearch.engine.segments import Segments
-from treesearch.methods.base import Ids, Problem, Readout, Status
+from treesearch.methods.base import Ids, Problem, Readout, Spent, Status
 from treesearch.methods.nested_search import MARGIN, NestedSearch
 
 if TYPE_CHECKING:
@@ -96,13 +96,17 @@ class LookingSearch(NestedSearch):
         segments.hold, segments.keep = above, self._kept
         return segments
 
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.nfe, self.calls, self.rollouts)
+
     def _cascade(self) -> Iterator[tuple[int, bool]]:
         """The x_T of a new cascade, and whether they are those of whole rollouts, where one is due."""
         if self.cascade_nfe > CASCADES * self.nfe:
             return
         steps, below, first = self.problem.num_steps, len(self.levels) - 1, int(self.gap[0]) + 1
         more = min(FIRST * steps / first, MOST)  # looks at x_T beside, by path
-        left = self.share.less(self.nfe, self.calls, self.rollouts)
+        left = self.left
         paths = left.units(steps + math.ceil(more * first), below + math.ceil(more), 2 * below)
         paths = min(max(self.method.wave, self.nfe // steps), WIDEST, paths)
         cost = paths * steps + int(more * paths) * first
@@ -167,7 +171,7 @@ class LookingSearch(NestedSearch):
             node != ROOT
         )  # evaluated when it was looked at
         calls = len(self.levels) - 1 - depth if whole else 1
-        if not self.share.less(self.nfe, self.calls, self.rollouts).units(max(nfe, 1), calls):
+        if not self.left.units(max(nfe, 1), calls):
             return False
         self.nfe, self.calls, self.rollouts = self.nfe + nfe, self.calls + calls, self.rollouts + 1
         self.fresh_nfe += nfe * (node == ROOT and whole)
@@ -182,7 +186,7 @@ class LookingSearch(NestedSearch):
         law, prices = self._law(tau2, target), Prices(self.looks.noise, self.price_of_look)
         down = indices(depth, self.tree.children, model.mean, model.var, law)
         look = look_indices(depth, self.tree.children, model.mean, model.var, law, prices)
-        left = self.share.less(self.nfe, self.calls, self.rollouts)
+        left = self.left
         if not left.units(ENDING * self.problem.num_steps, ENDING * len(self.levels), ENDING):
             look[:] = -1.0
         down[self.walking] = look[self.walking] = -1.0

@@ -47,7 +47,7 @@ from treesearch.core.resampling import systematic
 from treesearch.core.values import Value
 from treesearch.core.weights import F64, ess, log_mean, normalise, scaled
 from treesearch.methods import genealogy, population
-from treesearch.methods.base import Ids, Method, Problem, Readout, Unit
+from treesearch.methods.base import Ids, Method, Problem, Readout, Spent, Unit
 from treesearch.methods.claims import RESAMPLED, SELF_NORMALISED, Claims
 from treesearch.methods.genealogy import Genealogy
 from treesearch.methods.settings import as_schedule, check_draft, check_lam, number, scored_levels
@@ -199,12 +199,16 @@ class TreeSamplingSearch(population.PopulationSearch):
         total = np.cumsum([len(p.nodes) for p in self.finished]) ** 1.5
         return np.log(np.diff(total, prepend=0.0) / total[-1])
 
+    @property
+    def spent(self) -> Spent:
+        done = sum(k for sizes in self.groups for k in sizes)
+        return Spent(self.price * done, len(self.levels) * done, done)
+
     def _sizes(self) -> list[int]:
         if self._unlimited:
             return []
         done = sum(k for sizes in self.groups for k in sizes)
-        calls = len(self.levels)
-        left = self.share.less(self.price * done, calls * done, done)
+        calls, left = len(self.levels), self.left
         fits = left.units(self.price, calls)
         if fits < 1:
             return []

@@ -114,10 +114,10 @@ class TreeSearch(Greedy):
         return node_levels(given, spec)
 
     def unit(self, spec: Spec) -> Unit:
-        self.levels(spec)
+        levels = self.levels(spec)
         if self.draft is not None:
             spec.draft_prices(self.draft)
-        return Unit.rollout(spec)
+        return Unit.rollout(spec, 1 if self.looks == "none" else len(levels) + 1)
 
     def start(self, problem: Problem) -> NestedSearch:
         if self.draft is not None:

@@ -35,7 +35,7 @@ from treesearch.core.weights import F64, log_sum, scaled
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError
 from treesearch.methods import genealogy, population
-from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Status
+from treesearch.methods.base import NO_NODES, Ids, Problem, Readout, Search, Spent, Status
 from treesearch.methods.claims import Interval, Standing
 from treesearch.methods.settings import number
 from treesearch.methods.tree_sampling import FIRST, GROWTH, SMALLEST, TIMED_FIRST, TIMED_MOST
@@ -210,11 +210,15 @@ class TwoPhaseSearch(Search):
         most = self._most(part, count)
         return count, min(most, math.ceil(share * count)) if count == part.iterations else most, True
 
-    def _part(self, size: int, left: int) -> Share:
-        """What a wave may spend: its part of what is left of each limit."""
+    @property
+    def spent(self) -> Spent:
         drafts = sum(wave.count for wave in self.waves if wave.drafted)
         finished = sum(wave.finish for wave in self.waves)
-        rest = self.share.less(drafts * self.nfe + finished * self.num_steps, drafts + finished, self._candidates)
+        return Spent(drafts * self.nfe + finished * self.num_steps, drafts + finished, self._candidates)
+
+    def _part(self, size: int, left: int) -> Share:
+        """What a wave may spend: its part of what is left of each limit."""
+        rest = self.left
         wanted = INFINITE if self.n is None else self.n - self._candidates
         rest = replace(rest, iterations=min(rest.iterations, wanted))
         nfe, calls, candidates = (

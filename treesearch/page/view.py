@@ -39,7 +39,7 @@ _FIGURE = maybe(number(-sys.float_info.max, sys.float_info.max))
 _OF_ONE = ("busy", "fill", "nfe", "nfe_per_second", "batch_size", "memory_mb")
 _ONE = record({"node": text(1000), "device": text(1000)} | dict.fromkeys(_OF_ONE, _FIGURE))
 _WORKERS = record({"by_worker": record({}, rest=_ONE)}, rest=plain(8))
-CURVES = ("nfe", "seconds", "best_reward", "ess", "nodes")  # of a wave
+CURVES = ("nfe", "seconds", "model_seconds", "reward_seconds", "best_reward", "ess", "nodes")  # of a wave
 
 
 class View:

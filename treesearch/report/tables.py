@@ -45,9 +45,21 @@ def rows(name: str, tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[list
 def notes(tasks: Sequence[Mapping[str, Any]], cost: Cost) -> list[str]:
     """What to know before using the numbers of one search."""
     drafted = [f"{cost.draft_nfe:,} of {cost.nfe:,} NFE went into drafts"] if cost.draft_nfe else []
-    return [warning for task in tasks for warning in task["warnings"]] + drafted
+    return [warning for task in tasks for warning in task["warnings"]] + drafted + _timed(cost)
 
 
+def _timed(cost: Cost) -> list[str]:
+    """That NFE alone mislead, where the reward took much of the time."""
+    spent = cost.model_seconds + cost.reward_seconds
+    if spent < NOTABLE or cost.reward_seconds < MUCH * spent:
+        return []
+    return [
+        f"the kernel took {cost.model_seconds:.1f} s and the reward, with decoding, {cost.reward_seconds:.1f} s: "
+        "compare searches by seconds, NFE alone mislead"
+    ]
+
+
+NOTABLE, MUCH = 1.0, 0.25  # seconds, and the share of a reward in them, from which on it is said where they went
 COLUMNS = ("method", "best", "mean", "log Z", "ESS", "roots", "NFE", "rewards", "seconds")
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from treesearch.budget import Cost
 from treesearch.core.tree import Tree
 from treesearch.core.weights import F64
 from treesearch.methods.base import Readout
@@ -50,6 +51,7 @@ class Context:
         task: number of the task.
         over: it came to its end, not to a halt.
         out_of_time: the clock ended it.
+        cost: of the whole search.
     """
 
     method: Any
@@ -57,6 +59,7 @@ class Context:
     task: int
     over: bool
     out_of_time: bool
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def claims(self) -> Claims:
@@ -214,7 +217,11 @@ def _caveats(context: Context) -> tuple[str, ...]:
     if not config["reward_settings"]:
         found.append("the reward has no settings: it is known by its name alone")
     if config["budget"]["seconds"] is not None:
-        found.append("a budget in seconds: another run gets another number of samples")
+        cost = context.cost
+        found.append(
+            f"a budget in seconds: another run gets another number of samples (of this one's {cost.seconds:.1f} s the "
+            f"kernel took {cost.model_seconds:.1f} and the reward {cost.reward_seconds:.1f}, all processes together)"
+        )
     if getattr(context.method, "mode", "wave") == "async":
         found.append("asynchronous: another run grows another tree")
     return tuple(found)

@@ -51,6 +51,7 @@ def page(result: SearchResult) -> str:
     context = result.tasks[0].context
     asked = f"{type(context.method).__name__} on {context.config['kernel']}, reward {context.config['reward']}"
     cost = f"{result.cost.nfe:,} NFE, {result.cost.reward_calls:,} reward calls, {result.cost.seconds:.1f} s"
+    cost += f" (kernel {result.cost.model_seconds:.1f}, reward {result.cost.reward_seconds:.1f})"
     parts = [f"<b>{_text(asked)}</b><br>{_text(cost)}", _table(rows)]
     parts += [f"<small>{_text(note)}</small>" for note in notes]
     if (shown := picture(result.tasks)) is not None:

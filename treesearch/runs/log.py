@@ -51,7 +51,7 @@ NODE = np.dtype(
 )
 HIT = np.dtype([("task", "<i4"), ("leaf", "<i4")])
 _MOST = sys.float_info.max  # what JSON holds is finite
-COST = record({name: number(0.0, _MOST) if name == "seconds" else whole() for name in asdict(Cost())})
+COST = record({name: number(0.0, _MOST) if name.endswith("seconds") else whole() for name in asdict(Cost())})
 _BLOCK_META = record(
     {
         "run": text(64),
@@ -61,6 +61,8 @@ _BLOCK_META = record(
                 "nfe": whole(),
                 "reward_calls": whole(),
                 "seconds": number(0.0, _MOST),
+                "model_seconds": number(0.0, _MOST),
+                "reward_seconds": number(0.0, _MOST),
                 "best_reward": maybe(number(-_MOST, _MOST)),
                 "ess": number(0.0, _MOST),
                 "nodes": whole(),

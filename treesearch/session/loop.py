@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from treesearch.interrupts import interrupts_deferred
 from treesearch.methods.base import Method, Search, Status
 from treesearch.rewards.base import RewardError
 from treesearch.runs.log import HIT
+from treesearch.session.clock import Clock
 from treesearch.session.frontier import Frontier
 from treesearch.session.interfaces import Runner
 from treesearch.session.recorder import Recorder
@@ -37,7 +39,7 @@ class Loop:
         method: whose searches they are.
         recorder: enters the waves.
         frontier: forgets states after each; None keeps all.
-        seconds: wall clock of the search, None without a limit.
+        clock: limits waves by their time; None where nothing does.
         reward: its name, for errors.
 
     Attributes:
@@ -55,11 +57,11 @@ class Loop:
         recorder: Recorder,
         frontier: Frontier | None,
         *,
-        seconds: float | None,
+        clock: Clock | None,
         reward: str,
     ) -> None:
         self.searches, self.engine, self.method, self.recorder = searches, engine, method, recorder
-        self.frontier, self.seconds, self.reward = frontier, seconds, reward
+        self.frontier, self.clock, self.reward = frontier, clock, reward
         self.under_way: deque[Wave] = deque()
         self.next, self.staleness, self.out_of_time = 0, Staleness(), False
         self._told = [0] * len(searches)  # rows, by task
@@ -118,6 +120,8 @@ class Loop:
         if workers := self.engine.summary():
             beside["workers"] = workers
         record = self.recorder.record(wave, self.searches, **beside)
+        if self.clock is not None:
+            self.clock.learn(wave)
         if workers:
             self.recorder.account(self.engine.stats)
         return record
@@ -169,10 +173,12 @@ class Loop:
 
     def _ask(self) -> Wave | None:
         self._watch_clock()
+        if self.clock is not None and self.clock.waits(len(self.under_way)):
+            return None
         active = [i for i, s in enumerate(self.searches) if s.status == Status.RUNNING and not s.full]
         before = [len(s.tree) for s in self.searches]
         capacity = -(-self.engine.capacity // max(1, len(active)))
-        with interrupts_deferred():
+        with interrupts_deferred(), self._timed(active):
             work = [(i, self.searches[i].ask(capacity)) for i in active]
         hits = [np.empty(0, HIT)]
         for i in active:
@@ -189,9 +195,20 @@ class Loop:
             self.next - 1, work, bounds, hits, [s.state() for s in self.searches], left=rows, told=list(self._told)
         )
 
+    @contextmanager
+    def _timed(self, active: Sequence[int]) -> Iterator[None]:
+        """Have searches ask for no more than there is time for."""
+        if self.clock is None:
+            yield
+            return
+        asked = [self.searches[i] for i in active]
+        with self.clock.limits(self.searches, asked):
+            yield
+        self.out_of_time |= self.clock.ended(asked)
+
     def _watch_clock(self) -> None:
         """Stop asking once the time is up; a population on its way may arrive, for it has no samples before."""
-        if self.seconds is not None and self.recorder.elapsed() + self._backlog() >= self.seconds:
+        if self.clock is not None and self.clock.over:
             for search in self.searches:
                 if search.status == Status.RUNNING and not search.busy:
                     search.status, self.out_of_time = Status.BUDGET, True
@@ -199,7 +216,3 @@ class Loop:
             for search in self.searches:
                 if search.status == Status.RUNNING and not search.busy:
                     search.status = Status.STOPPED
-
-    def _backlog(self) -> float:
-        """Seconds before new work would begin; the first work of all is asked in any case."""
-        return self.engine.backlog() if self.recorder.history else 0.0

@@ -89,9 +89,9 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
     over, late = config["status"] == "finished", config.get("out_of_time", False)
     for search, name in zip(searches, config.get("ended", ()), strict=False):
         search.status = _status(name) if config["status"] != "running" else search.status
-    tasks = []
+    tasks, cost = [], Cost(**blocks[-1].meta["cost"]) if blocks else Cost()
     for i, (prompt, search) in enumerate(zip(prompts, searches, strict=True)):
-        context = Context(method=method, config=config, task=i, over=over, out_of_time=late)
+        context = Context(method=method, config=config, task=i, over=over, out_of_time=late, cost=cost)
         readout = search.readout()
         readout.extra |= Pilot(**config["pilot"]).diagnostics()
         readout.extra |= {"measured": config["measured"]} if "measured" in config else {}
@@ -99,7 +99,6 @@ def read_result(config: dict[str, Any], blocks: list[Block]) -> SearchResult:
         readout.warnings += [UNPROMPTED] if config.get("unprompted") else []
         readout.warnings += itertools.chain.from_iterable(config.get("remarks", [])[i : i + 1])
         tasks.append(TaskResult(prompt, search.tree, readout, float(search.lam), search.status, UNDECODED, context))
-    cost = Cost(**blocks[-1].meta["cost"]) if blocks else Cost()
     return SearchResult(tasks, cost, [b.meta["history"] for b in blocks])
 
 

@@ -84,6 +84,8 @@ class Recorder:
             "nfe": self.cost.nfe,
             "reward_calls": self.cost.reward_calls,
             "seconds": round(self.cost.seconds, 4),
+            "model_seconds": round(self.cost.model_seconds, 4),
+            "reward_seconds": round(self.cost.reward_seconds, 4),
             "best_reward": self.best if np.isfinite(self.best) else None,
             "ess": self._ess_now(nodes, searches),
             "nodes": nodes,

@@ -30,6 +30,7 @@ from treesearch.rewards.base import Reward, refuse_unseen
 from treesearch.runs.folder import Run, check_vacant
 from treesearch.runs.log import Block
 from treesearch.session.calibrate import Pilot, choose_lambda
+from treesearch.session.clock import Clock
 from treesearch.session.fetch import Fetch
 from treesearch.session.frontier import Frontier
 from treesearch.session.interfaces import Options, Runner, Snapshot, Workers
@@ -287,6 +288,7 @@ class Session:
         """What a task's certificate needs beside its read-out."""
         saved = self.recorder.saved
         return Context(
+            cost=self.cost.copy(),
             method=self.method,
             config=config,
             task=task,
@@ -320,10 +322,16 @@ class Session:
             self.method,
             self.recorder,
             Frontier(searches, states) if self.options.keep_states == "frontier" else None,
-            seconds=self.budget.seconds,
+            clock=self._clock(),
             reward=self.reward.name,
         )
         self.searches = searches  # last: what is begun has an engine to close
+
+    def _clock(self) -> Clock | None:
+        """What limits the waves by their time, where the budget has seconds."""
+        if self.budget.seconds is None:
+            return None
+        return Clock(self.budget.seconds, self.recorder, self.engine, self.method.unit(self.spec))
 
     def _conditioning(self) -> dict[str, Any]:
         """The encoded prompts; encoding happens once a search."""

@@ -2,6 +2,12 @@
 
 import { count, duration, el, figure, fill, picture, words } from "./dom.js";
 
+/** How the time is split, as far as it is known. */
+function split(history, last) {
+  const [kernel, reward] = [history.model_seconds[last], history.reward_seconds[last]];
+  return kernel + reward > 0 ? `, ${Math.round((100 * reward) / (kernel + reward))} % in the reward` : "";
+}
+
 const panel = (title, ...inner) => el("section", { class: "panel" }, el("h2", {}, title), ...inner);
 
 export class Panels {
@@ -58,7 +64,7 @@ export class Panels {
     this.tile["best reward"](figure(last < 0 ? null : history.best_reward[last]), this.about.prompts?.length > 1 ? "of all tasks" : "");
     this.tile["nodes"](count(state.nodes[task]), `${count(state.waves)} waves`);
     const seconds = last < 0 ? null : history.seconds[last];
-    this.tile["time"](duration(seconds), seconds > 0 ? `${figure(nfe / seconds, 3)} NFE/s` : "");
+    this.tile["time"](duration(seconds), seconds > 0 ? `${figure(nfe / seconds, 3)} NFE/s${split(history, last)}` : "");
     this.table(state.workers);
   }
 

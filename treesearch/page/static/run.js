@@ -6,7 +6,7 @@ import { Drawing, strip } from "./drawing.js";
 import { Panels } from "./panels.js";
 import { Tree } from "./tree.js";
 
-const CURVES = ["nfe", "seconds", "best_reward", "ess", "nodes"];
+const CURVES = ["nfe", "seconds", "model_seconds", "reward_seconds", "best_reward", "ess", "nodes"];
 
 export class RunView {
   constructor(main, run, pill) {
