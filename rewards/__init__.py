@@ -37,7 +37,7 @@ REWARDS = {  # name: where it lies, and an example
     "acceptability": ("text.classifier:acceptability", "acceptability()"),
     "sentiment": ("text.classifier:sentiment", "sentiment()"),
     "toxicity": ("text.classifier:toxicity", "toxicity('neutral')"),
-    "ngrams": ("text.ngrams:ngrams", "ngrams('./sentiment.safetensors', 'positive')"),
+    "ngrams": ("text.ngrams:ngrams", "ngrams('text_sentiment.safetensors', 'positive')"),
     "lexicon": ("text.lexicon:lexicon", "lexicon('positive')"),
     "text_length": ("text.patterns:text_length", "text_length(12)"),
     "matches": ("text.patterns:matches", "matches('[0-9]{4}')"),

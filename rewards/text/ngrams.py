@@ -1,11 +1,11 @@
-"""A small text classifier of our own: a bag of hashed n-grams, their mean embedding and a linear head.
+"""A small text classifier of our own: a linear function of the hashed n-grams that a text has.
 
-    log p(c | x) = log softmax(W 1/n Σ_g E[h(g)] + b)_c        g the n-grams of words (1, 2) or of letters (3 to 5) of x
+    log p(c | x) = log softmax(b + 1/√n Σ_g W[h(g)])_c      g one of n n-grams of words (1, 2) or letters (3 to 5)
 
 It is read from one file of safetensors, which names its classes. Two of them on different n-grams, taught on different
 sentences, are a reward and a judge that do not err alike.
 
-Source: Bag of Tricks for Efficient Text Classification (Joulin et al., 2017).
+Source: Baselines and Bigrams (Wang and Manning, 2012), whose weights start from the log-ratio of counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +26,32 @@ from treesearch.rewards.facts import facts
 from treesearch.rewards.text.texts import TEXTS, checked
 
 UNITS = {"words": range(1, 3), "letters": range(3, 6)}
-BUCKETS = 2**15
+BUCKETS = 2**17
 
 
 def grams(text: str, unit: str) -> list[int]:
-    """Buckets of the n-grams of a text, at least one."""
+    """Buckets of the n-grams of a text, each once, at least one."""
     parts = text.lower().split() if unit == "words" else f" {' '.join(text.lower().split())} "
     joined = " ".join if unit == "words" else "".join
-    found = [joined(parts[i : i + n]) for n in UNITS[unit] for i in range(len(parts) - n + 1)]
-    return [zlib.crc32(gram.encode("utf-8", "surrogatepass")) % BUCKETS for gram in found or [""]]
+    found = {joined(parts[i : i + n]) for n in UNITS[unit] for i in range(len(parts) - n + 1)}
+    return sorted({zlib.crc32(gram.encode("utf-8", "surrogatepass")) % BUCKETS for gram in found or {""}})
 
 
 class NGrams(nn.Module):
-    """Logits (n, C) of n texts."""
+    """Logits (n, C) of n texts, those of the first class 0."""
 
-    def __init__(self, labels: Sequence[str], unit: str = "words", width: int = 16) -> None:
+    def __init__(self, labels: Sequence[str], unit: str = "words") -> None:
         super().__init__()
         if unit not in UNITS:
             raise ValueError(f"unit is {unit!r}, expected one of {', '.join(UNITS)}")
         self.labels, self.unit = tuple(labels), unit
-        self.embed = nn.EmbeddingBag(BUCKETS, width, mode="mean")
-        self.head = nn.Linear(width, len(labels))
+        self.weight = nn.Parameter(torch.zeros(BUCKETS, len(labels) - 1))
+        self.bias = nn.Parameter(torch.zeros(len(labels) - 1))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         rows = [grams(text, self.unit) for text in texts]
-        starts = torch.tensor([0, *map(len, rows)], device="cpu")[:-1].cumsum(0)
-        flat = torch.tensor([bucket for row in rows for bucket in row], dtype=torch.int64, device="cpu")
-        return self.head(self.embed(flat, starts))
+        sums = torch.stack([self.weight[row].sum(0) / len(row) ** 0.5 for row in rows]) + self.bias
+        return torch.cat([torch.zeros_like(sums[:, :1]), sums], 1)
 
 
 def save_ngrams(network: NGrams, path: Path, card: dict[str, Any] | None = None) -> None:
@@ -69,7 +69,7 @@ def save_ngrams(network: NGrams, path: Path, card: dict[str, Any] | None = None)
 
 @loading.once
 def load_ngrams(path: str) -> NGrams:
-    """A classifier from its file, in float32, without gradients to weights; read once.
+    """A classifier from its file, or from a shipped one by name, in float32, without gradients to weights; read once.
 
     Raises:
         CheckpointError: no such file, or one of another kind.
@@ -77,28 +77,35 @@ def load_ngrams(path: str) -> NGrams:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with resources.as_file(_file(path)) as found, safe_open(found, framework="pt") as file:
             says, weights = file.metadata() or {}, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         with torch.device("cpu"):  # whatever torch's default device and dtype
-            network = NGrams(json.loads(says["labels"]), says["unit"], weights["head.weight"].shape[1]).float()
+            network = NGrams(json.loads(says["labels"]), says["unit"]).float()
         network.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise loading.CheckpointError(f"{path} holds no classifier of n-grams: {error}") from error
     return network.eval().requires_grad_(False)
 
 
+def _file(path: str) -> Any:
+    """The file of a path, else the shipped one of that name."""
+    shipped = resources.files("treesearch.rewards").joinpath("weights", path)
+    return shipped if not Path(path).is_file() and Path(path).name == path and shipped.is_file() else Path(path)
+
+
 @facts(
     range="-inf to 0",
     differentiable=False,
     memory="1 MB",
-    limits=TEXTS,
-    source="Joulin et al. 2017, Bag of Tricks for Efficient Text Classification",
+    limits=f"{TEXTS}; film reviews in lower case, for the shipped ones",
+    source="Wang and Manning 2012, Baselines and Bigrams",
 )
 def ngrams(path: str, label: str) -> Reward:
     """r = log p(label | x) of a small classifier.
 
     Args:
-        path: a file that `save_ngrams` wrote, by `experiments.text.train_classifiers` say.
+        path: a file that `save_ngrams` wrote, by `experiments.text.train_classifiers` say, or the name of a shipped
+            one: "text_sentiment.safetensors" (positive, negative).
         label: one of its classes.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -93,18 +94,34 @@ def test_files_of_other_kinds_are_refused(trained, tmp_path):
         small_text(str(trained / "once.safetensors"), length=81)
 
 
-def test_classifiers_learn_apart_and_say_how_well(data, tmp_path, capsys):
+def test_classifiers_learn_apart_and_say_how_well(trained, tmp_path, capsys):
     for name, words in (("pos", "good fine"), ("neg", "bad dull")):
         lines = [f"the film {i} was {word}" for i in range(30) for word in words.split()]
         (tmp_path / f"rt-polarity.{name}").write_text("\n".join(lines), "utf-8")
-    (tmp_path / "cola_in_domain_train.tsv").write_text((data / "cola_in_domain_train.tsv").read_text("utf-8"), "utf-8")
-    args = train_classifiers.Args(data=tmp_path, out=tmp_path, epochs=8, batch_size=8, drop=0.0)
+    args = train_classifiers.Args(
+        data=tmp_path, out=tmp_path, weights=str(trained / "once.safetensors"), draws=30, num_steps=2
+    )
     rows = train_classifiers.main(args)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
-    assert [row["accuracy"] for row in rows if row["task"] == "sentiment"] == [1, 1]
-    _, told = train_classifiers.tasks(tmp_path)["sentiment"]
+    assert [row["accuracy"] for row in rows] == [1, 1, 1, 1]
+    _, told = train_classifiers.sentiment(args)
     given = train_classifiers.parts(told, 0)
     assert not set(given["reward"].texts) & set(given["judge"].texts)
     assert not set(given["test"].texts) & set(given["reward"].texts + given["judge"].texts)
-    good, bad = ngrams(str(tmp_path / "sentiment_reward.safetensors"), "positive")(["it was good", "it was bad"])
-    assert good > -0.3 > bad
+    for role in ("", "_judge"):
+        good, bad = ngrams(str(tmp_path / f"text_sentiment{role}.safetensors"), "positive")(["it was good", "was bad"])
+        assert good > -0.3
+        assert bad < -1.2
+
+
+def test_weights_begin_from_the_log_ratio_of_counts():
+    texts, classes = ["a b", "a", "c", "b"], [1, 1, 0, 0]
+    bags = [train_classifiers.grams(text, "words") for text in texts]
+    row = torch.tensor([i for i, bag in enumerate(bags) for _ in bag])
+    bucket = torch.tensor([b for bag in bags for b in bag])
+    found = train_classifiers.log_ratio(row, bucket, torch.tensor(classes).double(), 1.0)
+    size = train_classifiers.BUCKETS
+    (a,), (b,) = train_classifiers.grams("a", "words"), train_classifiers.grams("b", "words")
+    assert float(found[a]) == pytest.approx(math.log(3 / (4 + size)) - math.log(1 / (2 + size)))
+    assert float(found[b]) == pytest.approx(math.log(2 / (4 + size)) - math.log(2 / (2 + size)))
+    assert int((found != 0).sum()) == 4  # a, b, "a b", c

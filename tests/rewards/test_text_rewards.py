@@ -192,19 +192,23 @@ def test_rewards_of_images_refuse_texts(tmp_path):
 def test_a_bag_of_n_grams_is_its_formula(tmp_path):
     from safetensors.torch import load_file
 
-    network = text_ngrams.NGrams(("no", "yes"), "words", width=4)
+    network = text_ngrams.NGrams(("no", "perhaps", "yes"), "words")
     stirred(network)
     text_ngrams.save_ngrams(network, tmp_path / "w.safetensors", {"seed": 0})
     weights = {name: w.double() for name, w in load_file(tmp_path / "w.safetensors").items()}
-    bag = [zlib.crc32(gram.encode()) % 2**15 for gram in ("a", "bad", "plot", "a bad", "bad plot")]
-    logits = weights["embed.weight"][bag].mean(0) @ weights["head.weight"].T + weights["head.bias"]
+    bag = [zlib.crc32(gram.encode()) % 2**17 for gram in ("a", "bad", "plot", "a bad", "bad plot", "plot bad")]
+    told = weights["weight"][bag].sum(0) / 6**0.5 + weights["bias"]
+    logits = torch.cat([torch.zeros(1).double(), told])
     reward = rewards.ngrams(str(tmp_path / "w.safetensors"), "yes")
-    found = reward(["A bad  plot", ""])
-    assert float(found[0]) == pytest.approx(float(logits.log_softmax(0)[1]), abs=1e-6)
+    found = reward(["A bad  plot bad", ""])
+    assert float(found[0]) == pytest.approx(float(logits.log_softmax(0)[2]), abs=1e-6)
     assert found.isfinite().all()
-    assert text_ngrams.grams("ab", "letters") == [zlib.crc32(g.encode()) % 2**15 for g in (" ab", "ab ", " ab ")]
-    with pytest.raises(ValueError, match="no label 'maybe': it has no, yes"):
+    assert text_ngrams.grams("ab", "letters") == sorted(zlib.crc32(g.encode()) % 2**17 for g in (" ab", "ab ", " ab "))
+    with pytest.raises(ValueError, match="no label 'maybe': it has no, perhaps, yes"):
         rewards.ngrams(str(tmp_path / "w.safetensors"), "maybe")
+    shipped = rewards.ngrams("text_sentiment.safetensors", "positive")
+    good, bad = shipped(["a moving , funny and wonderful film .", "a dull , tedious mess ."])
+    assert good > -0.5 > -1.5 > bad
     with pytest.raises(CheckpointError, match="holds no classifier of n-grams"):
         rewards.ngrams(str(tmp_path / "none.safetensors"), "yes")
     with pytest.raises(ValueError, match="unit is 'lines'"):
