@@ -109,6 +109,10 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
         "text.scaffold:scaffold",
         "scaffold(masked_text('answerdotai/ModernBERT-base', length=64, num_steps=16), './schema.json', blanks=8)",
     ),
+    "field_order": (
+        "text.turns:FieldOrder",
+        "field_order(scaffold(small_text('./text.safetensors', num_steps=6), './schema.json', blanks=8))",
+    ),
     "gaussian": ("exact.gaussian:LinearGaussian", "gaussian(dim=2)"),
     "ring": ("exact.gaussian:GaussianMixture.ring", "ring(modes=8)"),
     "discrete": ("exact.enumerable:DiscreteChain.random", "discrete(states=4)"),

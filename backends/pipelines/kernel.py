@@ -17,12 +17,13 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from treesearch.backends.base.devices import as_device
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Step
 from treesearch.backends.pipelines import memory
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
-from treesearch.backends.pipelines.loading import as_device, as_dtype, load_lora, load_pipeline, tiny_decoder
+from treesearch.backends.pipelines.loading import as_dtype, load_lora, load_pipeline, tiny_decoder
 from treesearch.backends.pipelines.parts import refuse_memory
 from treesearch.backends.pipelines.roots import Root
 from treesearch.backends.pipelines.running import Running

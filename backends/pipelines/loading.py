@@ -11,29 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from treesearch.backends.base.devices import as_device
 from treesearch.backends.pipelines.checkpoint import LORA, PICKLES, Checkpoint, CheckpointError, components, find
-from treesearch.backends.pipelines.settings import check
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 log = logging.getLogger("treesearch.backends")
-
-
-def as_device(device: str | torch.device | None) -> torch.device:
-    """A device; None is the GPU if there is one.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    check({"device": device})
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: choose cpu, cuda, cuda:1, ...") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {str(found)!r}, but torch {torch.__version__} sees no GPU: use device='cpu'")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {str(found)!r}, but there are {torch.cuda.device_count()} GPUs: count from cuda:0")
-    return found
 
 
 def as_dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> torch.dtype:

@@ -2,9 +2,9 @@
 
     {"name": ____, "born": {"place": ____}}
 
-Objects of named properties, however deep, with strings, numbers, booleans, enumerations and constants in them. What has
-no fixed place in a text (lists, alternatives, references, further properties) has no scaffold. A field holds whatever
-is written in it: neither its kind nor its choices are enforced.
+Objects of named properties, however deep, with strings, numbers, booleans, enumerations and constants in them, and
+what is one of these or null. What has no fixed place in a text (lists, other alternatives, references, further
+properties) has no scaffold. A field holds whatever is written in it: neither its kind nor its choices are enforced.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def _property(schema: Any, path: tuple[str, ...]) -> Iterator[str | Field | Fixe
     named = ".".join(path)
     if not isinstance(schema, Mapping):
         raise ValueError(f"{named} is {schema!r}, expected a schema")
+    schema = _present(schema)
     if "const" in schema:
         yield Fixed(path, schema["const"])
         return
@@ -135,6 +136,16 @@ def _property(schema: Any, path: tuple[str, ...]) -> Iterator[str | Field | Fixe
     _refuse_contradiction(schema, named)
     field = Field(path, kind, None if choices is None else tuple(choices))
     yield from ('"', field, '"') if field.quoted else (field,)
+
+
+def _present(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a value is where it is there: of alternatives the only one that is not null, with what is said beside."""
+    for key in ("anyOf", "oneOf"):
+        listed = schema.get(key)
+        others = [one for one in listed if one != {"type": "null"}] if isinstance(listed, Sequence) else []
+        if len(others) == 1 and isinstance(others[0], Mapping) and not {"const", *schema} & set(others[0]):
+            return {k: v for k, v in schema.items() if k != key} | dict(others[0])
+    return schema
 
 
 def _kind(schema: Mapping[str, Any], named: str) -> str:

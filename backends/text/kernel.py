@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from treesearch.backends.base import Cond, Tokens, fingerprint, uniform
 from treesearch.backends.base.cfg import extrapolated
+from treesearch.backends.base.devices import as_device
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.base.tokens import NOWHERE, level_normals, log_norm
 from treesearch.backends.text import reveals
 from treesearch.backends.text.asked import PLAINLY, Asked
 from treesearch.backends.text.corruption import Noise, corruption
-from treesearch.backends.text.devices import as_device
 from treesearch.backends.text.words import Words
 from treesearch.rewards.numeric import is_number, is_whole
 

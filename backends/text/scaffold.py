@@ -144,12 +144,12 @@ class Scaffold(Wrapper):
         return torch.tensor([*prompt, *self._template, *[filler] * left], dtype=torch.int64, device="cpu")
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
-        return self.kernel.prior(noise, self._known(cond, len(noise)))
+        return self.kernel.prior(noise, self.known(cond, len(noise)))
 
     def transition(self, x: Tensor, t: Tensor, cond: Cond = None) -> Transition:
-        return self.kernel.transition(x, t, self._known(cond, len(x)))
+        return self.kernel.transition(x, t, self.known(cond, len(x)))
 
-    def _known(self, cond: Cond, n: int) -> dict[str, Any]:
+    def known(self, cond: Cond, n: int) -> dict[str, Any]:
         """Conditioning with the structure in it, also where there are no prompts."""
         if cond is not None and KNOWN in cond:
             return cond

@@ -187,6 +187,8 @@ def test_pieces_of_a_schema():
         ({"enum": [1, 2.5]}, "number"),
         ({"enum": [True]}, "boolean"),
         ({"enum": ["u"]}, "string"),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}], "title": "a"}, "integer"),
+        ({"oneOf": [{"type": "null"}, {"enum": [1.5]}]}, "number"),
         ({}, "string"),
     ],
 )
@@ -202,7 +204,9 @@ def test_a_property_is_of_the_kind_of_its_values(inner, kind):
     [
         ({}, "the schema is empty"),
         ([1], "expected a JSON object"),
-        ({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, "a has anyOf: alternatives and references"),
+        ({"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}}, "a has anyOf: alternatives"),
+        ({"properties": {"a": {"anyOf": [{"const": "u"}, {"type": "null"}]}}}, "a has anyOf: alternatives"),
+        ({"properties": {"a": {"anyOf": []}}}, r"no JSON schema: \[\] should be non-empty"),
         ({"properties": {"a": {"$ref": "#/$defs/a"}}}, r"a has \$ref: alternatives and references"),
         ({"properties": {"a": {}}, "oneOf": [{}]}, "the schema has oneOf"),
         ({"properties": {"a": {"items": {}}}}, "a is of type 'array', which has no fixed place"),

@@ -41,6 +41,7 @@ from treesearch.backends.roots.absent import Absent
 from treesearch.backends.roots.bdia import Bdia
 from treesearch.backends.text.rescored import Rescored
 from treesearch.backends.text.scaffold import Scaffold
+from treesearch.backends.text.turns import FieldOrder
 from treesearch.backends.wrappers.completed import Completed
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.drafted import Drafted
@@ -141,11 +142,22 @@ class Written(Bed):
         return list(map(ord, text))
 
 
+class Record(Bed):
+    """Of a record, as far as wrappers ask."""
+
+    fields = ("a",)
+
+    def known(self, cond, n):
+        return {}
+
+
 def bed(kind, *name):
     """What a wrapper of this class can be around."""
     inside = {DiffEditor, Aligned, LaCon, Intervened, Expanded, Retrieved, Away, Proposal, Actions}
     if kind in (Scaffold, Rescored):
         return Written(*name)
+    if kind is FieldOrder:
+        return Record(*name)
     return (Flow if kind in (Heun, Regional) else Known if kind in inside else Bed)(*name)
 
 
@@ -163,6 +175,7 @@ def make(kind, kernel):
         Drawn: lambda k: Drawn(k, REWARD),
         Scaffold: lambda k: Scaffold(k, '{"properties": {"a": {}}}', 2),
         Rescored: Rescored,
+        FieldOrder: FieldOrder,
         FlowChef: lambda k: FlowChef(k, REWARD),
         EluCD: lambda k: EluCD(k, REWARD),
         Universal: lambda k: Universal(k, REWARD, steps=1),
