@@ -245,15 +245,15 @@ def asked(scheduler: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def watched(scheduler: Any, look: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call look(network's output, state before, state after) at each step of a scheduler."""
+def watched(scheduler: Any, look: Callable[[float, Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call look(timestep, network's output, state before, state after) at each step of a scheduler."""
     own = scheduler.step
 
     @functools.wraps(own)
     def step(*args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(own).bind(*args, **kwargs).arguments
         done = own(*args, **kwargs)
-        look(given["model_output"], given["sample"], tree_leaves(done)[0])
+        look(float(given["timestep"]), given["model_output"], given["sample"], tree_leaves(done)[0])
         return done
 
     scheduler.step = step

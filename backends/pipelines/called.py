@@ -11,41 +11,41 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
-from treesearch.backends.base import Cond, Shared
+from treesearch.backends.base import Cond
+from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule, clip_of
-from treesearch.backends.pipelines import calls
+from treesearch.backends.pipelines import calls, masks, vae
 from treesearch.backends.pipelines.blocks import generator, is_text
 from treesearch.backends.pipelines.calls import Levels, Stage
 from treesearch.backends.pipelines.checkpoint import CheckpointError
-from treesearch.backends.pipelines.family import OPTIONAL, Family, call_default, check_prompts, join
-from treesearch.backends.pipelines.listed import CALLED
+from treesearch.backends.pipelines.family import OPTIONAL, Family, check_pictures, check_prompts
+from treesearch.backends.pipelines.flow import steps_from_below
+from treesearch.backends.pipelines.listed import CALLED, OF_THE_CALL, Row
 from treesearch.backends.pipelines.loading import log
 from treesearch.backends.pipelines.meta import to_meta
-from treesearch.backends.pipelines.parts import refuse_adapters
-from treesearch.backends.pipelines.proof import FEW, LONG, MORE, Proof, Seen, is_memoryless
+from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
+from treesearch.backends.pipelines.proof import FEW, MORE, Proof, Seen, is_memoryless
+from treesearch.backends.pipelines.said import Said
 from treesearch.backends.pipelines.settings import Settings, opened
 
-_OF_THE_CALL = (
-    *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "num_frames"),
-    *("image", "control_image"),
-)
 _CONTROL = "controlnet_conditioning_scale"
 _SIZES = ("height", "width", "num_frames")
 _RESERVED = {
     *("self", "prompt", "latents", "timesteps", "sigmas", "generator", "num_inference_steps", "output_type"),
     *("return_dict", "eta", "callback", "callback_steps", "callback_on_step_end", "num_images_per_prompt"),
-    *("callback_on_step_end_tensor_inputs", "num_videos_per_prompt", "guidance_scale", *_OF_THE_CALL, *_SIZES),
+    *("callback_on_step_end_tensor_inputs", "num_videos_per_prompt", "guidance_scale", *OF_THE_CALL, *_SIZES),
 }
 
 
@@ -62,18 +62,17 @@ class Called(Family):
 
     plain: ClassVar[bool] = False
     tells: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
-    begins: ClassVar[bool] = False  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings, self.name = pipe, settings, type(pipe).__name__
         self.row = CALLED[self.name]
-        scale = settings.guidance_scale
-        self.guidance_scale = float(call_default(pipe, self.row.scale, 1.0) if scale is None else scale)
+        self.runs = self.row.class_of(self.name)
+        self._beside = self.row.beside(self.name)
+        default = self._beside.get(self.row.scale, self._taken()[self.row.scale].default)
+        scale = default if settings.guidance_scale is None else settings.guidance_scale
+        self.guidance_scale = 1.0 if scale is None else float(scale)
         self.shares: Shares = "all"
-        self._leaves: list[int] | None = None
-        self._specs: list[TreeSpec] = []
-        self._rest: list[Any] = []  # what is no tensor
-        self._known: dict[str, list[Any]] = {}  # leaves of the prompts that are tried, until they have been
+        self._said = Said(self.name)
         self._first: dict[str, Any] | None = None
         self._shape: tuple[int, ...] | None = None
         self._rows = 1
@@ -82,24 +81,27 @@ class Called(Family):
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
-        import diffusers
-
-        kind = getattr(diffusers, name)
-        optional = {*kind._optional_components}
-        for part, taken in inspect.signature(kind.__init__).parameters.items():
+        row, own = CALLED[name], Row().class_of(name)
+        optional = {*own._optional_components}
+        for part, taken in inspect.signature(own.__init__).parameters.items():
             needed = taken.default is inspect.Parameter.empty and part not in ("self", "args", "kwargs")
             if needed and part not in optional and part not in parts:
                 raise CheckpointError(f"{name} has no {part}: load it whole")
-        default, known = Settings(), {*inspect.signature(kind.__call__).parameters}
+        taken, default = row.takes(name), Settings()
         for option in OPTIONAL:
-            set_ = getattr(settings, option) != getattr(default, option)
-            if set_ and not (option in _OF_THE_CALL and option in known):
+            if getattr(settings, option) != getattr(default, option) and option not in taken:
                 raise ValueError(f"{name} takes no {option}")
-        if settings.control_scale != 1 and _CONTROL not in known:
+        if settings.control_scale != 1 and _CONTROL not in inspect.signature(own.__call__).parameters:
             raise ValueError(f"{name} has no ControlNet for a control_scale")
-        for option in {"image", "control_image"} & known:
+        if row.runs:
+            check_pictures(name, settings)
+        for option in {"image", "control_image", "mask"} & {*taken} - ({"image", "mask"} if row.runs else set()):
             if getattr(settings, option) is None:
                 raise ValueError(f"{name} needs {option}=..., a picture that it is told")
+
+    def _taken(self) -> Mapping[str, inspect.Parameter]:
+        """Arguments of the call."""
+        return inspect.signature(self.runs.__call__).parameters
 
     @property
     def network_name(self) -> str:  # pyright: ignore
@@ -115,41 +117,63 @@ class Called(Family):
 
     @property
     def guided(self) -> bool:
+        return self.rows_per_nfe > 1
+
+    @property
+    def rows_per_nfe(self) -> int:
         _ = self.state_shape
-        return self._rows > 1
+        return self._rows
+
+    @property
+    def begins(self) -> bool:
+        return bool(self.row.runs) and self.settings.image is not None
+
+    def image_steps(self, num_steps: int, strength: float) -> int:
+        flows = type(self.pipe.scheduler).__name__.startswith("FlowMatch")
+        return steps_from_below(num_steps, strength) if flows else super().image_steps(num_steps, strength)
 
     def on(self, pipe: Any) -> Called:
         other = copy.copy(self)
         other.pipe, other._pictures = pipe, {}
         if self._first is not None and other.network.device.type == "meta":
             other._first = to_meta(self._first)
-            other._rest = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, self._rest)
+            other._said = self._said.on_meta()
         return other
 
     def refuse(self) -> None:
         refuse_adapters(self.name, self.network, self.settings.network_inputs)
-        free = sorted({*inspect.signature(type(self.pipe).__call__).parameters} - _RESERVED - {self.row.scale})
+        if self.row.runs and self.network_name == "unet":
+            refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
+        free = sorted({*self._taken()} - _RESERVED - {self.row.scale})
         for name in self.settings.network_inputs:
             if name not in free:
                 raise ValueError(f"the call of {self.name} takes no {name!r} from you: choose {', '.join(free)}")
 
     def _inputs(self, n: int, texts: Sequence[str] | None = None) -> dict[str, Any]:
         """What a call of n rows is given, beside states: what is not chosen has the call's own default."""
-        settings, default, taken = self.settings, Settings(), inspect.signature(type(self.pipe).__call__).parameters
-        names = [name for name in (*_OF_THE_CALL, *_SIZES) if name in taken]
-        chosen = {name: getattr(settings, name) for name in names}
-        chosen = {name: value for name, value in chosen.items() if value != getattr(default, name)}
+        settings, default = self.settings, Settings()
+        told = {option: name for option, name in self.row.takes(self.name).items() if name}
+        told |= {name: name for name in _SIZES if name in self._taken()}
+        told = {option: name for option, name in told.items() if getattr(settings, option) != getattr(default, option)}
+        chosen = {name: getattr(settings, option) for option, name in told.items() if option != "sigmas"}
+        if self.begins:
+            chosen |= dict(zip(("height", "width"), self._pixels, strict=True))
         if settings.negative_prompt is not None:
             chosen["negative_prompt"] = self.negatives([FEW] * n if texts is None else texts)
         if settings.guidance_scale is not None:
             chosen[self.row.scale] = self.guidance_scale
         if settings.control_scale != 1:
             chosen[_CONTROL] = settings.control_scale
-        if settings.image is not None:
-            chosen["image"] = settings.image if isinstance(settings.image, list) else [settings.image] * n
-        if settings.control_image is not None:
-            chosen["control_image"] = opened(settings.control_image)
-        return {"prompt": [FEW] * n} | chosen | dict(self.row.given) | dict(settings.network_inputs)
+        if "image" in told:
+            chosen[told["image"]] = settings.image if isinstance(settings.image, list) else [settings.image] * n
+        if "control_image" in told:
+            chosen[told["control_image"]] = opened(settings.control_image)
+        return {"prompt": [FEW] * n} | self._beside | chosen | dict(self.row.given) | dict(settings.network_inputs)
+
+    def _levels(self, num_steps: int) -> dict[str, Any]:
+        """What a call of T steps is told of its grid."""
+        given = self.settings.sigmas
+        return {"num_inference_steps": num_steps} | ({} if given is None else {"sigmas": list(given)})
 
     def _stage(self, *args: Any, **kwargs: Any) -> Stage:
         return Stage(self.device, self._pictures, *args, **kwargs)
@@ -157,56 +181,11 @@ class Called(Family):
     # Conditioning
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        """Each prompt alone: what an encoder pads it to must not depend on the others."""
-        parts = [self._known.get(text) or self._encode([text]) for text in check_prompts(prompts)]
-        out: dict[str, Any] = {}
-        lengths = torch.zeros(len(parts), len(self._kinds()), dtype=torch.int64, device=self.device)
-        each = isinstance(self.settings.negative_prompt, Mapping)  # then ∅ has rows too
-        for i, (kind, *leaves) in enumerate(zip(self._kinds(), *parts, strict=True)):
-            if kind == _SAME and not each:
-                if any(leaf.shape != leaves[0].shape for leaf in leaves):
-                    raise ValueError(f"{self.name} encodes ∅ by the length of the prompt: make prompts shorter")
-                lengths[:, i] = _longest(leaves[0])
-                out[f"text_{i}"] = Shared(leaves[0].clone())
-            elif kind != _FIXED:
-                rows = [leaf[None] if kind == _WHOLE else leaf for leaf in leaves]
-                lengths[:, i] = torch.tensor([_longest(row) for row in rows])
-                out[f"text_{i}"] = join([{"": row} for row in rows])[""]
-        return out | {"lengths": lengths}
+        texts, each = check_prompts(prompts), isinstance(self.settings.negative_prompt, Mapping)
+        return self._said.rows(texts, self._encode, self.device, each=each)
 
     def _encode(self, texts: list[str]) -> list[Any]:
-        """Leaves of what the pipeline makes of texts in one call."""
-        said = calls.encoded(self.pipe, self._inputs(len(texts), texts) | {"prompt": texts}, self._stage())
-        found = [tree_flatten(each) for each in said]
-        self._specs = [spec for _, spec in found]
-        return [leaf for leaves, _ in found for leaf in leaves]
-
-    def _kinds(self) -> list[int]:
-        """What each of the leaves is, by prompts of unequal length."""
-        if self._leaves is None:
-            several = self._encode([FEW, MORE])
-            self._known = {text: self._encode([text]) for text in (FEW, MORE, LONG)}
-            alone = [*self._known.values()]
-            self._leaves = [_kind(both, each) for both, *each in zip(several, *alone, strict=True)]
-            self._rest = [leaf if k == _FIXED else None for leaf, k in zip(alone[0], self._leaves, strict=True)]
-        return self._leaves
-
-    def _told(self, cond: Mapping[str, Any], rows: Any, n: int) -> list[Any]:
-        """What `encode_prompt` would return for n rows of one length."""
-        lengths = cond["lengths"][rows][0].tolist() if not cond["lengths"].is_meta else None
-        leaves = []
-        for i, (rest, kind) in enumerate(zip(self._rest, self._kinds(), strict=True)):
-            row = None if kind == _FIXED else cond[f"text_{i}"]
-            if row is None or (kind == _SAME and len(row) == 1):
-                leaves.append(rest if row is None else row.expand(n, *row.shape[1:]))
-                continue
-            row = row[rows] if lengths is None or row.ndim < 2 else row[rows][:, : lengths[i]]
-            leaves.append(row[0] if kind == _WHOLE else row)
-        told = []
-        for spec in self._specs:
-            told.append(tree_unflatten(leaves[: spec.num_leaves], spec))
-            leaves = leaves[spec.num_leaves :]
-        return told
+        return calls.encoded(self.pipe, self.runs, self._inputs(len(texts), texts) | {"prompt": texts}, self._stage())
 
     def _example(self) -> dict[str, Any]:
         """Conditioning of a row without a prompt, where only shapes matter."""
@@ -232,11 +211,11 @@ class Called(Family):
 
     def _look(self) -> None:
         """One call with noise of the pipeline's own, to see its states and how many rows it makes of one."""
-        told = self._told(self._example(), slice(0, 1), 1)
+        told = self._said.told(self._example(), slice(0, 1), 1)
         stage = self._stage(torch.tensor([_SOME], device=self.device), told)
         rows: list[int] = []
         with self._still(), calls.before(self.networks, lambda _, args, kwargs: rows.append(_length(args, kwargs))):
-            calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": _ANY}, stage)
+            calls.call(self.pipe, self.runs, self._inputs(1) | {"num_inference_steps": _ANY}, stage)
         if stage.state is None:
             raise ValueError(f"{self.name} does not hand its network's output to its scheduler's step")
         self._rows, self._shape = sum(rows), tuple(stage.state.shape[1:])
@@ -244,9 +223,9 @@ class Called(Family):
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
 
     def grid(self, num_steps: int) -> dict[str, Any]:
-        stage = self._stage(told=self._told(self._example(), slice(0, 1), 1))
+        stage = self._stage(told=self._said.told(self._example(), slice(0, 1), 1))
         with self._still(), calls.before(self.networks, calls.stop):
-            calls.call(self.pipe, self._inputs(1) | {"num_inference_steps": num_steps}, stage)
+            calls.call(self.pipe, self.runs, self._inputs(1) | self._levels(num_steps), stage)
         left_out = ("self", "num_inference_steps", "device")
         return {k: v for k, v in stage.grid.items() if k not in left_out and v is not None}
 
@@ -295,8 +274,8 @@ class Called(Family):
     def _step(self, x: Tensor, timesteps: Tensor, cond: Mapping[str, Any], rows: Any) -> Tensor:
         """The network's output, guided, for states of one call."""
         n = len(x)
-        stage = self._stage(timesteps, self._told(cond, rows, n))
-        calls.call(self.pipe, self._inputs(n) | {"latents": x, "num_inference_steps": _ANY}, stage)
+        stage = self._stage(timesteps, self._said.told(cond, rows, n))
+        calls.call(self.pipe, self.runs, self._inputs(n) | {"latents": x, "num_inference_steps": _ANY}, stage)
         if stage.output is None or stage.state is None or stage.state.shape != x.shape:
             raise ValueError(f"{self.name} does not step from the latents that it is given")
         return self._of_chain(stage.output, x)
@@ -319,11 +298,31 @@ class Called(Family):
 
     def _draw(self, x0: Tensor) -> Tensor:
         n, cond = len(x0), self._example()
-        stage = self._stage(x0.new_empty(0), self._told(cond, [0] * n, n))
+        stage = self._stage(x0.new_empty(0), self._said.told(cond, [0] * n, n))
         inputs = {"latents": x0.to(self.pipe.vae.dtype), "num_inference_steps": _ANY, "output_type": "pt"}
         with Quiet(self.pipe.vae):  # here: a checkpoint calls this again for the gradient
-            done = calls.call(self.pipe, self._inputs(n) | inputs, stage)
+            done = calls.call(self.pipe, self.runs, self._inputs(n) | inputs, stage)
         return tree_flatten(tuple(done.values()))[0][0].float()
+
+    def state_of(self, image: Any) -> Tensor:
+        if not self.row.runs:
+            return super().state_of(image)
+        return self.pack(vae.encode(self.pipe.vae, pixels_of(image, 3, self._pixels)[None]))[0].to(self.device)
+
+    def free(self, mask: Any) -> Tensor:
+        height, width = (side // vae.factor(self.pipe) for side in self._pixels)
+        small = torch.nn.functional.interpolate(masks.white(mask, self._pixels), size=(height, width))
+        channels = math.prod(self.state_shape) // (height * width)
+        return self.pack(small.expand(1, channels, height, width)).to(self.device)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return latents if len(self.state_shape) == 3 else self.pipe._pack_latents(latents, *latents.shape)
+
+    @property
+    def _pixels(self) -> tuple[int, int]:
+        """Height and width of a picture."""
+        image, settings = self.settings.image, self.settings
+        return settings.height or image.height, settings.width or image.width
 
     # Proof
 
@@ -339,9 +338,10 @@ class Called(Family):
             self._verify_size(noise[:1])
             proof, T = Proof(self, chain), schedule.num_steps
             self._share(proof, noise, T)
-            seen, wanted = self._own_steps(noise[:1], T), {0, T // 2, T - 1}
+            steps = self._evaluations(T)
+            seen, wanted = self._own_steps(noise[:1], T, steps), {0, steps // 2, steps - 1}
             proof.steps(seen, wanted, memoryless=is_memoryless(self.pipe.scheduler, schedule))
-        self._known = {}
+        self._said.forget()
 
     def _verify_size(self, x: Tensor) -> None:
         if all(getattr(self.settings, name) is None for name in _SIZES):
@@ -369,36 +369,25 @@ class Called(Family):
                 refused = error
         raise refused
 
-    def _own_steps(self, x_T: Tensor, T: int) -> dict[int, Seen]:
+    def _evaluations(self, T: int) -> int:
+        """Steps of the pipeline's own solver, some of which evaluate the network more than once for one of the grid."""
+        own = copy.deepcopy(self.pipe.scheduler)
+        own.set_timesteps(T, **self.grid(T))
+        return len(own.timesteps)
+
+    def _own_steps(self, x_T: Tensor, T: int, steps: int) -> dict[int, Seen]:
         """The call in one piece; the network is asked at its first, middle and last step."""
-        seen, wanted = dict[int, Seen](), {0, T // 2, T - 1}
+        seen, wanted = dict[int, Seen](), {0, steps // 2, steps - 1}
         cond = {k: getattr(v, "value", v) for k, v in self.encode([MORE]).items()}
-        stage = self._stage(told=self._told(cond, [0], 1), watch=lambda i, *step: seen.update({i: step}))
-        inputs = {"latents": x_T.to(self.network.dtype), "num_inference_steps": T, "output_type": "latent"}
+        stage = self._stage(told=self._said.told(cond, [0], 1), watch=lambda i, *step: seen.update({i: step}))
+        inputs = {"latents": x_T.to(self.network.dtype), "output_type": "latent"} | self._levels(T)
         with calls.lazy(self.networks, lambda: stage.steps in wanted):
-            calls.call(self.pipe, self._inputs(1) | inputs, stage)
-        return {i: (self._of_chain(output, x), x, after) for i, (output, x, after) in seen.items()}
+            calls.call(self.pipe, self.runs, self._inputs(1) | inputs, stage)
+        return {i: (at, self._of_chain(output, x), x, after) for i, (at, output, x, after) in seen.items()}
 
 
-_FIXED, _SAME, _ROWS, _WHOLE = range(4)
-"""What encoders return: the same whatever the prompts, one row for all, a row a prompt, or one thing for a call."""
 _ANY = 2  # steps of a grid that is not used: some have none of a single one
 _SOME = 500.0  # a timestep, where any does
-
-
-def _kind(both: Any, alone: Sequence[Any]) -> int:
-    """Of what two prompts give in one call, and of what each of several gives alone."""
-    first = alone[0]
-    if not isinstance(first, Tensor):
-        return _FIXED
-    same = all(each.shape == first.shape and each.equal(first) for each in alone)
-    if first.ndim and len(first) == 1 and len(both) == 2:
-        return _SAME if same else _ROWS
-    return _FIXED if same else _WHOLE
-
-
-def _longest(row: Tensor) -> int:
-    return row.shape[1] if row.ndim > 1 else 0
 
 
 def _length(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

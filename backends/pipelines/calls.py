@@ -40,14 +40,15 @@ class Stage:
         pictures: what the autoencoder has made of pictures that the call is told, which is made once.
         timesteps: the grid, of which pipelines take one entry after another; None for the scheduler's own.
         told: leaves of what `encode_prompt` returns, call by call; None to run the text encoders.
-        watch: called with (i, network's output, state before) and the step's result, by a scheduler that does step.
+        watch: called with (i, timestep, network's output, state before) and the step's result, by a scheduler that
+            does step.
     """
 
     device: torch.device
     pictures: dict[Any, Any]
     timesteps: Tensor | None = None
     told: Sequence[Any] | None = None
-    watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
+    watch: Callable[[int, float, Tensor, Tensor, Tensor], None] | None = None
     said: list[Any] = field(default_factory=list)  # what `encode_prompt` returned
     grid: dict[str, Any] = field(default_factory=dict)  # what `set_timesteps` was asked for
     output: Tensor | None = None  # of the network, guided
@@ -95,26 +96,39 @@ class Remembering:
         return found
 
 
-def encoded(pipe: Any, inputs: Mapping[str, Any], stage: Stage) -> list[Any]:
+def encoded(pipe: Any, kind: Any, inputs: Mapping[str, Any], stage: Stage) -> list[Any]:
     """What the pipeline's `encode_prompt` returns, in the order of its calls.
 
     Raises:
         ValueError: it has none, or does not call it.
     """
     with before(networks(pipe), stop):
-        call(pipe, inputs, stage)
+        call(pipe, kind, inputs, stage)
     if not stage.said:
         raise ValueError(f"{type(pipe).__name__} does not encode prompts by encode_prompt")
     return stage.said
 
 
-def call(pipe: Any, inputs: Mapping[str, Any], stage: Stage) -> Any:
-    """The pipeline's own call on a copy of it, with what a stage says; None where it was cut off."""
-    actor = _copied(pipe, stage)
+def call(pipe: Any, kind: Any, inputs: Mapping[str, Any], stage: Stage) -> Any:
+    """A class's call on a copy of a pipeline, with what a stage says; None where it was cut off."""
+    actor = _copied(pipe, kind, stage)
+    with _kept_attention(pipe):
+        try:
+            return inspect.unwrap(kind.__call__)(actor, **{"generator": generator(), **inputs})
+        except Reached:
+            return None
+
+
+@contextmanager
+def _kept_attention(pipe: Any) -> Iterator[None]:
+    """PAG turns attention of some layers off while it is called, and on again where it is not cut off."""
+    parts = networks(pipe) if hasattr(pipe, "pag_applied_layers") else ()
+    kept = [(network, network.attn_processors) for network in parts]
     try:
-        return inspect.unwrap(type(pipe).__call__)(actor, **{"generator": generator(), **inputs})
-    except Reached:
-        return None
+        yield
+    finally:
+        for network, processors in kept:
+            network.set_attn_processor(dict(processors))
 
 
 def networks(pipe: Any) -> tuple[Any, ...]:
@@ -176,14 +190,14 @@ def stop(*_: Any) -> None:
     raise Reached
 
 
-def _copied(pipe: Any, stage: Stage) -> Any:
+def _copied(pipe: Any, kind: Any, stage: Stage) -> Any:
     other = copy.copy(pipe)
     parts = {"scheduler": _scheduler(pipe.scheduler, stage), "_progress_bar_config": {"disable": True}}
     if hasattr(getattr(pipe, "vae", None), "encode"):
         parts["vae"] = Remembering(pipe.vae, stage.pictures)
     stage.encode = vars(other).pop("encode_prompt", None)
     vars(other).update(parts | {"stage": stage})  # beneath the setter, which writes to the pipeline's configuration
-    other.__class__ = _actor(type(pipe))
+    other.__class__ = _actor(kind)
     return other
 
 
@@ -254,7 +268,7 @@ def _watched(kind: Any) -> type:
         done = kind.step(self, *args, **kwargs)
         if self.stage.watch is not None:
             after = tree_flatten(tuple(done.values()) if isinstance(done, dict) else done)[0][0]
-            self.stage.watch(self.stage.steps, given["model_output"], given["sample"], after)
+            self.stage.watch(self.stage.steps, float(given["timestep"]), given["model_output"], given["sample"], after)
         self.stage.steps += 1
         return done
 

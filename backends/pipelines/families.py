@@ -96,10 +96,9 @@ def why_not(name: str) -> str:
     """What stands against a pipeline's class that no family has, and what to do instead."""
     if "Modular" in name and (whole := name.replace("Modular", "")) in FAMILIES:
         return f"its blocks run in {whole}: wrap that, DiffusersKernel({whole}(...), ...) with the same components"
-    without = {"PAG": name.replace("PAG", ""), "ControlNet": re.sub("ControlNet(Union)?", "", name)}
-    for part, plain in without.items():
-        if part in name and plain in FAMILIES:
-            return f"no family knows what {part} adds to a step: {_as(plain)}"
+    plain = re.sub("ControlNet(Union)?", "", name)
+    if "ControlNet" in name and plain in FAMILIES:
+        return f"no family knows what ControlNet adds to a step: {_as(plain)}"
     models = {found: model for listed in tasks().values() for model, found in listed.items()}
     plain = {model: found for found, model in models.items() if found in FAMILIES}.get(models.get(name, ""))
     if "Inpaint" in name and plain:

@@ -22,8 +22,9 @@ FEW, MORE = "", "a red cube beside two blue ones"
 LONG = "; ".join(7 * [MORE])
 """Prompts of unequal length, to try rows on."""
 
-Seen = tuple[Tensor, Tensor, Tensor]
-"""Of one step of a pipeline's loop, (1, *state): the network's output, guided, and the states before and after."""
+Seen = tuple[float, Tensor, Tensor, Tensor]
+"""Of one step of a pipeline's loop: its timestep and, (1, *state), the network's output, guided, the state before and
+the state after."""
 
 
 class Proof:
@@ -63,7 +64,7 @@ class Proof:
         """Hold steps of the pipeline's own loop, on the prompt `MORE`, against the chain.
 
         Args:
-            seen: by its number, from 0.
+            seen: by its number, from 0; solvers of higher order have more of them than the chain.
             wanted: those of which the network's output is held, too.
             memoryless: whether its solver's steps are the chain's.
 
@@ -73,18 +74,18 @@ class Proof:
         chain, T = self._chain, self._chain.schedule.num_steps
         for i in sorted(seen):
             if i - 1 in seen:
-                self._refuse(f"states before step {i + 1} of {T}, and after the one before,", seen[i][1],
-                             seen[i - 1][2])  # fmt: skip
+                self._refuse(f"states before step {i + 1}, and after the one before,", seen[i][2], seen[i - 1][3])
         for i in sorted(wanted):
-            t = torch.tensor([T - i], device=chain.timestep.device)
-            output, x, after = (value.float() for value in seen[i])
+            t = (chain.timestep.double()[1:] - seen[i][0]).abs().argmin()[None] + 1
+            step = f"step {T - int(t) + 1} of {T}"
+            output, x, after = (value.float() for value in seen[i][1:])
             # Where x_T is not of unit variance, the solver steps on x / α.
             x = x if chain.schedule.prior_std == 1 else float(chain.alpha[t]) * x
             found = self.output(x, t, [MORE])
-            self._refuse(f"step {i + 1} of {T}, and the pipeline's own,", found, output)
+            self._refuse(f"{step}, and the pipeline's own,", found, output)
             if memoryless:
-                self._refuse(f"states after step {i + 1} of {T}, and the pipeline's own,",
-                             chain.law(x, t, found).mean, after, after - x)  # fmt: skip
+                after_ours = chain.law(x, t, found).mean
+                self._refuse(f"states after {step}, and the pipeline's own,", after_ours, after, after - x)
 
     def _refuse(self, what: str, one: Tensor, other: Tensor, scale: Tensor | None = None) -> None:
         refuse_difference(self._family.name, self._family.network.dtype, what, one, other, scale)

@@ -50,6 +50,8 @@ def verdict(name: str, task: str) -> tuple[str, str, str]:
         why = why_not(name)
         return name, "not tried" if "not been tried" in why else "refused", why
     how = f"works, {_how(name)}"
+    if name in CALLED and CALLED[name].names.get("mask"):
+        return name, how, "its ControlNet is told `control_image=` and `mask=`"
     if task.startswith("text") and not _wants_a_picture(name):
         return name, how, ""
     if "Inpaint" in name:

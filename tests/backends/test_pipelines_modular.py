@@ -233,10 +233,6 @@ def test_every_kind_has_a_family():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "StableDiffusionXLPAGPipeline",
-            "what PAG adds to a step: wrap diffusers.StableDiffusionXLPipeline.from_pretrained",
-        ),
         ("ZImageControlNetPipeline", "what ControlNet adds to a step: wrap diffusers.ZImagePipeline.from_pretrained"),
         (
             "GlmImagePipeline",
@@ -244,7 +240,6 @@ def test_every_kind_has_a_family():
         ),
         ("Ideogram4Pipeline", "its modular blocks in diffusers have not been tried here"),
         ("HeliosPyramidPipeline", "chunk after chunk, .*: wrap one chunk as a kernel"),
-        ("SanaPAGPipeline", "what PAG adds to a step: wrap diffusers.SanaPipeline.from_pretrained"),
         ("StableCascadeCombinedPipeline", "its prior and its decoder are two chains"),
         ("QwenImageModularPipeline", "its blocks run in QwenImagePipeline: wrap that, DiffusersKernel"),
         ("MyPipeline", "wrap its network as a kernel"),

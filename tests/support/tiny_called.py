@@ -464,3 +464,25 @@ def qwen_controlnet():
 def cogvideox_i2v():
     parts = cogvideox_parts(in_channels=8)
     return diffusers.CogVideoXImageToVideoPipeline(*parts)
+
+
+@family
+def sd3_inpainting():
+    """Its ControlNet is told a picture and a mask."""
+    base = tiny.UNSAVED["sd3"]()
+    names = ("sample_size", "in_channels", "attention_head_dim", "num_attention_heads", "joint_attention_dim")
+    names += ("caption_projection_dim", "pooled_projection_dim", "out_channels", "pos_embed_max_size")
+    config = {name: base.transformer.config[name] for name in names}
+    net = diffusers.SD3ControlNetModel(num_layers=1, extra_conditioning_channels=1, **config)
+    return diffusers.StableDiffusion3ControlNetInpaintingPipeline(**base.components | {"controlnet": stirred(net, 0.5)})
+
+
+@family
+def sdxl_union():
+    base = tiny.UNSAVED["sdxl"]()
+    config = {"cross_attention_dim": 48, "transformer_layers_per_block": (1, 2), "use_linear_projection": True}
+    config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    config |= {"projection_class_embeddings_input_dim": 16 + 6 * 8, "conditioning_embedding_out_channels": (8, 16)}
+    config |= {"num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16}
+    net = stirred(diffusers.ControlNetUnionModel(**tiny.SD_BLOCKS | config))
+    return diffusers.StableDiffusionXLControlNetUnionPipeline(**base.components | {"controlnet": net})
