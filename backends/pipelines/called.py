@@ -76,6 +76,7 @@ class Called(Family):
         self._first: dict[str, Any] | None = None
         self._shape: tuple[int, ...] | None = None
         self._rows = 1
+        self._shapes: list[tuple[int, ...]] = []  # of the streams of a state
         self._pictures: dict[Any, Any] = {}  # what the autoencoder made of those that the call is told
         self._encoders = [name for name, part in pipe.components.items() if is_text(name) and part is not None]
 
@@ -144,7 +145,9 @@ class Called(Family):
         refuse_adapters(self.name, self.network, self.settings.network_inputs)
         if self.row.runs and self.network_name == "unet":
             refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
-        free = sorted({*self._taken()} - _RESERVED - {self.row.scale})
+        taken = self._taken()
+        own = {"guidance_rescale"} if "guidance_rescale" in taken and taken["guidance_rescale"].default else set[str]()
+        free = sorted({*taken} - _RESERVED - {self.row.scale} | own)
         for name in self.settings.network_inputs:
             if name not in free:
                 raise ValueError(f"the call of {self.name} takes no {name!r} from you: choose {', '.join(free)}")
@@ -176,7 +179,15 @@ class Called(Family):
         return {"num_inference_steps": num_steps} | ({} if given is None else {"sigmas": list(given)})
 
     def _stage(self, *args: Any, **kwargs: Any) -> Stage:
-        return Stage(self.device, self._pictures, *args, **kwargs)
+        streams = 2 if hasattr(self.runs, calls.SECOND) else 1
+        return Stage(self.device, self._pictures, *args, streams=streams, **kwargs)
+
+    def _call(self, x: Tensor, inputs: Mapping[str, Any], stage: Stage) -> Any:
+        """The call from states x (n, *state), or parts of them for those that step on two things at once."""
+        x, *beside = calls.parted(x, self._shapes)
+        stage.beside, stage.axes = next(iter(beside), None), x.ndim
+        with calls.unsaid():  # that packed states have no sides, at every step
+            return calls.call(self.pipe, self.runs, self._inputs(len(x)) | {"latents": x} | dict(inputs), stage)
 
     # Conditioning
 
@@ -218,7 +229,7 @@ class Called(Family):
             calls.call(self.pipe, self.runs, self._inputs(1) | {"num_inference_steps": _ANY}, stage)
         if stage.state is None:
             raise ValueError(f"{self.name} does not hand its network's output to its scheduler's step")
-        self._rows, self._shape = sum(rows), tuple(stage.state.shape[1:])
+        self._rows, self._shape, self._shapes = sum(rows), tuple(stage.state.shape[1:]), stage.shapes
         if self.settings.negative_prompt is not None and self._rows < 2:
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
 
@@ -275,7 +286,7 @@ class Called(Family):
         """The network's output, guided, for states of one call."""
         n = len(x)
         stage = self._stage(timesteps, self._said.told(cond, rows, n))
-        calls.call(self.pipe, self.runs, self._inputs(n) | {"latents": x, "num_inference_steps": _ANY}, stage)
+        self._call(x, {"num_inference_steps": _ANY}, stage)
         if stage.output is None or stage.state is None or stage.state.shape != x.shape:
             raise ValueError(f"{self.name} does not step from the latents that it is given")
         return self._of_chain(stage.output, x)
@@ -297,12 +308,22 @@ class Called(Family):
         return torch.cat(parts)
 
     def _draw(self, x0: Tensor) -> Tensor:
+        return self._decoded(x0)[0].float()
+
+    def _decoded(self, x0: Tensor) -> list[Any]:
+        """What the call returns for states: pictures, and sound where there is some."""
         n, cond = len(x0), self._example()
         stage = self._stage(x0.new_empty(0), self._said.told(cond, [0] * n, n))
-        inputs = {"latents": x0.to(self.pipe.vae.dtype), "num_inference_steps": _ANY, "output_type": "pt"}
         with Quiet(self.pipe.vae):  # here: a checkpoint calls this again for the gradient
-            done = calls.call(self.pipe, self.runs, self._inputs(n) | inputs, stage)
-        return tree_flatten(tuple(done.values()))[0][0].float()
+            done = self._call(x0.to(self.pipe.vae.dtype), {"num_inference_steps": _ANY, "output_type": "pt"}, stage)
+        return tree_flatten(tuple(done.values()))[0]
+
+    @property
+    def sound_rate(self) -> int | None:
+        return self.pipe.vocoder.config.output_sampling_rate if len(self._shapes) > 1 else None
+
+    def sound(self, x0: Tensor, batch: int) -> Tensor:
+        return torch.cat([self._decoded(part)[1].float() for part in x0.split(batch)])
 
     def state_of(self, image: Any) -> Tensor:
         if not self.row.runs:
@@ -380,9 +401,8 @@ class Called(Family):
         seen, wanted = dict[int, Seen](), {0, steps // 2, steps - 1}
         cond = {k: getattr(v, "value", v) for k, v in self.encode([MORE]).items()}
         stage = self._stage(told=self._said.told(cond, [0], 1), watch=lambda i, *step: seen.update({i: step}))
-        inputs = {"latents": x_T.to(self.network.dtype), "output_type": "latent"} | self._levels(T)
         with calls.lazy(self.networks, lambda: stage.steps in wanted):
-            calls.call(self.pipe, self.runs, self._inputs(1) | inputs, stage)
+            self._call(x_T.to(self.network.dtype), {"output_type": "latent"} | self._levels(T), stage)
         return {i: (at, self._of_chain(output, x), x, after) for i, (at, output, x, after) in seen.items()}
 
 

@@ -15,6 +15,7 @@ import copy
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from treesearch.backends.pipelines.blocks import generator
+
+SECOND = "prepare_audio_latents"
+"""Method of a pipeline that steps on sound beside its video."""
 
 
 class Reached(BaseException):
@@ -55,6 +59,36 @@ class Stage:
     state: Tensor | None = None  # that the scheduler would step from
     steps: int = 0
     encode: Callable[..., Any] | None = None  # the user's own, in place of the pipeline's
+    beside: Tensor | None = None  # the state of a second stream, in place of the pipeline's own noise
+    streams: int = 1
+    axes: int = 1  # of the states that a call is given, (n, ...)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)  # of the streams
+    _seen: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: Any) -> Stage:
+        return self  # a call that copies its scheduler for a second stream is one call
+
+    def see(self, *tensors: Tensor) -> tuple[Tensor, ...] | None:
+        """What a scheduler is handed or makes, joined over the streams; None until each has been."""
+        self._seen.append(tensors)
+        if len(self._seen) < self.streams:
+            return None
+        seen, self._seen = self._seen, []
+        self.shapes = [tuple(first.shape[1:]) for first, *_ in seen]
+        return tuple(joined(parts) for parts in zip(*seen, strict=True))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """States of the streams (n, ...) as one: as they are where there is one, else flat (n, numbers)."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def parted(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """States of the streams from one."""
+    if len(shapes) < 2:
+        return [x]
+    parts = x.split([math.prod(shape) for shape in shapes], 1)
+    return [part.reshape(len(x), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Levels(Tensor):
@@ -201,6 +235,19 @@ def _copied(pipe: Any, kind: Any, stage: Stage) -> Any:
     return other
 
 
+def _second(kind: Any) -> dict[str, Any]:
+    """What makes the noise of a second stream."""
+    if not hasattr(kind, SECOND):
+        return {}
+    own = getattr(kind, SECOND)
+
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        told = self.stage.beside
+        return own(self, *args, **kwargs) if told is None else told
+
+    return {SECOND: prepare}
+
+
 @functools.cache
 def _actor(kind: type) -> type:
     """A pipeline whose prompts are encoded by its stage, and that is where its network is."""
@@ -216,7 +263,7 @@ def _actor(kind: type) -> type:
         "_execution_device": property(lambda self: self.stage.device),
         "maybe_free_model_hooks": lambda self: None,
     }
-    return type(kind.__name__, (kind,), body)
+    return type(kind.__name__, (kind,), body | _second(kind))
 
 
 def _scheduler(scheduler: Any, stage: Stage) -> Any:
@@ -236,11 +283,18 @@ def _silent(kind: Any) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         self.timesteps = self.stage.timesteps
         self.num_inference_steps = len(self.timesteps)
+        if hasattr(kind, "scale_noise"):  # a flow's time is its noise level, which some calls guide by
+            rows = (1,) * (self.stage.axes - 1) if self.timesteps.ndim > 1 else ()
+            levels = self.timesteps.as_subclass(Tensor) / self.config.num_train_timesteps
+            self.sigmas = levels.reshape(*levels.shape, *rows)
 
     @functools.wraps(kind.step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> None:
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = taken.bind(self, *args, **kwargs).arguments
-        self.stage.output, self.stage.state = given["model_output"], given["sample"]
+        found = self.stage.see(given["model_output"], given["sample"])
+        if found is None:
+            return (given["sample"],)
+        self.stage.output, self.stage.state = found
         raise Reached
 
     taken = inspect.signature(kind.step)
@@ -266,10 +320,11 @@ def _watched(kind: Any) -> type:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = taken.bind(self, *args, **kwargs).arguments
         done = kind.step(self, *args, **kwargs)
-        if self.stage.watch is not None:
-            after = tree_flatten(tuple(done.values()) if isinstance(done, dict) else done)[0][0]
-            self.stage.watch(self.stage.steps, float(given["timestep"]), given["model_output"], given["sample"], after)
-        self.stage.steps += 1
+        after = tree_flatten(tuple(done.values()) if isinstance(done, dict) else done)[0][0]
+        found = self.stage.see(given["model_output"], given["sample"], after)
+        if found is not None and self.stage.watch is not None:
+            self.stage.watch(self.stage.steps, float(given["timestep"]), *found)
+        self.stage.steps += found is not None
         return done
 
     taken = inspect.signature(kind.step)

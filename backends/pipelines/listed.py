@@ -83,6 +83,7 @@ CALLED = {
     "PRXPipeline": Row(),
     "SkyReelsV2Pipeline": Row(),
     "MochiPipeline": Row(),
+    "LTX2Pipeline": Row(),
     "StableDiffusionPAGPipeline": Row(),
     "StableDiffusionXLPAGPipeline": Row(),
     "StableDiffusion3PAGPipeline": Row(),
@@ -117,7 +118,7 @@ CALLED = {
 }
 
 _TWO_CHAINS = "its prior and its decoder are two chains, one after the other"
-_SOUND = "it draws sound, and decoded sound is not delivered yet"
+_SOUND = "it draws sound alone, which has not been tried here"
 WITHOUT = {
     **dict.fromkeys(
         ("KandinskyCombined", "KandinskyImg2Img", "KandinskyInpaint", "KandinskyPipeline", "KandinskyV22"), _TWO_CHAINS

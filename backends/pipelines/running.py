@@ -216,6 +216,22 @@ class Running:
             raise ValueError(f"the decoder returned NaN or infinity in {dtype}: {cure}")
         return images
 
+    @property
+    def sound_rate(self) -> int | None:
+        """Samples a second of `sound`; None for models that make none beside their pictures."""
+        return getattr(self.family, "sound_rate", None)
+
+    def sound(self, x0: Tensor) -> Tensor:
+        """Sound (n, channels, samples) in [-1, 1], float32, that goes with the videos which `decode` draws.
+
+        Raises:
+            ValueError: the model makes none.
+        """
+        if self.sound_rate is None:
+            raise ValueError(f"{type(self.pipe).__name__} makes no sound: its samples are what decode draws")
+        with self._quiet, torch.no_grad():
+            return self.family.sound(x0.to(self.device), self.decode_batch)
+
     def _preview(self, endpoint: Tensor) -> Tensor:
         images, side = self._draw(self._tiny, endpoint), self.family.unpack(endpoint[:1]).shape[-1]
         if images.shape[-1] != side * self.pipe.vae_scale_factor:
