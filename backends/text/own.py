@@ -45,7 +45,7 @@ class Size:
 
 
 class MaskedTransformer(nn.Module):
-    """Logits (n, L, V) of tokens (n, L); L up to `size.length`."""
+    """Logits (n, L, V) of tokens (n, L), or (k, V) of k wanted places alone; L up to `size.length`."""
 
     def __init__(self, size: Size, dropout: float = 0.1) -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class MaskedTransformer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size.vocabulary))
         nn.init.normal_(self.tokens.weight, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
         hidden = self.blocks(self.tokens(x) + self.places[: x.shape[1]])
-        return nn.functional.linear(hidden, self.tokens.weight, self.bias)
+        return nn.functional.linear(hidden if wanted is None else hidden[wanted], self.tokens.weight, self.bias)
 
 
 class OwnTokenizer:

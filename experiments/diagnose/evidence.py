@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 import treesearch as ts
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
+from experiments.shared.stats import over_seeds
 from experiments.shared.sweep import Sweep, check_seeds, command_line, reporting
 from treesearch.registry import registry
 from treesearch.report.tables import markdown_table
@@ -146,9 +146,7 @@ class Difference(tuple[float, float, float]):
 
 def difference(a: Sequence[float], b: Sequence[float], unit: float) -> Difference:
     """Of a to b, in units."""
-    gap = (np.asarray(a) - np.asarray(b)) / unit
-    half = float(student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap)))
-    return Difference((float(gap.mean()), float(gap.mean()) - half, float(gap.mean()) + half))
+    return Difference(over_seeds((np.asarray(a) - np.asarray(b)) / unit))
 
 
 def compared(rows: Sequence[Row], reward: str) -> dict[str, Any]:

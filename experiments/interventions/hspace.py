@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from experiments.interventions.attributes import ATTRIBUTES, measured
 from experiments.interventions.directions import boxed, carried, noises, state_at
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
-from experiments.shared.stats import mean_se
+from experiments.shared.stats import over_seeds
 from experiments.shared.sweep import Sweep, command_line, reporting
 from treesearch.backends.interventions.base import CHOSEN
 from treesearch.backends.interventions.directions import Directions
@@ -269,9 +268,7 @@ def select(rows: Sequence[Row], **known: Any) -> list[Row]:
 
 def interval(values: Sequence[float]) -> str:
     """Mean and Student's 95 % bounds."""
-    found = mean_se(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * found.se
-    return f"{found.mean:.3g} ({found.mean - half:.3g} to {found.mean + half:.3g})"
+    return "{:.3g} ({:.3g} to {:.3g})".format(*over_seeds(values))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from experiments.coverage.evidence import outcomes, wilson
 from experiments.observations import elucd, evidence, posteriors
 from experiments.observations.beds import BEDS
 from experiments.shared.cells import Cells, Row
+from experiments.shared.stats import over_seeds
 from treesearch.errors import TreeSearchError
 from treesearch.report.tables import DASH, markdown_table
 from treesearch.runs.files import write_text
@@ -41,8 +41,7 @@ class Mean(NamedTuple):
         x = np.asarray(list(values), float)
         if len(x) < FEWEST or not np.isfinite(x).all():
             return cls(float(x.mean()) if len(x) else float("nan"), float("nan"), float("nan"))
-        half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-        return cls(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+        return cls(*over_seeds(x))
 
     def __str__(self) -> str:
         bounds = f" ({self.low:.3f} to {self.high:.3f})" if np.isfinite(self.low) else ""

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import f as fisher
-from scipy.stats import t as student
 from torch import Tensor
 
 import treesearch as ts
 from experiments.mnist.train_classifiers import load_split
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
+from experiments.shared.stats import over_seeds
 from experiments.shared.sweep import Sweep, command_line
 from treesearch.backends.base import expand
 from treesearch.backends.guidance import TDS, Valued, banded
@@ -281,7 +281,8 @@ def line(arm: str, rows: Sequence[Row], base: Sequence[Row]) -> list[str]:
 
 def bound(values: np.ndarray) -> float:
     """Half of Student's interval."""
-    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    mean, low, _ = over_seeds(values)
+    return mean - low
 
 
 def spread_ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:

@@ -29,13 +29,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 import treesearch as ts
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
-from experiments.shared.stats import mean_se
+from experiments.shared.stats import over_seeds
 from experiments.shared.sweep import FAILURES, Sweep, check_seeds, command_line, reporting
 from treesearch.backends.base import describe
 from treesearch.backends.guidance import TDS, Aligned, LaCon, Likelihood, Steered, Valued
@@ -248,9 +247,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 def interval(values: Sequence[float]) -> str:
     """Mean and Student's 95 % bounds."""
-    found = mean_se(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * found.se
-    return f"{found.mean:.3g} ({found.mean - half:.3g} to {found.mean + half:.3g})"
+    return "{:.3g} ({:.3g} to {:.3g})".format(*over_seeds(values))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

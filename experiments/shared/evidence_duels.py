@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -23,9 +22,8 @@ from numpy.typing import NDArray
 from experiments.shared.baselines import BASELINES
 from experiments.shared.curves import FEW_SEEDS, Compared, Curve, area, compare
 from experiments.shared.evidence_report import FAILED, WHICH, Found, Line, Which
-from experiments.shared.stats import mean_se
+from experiments.shared.stats import mean_se, over_seeds
 from experiments.shared.tables import NOT_RUN, table
-from treesearch.errors import missing
 from treesearch.report.tables import DASH, markdown_table
 
 RULE = (
@@ -66,16 +64,6 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-@cache
-def student(freedom: int) -> float:
-    """The .975 quantile of Student's t."""
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise missing("scipy", "dev") from error
-    return float(t.ppf(0.975, freedom))
-
-
 def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Gap | None:
     """Difference of values by seed; None with fewer than two seeds in common."""
     return interval([one[seed] - other[seed] for seed in one if seed in other])
@@ -83,11 +71,7 @@ def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Gap | None:
 
 def interval(values: Sequence[float]) -> Gap | None:
     """Mean and its 95 % interval; None of fewer than two values."""
-    if len(values) < 2:
-        return None
-    mean, se = mean_se(values)
-    half = student(len(values) - 1) * se
-    return Gap(mean, mean - half, mean + half)
+    return Gap(*over_seeds(values)) if len(values) > 1 else None
 
 
 def leaders(found: Found, place: str, budget: int, metric: str) -> list[Line]:

@@ -1,13 +1,16 @@
-"""Means and their intervals: over seeds with a standard error, over prompts or pairs by the percentile bootstrap."""
+"""Means and their intervals: over seeds by Student's t, over prompts or pairs by the percentile bootstrap."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from treesearch.errors import missing
 
 DRAWS = 2_000  # of a bootstrap
 F64 = NDArray[np.float64]
@@ -52,6 +55,27 @@ class Interval(NamedTuple):
     def text(self, scale: float = 100.0) -> str:
         """Such as 54 (48 to 61)."""
         return f"{self.mean * scale:.0f} ({self.low * scale:.0f} to {self.high * scale:.0f})"
+
+
+@cache
+def student(freedom: int) -> float:
+    """The .975 quantile of Student's t."""
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise missing("scipy", "dev") from error
+    return float(t.ppf(0.975, freedom))
+
+
+def over_seeds(values: ArrayLike) -> Interval:
+    """Mean of independent values (n,) and its bounds by Student's t, NaN of a single one.
+
+    Raises:
+        ValueError: no values.
+    """
+    mean, se = mean_se(values)
+    half = student(len(np.asarray(values)) - 1) * se if se == se else math.nan
+    return Interval(mean, mean - half, mean + half)
 
 
 def resamples(size: int, draws: int = DRAWS) -> NDArray[np.int64]:

@@ -3,9 +3,9 @@
     loss = E_{t, x_0} 1/t Σ_{masked i} -log p_θ(x_0[i] | x_t) / L        t uniform on (0, 1], each token masked with t
 
 the bound of masked diffusion with log-linear noise. Of most records only the fields are masked: sentence and structure
-are what a scaffold knows. AdamW with warm-up, a flat stretch and a cosine cool-down, EMA. Every epoch (a number of
-optimiser steps) ends with an atomic checkpoint, one line of the curve and an export of the EMA weights. Draws of epoch
-e depend on (seed, e) only, so a resumed run repeats an uninterrupted one.
+are what a scaffold knows. AdamW with warm-up, a flat stretch and a cosine cool-down, EMA, bfloat16 where autocast says
+so. Every epoch (a number of optimiser steps) ends with an atomic checkpoint, one line of the curve and an export of the
+EMA weights. Draws of epoch e depend on (seed, e) only, so a resumed run repeats an uninterrupted one.
 
     python -m experiments.text.train_text --data FOLDER --out checkpoints/text
 
@@ -78,9 +78,10 @@ def bound(network: nn.Module, rows: Tensor, open_: Tensor, mask: int, rng: torch
     """The bound (n,) in nats of rows (n, L), of the positions that are open (n, L)."""
     t = levels(len(rows), rng)[:, None]
     hidden = open_ & (torch.rand(rows.shape, generator=rng) < t)
-    logits = network(rows.masked_fill(hidden, mask))
-    told = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none").view(rows.shape)
-    return (told * hidden / t).sum(1)
+    logits = network(rows.masked_fill(hidden, mask), hidden)
+    told = torch.zeros(rows.shape)
+    told[hidden] = F.cross_entropy(logits.float(), rows[hidden], reduction="none")
+    return (told / t).sum(1)
 
 
 def batch(
@@ -103,7 +104,9 @@ def losses(network: nn.Module, texts: Tensor, made: corpus.Rows, args: Args, epo
     torch.manual_seed(1_000_003 * args.seed + epoch)  # of dropout
     for _ in range(args.steps):
         rows, open_ = batch(texts, made, args, draw, rng)
-        yield bound(network, rows, open_, made.tokenizer.mask_token_id, rng).mean() / args.length
+        with torch.autocast("cpu", torch.bfloat16):
+            found = bound(network, rows, open_, made.tokenizer.mask_token_id, rng)
+        yield found.mean() / args.length
 
 
 @torch.no_grad()

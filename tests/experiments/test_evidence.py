@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from experiments.shared import curves, evidence_duels, evidence_report
 from experiments.shared.evidence_report import gather
+from experiments.shared.stats import over_seeds
 from treesearch.errors import StoreError
 
 AT = np.geomspace(1e3, 1e6, 300)
@@ -17,6 +18,15 @@ AT = np.geomspace(1e3, 1e6, 300)
 def rising(factor):
     """A method that needs so many times fewer NFE than log n does."""
     return AT, np.log(factor * AT)
+
+
+def test_means_over_seeds_have_students_bounds():
+    values = [1.0, 4.0, 2.0, 8.0]
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert over_seeds(values) == pytest.approx((3.75, low, high))
+    assert all(map(math.isnan, over_seeds([2.0])[1:]))
+    with pytest.raises(ValueError, match="at least one"):
+        over_seeds([])
 
 
 # curves
