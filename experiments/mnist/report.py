@@ -249,6 +249,8 @@ def compose(rows: Sequence[Row], names: Names, figures: Sequence[str]) -> str:
     found = sampling_of(rows, names)
     parts = ["# MNIST: sampling and search at equal NFE", *(f"![{name}]({name})" for name in figures)]
     parts.append("## What was run\n\n" + shared.coverage_table(found, names.budgets, SEEDS))
+    if absent := [method for method in names.methods if not _ran(rows, method)]:
+        parts.append(f"Of no target: {', '.join(absent)}.")
     parts.append("## Targets\n\n" + reference_table(found))
     parts += [
         *shared.sections(found, METRICS, names.budgets),
@@ -273,8 +275,13 @@ def compose(rows: Sequence[Row], names: Names, figures: Sequence[str]) -> str:
 
 
 def sampling_of(rows: Sequence[Row], names: Names) -> Found:
-    """Rows of the sampling part."""
-    return gather(rows, "target", dict.fromkeys(names.targets, names.methods))
+    """Rows of the sampling part; methods that ran on no target have no line."""
+    ran = [method for method in names.methods if _ran(rows, method)]
+    return gather(rows, "target", dict.fromkeys(names.targets, ran))
+
+
+def _ran(rows: Sequence[Row], method: str) -> bool:
+    return any(row["kind"] in ("choice", "cell") and row["method"] == method for row in rows)
 
 
 def floors_of(rows: Sequence[Row]) -> dict[str, float]:
