@@ -108,7 +108,7 @@ ROOMS = {
     "policies": {"errors", "methods"} | BASES,
     "loggers": {"report", "results", "session", "errors", "text"},
     "page": {"core", "engine", "pictures", "report", "results", "runs", "session", "errors"},
-    "export": {"core", "report", "results", "runs", "errors", CHANNELS},
+    "export": {"core", "pictures", "report", "results", "runs", "budget", "errors", "text", CHANNELS},
     "testing": {"api", "core", "methods", "results", "runs", "budget", "errors"} | BASES,
 }
 INNER = set(ROOMS)

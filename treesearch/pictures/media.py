@@ -46,10 +46,10 @@ def kind_of(sample: Any, rate: int | None = None) -> str:
 
 
 def as_array(sample: Any) -> NDArray[Any]:
-    """A sample as numpy has it; bfloat16, which numpy does not know, as float32."""
+    """A sample as numpy has it; floats of fewer bytes, not all of which numpy knows, as float32."""
     if isinstance(sample, torch.Tensor):
         sample = sample.detach().cpu()
-        return (sample.float() if sample.is_floating_point() else sample).numpy()
+        return (sample.float() if sample.is_floating_point() and sample.itemsize < 4 else sample).numpy()
     return np.asarray(sample)
 
 

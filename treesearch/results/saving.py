@@ -3,7 +3,7 @@
     samples.csv       a row a sample: the columns of `to_table`, and where the sample is: a file and its row, or a text
     task0.npy         samples (n, ...) of a task in order of creation, where its kernel makes arrays
     task0/000000.png  else a file each, of its kind
-    result.json       figures and certificate of each task, cost, one record a wave
+    result.json       what was asked, figures and certificate of each task, cost, one record a wave
 
 Samples are decoded some at a time and let go of: memory is that of BYTES of them, whatever their size and number.
 """
@@ -21,16 +21,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from treesearch.errors import writing
+from treesearch.errors import StoreError, writing
 from treesearch.pictures import media
 from treesearch.results.columns import columns
 from treesearch.results.summary import summary
-from treesearch.runs.files import replacing, subfolder, write_json
+from treesearch.runs import schema
+from treesearch.runs.files import reading, replacing, subfolder, write_json
+from treesearch.runs.log import COST, TASKS
+from treesearch.runs.schema import maybe, number, plain, record, several, text, whole
 
 if TYPE_CHECKING:
     from treesearch.results.result import SearchResult, TaskResult
 
 BYTES, ROWS = 2**25, 1024  # of samples that are decoded together, at most
+ASKED = ("method", "kernel", "reward", "seed", "budget", "num_steps", "versions")
+RESULT_BYTES = 2**28
+_TASK = {"samples": whole(), "roots": whole(), "warnings": several(text()), "certificate": record({}, rest=plain(8))}
+_FIGURES = ("best", "mean", "log_z", "log_z_se", "ess")
+SAVED = record(
+    {
+        "asked": record({name: plain(8) for name in ASKED} | {"method": record({"name": text(200)}, rest=plain(4))}),
+        "tasks": several(record(_TASK | {name: maybe(number()) for name in _FIGURES}, rest=plain(16)), 1, TASKS),
+        "cost": COST,
+        "history": plain(8),
+    }
+)
 Place = tuple[str, int | None, str]  # file, row in it, text
 
 
@@ -55,9 +70,28 @@ def save(result: SearchResult, folder: str | os.PathLike[str]) -> Path:
                 places = _write_samples(task, path / f"task{i}")
                 for *cells, place in zip(*map(_cells, known.values()), places, strict=True):
                     table.writerow([*cells, *place])
-        found = {"tasks": summary(result), "cost": result.cost.as_dict(), "history": result.history}
-        write_json(path / "result.json", found)
+        config = result.tasks[0].context.config
+        found = {"asked": {name: config[name] for name in ASKED}, "tasks": summary(result)}
+        write_json(path / "result.json", found | {"cost": result.cost.as_dict(), "history": result.history})
     return path
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """result.json of a folder that `save` wrote.
+
+    Raises:
+        StoreError: there is none, or it is no such thing.
+    """
+    file = folder / "result.json"
+    try:
+        with reading(file, RESULT_BYTES) as opened:
+            found = schema.parse(opened.read(), "it")
+        SAVED(found, "it")
+    except OSError as error:
+        raise StoreError(f"{folder} holds no saved result ({error.strerror}): name a folder of result.save") from error
+    except schema.Invalid as error:
+        raise StoreError(f"{file} was not written by result.save: {error}") from error
+    return found
 
 
 def _cells(column: Any) -> list[Any]:
