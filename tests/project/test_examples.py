@@ -26,6 +26,9 @@ NOT_RUN = {
 }  # blocks of a page that say why they are not run
 
 
+WITH_MNIST = {"docs/edits.md", "docs/interventions.md", "docs/students.md", "docs/values.md"}  # look into its network
+
+
 def search(**more):
     """What a page calls kernel, reward, method, budget and result without making them."""
     kernel, reward = mnist(num_steps=10), digit(8)
@@ -97,6 +100,8 @@ FOUND = {  # what a page has made at its end
 @pytest.mark.parametrize("page", BLOCKS)
 def test_the_blocks_of_a_page_run(page, swaps, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if page not in WITH_MNIST:
+        monkeypatch.setattr("treesearch.backends.models.mnist.load_network", examples.small_mnist)
     module, ran = ModuleType("page"), ""
     monkeypatch.setitem(sys.modules, "page", module)
     scope = module.__dict__

@@ -2,6 +2,7 @@
 
 - The blocks of a page share one namespace. `given` may put names there that the page leaves to its reader.
 - Numbers after the words of `AT_MOST` are lowered to them: `nfe=100_000` runs as `nfe=800`.
+- The network of the MNIST model is one small convolution where a page changes nothing inside of it: `small_mnist`.
 - `swaps` puts tiny checkpoints in place of published ones; each must be found.
 - A block whose first line is a comment with a file's name is that file, and is run as a script.
 - A block below `<!-- not run: why -->` is not run.
@@ -13,6 +14,9 @@ import re
 import runpy
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from torch import nn
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/*.md")
@@ -46,6 +50,24 @@ def blocks() -> dict[str, list[Block]]:
             line = text.count("\n", 0, match.start("code")) + 1
             found.setdefault(page, []).append(Block(page, line, match["code"], match["why"]))
     return found
+
+
+class OneConvolution(nn.Module):
+    """v of the MNIST model for the impatient: what it draws is noise with an edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + 0 * timestep.reshape(-1, 1, 1, 1)
+
+
+def small_mnist() -> nn.Module:
+    """Stands for `backends.models.mnist.load_network`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return OneConvolution().eval().requires_grad_(False)
 
 
 def small(code: str, swaps: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ from treesearch.core.noise import root_key
 from treesearch.engine.segments import Segments
 from treesearch.errors import StoreError, unknown
 from treesearch.methods import METHODS
-from treesearch.methods.base import MEMORY, Method, Problem, Search, Status
+from treesearch.methods.base import MEMORY, Method, Problem, Search, Status, loaded
 from treesearch.results.certificate import Context
 from treesearch.results.result import Absent, SearchResult, TaskResult
 from treesearch.runs.checks import check_state
@@ -115,9 +115,9 @@ def build_method(config: dict[str, Any]) -> Method:
         StoreError: a method or a field that this version does not know, or a value that the method refuses.
     """
     name, given = config["name"], {k: v for k, v in config.items() if k != "name"}
-    if name not in METHODS:
-        raise StoreError(unknown("method", name, METHODS))
-    known = [f.name for f in fields(METHODS[name])]
+    if (cls := (loaded() | METHODS).get(name)) is None:
+        raise StoreError(unknown("method", name, METHODS) + "; one of your own must be imported first")
+    known = [f.name for f in fields(cls)]
     if foreign := sorted(set(given) - set(known)):
         raise StoreError(
             f"the run's {name} has settings this version does not know ({', '.join(foreign)}): use the version that "
@@ -128,6 +128,6 @@ def build_method(config: dict[str, Any]) -> Method:
             f"the run's {name} lacks {', '.join(missing)}: an older version wrote it (use that one), or it is damaged"
         )
     try:
-        return METHODS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
     except (TypeError, ValueError, OverflowError) as error:
         raise StoreError(f"the run's {name} cannot be made: {error}") from error
