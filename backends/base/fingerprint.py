@@ -16,7 +16,9 @@ import enum
 import functools
 import hashlib
 import inspect
+import json
 import logging
+import re
 import sysconfig
 import types
 from collections import deque
@@ -50,6 +52,7 @@ _PLACEMENT = {
     *("AlignDevicesHook", "CpuOffload", "LayerwiseOffload", "GroupOffloadingHook", "LazyPrefetchGroupOffloadingHook"),
     *("LayerExecutionTrackerHook", "ContextParallelModelHook"),
 }
+_BY_CALL = ("truncation", "padding")
 _SILENT = (torch.device, logging.Logger)
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib")})
 _OURS = {"treesearch"}
@@ -121,6 +124,13 @@ class _Reader:
         kind = type(value)
         if hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image
             return _hash("image", value.mode, value.size, value.tobytes())
+        if isinstance(value, re.Pattern):
+            return _hash("pattern", value.pattern, value.flags)
+        if kind.__module__.startswith("tokenizers") and hasattr(value, "to_str"):
+            told = json.loads(value.to_str())  # how long a text may be, and how it is filled up, is set by each call
+            return _hash(
+                kind.__name__, json.dumps({k: v for k, v in told.items() if k not in _BY_CALL}, sort_keys=True)
+            )
         if kind.__name__ == "StateManager":  # of a hook: what it remembers of a call
             return _hash(kind.__name__)
         slots = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ()) if hasattr(value, name)]

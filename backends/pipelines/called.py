@@ -60,6 +60,7 @@ class Called(Family):
         ValueError: a setting that the call does not take.
     """
 
+    unread: ClassVar[tuple[str, ...]] = ("safety_checker",)
     plain: ClassVar[bool] = False
     tells: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
 

@@ -55,6 +55,11 @@ class Family(ABC):
     fills: ClassVar[tuple[str, ...]] = ("timestep", "return_dict")  # arguments of the network that are not the user's
     scaled_by: ClassVar[str] = ""  # input of the network whose "scale" the pipeline hands to its text encoders too
     longest: ClassVar[int | None] = None  # tokens that the pipeline lets through
+    unread: ClassVar[tuple[str, ...]] = (
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+    )  # components left alone
     plain: ClassVar[bool] = True  # whether a VAE alone, after `unpack`, draws states and reads pictures
 
     def __init__(self, pipe: Any, settings: Settings) -> None:

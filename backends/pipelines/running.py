@@ -21,7 +21,6 @@ from treesearch.backends.pipelines.settings import check
 from treesearch.backends.pipelines.told import Told
 
 _STEPPING = ("unet", "transformer", "transformer_2", "controlnet")
-_UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 class Running:
@@ -249,14 +248,20 @@ class Running:
 
     def modules(self) -> dict[str, nn.Module]:
         """What the pipeline computes with, by name."""
-        return {name: m for name, m in self.pipe.components.items() if isinstance(m, nn.Module) and name not in _UNREAD}
+        return {name: part for name, part in self._read().items() if isinstance(part, nn.Module)}
+
+    def _read(self) -> dict[str, Any]:
+        """Components that decide what is drawn, by name; the scheduler is the chain's."""
+        left = {*self.family.unread, "scheduler"}
+        return {name: part for name, part in self.pipe.components.items() if name not in left and part is not None}
 
     @property
     def fingerprint(self) -> str | None:
-        """Hash of settings, grid, root and networks as they are now; None where one of them cannot be read."""
+        """Hash of settings, grid, root and components as they are now: networks, text encoders and their tokenizers,
+        the autoencoder, adapters, processors of pictures, a pipeline's own guider; None where one cannot be read."""
         config = {k: v for k, v in self.pipe.config.items() if isinstance(v, (bool, int, float)) and k[0] != "_"}
         chain = (self.chain.settings(), self.chain.tables(), self.state_shape, str(self._network_dtype))
-        parts = self._freed | {name: fingerprint.of(module) for name, module in self.modules().items()}
+        parts = self._freed | {name: fingerprint.of(part) for name, part in self._read().items()}
         if self._tiny is not None:
             parts["preview"] = fingerprint.of(self._tiny)
         digest = fingerprint.of(
