@@ -39,8 +39,10 @@ from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
 from treesearch.backends.pipelines.proof import FEW, MORE, Proof, Seen, is_memoryless
 from treesearch.backends.pipelines.said import Said
 from treesearch.backends.pipelines.settings import Settings, opened
+from treesearch.backends.pipelines.windows import Controls
 
 _CONTROL = "controlnet_conditioning_scale"
+_OF_THE_GRID = ("sigmas", "control_guidance_start", "control_guidance_end")
 _SIZES = ("height", "width", "num_frames")
 _RESERVED = {
     *("self", "prompt", "latents", "timesteps", "sigmas", "generator", "num_inference_steps", "output_type"),
@@ -78,6 +80,7 @@ class Called(Family):
         self._shape: tuple[int, ...] | None = None
         self._rows = 1
         self._shapes: list[tuple[int, ...]] = []  # of the streams of a state
+        self._windows: Controls | None = None
         self._pictures: dict[Any, Any] = {}  # what the autoencoder made of those that the call is told
         self._encoders = [name for name, part in pipe.components.items() if is_text(name) and part is not None]
 
@@ -146,6 +149,7 @@ class Called(Family):
         refuse_adapters(self.name, self.network, self.settings.network_inputs)
         if self.row.runs and self.network_name == "unet":
             refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
+        self._windows = Controls.of_pipe(self.pipe, self.settings)
         taken = self._taken()
         own = {"guidance_rescale"} if "guidance_rescale" in taken and taken["guidance_rescale"].default else set[str]()
         free = sorted({*taken} - _RESERVED - {self.row.scale} | own)
@@ -159,7 +163,7 @@ class Called(Family):
         told = {option: name for option, name in self.row.takes(self.name).items() if name}
         told |= {name: name for name in _SIZES if name in self._taken()}
         told = {option: name for option, name in told.items() if getattr(settings, option) != getattr(default, option)}
-        chosen = {name: getattr(settings, option) for option, name in told.items() if option != "sigmas"}
+        chosen = {name: getattr(settings, option) for option, name in told.items() if option not in _OF_THE_GRID}
         if self.begins:
             chosen |= dict(zip(("height", "width"), self._pixels, strict=True))
         if settings.negative_prompt is not None:
@@ -176,8 +180,9 @@ class Called(Family):
 
     def _levels(self, num_steps: int) -> dict[str, Any]:
         """What a call of T steps is told of its grid."""
-        given = self.settings.sigmas
-        return {"num_inference_steps": num_steps} | ({} if given is None else {"sigmas": list(given)})
+        chosen = {name: getattr(self.settings, name) for name in _OF_THE_GRID if name in self._taken()}
+        chosen = {name: value for name, value in chosen.items() if value != getattr(Settings(), name)}
+        return {"num_inference_steps": num_steps} | chosen
 
     def _stage(self, *args: Any, **kwargs: Any) -> Stage:
         streams = 2 if hasattr(self.runs, calls.SECOND) else 1
@@ -268,10 +273,11 @@ class Called(Family):
         return output
 
     def _groups(self, timestep: Tensor, lengths: Tensor) -> list[Any]:
-        """Rows that share a call: of the same lengths, and at the same level or alone where they must be."""
+        """Rows that share a call: of the same lengths and ControlNets, and at one level or alone where they must be."""
         n = len(timestep)
         apart = {"all": [0] * n, "level": timestep.tolist(), "none": range(n)}[self.shares]
-        keys = list(zip(apart, map(tuple, lengths.tolist()), strict=True))
+        open_ = [()] * n if self._windows is None else self._windows.of(timestep)
+        keys = list(zip(apart, map(tuple, lengths.tolist()), open_, strict=True))
         found = dict.fromkeys(keys)
         if len(found) == 1:
             return [slice(None)]
@@ -287,10 +293,18 @@ class Called(Family):
         """The network's output, guided, for states of one call."""
         n = len(x)
         stage = self._stage(timesteps, self._said.told(cond, rows, n))
-        self._call(x, {"num_inference_steps": _ANY}, stage)
+        self._call(x, {"num_inference_steps": _ANY} | self._controlled(timesteps), stage)
         if stage.output is None or stage.state is None or stage.state.shape != x.shape:
             raise ValueError(f"{self.name} does not step from the latents that it is given")
         return self._of_chain(stage.output, x)
+
+    def _controlled(self, timesteps: Tensor) -> dict[str, Any]:
+        """The scale of each ControlNet in a step: a call of one step has no windows of its own."""
+        if self._windows is None:
+            return {}
+        return {
+            _CONTROL: self._windows.scaled(timesteps.flatten()[:1].as_subclass(Tensor), self.settings.control_scale)
+        }
 
     def _of_chain(self, output: Tensor, x: Tensor) -> Tensor:
         """Without a learned variance, which stands behind along the channels, and as flow to noise."""
@@ -354,6 +368,8 @@ class Called(Family):
         Raises:
             ValueError: what differs; the message has the difference.
         """
+        if self._windows is not None:
+            self._windows.on(self.image_schedule(schedule, self.strength) if self.begins else schedule)
         with self._still():
             chain = Chain(schedule, eta=0.0, clip_sample=clip_of(self.pipe.scheduler)).to(self.device)
             noise = torch.randn(4, *self.state_shape, generator=generator(), device="cpu").to(self.device)

@@ -37,6 +37,8 @@ OPTIONAL = (
     *("image", "mask", "strength", "guidance_scale_2", "guider"),
     "sigmas",
     "sizes",
+    *("control_guidance_start", "control_guidance_end"),
+    *("skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop"),
 )
 BEGINS = ("image", "mask", "strength")  # settings of a chain that begins at a picture
 
@@ -55,11 +57,7 @@ class Family(ABC):
     fills: ClassVar[tuple[str, ...]] = ("timestep", "return_dict")  # arguments of the network that are not the user's
     scaled_by: ClassVar[str] = ""  # input of the network whose "scale" the pipeline hands to its text encoders too
     longest: ClassVar[int | None] = None  # tokens that the pipeline lets through
-    unread: ClassVar[tuple[str, ...]] = (
-        "safety_checker",
-        "feature_extractor",
-        "image_encoder",
-    )  # components left alone
+    unread: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
     plain: ClassVar[bool] = True  # whether a VAE alone, after `unpack`, draws states and reads pictures
 
     def __init__(self, pipe: Any, settings: Settings) -> None:

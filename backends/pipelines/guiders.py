@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.chains.schedules import Schedule
+from treesearch.backends.pipelines.skipping import Weaker, layers_of
+from treesearch.backends.pipelines.windows import Steps
 
 Group = tuple[int, Tensor]  # a step, and which rows (n,) are where it stands for
 
@@ -35,6 +37,7 @@ def check_guider(guider: Any) -> None:
     name = type(guider).__name__
     if not isinstance(guider, BaseGuidance):
         raise TypeError(f"guider is {name}, expected one of diffusers.guiders, such as ClassifierFreeGuidance(...)")
+    layers_of(guider)
     for setting, value in guider.config.items():
         if "momentum" in setting and value:
             raise ValueError(f"{name} has {setting}={value}, a memory of the steps before, which in a search are those "
@@ -66,15 +69,17 @@ class Stepped:
 
     def __init__(self, guider: Any) -> None:
         self.guider = copy.copy(guider)
+        self._weaker = Weaker(self.guider)
         self._set_state = self.guider.set_state
         self.guider.set_state = self._told
         self._at: int | None = None
-        self._timestep, self._open = torch.zeros(0), list[tuple[Any, ...]]()
+        self._steps: Steps | None = None
+        self._open = list[tuple[Any, ...]]()
 
     def on(self, schedule: Schedule) -> Stepped:
         """The same, on a grid."""
         steps = schedule.num_steps
-        self._timestep = schedule.timestep.double().cpu()
+        self._steps = Steps(schedule)
         self._open = [self._windows(step, steps) for step in range(steps)]
         self.reset()
         return self
@@ -98,8 +103,8 @@ class Stepped:
         if timestep.is_meta:
             most = max(range(len(self._open)), key=lambda step: self._open[step][0])
             return [(most, torch.ones_like(timestep, dtype=torch.bool))]
-        levels = torch.searchsorted(self._timestep, timestep.double().cpu() - 1e-3)
-        steps = (len(self._timestep) - 1 - levels).tolist()
+        assert self._steps is not None
+        steps = self._steps.of(timestep)
         first: dict[tuple[Any, ...], int] = {}
         found = [first.setdefault(self._open[step], step) for step in steps]
         of = torch.tensor(found, device=timestep.device)
@@ -132,6 +137,7 @@ class Stepped:
         """Take the guider's hooks off a network."""
         from diffusers.hooks import HookRegistry
 
+        self._weaker.put_back()
         registry = HookRegistry.check_if_exists_or_initialize(network)
         for attribute, names in vars(self.guider).items():
             if attribute.endswith("_hook_names"):

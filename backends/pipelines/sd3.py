@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond
+from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines.family import (
     BEGINS,
     Family,
@@ -22,6 +24,8 @@ from treesearch.backends.pipelines.family import (
 )
 from treesearch.backends.pipelines.flow import shift, steps_from_below
 from treesearch.backends.pipelines.parts import refuse_channels
+from treesearch.backends.pipelines.settings import Settings
+from treesearch.backends.pipelines.windows import Steps, skips
 
 
 class StableDiffusion3(Family):
@@ -31,13 +35,18 @@ class StableDiffusion3(Family):
     needs: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "text_encoder_2")
     takes: ClassVar[tuple[str, ...]] = (
         *("guidance_rescale", "negative_prompt", "max_sequence_length", "sigmas", "clip_skip"),
+        *("skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop"),
         *BEGINS,
     )
     fills: ClassVar[tuple[str, ...]] = (
-        *("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "return_dict"),
+        *("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "return_dict", "skip_layers"),
     )
     scaled_by: ClassVar[str] = "joint_attention_kwargs"
     longest: ClassVar[int | None] = 512
+
+    def __init__(self, pipe: Any, settings: Settings) -> None:
+        super().__init__(pipe, settings)
+        self._steps: Steps | None = None
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -49,6 +58,7 @@ class StableDiffusion3(Family):
     def refuse(self) -> None:
         super().refuse()
         refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
+        self._refuse_skipping()
         config, (_, *sizes) = self.network.config, self.state_shape
         largest = config.pos_embed_max_size * config.patch_size
         if max(sizes) > largest:
@@ -56,6 +66,39 @@ class StableDiffusion3(Family):
             height, width = (factor * size for size in sizes)
             raise ValueError(f"{height} x {width} pixels are more than {self.name} has positions for, expected sides "
                              f"of at most {factor * largest}")  # fmt: skip
+
+    def _refuse_skipping(self) -> None:
+        """Layers that there are, in a guided pass that begins at noise, and nothing said of them without any."""
+        settings, default, layers = self.settings, Settings(), self.settings.skip_guidance_layers
+        names = ("skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop")
+        if layers is None:
+            for name in names:
+                if getattr(settings, name) != getattr(default, name):
+                    raise ValueError(f"{name} is of layers that are skipped: give them, skip_guidance_layers=[7, 8, 9]")
+            return
+        last = len(self.network.transformer_blocks) - 1
+        if max(layers) > last:
+            raise ValueError(f"skip_guidance_layers is {list(layers)}, expected some of 0..{last}")
+        if not self.guided:
+            raise ValueError(
+                f"skip_guidance_layers has no effect at guidance_scale={self.guidance_scale:g}: leave it out"
+            )
+        if settings.image is not None:
+            raise ValueError(
+                f"{self.name} skips no layers where it begins at a picture: leave skip_guidance_layers out"
+            )
+
+    @property
+    def rows_per_nfe(self) -> int:
+        return super().rows_per_nfe + (self.settings.skip_guidance_layers is not None)
+
+    def verify(self, schedule: Schedule) -> None:
+        self._steps = Steps(schedule)
+
+    def on(self, pipe: Any) -> StableDiffusion3:
+        other = type(self)(pipe, self.settings)
+        other._steps = self._steps
+        return other
 
     def grid(self, num_steps: int) -> dict[str, Any]:
         if not self.pipe.scheduler.config.get("use_dynamic_shifting"):
@@ -97,4 +140,34 @@ class StableDiffusion3(Family):
             **self.settings.network_inputs,
             return_dict=False,
         )[0]
-        return self.guide(output)
+        guided = self.guide(output)
+        if (rows := self._skipping(timestep)) is None:
+            return guided
+        return guided + self._away(x, timestep, cond, output.chunk(2)[1], rows)
+
+    def _skipping(self, timestep: Tensor) -> Tensor | None:
+        """Rows (n,) at steps that are guided away from the network without some layers; None where there are none."""
+        settings = self.settings
+        if settings.skip_guidance_layers is None:
+            return None
+        if timestep.is_meta or self._steps is None:  # as much as a step may take
+            return torch.ones_like(timestep, dtype=torch.bool)
+        window, count = (settings.skip_layer_guidance_start, settings.skip_layer_guidance_stop), self._steps.count
+        found = [skips(step, count, *window) for step in self._steps.of(timestep)]
+        return torch.tensor(found, device=timestep.device) if any(found) else None
+
+    def _away(self, x: Tensor, timestep: Tensor, cond: Cond, given: Tensor, rows: Tensor) -> Tensor:
+        """What is added to a guided output (n, ...): nothing in the other rows."""
+        assert cond is not None
+        at = slice(None) if x.is_meta else rows
+        weaker = self.network(
+            hidden_states=x[at],
+            timestep=timestep[at],
+            encoder_hidden_states=cond["prompt_embeds"][at],
+            pooled_projections=cond["pooled_embeds"][at],
+            skip_layers=list(self.settings.skip_guidance_layers or ()),
+            **self.settings.network_inputs,
+            return_dict=False,
+        )[0]
+        away = (given[at] - weaker) * self.settings.skip_layer_guidance_scale
+        return away if x.is_meta else torch.zeros_like(given).index_put((rows,), away)

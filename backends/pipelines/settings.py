@@ -134,6 +134,20 @@ def scales(name: str, value: Any) -> None:
         number(hint=", or a list of one a ControlNet")(name, each)
 
 
+def parts_of_the_grid(name: str, value: Any) -> None:
+    """A share of the steps, or one for each of several."""
+    for each in value if isinstance(value, list) and value else [value]:
+        number(0, 1, hint=", or a list of one a ControlNet")(name, each)
+
+
+def indices(name: str, value: Any) -> None:
+    """Layers, by number."""
+    if not isinstance(value, (list, tuple)) or not value:
+        raise TypeError(f"{name} is {_short(value)}, expected a list of layers by number, such as [7, 8, 9]")
+    for each in value:
+        whole(0)(name, each)
+
+
 SIZES = ("original_size", "crops_coords_top_left", "target_size")
 
 
@@ -187,6 +201,12 @@ RULES: dict[str, Rule] = {
     "max_sequence_length": optional(whole(1)),
     "clip_skip": optional(whole(0)),
     "control_scale": scales,
+    "control_guidance_start": parts_of_the_grid,
+    "control_guidance_end": parts_of_the_grid,
+    "skip_guidance_layers": optional(indices),
+    "skip_layer_guidance_scale": number(),
+    "skip_layer_guidance_start": number(0, 1),
+    "skip_layer_guidance_stop": number(0, 1),
     "sizes": optional(sizes),
     "image": optional(pictures),
     "mask": optional(pictures),
@@ -244,6 +264,11 @@ class Settings:
         clip_skip: layers to leave out at the end of CLIP's text encoder.
         control_image: input of a ControlNet: an image, or one a ControlNet.
         control_scale: weight of what the ControlNet adds; of several, a list of one each, or one for all.
+        control_guidance_start, control_guidance_end: shares of the steps between which a ControlNet takes part, as its
+            pipeline counts them; of several, a list of one each, or one for all.
+        skip_guidance_layers: of SD 3.5, layers without which a third pass is made, away from which the steps between
+            two shares of the grid are guided.
+        skip_layer_guidance_scale, skip_layer_guidance_start, skip_layer_guidance_stop: how far, and which those are.
         sizes: what SDXL is told of a picture, pairs of pixels by name: original_size, crops_coords_top_left,
             target_size, and the same after "negative_" for ∅; otherwise the size asked for, uncropped.
         image: picture that the model edits, or that the chain begins at, a PIL image or its file; models that edit take
@@ -271,6 +296,12 @@ class Settings:
     clip_skip: int | None = None
     control_image: Any = None
     control_scale: float | list[float] = 1.0
+    control_guidance_start: float | list[float] = 0.0
+    control_guidance_end: float | list[float] = 1.0
+    skip_guidance_layers: Sequence[int] | None = None
+    skip_layer_guidance_scale: float = 2.8
+    skip_layer_guidance_start: float = 0.01
+    skip_layer_guidance_stop: float = 0.2
     sizes: Mapping[str, tuple[int, int]] | None = None
     image: Any = None
     mask: Any = None

@@ -30,6 +30,7 @@ from treesearch.backends.pipelines.family import (
 )
 from treesearch.backends.pipelines.parts import refuse_channels, unwrapped
 from treesearch.backends.pipelines.settings import Settings
+from treesearch.backends.pipelines.windows import Controls
 
 
 class TextUNet(Family):
@@ -38,6 +39,7 @@ class TextUNet(Family):
     needs: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
     takes: ClassVar[tuple[str, ...]] = (
         *("guidance_rescale", "negative_prompt", "clip_skip", "control_image"),
+        *("control_guidance_start", "control_guidance_end"),
         *BEGINS,
     )
     fills: ClassVar[tuple[str, ...]] = (
@@ -50,6 +52,7 @@ class TextUNet(Family):
         super().__init__(pipe, settings)
         self.controlnet: Any = getattr(pipe, "controlnet", None)
         self._control: Any = None
+        self._windows: Controls | None = None
         self._seen: Tensor | None = None
 
     def refuse(self) -> None:
@@ -57,7 +60,13 @@ class TextUNet(Family):
         if not self.sees:
             refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
         if self.controlnet is not None:
-            _check_controlnets(self.controlnet, self.settings.control_image, self.settings.control_scale)
+            settings, nets = self.settings, getattr(self.controlnet, "nets", [self.controlnet])
+            _check_controlnets(self.controlnet, settings.control_image, settings.control_scale)
+            self._windows = Controls(settings.control_guidance_start, settings.control_guidance_end, len(nets))
+
+    def verify(self, schedule: Schedule) -> None:
+        if self._windows is not None:
+            self._windows.on(self.image_schedule(schedule, self.strength) if self.begins else schedule)
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
@@ -66,6 +75,8 @@ class TextUNet(Family):
         if controlled != (settings.control_image is not None):
             what = "needs a control_image" if controlled else "has no ControlNet for a control_image"
             raise ValueError(f"{name} {what}")
+        if not controlled and (settings.control_guidance_start, settings.control_guidance_end) != (0, 1):
+            raise ValueError(f"{name} has no ControlNet for a control_guidance_start or a control_guidance_end")
 
     @property
     def guided(self) -> bool:
@@ -98,11 +109,12 @@ class TextUNet(Family):
         if added := self.added(cond, rows):
             inputs["added_cond_kwargs"] = added
         if self.controlnet is not None:
-            inputs |= self._controlled(rows, at, text, inputs.get("added_cond_kwargs"))
+            inputs |= self._controlled(rows, at, text, inputs.get("added_cond_kwargs"), self._scales(at))
         return self.guide(self.network(told, at, **inputs, **self.settings.network_inputs, return_dict=False)[0])
 
     def on(self, pipe: Any) -> TextUNet:
         other = type(self)(pipe, self.settings)
+        other._windows = self._windows
         other._seen = self._beside() if self.sees else None
         return other
 
@@ -126,7 +138,17 @@ class TextUNet(Family):
             scale = torch.full((len(rows),), self.guidance_scale - 1, dtype=torch.float32)
             return self.pipe.get_guidance_scale_embedding(scale, embedding_dim=size).to(rows)
 
-    def _controlled(self, rows: Tensor, at: Tensor, text: Tensor, added: Any) -> dict[str, Any]:
+    def _scales(self, timestep: Tensor) -> list[Any]:
+        """Of each ControlNet, its weight in rows at timesteps (n,): a number, or (n, 1, 1, 1) where rows differ."""
+        assert self._windows is not None
+        open_, scale = self._windows.of(timestep), self.settings.control_scale
+        scales = scale if isinstance(scale, list) else [scale] * len(open_[0])
+        if len(set(open_)) == 1:
+            return [scale * taken for scale, taken in zip(scales, open_[0], strict=True)]
+        taken = torch.tensor(open_, dtype=self.controlnet.dtype, device=timestep.device)
+        return [scale * column.reshape(-1, 1, 1, 1) for scale, column in zip(scales, taken.unbind(1), strict=True)]
+
+    def _controlled(self, rows: Tensor, at: Tensor, text: Tensor, added: Any, scales: list[Any]) -> dict[str, Any]:
         """What the ControlNet adds to the U-Net's skips."""
         if self._control is None:
             height, width = self.size
@@ -138,9 +160,7 @@ class TextUNet(Family):
         control = self._control
         shape = (len(rows), -1, -1, -1)
         control = [c.expand(shape) for c in control] if isinstance(control, list) else control.expand(shape)
-        scale = self.settings.control_scale
-        if isinstance(control, list):
-            scale = scale if isinstance(scale, list) else [scale] * len(control)
+        scale = scales if isinstance(control, list) else scales[0]
         down, mid = self.controlnet(
             rows,
             at,

@@ -118,7 +118,7 @@ def test_hooks_are_off_after_an_exception(pipeline, monkeypatch):
         ({"guider": guiders.AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5)}, ValueError,
          r"adaptive_projected_guidance_momentum=-0\.5, a memory .*: set adaptive_projected_guidance_momentum=None"),
         ({"guider": guiders.ClassifierFreeGuidance(), "guidance_scale": 3.0}, ValueError, "leave guidance_scale"),
-        ({"guider": guiders.SkipLayerGuidance(skip_layer_config=LayerSkipConfig([0], fqn="auto"))}, ValueError,
+        ({"guider": guiders.SkipLayerGuidance(skip_layer_config=LayerSkipConfig([0], skip_ff=False))}, ValueError,
          "SkipLayerGuidance does not go with QwenImageTransformer2DModel in diffusers: "),
     ],
 )  # fmt: skip

@@ -21,13 +21,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
 ]
-NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "eta", "strength")
+SKIPPING = tuple(f"skip_layer_guidance_{part}" for part in ("scale", "start", "stop"))
+NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "eta", "strength", *SKIPPING)
 WHOLE = ("height", "width", "num_frames", "max_sequence_length", "clip_skip", "num_steps", "decode_batch")
 TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "lora", "checkpoint", "device", "dtype")
 FLAGS = ("tiling", "slicing", "compile", "channels_last")
 NAMED = ("network_inputs", "components", "prompt_embeds", "sizes")
-SCALES = ("control_scale",)
-PICTURES, GUIDERS, LISTS = ("image", "mask"), ("guider",), ("sigmas",)
+SCALES = ("control_scale", "control_guidance_start", "control_guidance_end")
+PICTURES, GUIDERS, LISTS = ("image", "mask"), ("guider",), ("sigmas", "skip_guidance_layers")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "wan_euler"])
@@ -81,7 +82,8 @@ def test_settings_of_another_kind(names, values):
 @pytest.mark.parametrize("name", [*NUMBERS, *WHOLE])
 def test_settings_out_of_range(name):
     """Below, above, not finite; what has no range of its own has it in the family."""
-    wrong = {"control_scale": [], "guidance_scale": [-1], "height": [], "width": [], "num_frames": []}
+    anything = ("control_scale", SKIPPING[0], "height", "width", "num_frames")
+    wrong = {"guidance_scale": [-1]} | {setting: [] for setting in anything}
     wrong = wrong.get(name, [-1, *([2] if name in ("guidance_rescale", "eta", "strength") else [])])
     endless = [math.nan, math.inf, -math.inf] if name in NUMBERS else []
     for value in [*wrong, *endless]:
