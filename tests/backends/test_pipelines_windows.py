@@ -169,7 +169,8 @@ def test_layers_are_back_after_an_exception(tiny_root, monkeypatch):
         ("sd3", {"skip_guidance_layers": [0], "guidance_scale": 1.0}, "has no effect at guidance_scale=1"),
         ("sd3", {"skip_layer_guidance_stop": 0.3}, r"give them, skip_guidance_layers=\[7, 8, 9\]"),
         ("qwen_image", {"guider": weaker("auto", dropout=0.5)}, "dropout=0.5, which draws anew in every call"),
-        ("qwen_image", {"guider": guiders.SkipLayerGuidance(skip_layer_guidance_layers=9)}, "a list of ints"),
+        ("qwen_image", {"guider": guiders.SkipLayerGuidance(skip_layer_guidance_layers=9, skip_layer_guidance_stop=1)},
+         r"layers \[9\] of transformer_blocks are left out, expected some of 0\.\.1"),
     ],
 )  # fmt: skip
 def test_what_has_no_window(name, settings, message, tiny_root):
