@@ -104,6 +104,7 @@ ROOMS = {
     }
     | {f"{BACKENDS}.diagnostics"}
     | BASES,
+    "harness": {"api", "methods", "budget"} | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
     "policies": {"errors", "methods"} | BASES,
     "loggers": {"report", "results", "session", "errors", "text"},
