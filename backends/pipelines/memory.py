@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from treesearch.backends.base import Cond, Gaussian, Shared
-from treesearch.backends.pipelines.meta import Encoded, peak
+from treesearch.backends.base.live import capacity, peak
+from treesearch.backends.pipelines.meta import Encoded
 
 
 class Planned(Protocol):
@@ -128,7 +129,7 @@ def plan(kernel: Planned, batch_size: int, prompts: Sequence[Any], *, backward: 
         decode=decode,
         decode_tiled=_tiled(other, batch_size) if untiled else decode,
         backward=guided,
-        capacity=_capacity(kernel.device),
+        capacity=capacity(kernel.device),
     )
 
 
@@ -183,9 +184,3 @@ def _bytes(module: nn.Module) -> int:
 
 def _size(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
-
-
-def _capacity(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

@@ -260,6 +260,12 @@ class MaskedTextKernel:
             self.model.to(self.device)
         return self
 
+    def memory_plan(self, batch_size: int, *, prompts: Sequence[Any] = (), backward: bool = False) -> Any:
+        """What a search takes on this kernel's device, a `memory.TextPlan` in bytes, by shapes alone."""
+        from treesearch.backends.text import memory
+
+        return memory.plan(self, batch_size)
+
     def with_settings(self, **settings: Any) -> MaskedTextKernel:
         """The same network with other arguments, such as `reveal`, `num_steps` or `temperature`.
 

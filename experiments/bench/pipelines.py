@@ -37,6 +37,7 @@ import treesearch as ts
 from experiments.bench.architectures import autoencoder, kernel_of
 from experiments.bench.overhead import show
 from treesearch.backends.base import Shared
+from treesearch.backends.base.live import peak
 from treesearch.backends.pipelines import DiffusersKernel, meta, vae
 from treesearch.rewards.base import Reward, as_reward
 
@@ -198,7 +199,7 @@ def part_m(args: Args) -> dict[str, Any]:
     for side in (32, 64):
         latents = torch.zeros(1, 4, side, side, device="meta")
         shadow = meta.shadow(model)
-        plan = meta.peak(lambda latents=latents, shadow=shadow: vae.decode(shadow, latents, 1))
+        plan = peak(lambda latents=latents, shadow=shadow: vae.decode(shadow, latents, 1))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
         job = [sys.executable, "-c", RESIDENT, size, str(side)]
         printed = subprocess.run(job, capture_output=True, text=True, env=environment, check=True).stdout

@@ -9,7 +9,8 @@ import torch
 import treesearch as ts
 from tests.support import tiny
 from treesearch import api as loop
-from treesearch.backends.pipelines import memory, meta
+from treesearch.backends.base.live import LiveBytes
+from treesearch.backends.pipelines import memory
 from treesearch.backends.pipelines.kernel import DiffusersKernel
 from treesearch.cli import probe, run
 from treesearch.rewards.base import as_reward
@@ -36,14 +37,14 @@ def load(tiny_root):
 
 
 def measured(work):
-    with torch.no_grad(), meta.LiveBytes("cpu") as live:
+    with torch.no_grad(), LiveBytes("cpu") as live:
         work()
     return live.peak
 
 
 def test_storages_count_once_and_as_long_as_they_live():
     weight = torch.zeros(1000)
-    with meta.LiveBytes("cpu") as live:
+    with LiveBytes("cpu") as live:
         a = weight + 1
         b = a.view(10, 100).t() * 2
         del a
@@ -145,9 +146,9 @@ def test_dry_run_prints_the_plan(load, capsys):
 def test_dry_run_runs_nothing_that_does_not_fit(load, monkeypatch):
     kernel = load("sd")
     need = kernel.memory_plan(4, prompts=PROMPTS).total
-    monkeypatch.setattr(memory, "_capacity", lambda device: need)
+    monkeypatch.setattr(memory, "capacity", lambda device: need)
     assert probe.estimate(session(kernel))["fits"] is True
-    monkeypatch.setattr(memory, "_capacity", lambda device: need - 1)
+    monkeypatch.setattr(memory, "capacity", lambda device: need - 1)
     found = probe.estimate(session(kernel, never))
     assert found["fits"] is False
     assert found["memory"]["device has"] == need - 1

@@ -11,7 +11,8 @@ from PIL import Image
 
 import treesearch as ts
 from tests.support import tiny, tiny_called  # noqa: F401  the builders
-from treesearch.backends.pipelines import DiffusersKernel, memory, meta
+from treesearch.backends.base.live import LiveBytes
+from treesearch.backends.pipelines import DiffusersKernel, memory
 from treesearch.backends.pipelines.calls import Remembering
 from treesearch.backends.pipelines.families import FAMILIES
 from treesearch.backends.pipelines.listed import CALLED
@@ -208,7 +209,7 @@ def test_a_plan_s_peaks_are_measured(name, kernel):
     for planned, work in ((plan.network, lambda: memory.step(k, encoded, 2)),
                           (plan.decode, lambda: memory.decoding(k, 2))):  # fmt: skip
         work()
-        with meta.LiveBytes("cpu") as live, torch.no_grad():
+        with LiveBytes("cpu") as live, torch.no_grad():
             work()
         assert 0.8 < planned / live.peak < 1.25
 

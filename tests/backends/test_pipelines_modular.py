@@ -9,7 +9,8 @@ from PIL import Image
 
 import treesearch as ts
 from tests.support import tiny, tiny_kinds
-from treesearch.backends.pipelines import DiffusersKernel, memory, meta
+from treesearch.backends.base.live import LiveBytes
+from treesearch.backends.pipelines import DiffusersKernel, memory
 from treesearch.backends.pipelines.families import FAMILIES, family_of
 from treesearch.backends.pipelines.kinds import KINDS
 from treesearch.rewards.base import as_reward
@@ -187,7 +188,7 @@ def test_a_plan_s_peaks_are_measured(name, pipeline):
     for planned, work in ((plan.network, lambda: memory.step(kernel, encoded, 2)),
                           (plan.decode, lambda: memory.decoding(kernel, 2))):  # fmt: skip
         work()
-        with meta.LiveBytes("cpu") as live, torch.no_grad():
+        with LiveBytes("cpu") as live, torch.no_grad():
             work()
         assert 0.8 < planned / live.peak < 1.25
 

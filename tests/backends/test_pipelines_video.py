@@ -6,7 +6,8 @@ from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, FlowMatchEulerDi
 
 import treesearch as ts
 from tests.support import tiny
-from treesearch.backends.pipelines import DiffusersKernel, memory, meta
+from treesearch.backends.base.live import peak
+from treesearch.backends.pipelines import DiffusersKernel, memory
 from treesearch.backends.pipelines.ltx import LTX
 from treesearch.backends.pipelines.settings import Settings
 from treesearch.backends.pipelines.wan import Wan
@@ -301,8 +302,8 @@ def test_what_is_refused_by_name(load):
 
 def test_a_step_of_two_experts_can_be_planned_by_shapes(load):
     shadow, encoded = load("wan_experts").shadow(), {}
-    meta.peak(lambda: encoded.update(shadow.encode(["a"])))
-    assert meta.peak(lambda: memory.step(shadow, encoded, 4)) > meta.peak(lambda: memory.step(shadow, encoded, 2))
+    peak(lambda: encoded.update(shadow.encode(["a"])))
+    assert peak(lambda: memory.step(shadow, encoded, 4)) > peak(lambda: memory.step(shadow, encoded, 2))
 
 
 @pytest.mark.parametrize("name", ["wan", "wan_experts", "ltx"])

@@ -143,6 +143,8 @@ def _memory(session: Session) -> dict[str, Any]:
         return {}
     backward = any(session.spec.backward_per_nfe)
     found = plan(session.options.batch_size, prompts=session.prompts or [""], backward=backward)
+    if found is None:
+        return {}
     return {"memory": found.lines()} | ({} if found.fits is None else {"fits": found.fits})
 
 
