@@ -76,6 +76,7 @@ class PolicyCard:
         chunk: H, actions of a state.
         history: h, observations that the network is told, the last one last.
         width: of the network.
+        clip: limit of |x̂_0|, the largest entry of the normalised training data; None for none.
         environment: name of what it was trained for.
     """
 
@@ -84,6 +85,7 @@ class PolicyCard:
     chunk: int
     history: int
     width: int
+    clip: float | None = None
     environment: str = ""
 
     def build(self) -> PolicyNetwork:
@@ -218,6 +220,7 @@ def policy(
         state_shape=network.shape,
         schedule=Schedule.variance_preserving(cosine_alphas_cumprod(), num_steps, prediction="sample"),
         eta=eta,
+        clip_sample=card.clip,
         condition=_told,
         device=device,
         name=card.environment or "policy",

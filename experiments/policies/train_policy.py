@@ -70,16 +70,18 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     data = demonstrate(args.walks, args.seed)
+    actions = Normalisation.of(data.chunks.flatten(0, 1))
+    chunks = actions.encode(data.chunks)
     card = PolicyCard(
-        actions=Normalisation.of(data.chunks.flatten(0, 1)),
+        actions=actions,
         observations=Normalisation.of(data.seen.flatten(0, 1)),
         chunk=CHUNK,
         history=HISTORY,
         width=args.width,
+        clip=chunks.abs().max().item(),
         environment="two_routes",
     )
     told = Seen(card.observations, HISTORY)(data.seen.flatten(1))
-    chunks = card.actions.encode(data.chunks)
     plan = Plan(epochs=args.epochs, steps=args.steps, lr=args.lr, warmup=200, cooldown=0.5)
     state = create(card.build, plan, args.seed, args.out)
 

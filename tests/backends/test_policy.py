@@ -23,8 +23,8 @@ def test_its_chunks_are_those_of_diffusers_own_loop():
     network, card = load_policy("two_routes.safetensors")
     betas = 1 - torch.cat([cosine_alphas_cumprod()[:1], cosine_alphas_cumprod()[1:] / cosine_alphas_cumprod()[:-1]])
     scheduler = DDIMScheduler(
-        trained_betas=betas.numpy(), prediction_type="sample", clip_sample=False, timestep_spacing="trailing",
-        set_alpha_to_one=True,
+        trained_betas=betas.numpy(), prediction_type="sample", timestep_spacing="trailing", set_alpha_to_one=True,
+        clip_sample=True, clip_sample_range=card.clip,
     )  # fmt: skip
     scheduler.set_timesteps(5)
     w = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,133 @@
+"""DSRL on bandits with a known optimum: what it reaches, that the policy stays a black box, and that runs go on."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.policies.bandit import BOUND, bandit, folded, near, optimum, ring, worth
+from tests.support import tiny
+from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.errors import StoreError
+from treesearch.policies.dsrl import DSRL, Steering
+from treesearch.policies.frozen import FrozenPolicy
+from treesearch.policies.learner import Diverged
+from treesearch.policies.noise_env import Among, Prompted
+from treesearch.rewards.base import Reward
+from treesearch.rewards.images.image import brightness
+
+ONE = torch.ones(1, 1)
+SMALL = {
+    "updates": 1, "noise_steps": 1, "batch_size": 64, "width": 32, "layers": 2, "lr": 3e-3, "tau": 0.05,
+    "temperature": 0.01, "warmup": 100, "every": 50, "replay": 1000,
+}  # fmt: skip
+
+
+def learnt(method, steps, seed=0, env=None, **settings):
+    made = DSRL(env or bandit(ring(4)), Steering(method=method, **SMALL | settings), seed=seed)
+    return made.learn(steps)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("na", 300), ("sac", 250)])
+def test_the_bandit_is_solved_to_95_percent_of_its_optimum(method, steps):
+    env = bandit(ring(4))
+    best, base = optimum(env, side=100)
+    assert 2 * base < best
+    for seed in range(3):
+        made = learnt(method, steps, seed)
+        assert worth(env, made.noise(ONE)).item() >= 0.95 * best
+
+
+def test_two_noises_of_one_action_are_worth_the_same():
+    env = bandit(folded())
+    made = learnt("na", 200, env=env, noise_steps=6)
+    w = torch.randn(256, 2, generator=torch.Generator().manual_seed(0)).clamp(-BOUND, BOUND)
+    mine, other = (made.q_noise(ONE.expand(256, 1), v) for v in (w, -w))
+    states = env.frozen.states(ONE.expand(256, 1), w)
+    through = made.q_action(ONE.expand(256, 1), states)
+    assert (mine - other).abs().mean() < 0.25 * worth(env, w).std()
+    assert (mine - through).abs().mean() < 0.25 * worth(env, w).std()
+    assert np.corrcoef(mine.numpy(), worth(env, w).numpy())[0, 1] > 0.8
+
+
+def test_the_policy_is_a_black_box():
+    kernel, asked = ring(2), []
+    network = kernel.model
+
+    def watched(x, timestep):
+        asked.append(x.requires_grad or torch.is_grad_enabled())
+        return network(x, timestep)
+
+    kernel.model = watched
+    learnt("na", 50, env=bandit(kernel), warmup=25, batch_size=16)
+    assert len(asked) > 50
+    assert not any(asked)
+
+
+@pytest.mark.parametrize("method", ["na", "sac"])
+def test_a_run_goes_on_bit_for_bit_where_it_was(tmp_path, method):
+    settings = {"warmup": 25, "batch_size": 16, "every": 25}
+    whole = learnt(method, 75, **settings)
+    part = DSRL(bandit(ring(4)), Steering(method=method, **SMALL | settings)).learn(50, store=tmp_path)
+    assert part.steps == 50
+    state = torch.random.get_rng_state()
+    again = DSRL(bandit(ring(4)), Steering(method=method, **SMALL | settings)).learn(75, store=tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert again.episodes == whole.episodes
+    assert len(again.episodes) == 75
+    for name, value in whole.learner.weights().items():
+        assert torch.equal(value, again.learner.weights()[name]), name
+    assert len(list(tmp_path.glob("state-*"))) == 1
+    other = DSRL(bandit(ring(4)), Steering(method=method, **SMALL | settings), seed=1)
+    with pytest.raises(StoreError, match="its seed is 0, not 1"):
+        other.load(tmp_path)
+    with pytest.raises(StoreError, match="no learner in"):
+        other.load(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("method", ["na", "sac"])
+def test_one_that_diverges_says_so_and_keeps_its_last_finite_weights(method):
+    settings = SMALL | {"warmup": 25, "every": 25, "batch_size": 16}
+    made = DSRL(bandit(ring(2)), Steering(method=method, **settings)).learn(50)
+    before = copy.deepcopy(made.learner.weights())
+    made.env.reward = Reward(lambda samples, prompts: 1e30 * near(samples, prompts))
+    with pytest.raises(Diverged, match="last finite weights are kept: scale rewards"):
+        made.learn(75)
+    after = made.learner.weights()
+    assert all(value.isfinite().all() for value in after.values())
+    assert before.keys() == after.keys()
+    assert made.noise(ONE).abs().max() <= BOUND
+
+
+def test_moments_are_those_of_draws():
+    made = learnt("sac", 50, warmup=40)
+    mean, std = made.moments(ONE)
+    z = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(0))
+    draws = made.noise(ONE.expand(len(z), 1), z).double()
+    assert ((draws.mean(0) - mean[0]).abs() < 4 * std[0] / len(z) ** 0.5 + 1e-6).all()
+    torch.testing.assert_close(draws.std(0), std[0], rtol=0.03, atol=1e-6)
+
+
+def test_the_same_class_steers_the_first_noise_of_a_picture(tiny_root):
+    kernel = DiffusersKernel.from_pretrained(tiny.checkpoint("sd", tiny_root), num_steps=1, eta=0.0, device="cpu")
+    prompts = ["a cat", "a dog"]
+    env = Prompted(FrozenPolicy(kernel, ask=Among(prompts)), brightness(), prompts)
+    settings = {"method": "sac", "warmup": 40, "batch_size": 16, "every": 40}
+    made = DSRL(env, Steering(**SMALL | settings)).learn(80)
+    seen = torch.eye(2)
+    draws = torch.randn(24, env.frozen.size, generator=torch.Generator().manual_seed(1))
+    base = env.reward(env.frozen.actions(seen.repeat(12, 1), draws), prompts * 12).mean()
+    found = env.reward(made.actions(seen), prompts).mean()
+    assert found > base
+    assert not torch.equal(*made.noise(seen))
+
+
+def test_settings_out_of_range_are_refused():
+    for wrong in ({"method": "ppo"}, {"gamma": 1.5}, {"updates": 0}, {"lr": -1.0}, {"temperature": 0.0}):
+        with pytest.raises(ValueError, match="|".join([*wrong, "positive"])):
+            Steering(**wrong)
+    with pytest.raises(ValueError, match="multiple of every = 50"):
+        DSRL(bandit(ring(2)), Steering(**SMALL)).learn(70)
+    with pytest.raises(ValueError, match="no critic of actions"):
+        DSRL(bandit(ring(2)), Steering(**SMALL | {"method": "sac"})).q_action(ONE, torch.zeros(1, 2))

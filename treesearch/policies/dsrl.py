@@ -1,0 +1,319 @@
+"""DSRL: learn which noise to give a frozen diffusion policy, so that what it makes earns more.
+
+    dsrl = DSRL(NoiseEnv(env, FrozenPolicy(kernel)), Steering(method="na"), seed=0)
+    dsrl.learn(10_000, store="runs/dsrl")
+    w = dsrl.noise(observations)                         # π^W(s), of which π(s, w) makes the action
+
+The kernel is a black box: its weights are not touched and no gradient passes it. Learning goes by segments of `every`
+steps, each with the environment begun anew and all generators seeded by (seed, segment), so that a run that was
+interrupted and one that was not are the same, bit for bit. The store has no pickle.
+
+Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning (Wagenmaker et al., 2025).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from treesearch.errors import StoreError, choose
+from treesearch.rewards.numeric import is_number, is_positive, is_whole
+
+if TYPE_CHECKING:
+    from treesearch.policies.learner import NoiseSAC
+    from treesearch.policies.noise_env import Noisy
+
+METHODS = ("na", "sac")
+NODES = 24  # of Gauss-Hermite quadrature
+ROWS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")  # of the replay buffer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """How noise is learnt; the paper's own settings.
+
+    Args:
+        method: "na", critics of actions and of noise, or "sac", a critic of noise alone.
+        gamma: γ, of a chunk.
+        tau: share of the critic that its target moves by.
+        lr: of all networks.
+        batch_size: transitions of a gradient step.
+        updates: gradient steps to a step of the environment.
+        noise_steps: distillation steps to a gradient step ("na").
+        width, layers: of the networks, tanh after layer normalisation.
+        target_entropy: of scaled noise, in nats.
+        temperature: α at the beginning, in units of the reward; it moves towards the target entropy.
+        warmup: steps made with the frozen policy's own noise before anything is learnt.
+        replay: transitions that are kept.
+        every: steps of a segment.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    method: str = "na"
+    gamma: float = 0.99
+    tau: float = 0.005
+    lr: float = 3e-4
+    batch_size: int = 256
+    updates: int = 20
+    noise_steps: int = 10
+    width: int = 128
+    layers: int = 3
+    target_entropy: float = 0.0
+    temperature: float = 1.0
+    warmup: int = 1500
+    replay: int = 100_000
+    every: int = 500
+
+    def __post_init__(self) -> None:
+        choose("method", self.method, METHODS)
+        for name in ("batch_size", "updates", "noise_steps", "width", "layers", "warmup", "replay", "every"):
+            if not is_whole(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number, 1 or more")
+        for name in ("gamma", "tau"):
+            if not is_number(getattr(self, name), 0, 1):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected 0..1")
+        if not (is_positive(self.lr) and is_positive(self.temperature) and math.isfinite(self.target_entropy)):
+            told = {k: getattr(self, k) for k in ("lr", "temperature", "target_entropy")}
+            raise ValueError(f"expected positive numbers, and a finite target entropy, got {told}")
+
+
+@final
+class DSRL:
+    """A policy of noise, and what it learns from.
+
+    Args:
+        env: a `NoiseEnv`, or `Prompted` for any kernel and reward.
+        settings: how to learn.
+        seed: of the networks, of exploration and of the environment.
+
+    Attributes:
+        steps: of the environment so far, one a chunk.
+        episodes: (steps, return) of each that ended.
+
+    Raises:
+        ValueError: "na" for a kernel whose noise has not the size of its states.
+    """
+
+    def __init__(self, env: Noisy, settings: Steering | None = None, *, seed: int = 0) -> None:
+        self.env, self.settings, self.seed = env, settings or Steering(), seed
+        self.frozen = env.frozen
+        if self.settings.method == "na" and self.frozen.size != math.prod(self.frozen.spec.state_shape):
+            raise ValueError("this kernel's noise and states differ in size: use method='sac'")
+        with _own_randomness():
+            self.learner = _learner(env, self.settings, seed)
+        self.episodes: list[tuple[int, float]] = []
+
+    @property
+    def steps(self) -> int:
+        return self.learner.num_timesteps
+
+    @property
+    def bound(self) -> float:
+        """b: noise lies in [-b, b]."""
+        return self.learner.bound
+
+    # learning
+
+    def learn(self, steps: int, store: str | Path | None = None) -> DSRL:
+        """Learn until so many steps of the environment were made, all told.
+
+        Args:
+            steps: a multiple of `every`; less than were made already is nothing to do.
+            store: folder that every segment is kept in, and that learning goes on from.
+
+        Raises:
+            ValueError: no multiple of `every`.
+            StoreError: a folder of another learner.
+            Diverged: weights that are not finite; the last finite ones are in place.
+        """
+        every = self.settings.every
+        if not is_whole(steps) or steps % every:
+            raise ValueError(f"steps is {steps!r}, expected a multiple of every = {every}, the steps of a segment")
+        folder = None if store is None else Path(store)
+        if folder is not None and (folder / INDEX).exists() and not self.steps:
+            self.load(folder)
+        while self.steps < steps:
+            with _own_randomness():
+                self._segment(every)
+            if folder is not None:
+                self.save(folder)
+        return self
+
+    def _segment(self, steps: int) -> None:
+        from treesearch.policies.watching import Returns
+
+        learner = self.learner
+        learner.set_random_seed((1_000_003 * self.seed + self.steps // self.settings.every) % 2**31)
+        learner._last_obs = None  # the environment begins anew
+        learner.learn(steps, callback=Returns(self.episodes), log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+
+    # what was learnt
+
+    @torch.no_grad()
+    def noise(self, observations: Tensor, z: Tensor | None = None) -> Tensor:
+        """w (n, d) for observations (n, O): b tanh(μ), or b tanh(μ + σ z) with standard normals z (n, d)."""
+        mean, log_std = self._actor(observations)
+        return self.bound * (mean if z is None else mean + log_std.exp() * z.to(mean)).tanh()
+
+    def actions(self, observations: Tensor, z: Tensor | None = None) -> Any:
+        """Samples of the frozen policy at that noise: T evaluations each."""
+        return self.frozen.actions(observations, self.noise(observations, z))
+
+    @torch.no_grad()
+    def moments(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (n, d) float64 of w ~ π^W(s), entry by entry, by quadrature."""
+        mean, log_std = (v.double().cpu() for v in self._actor(observations))
+        nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(NODES))
+        values = self.bound * (mean[..., None] + log_std.exp()[..., None] * nodes).tanh()
+        share = weights / weights.sum()
+        first = (values * share).sum(-1)
+        return first, ((values - first[..., None]).square() * share).sum(-1).sqrt()
+
+    @torch.no_grad()
+    def q_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """min_j Q^W_j(s, w) (n,) float64, for noise w (n, d); of "sac" its critic. No evaluation of the kernel."""
+        learner: Any = self.learner
+        critic = learner.noise_critic if self.settings.method == "na" else learner.critic
+        return _least(critic(observations.float(), (noise / self.bound).float()))
+
+    @torch.no_grad()
+    def q_action(self, observations: Tensor, states: Tensor) -> Tensor:
+        """min_j Q^A_j(s, a) (n,) float64, for states x_0 (n, *state) of the kernel.
+
+        Raises:
+            ValueError: learnt by "sac", which has no critic of actions.
+        """
+        if self.settings.method != "na":
+            raise ValueError("method='sac' learns no critic of actions: use method='na'")
+        return _least(self.learner.critic(observations.float(), states.flatten(1).float()))
+
+    def _actor(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log σ before the tanh."""
+        mean, log_std, _ = self.learner.actor.get_action_dist_params(observations.float())
+        return mean, log_std
+
+    # the store
+
+    def save(self, folder: Path) -> None:
+        """Keep everything; a crash leaves this state or the one before."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"state-{self.steps}.safetensors"
+        save_file(_tensors(self.learner), folder / f"{name}.tmp")
+        (folder / f"{name}.tmp").replace(folder / name)
+        index = {"state": name, "steps": self.steps, "episodes": self.episodes, **self._identity()}
+        (folder / f"{INDEX}.tmp").write_text(json.dumps(index), encoding="utf-8")
+        (folder / f"{INDEX}.tmp").replace(folder / INDEX)
+        for old in folder.glob("state-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def load(self, folder: str | Path) -> DSRL:
+        """Go back to what a folder keeps.
+
+        Raises:
+            StoreError: there is nothing, or it is of another learner; the message says what differs.
+        """
+        from safetensors.torch import load_file
+
+        path = Path(folder) / INDEX
+        if not path.exists():
+            raise StoreError(f"no learner in {folder}: learn with store={str(folder)!r} first")
+        index = json.loads(path.read_text(encoding="utf-8"))
+        for name, own in self._identity().items():
+            if index.get(name) != own:
+                raise StoreError(f"{folder} is of another learner: its {name} is {index.get(name)!r}, not {own!r}")
+        _put_back(self.learner, load_file(Path(folder) / index["state"]))
+        self.learner.num_timesteps = index["steps"]
+        self.episodes[:] = [(int(s), float(r)) for s, r in index["episodes"]]
+        return self
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "bound": self.bound,
+            "policy": self.frozen.fingerprint,
+        }
+
+
+INDEX = "dsrl.json"
+
+
+def _learner(env: Noisy, settings: Steering, seed: int) -> NoiseSAC:
+    from treesearch.policies.learner import AliasedSAC, NoiseSAC, NormedTanh
+
+    how: dict[str, Any] = {
+        "env": env,
+        "learning_rate": settings.lr,
+        "buffer_size": settings.replay,
+        "learning_starts": settings.warmup,
+        "batch_size": settings.batch_size,
+        "tau": settings.tau,
+        "gamma": settings.gamma,
+        "gradient_steps": settings.updates,
+        "target_entropy": settings.target_entropy,
+        "ent_coef": f"auto_{settings.temperature}",
+        "policy_kwargs": {"net_arch": [settings.width] * settings.layers, "activation_fn": NormedTanh},
+        "seed": seed,
+        "device": "cpu",
+    }
+    if settings.method == "na":
+        return AliasedSAC(env.frozen, settings.noise_steps, **how)
+    return NoiseSAC(env.frozen, **how)
+
+
+def _least(values: Any) -> Tensor:
+    return torch.cat(tuple(values), 1).amin(1).double()
+
+
+def _tensors(learner: NoiseSAC) -> dict[str, Tensor]:
+    """Weights, states of optimisers, replay."""
+    found = {f"weights.{k}": v.detach().clone().contiguous() for k, v in learner.weights().items()}
+    found |= {f"optimizer.{k}": v.clone() for k, v in learner.moments().items()}
+    buffer: Any = learner.replay_buffer
+    count = buffer.size()
+    found |= {f"replay.{k}": torch.from_numpy(getattr(buffer, k)[:count].copy()) for k in ROWS}
+    return found | {"replay.pos": torch.tensor(buffer.pos), "replay.full": torch.tensor(buffer.full)}
+
+
+def _put_back(learner: NoiseSAC, found: dict[str, Tensor]) -> None:
+    learner.restore({k.removeprefix("weights."): v for k, v in found.items() if k.startswith("weights.")})
+    for name, optimizer in learner.optimizers_of().items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in found.items():
+            if key.startswith(f"optimizer.{name}."):
+                index, what = key.removeprefix(f"optimizer.{name}.").split(".")
+                state.setdefault(int(index), {})[what] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    buffer: Any = learner.replay_buffer
+    for name in ROWS:
+        rows = found[f"replay.{name}"].numpy()
+        getattr(buffer, name)[: len(rows)] = rows
+    buffer.pos, buffer.full = int(found["replay.pos"]), bool(found["replay.full"])
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Stable-Baselines3 draws from global generators: they are as before afterwards."""
+    import random
+
+    numpy, python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)

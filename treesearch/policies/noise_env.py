@@ -1,0 +1,192 @@
+"""Environments whose action is the noise w of a frozen policy: what a learner of noise is put into.
+
+    w in [-b, b]^d -> a = π(s, w) -> the chunk a_0..a_{H-1} is made, its rewards are summed          `NoiseEnv`
+    w in [-b, b]^d -> x_0 = π(prompt, w) -> r(x_0), and the episode ends                             `Prompted`
+
+Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning (Wagenmaker et al., 2025), sec. 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from treesearch.policies.frozen import FrozenPolicy
+from treesearch.rewards.base import Reward, as_reward
+from treesearch.rewards.numeric import is_positive, is_whole
+
+try:
+    import gymnasium
+    from gymnasium.spaces import Box
+except ImportError as error:
+    raise ImportError("environments need gymnasium: pip install 'treesearch[rl]'") from error
+
+Array = NDArray[Any]
+Read = Callable[[Any], Any]
+"""An observation of the environment -> the numbers that the policy observes."""
+
+
+class Noisy(gymnasium.Env[Array, Array]):
+    """What environments of noise share: spaces, and the state x_0 that a step decoded, `info["state"]` (d',).
+
+    Args:
+        frozen: π.
+        observed: numbers of an observation.
+        bound: b.
+    """
+
+    def __init__(self, frozen: FrozenPolicy, observed: int, bound: float) -> None:
+        if not is_positive(bound):
+            raise ValueError(f"bound is {bound!r}, expected a positive number, in standard deviations of the noise")
+        self.frozen = frozen
+        self.observation_space = Box(-math.inf, math.inf, (observed,), np.float32)
+        self.action_space = Box(-bound, bound, (frozen.size,), np.float32)
+        self.seen = np.zeros(observed, np.float32)
+
+    def _made(self, noise: Array) -> Tensor:
+        """x_0 (1, *state) of noise (d,) at what is seen now."""
+        return self.frozen.states(torch.as_tensor(self.seen)[None], torch.as_tensor(noise, dtype=torch.float32)[None])
+
+
+@final
+class NoiseEnv(Noisy):
+    """An environment of actions under a policy of chunks.
+
+    Args:
+        env: of single actions; give it a history (gymnasium's `FrameStackObservation`) where the policy is told one.
+        frozen: whose samples are chunks (H, A).
+        execute: actions of a chunk that are made; None for all.
+        bound: b.
+        read: numbers (observed,) that the policy is told of an observation; None for all of them in a row.
+
+    Raises:
+        ValueError: a setting out of range; when stepped, observations of other numbers than the policy's, rewards or
+            actions that are not finite, or actions so far out of bounds that they must be in other units.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        frozen: FrozenPolicy,
+        *,
+        execute: int | None = None,
+        bound: float = 1.5,
+        read: Read | None = None,
+    ) -> None:
+        observed = getattr(frozen.kernel, "observed", None)
+        if not isinstance(env.action_space, Box) or observed is None:
+            raise ValueError("expected an environment with a Box of actions and a kernel of policies (`observed`)")
+        super().__init__(frozen, observed, bound)
+        chunk = frozen.spec.state_shape[0]
+        self.execute = chunk if execute is None else execute
+        if not is_whole(self.execute, 1, chunk):
+            raise ValueError(f"execute is {execute!r}, expected 1..{chunk}, the actions of a chunk")
+        self.env, self.read, self.box = env, read, env.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.seen = self.numbers(observation)
+        return self.seen, info
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Denoise one chunk and make its actions; an episode that ends within it ends there."""
+        state = self._made(action)
+        made = self.executed(self.frozen.kernel.decode(state)[0])
+        total, ended, cut, info, observation = 0.0, False, False, {}, None
+        for one in made:
+            observation, reward, ended, cut, info = self.env.step(one)
+            total += float(reward)
+            if ended or cut:
+                break
+        if not math.isfinite(total):
+            raise ValueError(f"the environment's reward is {total}: expected finite numbers")
+        self.seen = self.numbers(observation)
+        return self.seen, total, bool(ended), bool(cut), info | {"state": state.flatten().cpu().numpy()}
+
+    def executed(self, chunk: Tensor) -> Array:
+        """The actions (k, A) of a chunk (H, A) that are made, within bounds.
+
+        Raises:
+            ValueError: numbers that are not finite, or actions that seem to be in other units.
+        """
+        made = chunk[: self.execute].float().cpu().numpy()
+        low, high = self.box.low, self.box.high
+        far = np.maximum(made - high, low - made).max() if np.isfinite(made).all() else math.inf
+        if far > np.max(high - low):
+            raise ValueError(
+                f"actions leave the bounds {low.min():g}..{high.max():g} by {far:g}: are they normalised, or the "
+                "weights not those of this environment? The kernel's `decode` must return the environment's units"
+            )
+        return np.clip(made, low, high)
+
+    def numbers(self, observation: Any) -> Array:
+        """What the policy is told of an observation, (observed,).
+
+        Raises:
+            ValueError: other numbers than the policy's.
+        """
+        if self.read is None and isinstance(observation, dict):
+            raise ValueError(f"observations have the keys {sorted(observation)}: say by `read` what the policy is told")
+        try:
+            told = observation if self.read is None else self.read(observation)
+        except KeyError as error:
+            raise ValueError(f"observations have no {error}, only {sorted(observation)}") from error
+        seen = np.asarray(told, np.float32).reshape(-1)
+        if seen.shape != self.seen.shape or not np.isfinite(seen).all():
+            raise ValueError(
+                f"an observation has {seen.size} numbers, expected {self.seen.size} finite ones: give "
+                "the environment the history that the policy is told (gymnasium's FrameStackObservation)"
+            )
+        return seen
+
+
+@final
+class Prompted(Noisy):
+    """One sample of any kernel an episode: the noise of a prompt, then its reward.
+
+    Args:
+        frozen: made with `ask=Among(prompts)`, which reads a prompt off its place.
+        reward: of samples and prompts.
+        prompts: that episodes are about, one at random each.
+        bound: b.
+    """
+
+    def __init__(
+        self, frozen: FrozenPolicy, reward: Reward | Callable[..., Any], prompts: Sequence[Any], *, bound: float = 1.5
+    ) -> None:
+        if not len(prompts):
+            raise ValueError("expected one prompt or more, [None] for a kernel that takes none")
+        super().__init__(frozen, len(prompts), bound)
+        self.reward, self.prompts = as_reward(reward), list(prompts)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = int(self.np_random.integers(len(self.prompts)))
+        self.seen = np.eye(len(self.prompts), dtype=np.float32)[self.at]
+        return self.seen, {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        state = self._made(action)
+        samples = state if self.reward.input == "state" else self.frozen.kernel.decode(state)
+        value = float(self.reward(samples, [self.prompts[self.at]])[0])
+        if not math.isfinite(value):
+            raise ValueError(f"reward {self.reward.name!r} is {value}: learn from finite rewards, clip or gate it")
+        return self.seen, value, True, False, {"state": state.flatten().cpu().numpy()}
+
+
+@final
+class Among:
+    """Observations (n, P) of `Prompted` -> the prompts whose places they mark."""
+
+    def __init__(self, prompts: Sequence[Any]) -> None:
+        self.prompts = list(prompts)
+
+    def __call__(self, observations: Tensor) -> list[Any]:
+        return [self.prompts[i] for i in observations.argmax(1).tolist()]
