@@ -7,7 +7,7 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages docs clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan demo-policy test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ demo-actions: $(STAMP)  ## search over what to do inside the network: a tree in 
 
 demo-plan: $(STAMP)  ## plan in a maze: success and NFE of four methods, a tree of plans, an animation, into runs/demo-plan
 	@$(PY) -m experiments.planning.demo_plan
+
+demo-policy: $(STAMP)  ## a frozen policy in a two-route maze: base, best-of-N, DSRL, search with its critics, a picture, into runs/demo-policy
+	@$(PY) -m experiments.policies.demo_policy
 
 test: $(STAMP)  ## the test suite
 	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -137,6 +140,12 @@ train-maze: $(STAMP)  ## make PointMaze data and train the shipped maze model ag
 train-policy: $(STAMP)  ## train the shipped policy of the two-route maze again: two minutes
 	@$(PY) -m experiments.policies.train_policy --out checkpoints/two_routes --weights backends/weights/two_routes.safetensors \
 	    --curve $(RESULTS)/policies/two_routes_curve.csv --figures $(RESULTS)/policies/two_routes.json
+
+policies: $(STAMP)  ## DSRL in the two-route maze, then search with its critics, and the pages: an hour; run again to go on
+	@$(PY) -m experiments.policies.learning run --out $(RESULTS)/policies/learning.jsonl
+	@$(PY) -m experiments.policies.learning report --rows $(RESULTS)/policies/learning.jsonl --out $(RESULTS)/policies/learning.md
+	@$(PY) -m experiments.policies.compare run --out $(RESULTS)/policies/compare.jsonl
+	@$(PY) -m experiments.policies.compare report --rows $(RESULTS)/policies/compare.jsonl --out $(RESULTS)/policies/compare.md
 
 train-restoration: $(STAMP)  ## train the shipped restoration model again, minutes: make train-restoration DATA=path/to/mnist.npz
 	@$(PY) -m experiments.processes.train_restoration --data $(DATA) --out checkpoints/restoration \

@@ -104,6 +104,7 @@ class PolicyKernel(Wrapper):
         told: observations (n, observed) -> the rows that the network is told.
         actions: between states and actions.
         observed: numbers in the observation of a prompt, of the whole history.
+        window: rows of a chunk that are samples, the ones that are to be made; None for all.
 
     Raises:
         ValueError: a normalisation of another size, or states that are no chunks.
@@ -112,6 +113,7 @@ class PolicyKernel(Wrapper):
     told: Told
     actions: Normalisation
     observed: int
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         shape = self.kernel.state_shape
@@ -139,10 +141,14 @@ class PolicyKernel(Wrapper):
         return {CONDITION: self.told(observations.to(self.kernel.device, torch.float32))}
 
     def decode(self, x0: Tensor) -> Tensor:
-        return self.actions.decode(x0)
+        return self.actions.decode(x0 if self.window is None else x0[:, slice(*self.window)])
 
-    def encode_samples(self, samples: Tensor) -> Tensor:
-        """States of actions (n, H, A): the inverse of `decode`."""
+    @property
+    def encode_samples(self) -> Callable[[Tensor], Tensor] | None:
+        """States of actions (n, H, A), the inverse of `decode`; None where samples are parts of chunks."""
+        return self._encoded if self.window is None else None
+
+    def _encoded(self, samples: Tensor) -> Tensor:
         return self.actions.encode(samples.to(self.kernel.device, torch.float32))
 
     def renoise(self, x: Tensor, t_from: Tensor, t_to: Tensor, noise: Tensor) -> Tensor:
@@ -150,7 +156,7 @@ class PolicyKernel(Wrapper):
         return self.kernel.chain.renoise(x, t_from, t_to, noise)
 
     def _settings(self) -> str | None:
-        return fingerprint.of([self.told, repr(self.actions), self.observed])
+        return fingerprint.of([self.told, repr(self.actions), self.observed, self.window])
 
 
 @dataclass(frozen=True)
@@ -221,7 +227,7 @@ def policy(
         schedule=Schedule.variance_preserving(cosine_alphas_cumprod(), num_steps, prediction="sample"),
         eta=eta,
         clip_sample=card.clip,
-        condition=_told,
+        condition=untold,
         device=device,
         name=card.environment or "policy",
     )
@@ -230,6 +236,6 @@ def policy(
     )
 
 
-def _told(prompts: Sequence[Any]) -> Tensor:
+def untold(prompts: Sequence[Any]) -> Tensor:
     """The kernel within is told by its wrapper."""
     raise TypeError(f"{len(prompts)} prompts came past the PolicyKernel: search that, not the kernel within")

@@ -13,9 +13,10 @@ Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,6 +160,18 @@ class DSRL:
         learner.learn(steps, callback=Returns(self.episodes), log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 
     # what was learnt
+
+    def observations(self, prompts: Sequence[Any]) -> Tensor:
+        """What was observed (n, O), as prompts of a search say it."""
+        return self.frozen.observations(prompts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what was learnt so far, and of the policy."""
+        digest = hashlib.blake2b(self.frozen.fingerprint.encode(), digest_size=16)
+        for name, value in sorted(self.learner.weights().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def noise(self, observations: Tensor, z: Tensor | None = None) -> Tensor:

@@ -11,16 +11,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
 from treesearch.backends.base import Cond, Kernel, Shared, describe, optional
+from treesearch.rewards.channels import entry
 
-Ask = Callable[[Tensor], Sequence[Any]]
-"""Observations (n, O) -> the prompts that they stand for."""
+
+class Ask(Protocol):
+    """What observations stand for, where the kernel is no policy."""
+
+    def __call__(self, observations: Tensor) -> Sequence[Any]:
+        """Observations (n, O) -> prompts."""
+        ...
+
+    def marks(self, prompts: Sequence[Any]) -> Tensor:
+        """The other way round."""
+        ...
 
 
 @final
@@ -63,6 +73,19 @@ class FrozenPolicy:
     def actions(self, observations: Tensor, noise: Tensor) -> Any:
         """Samples for observations (n, O) and noise w (n, d): chunks (n, H, A) of a policy."""
         return self.kernel.decode(self.states(observations, noise))
+
+    def observations(self, prompts: Sequence[Any]) -> Tensor:
+        """What was observed (n, O), as prompts say it: their `start`, or the place among those that `ask` knows.
+
+        Raises:
+            ValueError: a prompt without a start of as many numbers as the policy observes, or one that `ask` knows not.
+        """
+        if self.ask is not None:
+            return self.ask.marks(prompts)  # type: ignore[attr-defined]
+        starts = [entry(prompt, "start", self.kernel.observed) for prompt in prompts]
+        if any(start is None for start in starts):
+            raise ValueError("a policy needs what was observed: the `start` of a prompt")
+        return torch.tensor(starts, dtype=torch.float32)
 
     @property
     def fingerprint(self) -> str:

@@ -190,3 +190,14 @@ class Among:
 
     def __call__(self, observations: Tensor) -> list[Any]:
         return [self.prompts[i] for i in observations.argmax(1).tolist()]
+
+    def marks(self, prompts: Sequence[Any]) -> Tensor:
+        """Observations (n, P) that mark the places of prompts.
+
+        Raises:
+            ValueError: a prompt that is not among them.
+        """
+        absent = [prompt for prompt in prompts if prompt not in self.prompts]
+        if absent:
+            raise ValueError(f"prompt {absent[0]!r} is none of the {len(self.prompts)} that noise was learnt for")
+        return torch.eye(len(self.prompts))[[self.prompts.index(prompt) for prompt in prompts]]

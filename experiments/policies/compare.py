@@ -1,0 +1,218 @@
+"""Success at equal NFE a decision in the two-route maze: DSRL alone, search alone, search with DSRL's critics.
+
+    python -m experiments.policies.compare run
+    python -m experiments.policies.compare report
+
+Learners are those of `experiments.policies.learning` at few steps, where none is perfect yet (NA, its seeds, kept in
+`work`). Every decision costs n·T NFE, T = 5; DSRL alone can spend one rollout.
+
+    base            the first draw                       best_of_n   the best of n by Q^A
+    fk, tree_search, dts_star                            search for Q^A, η = 1, where trees can branch below x_T
+    dsrl            a = π(s, π^W(s))
+    best_of_led     best of n by Q^A, x_T drawn from π^W (a share of the prior kept)
+    screened        x_T: the n best by Q^W of 64 n draws of the prior, then the best by Q^A
+    fk_led, tree_search_led, dts_star_led    x_T from π^W; FK and TreeSearch hold Q^W and Q^A as values of their states
+
+Intervals are over learners, of success over `episodes` episodes each.
+
+Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning (Wagenmaker et al., 2025).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import treesearch as ts
+from experiments.policies.episodes import Actor, base_actor, play
+from experiments.policies.learning import EPISODES_SEED, SETTINGS, learner
+from experiments.shared import sweep
+from experiments.shared.cells import Cells, Row, locked, where_it_ran
+from experiments.shared.grids import check_names
+from experiments.shared.stats import bootstrap
+from experiments.shared.sweep import FAILURES, Sweep, command_line, reporting
+from experiments.shared.tables import table
+from treesearch.backends.guidance import Valued
+from treesearch.backends.guidance.noise import NoiseProposal, NoiseValue
+from treesearch.backends.models.policy import policy
+from treesearch.policies.critic import action_value
+from treesearch.policies.dsrl import DSRL
+from treesearch.rewards.base import Reward
+
+T = 5
+MANY = 64  # draws of the prior that Q^W looks at, for each that is denoised
+KEY = ("method", "rollouts", "seed")
+LAM = 20.0  # of FK, for values between 0 and 1
+NARROW = {"widening_c": 1.0, "widening_alpha": 0.5, "wave": 1}
+
+
+def searching(kernel: Any, reward: Reward, method: Any, rollouts: int, seed: int) -> Actor:
+    """A search for Q^A at every decision."""
+    planner = ts.Planner(
+        kernel, reward, method, budget=ts.Budget(nfe=rollouts * T), steps=8, warm_start=False, seed=seed,
+        batch_size=1024,
+    )  # fmt: skip
+    return lambda seen, active: planner.act_many(seen, active=active)
+
+
+def plain(method: Callable[[], Any], eta: float = 1.0) -> Callable[[DSRL, int, int], Actor]:
+    """Search alone."""
+
+    def make(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
+        return searching(policy(num_steps=T, eta=eta), action_value(dsrl), method(), rollouts, seed)
+
+    return make
+
+
+def led(method: Callable[[], Any], eta: float = 1.0, valued: bool = False) -> Callable[[DSRL, int, int], Actor]:
+    """Search with what DSRL knows."""
+
+    def make(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
+        kernel: Any = NoiseProposal(policy(num_steps=T, eta=eta), dsrl)
+        reward = action_value(dsrl)
+        if valued:
+            kernel = Valued(kernel, reward, NoiseValue(dsrl, T))
+        return searching(kernel, reward, method(), rollouts, seed)
+
+    return make
+
+
+def alone(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
+    """The learnt noise."""
+    del rollouts, seed
+    return lambda seen, active: dsrl.actions(seen)
+
+
+def screened(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
+    """Denoise the noises of largest Q^W only."""
+    rng, size = torch.Generator().manual_seed(seed), dsrl.frozen.size
+
+    def act(seen: Tensor, active: list[bool]) -> Tensor:
+        del active
+        n = len(seen)
+        noise = torch.randn(n, MANY * rollouts, size, generator=rng)
+        worth = dsrl.q_noise(seen.repeat_interleave(MANY * rollouts, 0), noise.flatten(0, 1)).unflatten(0, (n, -1))
+        picked = noise.gather(1, worth.topk(rollouts).indices[..., None].expand(-1, -1, size))
+        rows = seen.repeat_interleave(rollouts, 0)
+        states = dsrl.frozen.states(rows, picked.flatten(0, 1))
+        best = dsrl.q_action(rows, states).unflatten(0, (n, -1)).argmax(1)
+        return dsrl.frozen.kernel.decode(states.unflatten(0, (n, -1))[torch.arange(n), best])
+
+    return act
+
+
+METHODS: dict[str, Callable[[DSRL, int, int], Actor]] = {
+    "base": lambda dsrl, rollouts, seed: base_actor(policy(num_steps=T), seed),
+    "dsrl": alone,
+    "best_of_n": plain(ts.BestOfN, eta=0.0),
+    "fk": plain(lambda: ts.FeynmanKac(lam=LAM)),
+    "tree_search": plain(lambda: ts.TreeSearch(wave=4)),
+    "dts_star": plain(lambda: ts.DiffusionTreeSearch(**NARROW)),
+    "best_of_led": led(ts.BestOfN, eta=0.0),
+    "screened": screened,
+    "fk_led": led(lambda: ts.FeynmanKac(lam=LAM), valued=True),
+    "tree_search_led": led(lambda: ts.TreeSearch(wave=4, looks="endpoints"), valued=True),
+    "dts_star_led": led(lambda: ts.DiffusionTreeSearch(**NARROW)),
+}
+ONCE = ("base", "dsrl")  # methods that spend one rollout
+
+
+@dataclass(frozen=True)
+class Job(sweep.Job):
+    """A cell to run."""
+
+    method: str
+    rollouts: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Fill every cell that is not there; run again to go on."""
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    rollouts: tuple[int, ...] = (4, 16)
+    """budgets of a decision, n·T NFE"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """of learners"""
+    steps: int = 400
+    """that learners make"""
+    episodes: int = 32
+    """of a cell"""
+    work: Path = Path("runs/policies/few")
+    """where these learners are kept"""
+    out: Path = Path("runs/results/policies/compare.jsonl")
+    """row file"""
+
+    def run(self) -> int:
+        """Run the cells; the exit code."""
+        check_names("method", self.methods, METHODS)
+        with locked(self.out.parent / f".{self.out.stem}"):
+            every: Sweep[Job] = Sweep(Cells(self.out, KEY), self._played, lambda row: f"{row['success']:.2f}")
+            every.fill(
+                Job(method, n, seed)
+                for seed, method in product(self.seeds, self.methods)
+                for n in ((1,) if method in ONCE else self.rollouts)
+            )
+        return 0
+
+    def _played(self, job: Job) -> Row:
+        began = time.perf_counter()
+        try:
+            dsrl = learner("na", job.seed).learn(self.steps, store=self.work / f"na_{job.seed}")
+            actor = METHODS[job.method](dsrl, job.rollouts, job.seed)
+            done = play(actor, self.episodes, EPISODES_SEED + job.seed)
+        except FAILURES as error:
+            return job.row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+        return job.row | {
+            "success": done.success.mean().item(),
+            "returns": done.returns.mean().item(),
+            "steps": self.steps,
+            "nfe": T * job.rollouts,
+            "seconds": time.perf_counter() - began,
+            **where_it_ran(),
+        }
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Success and return by method and budget."""
+    rows = [row for row in rows if "error" not in row]
+    columns = [f"{T * n} NFE" for n in sorted({row["rollouts"] for row in rows})]
+    methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
+
+    def of(field: str, scale: float) -> str:
+        def cell(method: str, column: str) -> str | None:
+            found = [row[field] for row in rows if (row["method"], f"{row['nfe']} NFE") == (method, column)]
+            return bootstrap(np.array([found])).text(scale) if found else None
+
+        return table(methods, columns, cell)
+
+    learners, steps = len({row["seed"] for row in rows}), rows[0]["steps"]
+    words = (
+        f"{learners} learners (NA, {steps} steps, {SETTINGS['warmup']} of them warm-up), T = {T}; NFE of a decision. "
+        "95 % bootstrap intervals over learners."
+    )
+    parts = ["# Search with DSRL's critics", words, "## Success, %", of("success", 100.0), "## Return, %"]
+    return "\n\n".join([*parts, of("returns", 100.0), ""])
+
+
+Report = reporting("policies/compare", KEY, page)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    return command_line("compare", {"run": Run, "report": Report}, argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
