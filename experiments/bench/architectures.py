@@ -36,7 +36,8 @@ TRANSFORMERS = {
 }
 WIDTHS = {"tiny": (32, 16), "medium": (64, 32), "full": (768, 1280)}  # of the two CLIPs
 T5 = {"tiny": 64, "medium": 128, "full": 4096}
-PIXELS = {"tiny": 32, "medium": 32, "full": 1024}  # FLUX takes any size
+PIXELS = {"tiny": 32, "medium": 32, "full": 1024}  # FLUX and Qwen-Image take any size
+FRAMES = {"tiny": (32, 32, 5), "medium": (32, 32, 5), "full": (480, 832, 81)}  # of Wan: height, width, how many
 
 
 def unet(name: str, size: str) -> nn.Module:
@@ -99,6 +100,28 @@ def flux_transformer(size: str) -> nn.Module:
     )
 
 
+def qwen_transformer(size: str) -> nn.Module:
+    """The transformer of Qwen-Image, whose size is diffusers' default."""
+    if size == "full":
+        return diffusers.QwenImageTransformer2DModel()
+    return diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=1 if size == "tiny" else 4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+
+
+def wan_transformer(size: str) -> nn.Module:
+    """The transformer of Wan 2.1, the text-to-video model of 1.3B."""
+    if size == "full":
+        return diffusers.WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+    return tiny.wan_transformer()
+
+
 def autoencoder(name: str, size: str) -> nn.Module:
     """The VAE, with 4 or 16 channels of latents."""
     full, wide = size == "full", name in ("sd3", "flux")
@@ -124,6 +147,10 @@ def clip(width: int, projected: bool) -> nn.Module:
 def pipeline(name: str, size: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A pipeline with random weights; text encoders are small, and SD3 is without its T5, as it may be."""
     torch.manual_seed(0)
+    if name in ("qwen_image", "wan"):
+        pipe = (qwen_image if name == "qwen_image" else wan)(size, device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(device) if dtype == torch.float32 else pipe.to(device, dtype)
     first, second = WIDTHS[size]
     with device:
         parts: dict[str, Any] = {"vae": autoencoder(name, size)}
@@ -152,8 +179,31 @@ def pipeline(name: str, size: str, device: torch.device, dtype: torch.dtype) -> 
     return pipe.to(device) if dtype == torch.float32 else pipe.to(device, dtype)
 
 
+def qwen_image(size: str, device: torch.device) -> Any:
+    """Qwen-Image, with a small text encoder whose output has the width of the real one."""
+    scheduler, small, _, tokenizer, _ = tiny.qwen_image_parts()
+    with device:
+        vae = diffusers.AutoencoderKLQwenImage() if size == "full" else small
+        transformer = qwen_transformer(size)
+    text = tiny.qwen_vl(width=3584 if size == "full" else 32)
+    return diffusers.QwenImagePipeline(scheduler, vae, text, tokenizer, transformer)
+
+
+def wan(size: str, device: torch.device) -> Any:
+    """Wan 2.1, on Euler's steps of flow."""
+    tokenizer, text, small, _ = tiny.wan_parts()
+    with device:
+        vae = diffusers.AutoencoderKLWan() if size == "full" else small
+        transformer = wan_transformer(size)
+    text = tiny.t5_text("UMT5", width=4096) if size == "full" else text
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.WanPipeline(tokenizer, text, vae, flow, transformer)
+
+
 def kernel_of(name: str, size: str, num_steps: int, device: torch.device, dtype: torch.dtype) -> DiffusersKernel:
     """Its kernel: SD with DDIM at η = 1, as its pipeline is called; the others with their defaults."""
-    sides = {"height": PIXELS[size], "width": PIXELS[size]} if name == "flux" else {}
+    sides = {"height": PIXELS[size], "width": PIXELS[size]} if name in ("flux", "qwen_image") else {}
+    if name == "wan":
+        sides = dict(zip(("height", "width", "num_frames"), FRAMES[size], strict=True))
     limit = {"max_sequence_length": 32} if name == "flux" and size != "full" else {}
     return DiffusersKernel(pipeline(name, size, device, dtype), num_steps=num_steps, device=device, **sides, **limit)

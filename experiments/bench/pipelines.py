@@ -3,8 +3,9 @@
     1  best-of-N over the pipeline's `__call__` at equal batch, steps and images, decoding included (CPU)
     2  8 prompts x FK with 4 particles in shared batches of 32 over prompt by prompt in batches of 4 (CPU)
     m  peak memory of Stable Diffusion's decoder, full size, against the plan (CPU, resident set of a process)
-    g  full-size architectures in bfloat16: NFE/s of both at the best batch size of each, peak memory against the plan,
-       share of reward and decoding in the time (GPU): python -m experiments.bench.pipelines --gpu
+    g  full-size architectures in bfloat16, of Wan a video: NFE/s of both at the best batch size of each, peak memory
+       against the plan, share of reward and decoding in the time: python -m experiments.bench.pipelines --gpu; without
+       a GPU the rows say that they were not run
 
 Weights are random: speed and memory do not depend on them. Both sides get the conditioning ready-made and score their
 images. Ratios are of two things timed in turn within this process, medians of the rounds. `--tiny` runs every part on
@@ -42,6 +43,8 @@ from treesearch.backends.pipelines import DiffusersKernel, meta, vae
 from treesearch.rewards.base import Reward, as_reward
 
 ARCHITECTURES = ("sd", "sdxl", "sd3", "flux")
+FULL = (*ARCHITECTURES, "qwen_image", "wan")
+NOT_RUN = {"not_run": "no GPU"}
 PROMPTS = [f"a {colour} cube" for colour in ("red", "blue", "green", "white", "black", "pink", "grey", "gold")]
 TARGET = 0.95
 
@@ -57,7 +60,7 @@ class Args:
     tiny: bool = False
     """every part on tiny models"""
     models: tuple[str, ...] = ()
-    """architectures to run: sd, sdxl, sd3, flux; empty for all (flux not with --gpu)"""
+    """architectures to run: sd, sdxl, sd3, flux and, with --gpu, qwen_image, wan; empty for all"""
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """of part g"""
     num_steps: int = 20
@@ -80,6 +83,8 @@ def sync() -> float:
 
 def stock(kernel: DiffusersKernel, reward: Reward, batch: int, batches: int) -> int:
     """Samples by the pipeline's own `__call__`; returns the NFE."""
+    if not hasattr(kernel.pipe, "vae_scale_factor") or type(kernel.pipe).__name__ == "QwenImagePipeline":
+        return _told(kernel, reward, batch, batches)
     encoded = {k: v.value if isinstance(v, Shared) else v for k, v in kernel.encode(PROMPTS[:1]).items()}
     text = {
         name.replace("pooled_embeds", "pooled_prompt_embeds"): value.expand(batch, *value.shape[1:])
@@ -93,6 +98,18 @@ def stock(kernel: DiffusersKernel, reward: Reward, batch: int, batches: int) -> 
             **text, height=height, width=width, num_inference_steps=kernel.num_steps, output_type="pt", **more
         ).images
         reward(images.float(), PROMPTS[:1] * batch)
+    return batch * batches * kernel.num_steps
+
+
+def _told(kernel: DiffusersKernel, reward: Reward, batch: int, batches: int) -> int:
+    """The same of a pipeline that is given prompts: its text encoder, a small one, runs."""
+    settings, prompts = kernel.family.settings, PROMPTS[:1] * batch
+    given = {name: getattr(settings, name) for name in ("height", "width", "num_frames")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for _ in range(batches):
+        made = kernel.pipe(prompt=prompts, negative_prompt=[""] * batch, num_inference_steps=kernel.num_steps,
+                           output_type="pt", return_dict=False, **given)[0]  # fmt: skip
+        reward(made.float(), prompts)
     return batch * batches * kernel.num_steps
 
 
@@ -130,7 +147,7 @@ def ratio(rounds: int, base: Callable[[], int], other: Callable[[], int], names:
 
 def mean_of_images() -> Reward:
     """A reward that costs nothing."""
-    return as_reward(lambda images, prompts=None: images.mean((1, 2, 3)), name="mean")
+    return as_reward(lambda images, prompts=None: images.flatten(1).mean(1), name="mean")
 
 
 def small(args: Args, name: str) -> DiffusersKernel:
@@ -219,7 +236,10 @@ def part_g(args: Args) -> dict[str, Any]:
     """Speed at the best batch size of each side, memory, and where the time goes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
-    for name in args.models or ARCHITECTURES[:3]:
+    for name in args.models or FULL:
+        if device.type == "cpu" and not args.tiny:
+            out[name] = NOT_RUN
+            continue
         size, dtype = ("tiny", torch.float32) if args.tiny else ("full", torch.bfloat16)
         kernel = kernel_of(name, size, args.num_steps, device, dtype)
         sizes = {n: found for n in args.batch_sizes if (found := at_batch(kernel, n, args.rounds))}
@@ -288,6 +308,7 @@ def vision_reward(device: torch.device, dtype: torch.dtype, small: bool) -> Rewa
     model = transformers.CLIPVisionModel(config).eval().requires_grad_(False).to(device, dtype)
 
     def score(images: Tensor, prompts: Any = None) -> Tensor:
+        images = images[:, 0] if images.ndim == 5 else images  # the first frame of a video
         pixels = nn.functional.interpolate(images.to(device), (224, 224), mode="bilinear", antialias=True)
         return model(pixel_values=pixels.to(dtype)).pooler_output.float().mean(1)
 

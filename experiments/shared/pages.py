@@ -31,6 +31,7 @@ NAMES = ("figures", "evidence", "verified")
 RELATIONS: dict[str, Callable[[Any, Any], bool]] = {">=": operator.ge, "<=": operator.le}
 METHODS = ("best_of_n", "fk", "dts_async")
 FAMILIES = {"sd": "SD", "sdxl": "SDXL", "sd3": "SD3", "flux": "FLUX"}
+BY_BLOCKS = {"qwen_image": "Qwen-Image", "wan": "Wan 2.1, 1.3B"}
 CLOSE = 0.03
 
 
@@ -111,6 +112,7 @@ def known() -> dict[str, Any]:
         "commonest": max(shares),
         "close": f"{sum(abs(each - 1) <= CLOSE for each in ratios)} of {len(ratios)}",
         "pipelines_table": pipelines_table(own),
+        "full_size_table": full_size_table(own.get("g", {})),
         "ray_table": ray_table(found["ray"]["a"]["cases"]),
         "exact_table": exactness.table(found["exact"]["cells"]),
         "lively_table": lively_table(found["lively"]["rows"]),
@@ -127,6 +129,28 @@ def pipelines_table(found: Mapping[str, Any]) -> str:
     asked = f">={found['1']['sd']['target']}"
     body = [[title, shown(found["1"][name], asked), shown(found["2"][name])] for name, title in FAMILIES.items()]
     return markdown_table(body, ("model", "best-of-N over `__call__`", "shared batches over prompt by prompt"))
+
+
+def full_size_table(found: Mapping[str, Any]) -> str:
+    """Full-size architectures on a GPU, at the best batch size of each side; what was not run says so."""
+    body = []
+    for name, title in (FAMILIES | BY_BLOCKS).items():
+        each = found.get(name, {})
+        if "ratio" not in each:
+            body.append([title, *["not run"] * 4])
+            continue
+        best = each["by_batch"][str(each["best_batch"]["search"])]
+        numbers = {
+            "speed": each["nfe_per_s"]["search"],
+            "ratio": each["ratio"],
+            "peak": best["search_peak_over_plan"],
+            "beside": each["shares"]["decode"] + each["shares"]["reward"],
+        }
+        cells = ("{speed:.2f}", "{ratio:.3f}", "{peak:.2f}", "{beside:.0%}")
+        body.append([title, *(Template().format(cell, **numbers) for cell in cells)])
+    return markdown_table(
+        body, ("model", "NFE/s", "over `__call__`", "peak over plan", "decoding and reward in the time")
+    )
 
 
 def ray_table(cases: Mapping[str, Any]) -> str:

@@ -158,17 +158,19 @@ def qwen_text(layers=2, width=32):
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
+        "num_attention_heads": max(2, width // 16),
+        "num_key_value_heads": max(1, width // 32),
         "pad_token_id": 256,
         "bos_token_id": 257,
         "eos_token_id": 258,
     }
 
 
-def qwen_vl():
-    text = qwen_text() | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+def qwen_vl(width=32):
+    text = qwen_text(width=width) | {
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    }
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": width}
     marks = {"image_token_id": 261, "vision_start_token_id": 259, "vision_end_token_id": 260}
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks)
     return stirred(transformers.Qwen2_5_VLForConditionalGeneration(config))
