@@ -207,3 +207,21 @@ def kernel_of(name: str, size: str, num_steps: int, device: torch.device, dtype:
         sides = dict(zip(("height", "width", "num_frames"), FRAMES[size], strict=True))
     limit = {"max_sequence_length": 32} if name == "flux" and size != "full" else {}
     return DiffusersKernel(pipeline(name, size, device, dtype), num_steps=num_steps, device=device, **sides, **limit)
+
+
+def random_weights(name: str, size: str = "full", num_steps: int = 50) -> DiffusersKernel:
+    """A kernel for expressions: `experiments.bench.architectures:random_weights("wan")`; on a GPU if there is one.
+
+    Args:
+        name: sd, sdxl, sd3, flux, qwen_image or wan.
+        size: tiny, medium or full.
+        num_steps: T.
+
+    Raises:
+        ValueError: full size without a GPU.
+    """
+    gpu = torch.cuda.is_available()
+    if size == "full" and not gpu:
+        raise ValueError(f"{name} at full size is not run without a GPU: size='tiny' tries the command")
+    dtype = torch.bfloat16 if size == "full" else torch.float32
+    return kernel_of(name, size, num_steps, torch.device("cuda" if gpu else "cpu"), dtype)

@@ -73,7 +73,8 @@ class Run:
     out: Path
     """folder of the results"""
     kernel: str = KERNEL
-    """expression, as for `treesearch run`"""
+    """expression, as for `treesearch run`; of full-size random weights, where only time and memory matter,
+    experiments.bench.architectures:random_weights("sdxl"), and likewise sd, sd3, flux, qwen_image, wan"""
     reward: str = "image_reward()"
     """what is optimised"""
     also: tuple[str, ...] = ("clip_score()",)

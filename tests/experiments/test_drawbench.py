@@ -493,3 +493,19 @@ def test_end_to_end_on_a_tiny_stable_diffusion(tmp_path, capsys):
     assert drawbench.main(["report", str(out)]) == 0
     assert "compressibility()" in (out / "report.md").read_text()
     assert (out / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "model", ["sd3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen_image", "flux"))]
+)
+def test_models_of_random_weights_run_and_say_where_they_are_not(model, tmp_path, capsys, monkeypatch):
+    kernel = f'experiments.bench.architectures:random_weights("{model}", size="tiny", num_steps=2)'
+    words = ["--reward", "compressibility()", "--also", "brightness()", "--features", "pixels", "--nfe", "4"]
+    words += ["--methods", "best_of_n", "--limit", "1", "--top-k", "2", "--out", str(tmp_path / "out")]
+    assert drawbench.main(["run", "--kernel", kernel, *words]) == 0, capsys.readouterr().err
+    (row,) = rows(tmp_path / "out")
+    assert (row["nfe"], row["reward_calls"]) == (4, 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    full = f'experiments.bench.architectures:random_weights("{model}")'
+    assert drawbench.main(["run", "--kernel", full, *words]) == 1
+    assert f"{model} at full size is not run without a GPU" in capsys.readouterr().err
