@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from treesearch.backends.pipelines.kinds import Kind, modular_form
+from treesearch.backends.pipelines.kinds import Kind, form_of
 
 Blocks = dict[str, Any]
 
@@ -41,7 +41,7 @@ class Program:
     """
 
     def __init__(self, kind: Kind, pipe: Any, scheduler: Any, guider: Any, given: Sequence[str]) -> None:
-        form, blocks = modular_form(kind, pipe.config)
+        form, blocks = form_of(pipe, kind)
         blocks = blocks.get_execution_blocks(**dict.fromkeys(given, True))
         with _unsaid():
             self.runner = form(blocks=blocks)
@@ -57,7 +57,7 @@ class Program:
             self.runner.update_components(**parts | {"scheduler": scheduler}, **configs)
         for block in blocks.sub_blocks.values():
             for name, attribute in kind.says:
-                if hasattr(block, name):
+                if hasattr(block, name) and hasattr(pipe, attribute):
                     setattr(block, name, getattr(pipe, attribute))
         self._cut(dict(blocks.sub_blocks))
 

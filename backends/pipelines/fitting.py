@@ -9,6 +9,7 @@ from typing import Any
 from treesearch.backends.pipelines.blocks import is_text
 from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.family import BEGINS, OPTIONAL, check_pictures
+from treesearch.backends.pipelines.guiders import check_guider
 from treesearch.backends.pipelines.inputs import OF_THE_BLOCKS
 from treesearch.backends.pipelines.kinds import KINDS, Kind, modular_form
 from treesearch.backends.pipelines.settings import Settings
@@ -23,7 +24,8 @@ def check(name: str, settings: Settings, parts: Collection[str]) -> None:
     _, blocks = modular_form(kind, {})
     for part in blocks.component_names:
         if (part in _PARTS or is_text(part)) and part not in parts:
-            raise CheckpointError(f"{name} has no {part}: load it whole")
+            how = "call its load_components()" if "Modular" in name else "load it whole"
+            raise CheckpointError(f"{name} has no {part}: {how}")
     check_pictures(name, settings, needs=kind.needs_image)
     known, default = _known(kind, blocks, settings), Settings()
     for option in OPTIONAL:
@@ -75,12 +77,28 @@ def scale(pipe: Any, name: str, chosen: float | None) -> float:
 
     Args:
         pipe: of a checkpoint.
-        name: argument of the call; none where there is a guider.
+        name: argument of the call; none where there is a guider, or blocks with an input of that name.
         chosen: the user's.
     """
     if chosen is not None:
         return float(chosen)
-    if not name:
+    if not name and getattr(pipe, "guider", None) is not None:
         return float(pipe.guider.guidance_scale)
+    if not name:
+        (default,) = [each.default for each in pipe.blocks.inputs if each.name == "guidance_scale"] or [None]
+        return 1.0 if default is None else float(default)
     default = inspect.signature(type(pipe).__call__).parameters[name].default
     return 1.0 if default is None else float(default)
+
+
+def guider_of(pipe: Any, settings: Settings) -> Any:
+    """The guider that takes the place of the blocks' default: the user's, or that of a modular pipeline itself.
+
+    Raises:
+        ValueError: one with a memory.
+    """
+    own = getattr(pipe, "guider", None) if hasattr(pipe, "blocks") else None
+    if settings.guider is not None or own is None or settings.guidance_scale is not None or settings.guidance_rescale:
+        return settings.guider
+    check_guider(own)
+    return own

@@ -10,7 +10,6 @@ classifier-free guidance the base law of a search is the guided chain itself; no
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
@@ -23,8 +22,8 @@ from treesearch.backends.chains.diffusion import Step
 from treesearch.backends.pipelines import memory
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index
-from treesearch.backends.pipelines.loading import as_dtype, load_lora, load_pipeline, tiny_decoder
-from treesearch.backends.pipelines.parts import refuse_memory
+from treesearch.backends.pipelines.loading import as_dtype, load_loras, load_pipeline, tiny_decoder
+from treesearch.backends.pipelines.parts import refuse_memory, refuse_offloaded
 from treesearch.backends.pipelines.roots import Root
 from treesearch.backends.pipelines.running import Running
 from treesearch.backends.pipelines.settings import Settings, check
@@ -110,6 +109,7 @@ class DiffusersKernel(Running):
         self.family.refuse()
         self._told.refuse(self.family)
         refuse_memory(self._networks())
+        refuse_offloaded(self.modules())
         if preview is not None and not self.family.plain:
             raise ValueError(f"{name} draws with code of its own, and takes no preview: leave it out")
         self.text_encoders, self.decode_batch = text_encoders, decode_batch
@@ -148,7 +148,7 @@ class DiffusersKernel(Running):
         device: str | torch.device | None = None,
         variant: str | None = None,
         revision: str | None = None,
-        lora: str | None = None,
+        lora: str | Mapping[str, float] | None = None,
         components: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> DiffusersKernel:
@@ -160,7 +160,8 @@ class DiffusersKernel(Running):
             dtype: of the weights: "float32", "bfloat16" or "float16".
             device: None takes the GPU if there is one.
             variant, revision: which files of the checkpoint.
-            lora: LoRA weights to load into the pipeline, a hub id or a local folder.
+            lora: LoRA weights to load into the pipeline, a hub id or a local folder, or several with a weight each:
+                {"a/style": 0.8, "b/person": 0.5}.
             components: to use instead of the checkpoint's own, such as {"controlnet": ...} or {"text_encoder_3": None}.
             settings: of `DiffusersKernel`.
 
@@ -178,7 +179,7 @@ class DiffusersKernel(Running):
         refuse_index(index, components or {}, Settings.of(options))
         pipe = load_pipeline(found, index, numbers, variant, components)
         if lora is not None:
-            load_lora(pipe, os.fspath(lora))
+            load_loras(pipe, lora)
         return cls(pipe, num_steps=num_steps, device=device, **settings)
 
     def memory_plan(

@@ -6,7 +6,7 @@ Everything else (sizes, the grid, positions, masks, packing, decoding) is what t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -16,7 +16,8 @@ class Kind:
 
     Args:
         model: its name in diffusers' table of modular pipelines.
-        scale: argument of the pipeline's own `__call__` that is its guidance scale; none where it has a guider.
+        scale: argument of the pipeline's own `__call__` that is its guidance scale; none where it has a guider, or
+            reads its scale as an input of its blocks.
         distilled: whether the scale is an input of the network, and not a guider's.
         edits: whether a picture stands beside the noise, and does not begin the chain.
         needs_image: whether it does nothing without a picture.
@@ -74,9 +75,34 @@ KINDS = {
     "ZImageInpaintPipeline": _Z_IMAGE,
 }
 
+_OBJECTS = {
+    "ErnieImage": "ErnieImage",
+    "Flux2Klein": "Flux2Klein",
+    "Flux2KleinBase": "Flux2Klein",
+    "Flux2": "Flux2",
+    "FluxKontext": "FluxKontext",
+    "HunyuanVideo15": "HunyuanVideo15",
+    "Krea2": "Krea2",
+    "Krea2Turbo": "Krea2",
+    "QwenImage": "QwenImage",
+    "QwenImageEdit": "QwenImageEdit",
+    "QwenImageEditPlus": "QwenImageEditPlus",
+    "ZImage": "ZImage",
+}
+KINDS |= {
+    f"{name}ModularPipeline": replace(KINDS[f"{whole}Pipeline"], scale="", guider=())
+    for name, whole in _OBJECTS.items()
+}
+"""Modular pipelines themselves, with the components that they have loaded, their own blocks and their own guider."""
+
 REFUSED = {
     "Helios": "it draws a video chunk after chunk, each a chain of its own on what the chunks before it left",
 }
+
+
+def form_of(pipe: Any, kind: Kind) -> tuple[Any, Any]:
+    """The class of a pipeline's modular form, and its blocks: its own, where it is one."""
+    return (type(pipe), pipe.blocks) if hasattr(pipe, "blocks") else modular_form(kind, pipe.config)
 
 
 def modular_form(kind: Kind, config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,21 +130,39 @@ def _whole(kind: Any, folder: str | Path, name: str, dtype: torch.dtype, variant
     return module
 
 
-def load_lora(pipe: Any, lora: str) -> None:
-    """Load LoRA weights into a pipeline.
+def load_loras(pipe: Any, loras: str | os.PathLike[str] | Mapping[str, float]) -> None:
+    """Load LoRA weights into a pipeline: one place of them, or several with the weight of each.
+
+    Raises:
+        CheckpointError: see `load_lora`.
+    """
+    if not isinstance(loras, Mapping):
+        load_lora(pipe, os.fspath(loras))
+        return
+    names = [f"lora_{i}" for i in range(len(loras))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are what is asked for
+        for name, place in zip(names, loras, strict=True):
+            load_lora(pipe, place, adapter_name=name)
+    pipe.set_adapters(names, [float(weight) for weight in loras.values()])
+
+
+def load_lora(pipe: Any, lora: str, **named: str) -> None:
+    """Load LoRA weights into a pipeline, under a name of their own if one is given.
 
     Raises:
         CheckpointError: they are absent, pickled, incomplete, or made for another model.
     """
     place, options = _lora_file(lora)
+    before = len(_lora_weights(pipe))
     with _explained(lora):
-        pipe.load_lora_weights(place, use_safetensors=True, **options)
+        pipe.load_lora_weights(place, use_safetensors=True, **options, **named)
     if not any(pipe.get_list_adapters().values()):
         raise CheckpointError(f"{lora!r} holds no LoRA weights for {type(pipe).__name__}: is it for another model?")
     with _explained(lora):
         said = pipe.lora_state_dict(place, use_safetensors=True, **options)
     weights = said[0] if isinstance(said, tuple) else said
-    held, taken = sum(".alpha" not in key for key in weights), len(_lora_weights(pipe))
+    held, taken = sum(".alpha" not in key for key in weights), len(_lora_weights(pipe)) - before
     if taken > held:
         raise CheckpointError(f"{lora!r} lacks {taken - held} of {taken} LoRA weights, which would be made up: load it "
                               "again")  # fmt: skip

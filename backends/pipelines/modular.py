@@ -28,7 +28,7 @@ from treesearch.backends.pipelines.family import Family, check_prompts, join, si
 from treesearch.backends.pipelines.flow import steps_from_below
 from treesearch.backends.pipelines.guiders import Stepped, explained
 from treesearch.backends.pipelines.inputs import ANY, Inputs
-from treesearch.backends.pipelines.kinds import KINDS, modular_form
+from treesearch.backends.pipelines.kinds import KINDS, form_of
 from treesearch.backends.pipelines.proof import FEW, MORE, Proof, Seen, is_memoryless
 from treesearch.backends.pipelines.roots import refuse_another_picture
 from treesearch.backends.pipelines.settings import Settings
@@ -49,6 +49,7 @@ class Modular(Family):
         self.kind = KINDS[self.name]
         self.network_name = "transformer" if getattr(pipe, "unet", None) is None else "unet"  # pyright: ignore
         self.guidance_scale = fitting.scale(pipe, self.kind.scale, settings.guidance_scale)
+        self._guider = fitting.guider_of(pipe, settings)
         self._stepped: Stepped | None = None
         self._schedule: Schedule | None = None
         self.scheduler = no_noise(copy.deepcopy(pipe.scheduler))
@@ -60,8 +61,8 @@ class Modular(Family):
         guider = dict(self.kind.guider) | {"guidance_scale": self.guidance_scale, "enabled": True}
         if self.settings.guidance_rescale:
             guider["guidance_rescale"] = self.settings.guidance_rescale
-        if self.settings.guider is not None:
-            self._stepped = Stepped(self.settings.guider)
+        if self._guider is not None:
+            self._stepped = Stepped(self._guider)
             if self._schedule is not None:
                 self._stepped.on(self._schedule)
         own = None if self._stepped is None else self._stepped.guider
@@ -147,7 +148,7 @@ class Modular(Family):
         if self.is_told:
             refuse_another_picture(self, image)
             return self._edited()
-        if "strength" not in modular_form(self.kind, self.pipe.config)[1].input_names:
+        if "strength" not in form_of(self.pipe, self.kind)[1].input_names:
             raise ValueError(f"{self.name} has no blocks that begin at a picture: begin from latents with from_noise")
         program = self._load(["prompt", "image"])
         return framed.encoded(self._inputs, program, self._example(), image, self._pixels)
@@ -249,7 +250,7 @@ class Modular(Family):
             levels = self._levels(schedule.num_steps)
             shape = (len(levels), *self.state_shape)
             noise = torch.randn(shape, generator=generator(), device="cpu").to(self.device)
-            with explained(self.settings.guider, self.network):
+            with explained(self._guider, self.network):
                 proof, t = Proof(self, chain), torch.tensor(levels, device=self.device)
                 prompts = [MORE if i % 2 else FEW for i in range(len(levels))]
                 proof.rows(noise, t, prompts, proof.alone(noise, t, prompts))

@@ -113,6 +113,29 @@ def refuse_memory(modules: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_offloaded(modules: Mapping[str, Any]) -> None:
+    """Refuse networks that accelerate moves between devices; those under diffusers' group offload are left to it.
+
+    Args:
+        modules: by their names in the pipeline.
+
+    Raises:
+        ValueError: one of them.
+    """
+    for name, module in modules.items():
+        if len({*(getattr(module, "hf_device_map", None) or {}).values()}) > 1 or _is_offloaded(module):
+            raise ValueError(
+                f"the {name} is moved between devices by accelerate (cpu offload or a device_map), and a kernel moves "
+                "networks itself: pipe.remove_all_hooks() or pipe.reset_device_map(), then "
+                f"text_encoders='offload' or pipe.{name}.enable_group_offload(...)"
+            )
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    hooks = [getattr(part, "_hf_hook", None) for part in module.modules()]
+    return any(type(hook).__name__ == "CpuOffload" or getattr(hook, "offload", False) for hook in hooks)
+
+
 def _hooks_with_memory(module: nn.Module) -> Iterator[tuple[str, str]]:
     for part, each in module.named_modules():
         hooks = getattr(getattr(each, "_diffusers_hook", None), "hooks", {})

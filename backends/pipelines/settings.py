@@ -89,6 +89,18 @@ def place(name: str, value: Any) -> None:
         raise ValueError(f"{name} is empty, expected a folder or a hub id")
 
 
+def places(name: str, value: Any) -> None:
+    """A folder, a file or a hub id, or several with a weight each."""
+    if not isinstance(value, Mapping):
+        place(name, value)
+        return
+    if not value:
+        raise ValueError(f"{name} is empty, expected places of weights with a number each")
+    for each, weight in value.items():
+        place(name, each)
+        number(hint=", its weight")(f"{name} {os.fspath(each)!r}", weight)
+
+
 def pictures(name: str, value: Any) -> None:
     """A PIL image or its file, or several."""
     from PIL.Image import Image
@@ -228,7 +240,7 @@ RULES: dict[str, Rule] = {
     "dtype": of_type((str, torch.dtype), "a name such as float32 or bfloat16"),
     "variant": optional(TEXT),
     "revision": optional(TEXT),
-    "lora": optional(place),
+    "lora": optional(places),
     "components": optional(inputs),
 }
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -10,7 +11,7 @@ from PIL import Image
 import treesearch as ts
 from tests.support import tiny, tiny_kinds
 from treesearch.backends.base.live import LiveBytes
-from treesearch.backends.pipelines import DiffusersKernel, memory
+from treesearch.backends.pipelines import CheckpointError, DiffusersKernel, memory
 from treesearch.backends.pipelines.families import FAMILIES, family_of
 from treesearch.backends.pipelines.kinds import KINDS
 from treesearch.rewards.base import as_reward
@@ -242,13 +243,60 @@ def test_every_kind_has_a_family():
         ("Ideogram4Pipeline", "its modular blocks in diffusers have not been tried here"),
         ("HeliosPyramidPipeline", "chunk after chunk, .*: wrap one chunk as a kernel"),
         ("StableCascadeCombinedPipeline", "its prior and its decoder are two chains"),
-        ("QwenImageModularPipeline", "its blocks run in QwenImagePipeline: wrap that, DiffusersKernel"),
+        ("FluxModularPipeline", "its blocks run in FluxPipeline: wrap that, DiffusersKernel"),
         ("MyPipeline", "wrap its network as a kernel"),
     ],
 )
 def test_other_classes_say_what_to_do(name, message):
     with pytest.raises(ValueError, match=message):
         family_of(name)
+
+
+OBJECTS = {
+    "QwenImageModularPipeline": "qwen_image",
+    "ZImageModularPipeline": "z_image",
+    "Flux2KleinBaseModularPipeline": "flux2_klein_base",
+    "Krea2TurboModularPipeline": "krea2_turbo",
+}
+
+
+def object_of(kind, whole):
+    found = getattr(diffusers, kind)()
+    names = found.component_names
+    parts = {name: part for name, part in whole.components.items() if name in names}
+    parts |= {name: getattr(whole, name) for name in names if name.endswith("processor") and hasattr(whole, name)}
+    found.update_components(**parts)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_a_modular_pipeline_is_taken_as_it_is(kind, pipeline):
+    """With its own blocks, and its own guider with the guider's scale, which is off where it says so (Z-Image)."""
+    name = OBJECTS[kind]
+    pipe = object_of(kind, pipeline(name))
+    kernel = wrap(pipe, name, eta=0.0)
+    noise = noises(kernel)
+    drawn = kernel.decode(walk(kernel, noise, cond_of(kernel, PROMPTS)))
+    call = {"num_inference_steps": T, "output_type": "pt", "output": "images", **SIZE, **CALLS.get(name, {})}
+    for i, prompt in enumerate(PROMPTS):
+        theirs = pipe(prompt=prompt, latents=as_taken(name, noise)[i : i + 1].clone(), **call)
+        assert (drawn[i : i + 1] - theirs).abs().max() < 1e-4
+    assert kernel.rows_per_nfe == (1 if name in ("krea2_turbo", "z_image") else 2)
+
+
+def test_a_modular_pipeline_that_is_not_loaded_is_refused():
+    with pytest.raises(CheckpointError, match=r"ZImageModularPipeline has no .*: call its load_components\(\)"):
+        DiffusersKernel(diffusers.ZImageModularPipeline(), num_steps=T, device="cpu")
+
+
+def test_a_guider_of_its_own_with_a_memory_is_refused(pipeline):
+    pipe = object_of("ZImageModularPipeline", pipeline("z_image"))
+    guider = diffusers.AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5)
+    pipe.update_components(guider=guider)
+    with pytest.raises(ValueError, match="a memory of the steps before"):
+        wrap(pipe, "z_image")
+    assert wrap(pipe, "z_image", guidance_scale=2.0).rows_per_nfe == 2
 
 
 def test_a_loop_that_mixes_rows_is_refused(pipeline, monkeypatch):

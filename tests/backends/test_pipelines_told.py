@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.backends import test_pipelines, test_pipelines_called
 from tests.backends.test_pipelines import PROMPTS, cond_of, load, noises, pipeline, walk
@@ -49,6 +50,30 @@ def test_encodings_stand_for_text(name, tiny_root):
     images = kernel.decode(walk(kernel, z, cond_of(kernel, PROMPTS)))
     assert (images - theirs(name, pipe, z, given)).abs().max() < 1e-4
     assert kernel.fingerprint != load(name, tiny_root, eta=0.0, **CALLED.get(name, {})).fingerprint
+
+
+def test_encodings_stand_for_text_under_a_mask(tiny_root):
+    """A text's own encodings are the text, and another's are not, while what is kept of the picture stays."""
+    draw = torch.Generator().manual_seed(1)
+    image = Image.fromarray(torch.randint(0, 256, (16, 16, 3), generator=draw, dtype=torch.uint8).numpy())
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 4, 16, 12))
+    given = {"eta": 0.0, "image": image, "mask": mask, "strength": 0.6}
+    plain = load("sd", tiny_root, **given)
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    texts = {
+        prompt: dict(zip(names, plain.pipe.encode_prompt(prompt, "cpu", 1, True), strict=True)) for prompt in PROMPTS
+    }
+    same, other = (
+        load("sd", tiny_root, prompt_embeds=each, **given)
+        for each in (texts, {p: own("sd", None, 77) for p in PROMPTS})
+    )
+    x, t = noises(plain.state_shape)[0], torch.tensor([1, plain.num_steps])
+    laws = [kernel.transition(x, t, cond_of(kernel, PROMPTS)) for kernel in (plain, same, other)]
+    kept = plain._root.held.free[0] == 0
+    torch.testing.assert_close(laws[1].mean, laws[0].mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(laws[2].mean[:, kept], laws[0].mean[:, kept], atol=1e-5, rtol=1e-5)
+    assert (laws[2].mean - laws[0].mean)[:, ~kept].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["sd", "pixart_sigma"])
