@@ -43,7 +43,7 @@ SHOWN = {
 class Args:
     """Arguments of the demo."""
 
-    steps: int = 500
+    steps: int = 800
     """chunks that DSRL learns from, a multiple of 100"""
     episodes: int = 48
     """of each method"""
