@@ -5,9 +5,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6))
 DATA ?= mnist.npz
+OLDEST := tests/core tests/cli/test_config.py tests/results/test_comparison.py tests/runs/test_identity.py tests/report/test_outputs.py
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan demo-policy test test-cpus test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages docs clean
+.PHONY: help setup demo demo-restore demo-actions demo-plan demo-policy test test-cpus test-oldest test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -49,6 +50,11 @@ test: $(STAMP)  ## the test suite
 
 test-cpus: $(STAMP)  ## tests, demo and exact figures with other vector units, threads and busy cores: hours; run again to go on
 	@$(PY) -m experiments.robustness.cpus
+
+test-oldest:  ## what needs no extra, with the oldest versions that are allowed, in an environment of its own
+	@test -x build/oldest/bin/python || $(BASE_PYTHON) -m venv build/oldest
+	@build/oldest/bin/python -m pip install -q --disable-pip-version-check -c constraints-oldest.txt torch -e . matplotlib pytest scipy
+	@build/oldest/bin/python -m pytest -q $(OLDEST)
 
 test-slow: $(STAMP)  ## statistical runs of minutes
 	@$(PY) -m pytest -q -m slow

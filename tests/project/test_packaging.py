@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -63,3 +64,23 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     }
     run = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.stdout.split() == ["2", str(wheel / "treesearch/backends/exact/gaussian.py"), "False"], run.stderr
+
+
+def test_the_oldest_versions_are_the_floors():
+    """What `make test-oldest` installs is what pyproject.toml allows; torch has its pin."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    floors = {name: _release(low) for name, low in (each.split(">=") for each in told)}
+    lines = (ROOT / "constraints-oldest.txt").read_text("utf-8").splitlines()
+    oldest = {
+        name: _release(version) for name, _, version in (line.partition("==") for line in lines if line[0] != "#")
+    }
+    assert oldest.keys() == floors.keys()
+    assert {name: oldest[name] for name in floors if name != "torch"} == {
+        k: v for k, v in floors.items() if k != "torch"
+    }
+    assert oldest["torch"] >= floors["torch"]
+
+
+def _release(version):
+    """A version as three numbers."""
+    return tuple([*map(int, version.split(".")), 0, 0][:3])
