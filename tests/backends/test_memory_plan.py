@@ -143,6 +143,18 @@ def test_dry_run_prints_the_plan(load, capsys):
     assert "KiB" in printed
 
 
+def test_a_third_pass_is_in_the_plan(load):
+    """Skipped layers of SD3, at the level at which they are."""
+    kernel = load("sd3", guidance_scale=4.0, skip_guidance_layers=(1,), skip_layer_guidance_start=0.0,
+                  skip_layer_guidance_stop=1.0)  # fmt: skip
+    encoded = {k: getattr(v, "value", v) for k, v in kernel.encode(PROMPTS).items()}
+    x, t = torch.randn(2, *kernel.state_shape), torch.tensor([2, 2])
+    kernel.transition(x, t, encoded)
+    peak, plan = measured(lambda: kernel.transition(x, t, encoded)), kernel.memory_plan(2, prompts=PROMPTS)
+    assert plan.network == pytest.approx(peak, rel=0.25)
+    assert kernel.rows_per_nfe == 3
+
+
 def test_dry_run_runs_nothing_that_does_not_fit(load, monkeypatch):
     kernel = load("sd")
     need = kernel.memory_plan(4, prompts=PROMPTS).total
