@@ -12,7 +12,7 @@ import treesearch as ts
 from tests.rewards.test_image_reward import WORDS as SEEN
 from tests.rewards.test_image_reward import published_state
 from tests.support import examples, text, tiny, tiny_clip
-from treesearch.backends import mnist
+from treesearch.backends import mnist, student  # noqa: F401 - loads the true network, whatever a page has
 from treesearch.rewards import digit
 from treesearch.testing import check_kernel
 
@@ -21,7 +21,7 @@ NOT_RUN = {
     "docs/loggers.md": 1,
     "docs/pipelines.md": 1,
     "docs/policies.md": 2,
-    "docs/text.md": 1,
+    "docs/text.md": 2,
     "docs/values.md": 1,
     "docs/workers.md": 1,
 }  # blocks of a page that say why they are not run
