@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from experiments.policies.bandit import BOUND, bandit, folded, near, optimum, ring, worth
+from experiments.policies.two_routes import two_routes
 from tests.support import tiny
+from treesearch.backends.models.policy import policy
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.errors import StoreError
 from treesearch.policies.dsrl import DSRL, Steering
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.policies.learner import Diverged
-from treesearch.policies.noise_env import Among, Prompted
+from treesearch.policies.noise_env import Among, NoiseEnv, Prompted
 from treesearch.rewards.base import Reward
 from treesearch.rewards.images.image import brightness
 
@@ -84,6 +86,20 @@ def test_a_run_goes_on_bit_for_bit_where_it_was(tmp_path, method):
         other.load(tmp_path)
     with pytest.raises(StoreError, match="no learner in"):
         other.load(tmp_path / "elsewhere")
+
+
+def test_segments_begin_in_an_environment_that_begins_anew(tmp_path):
+    """A walk that a segment cut off would go on in one run, and not in the run that was interrupted."""
+
+    def walker():
+        env = NoiseEnv(two_routes(), FrozenPolicy(policy(num_steps=1)))
+        return DSRL(env, Steering(method="sac", **SMALL | {"warmup": 4, "every": 4, "batch_size": 4, "width": 8}))
+
+    whole = walker().learn(12)
+    walker().learn(8, store=tmp_path)
+    again = walker().learn(12, store=tmp_path)
+    for name, value in whole.learner.weights().items():
+        assert torch.equal(value, again.learner.weights()[name]), name
 
 
 @pytest.mark.parametrize("method", ["na", "sac"])
