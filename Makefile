@@ -8,7 +8,7 @@ DATA ?= mnist.npz
 OLDEST := tests/core tests/cli/test_config.py tests/results/test_comparison.py tests/runs/test_identity.py tests/report/test_outputs.py
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 
-.PHONY: help setup demo demo-restore demo-actions demo-plan demo-policy test test-cpus test-oldest test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter drafts-evidence pages docs clean
+.PHONY: help setup demo demo-text demo-restore demo-actions demo-plan demo-policy test test-cpus test-oldest test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter train-text text-evidence drafts-evidence pages docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ demo: $(STAMP)  ## search for heavy eights with six methods at equal NFE, into r
 	@$(PY) -m treesearch compare --store runs/demo --kernel "mnist(num_steps=10)" --nfe 5k \
 	    --reward "digit(8) + 200*brightness(target=0.2)" \
 	    --methods best_of_n "best_of_n(draft=3)" tree_search tree_sampling fk "dts_star(widening_c=1, widening_alpha=0.5)"
+
+demo-text: $(STAMP)  ## texts: a small model towards positive reviews and towards a JSON schema, with rewards, into runs/demo-text
+	@$(PY) -m experiments.text.demo_text
 
 demo-restore: $(STAMP)  ## restore test digits by published rules and by search, with log p(y) and a picture, into runs/demo-restore
 	@$(PY) -m experiments.observations.demo_restore
@@ -191,6 +194,19 @@ hspace-evidence: $(STAMP)  ## what directions of h-space change, how far sibling
 	@$(PY) -m experiments.interventions.hspace run --out $(RESULTS)/interventions/hspace.jsonl
 	@$(PY) -m experiments.interventions.hspace report --rows $(RESULTS)/interventions/hspace.jsonl --out $(RESULTS)/interventions/hspace.md
 
+train-text: $(STAMP)  ## train the shipped text model and its classifiers again, hours: make train-text DATA=folder/of/reviews
+	@$(PY) -m experiments.text.train_text --data $(DATA) --out checkpoints/text --weights backends/weights/text.safetensors
+	@$(PY) -m experiments.text.train_classifiers --data $(DATA) --out checkpoints/classifiers
+	@cp checkpoints/classifiers/text_sentiment.safetensors checkpoints/classifiers/text_acceptability.safetensors rewards/weights/
+	@cp checkpoints/classifiers/text_sentiment_judge.safetensors checkpoints/classifiers/text_acceptability_judge.safetensors \
+	    experiments/weights/
+
+text-evidence: $(STAMP)  ## steering, search and records of texts, then the pages: make text-evidence DATA=folder/of/reviews; run again to go on
+	@$(PY) -m experiments.text.records run --out $(RESULTS)/text/records.jsonl
+	@$(PY) -m experiments.text.steering run --data $(DATA) --out $(RESULTS)/text/steering.jsonl
+	@$(PY) -m experiments.text.search run --data $(DATA) --out $(RESULTS)/text/search.jsonl
+	@$(MAKE) --no-print-directory pages
+
 drafts-evidence: $(STAMP)  ## what drafts know of rollouts, what nodes are worth, and searches with them: hours; run again to go on
 	@$(PY) -m experiments.drafts.correlation run --out $(RESULTS)/drafts/correlation.jsonl
 	@$(PY) -m experiments.drafts.sampling run --out $(RESULTS)/drafts/sampling.jsonl
@@ -218,6 +234,9 @@ pages: $(STAMP)  ## docs/figures.md, evidence.md, verified.md, models.md and the
 	@$(PY) -m experiments.drafts.search report --rows $(RESULTS)/drafts/search.jsonl --out $(RESULTS)/drafts/search.md
 	@$(PY) -m experiments.drafts.values report --rows $(RESULTS)/drafts/values.jsonl --out $(RESULTS)/drafts/values.md
 	@$(PY) -m experiments.drafts.endpoints report --rows $(RESULTS)/drafts/endpoints.jsonl --out $(RESULTS)/drafts/endpoints.md
+	@$(PY) -m experiments.text.records report --rows $(RESULTS)/text/records.jsonl --out $(RESULTS)/text/records.md
+	@$(PY) -m experiments.text.steering report --rows $(RESULTS)/text/steering.jsonl --out $(RESULTS)/text/steering.md
+	@$(PY) -m experiments.text.search report --rows $(RESULTS)/text/search.jsonl --out $(RESULTS)/text/search.md
 	@$(PY) -m experiments.roots.drag report --rows $(RESULTS)/roots/drag.jsonl --out $(RESULTS)/roots/drag.md
 	@$(PY) -m experiments.pie_mini.table report --rows $(RESULTS)/pie_mini/table.jsonl --out $(RESULTS)/pie_mini/table.md
 	@$(PY) -m experiments.students.evidence report --rows $(RESULTS)/students/ring.jsonl --out $(RESULTS)/students/ring.md

@@ -100,7 +100,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
         "text.kernel:MaskedTextKernel.from_pretrained",
         "masked_text('answerdotai/ModernBERT-base', length=32, num_steps=32)",
     ),
-    "small_text": ("text.own:small_text", "small_text('./text.safetensors', num_steps=32)"),
+    "small_text": ("text.own:small_text", "small_text(num_steps=32)"),
     "rescored": (
         "text.rescored:Rescored",
         "rescored(masked_text('answerdotai/ModernBERT-base', length=32, num_steps=8, reveal='left'))",
@@ -111,7 +111,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     ),
     "field_order": (
         "text.turns:FieldOrder",
-        "field_order(scaffold(small_text('./text.safetensors', num_steps=6), './schema.json', blanks=8))",
+        "field_order(scaffold(small_text(num_steps=6), './schema.json', blanks=8))",
     ),
     "gaussian": ("exact.gaussian:LinearGaussian", "gaussian(dim=2)"),
     "ring": ("exact.gaussian:GaussianMixture.ring", "ring(modes=8)"),

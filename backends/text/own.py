@@ -152,7 +152,7 @@ def load_own(name: str | Path) -> tuple[MaskedTransformer, OwnTokenizer]:
 
 
 def small_text(
-    weights: str | Path,
+    weights: str | Path = "text.safetensors",
     num_steps: int = 32,
     length: int | None = None,
     device: str | torch.device = "cpu",
@@ -169,7 +169,7 @@ def small_text(
     """A small model as a kernel.
 
     Args:
-        weights: a shipped file by name, or the path of one that `save_own` wrote.
+        weights: the shipped file by its name, or the path of one that `save_own` wrote.
         num_steps: T.
         length: tokens of a text; None is the longest that it knows.
         device: where the network runs.

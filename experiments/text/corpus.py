@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from treesearch.backends.text.fields import Field, pieces
 from treesearch.backends.text.own import END, PAD, SPECIAL, OwnTokenizer
@@ -74,10 +75,26 @@ def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     return [line for i, line in enumerate(lines) if i % HELD], held
 
 
-def person(draw: random.Random) -> tuple[str, dict[str, str | None]]:
+class Words(NamedTuple):
+    """First names, last names and places that sentences are of."""
+
+    first: list[str]
+    last: list[str]
+    places: list[str]
+
+
+KNOWN = Words(FIRST, LAST, PLACES)
+NEW = Words(
+    _words("mary mark martin john jack anne alice andrew carl charles eric frank george grace harry jane"),
+    _words("adams clark green king marsh price turner ward"),
+    _words("texas spain france india peru japan brazil china"),
+)
+
+
+def person(draw: random.Random, words: Words = KNOWN) -> tuple[str, dict[str, str | None]]:
     """A sentence about somebody and what it says; name, year and place each may be left out."""
-    name = f"{draw.choice(FIRST)} {draw.choice(LAST)}"
-    year, place = str(draw.randrange(1800, 2000)), draw.choice(PLACES)
+    name = f"{draw.choice(words.first)} {draw.choice(words.last)}"
+    year, place = str(draw.randrange(1800, 2000)), draw.choice(words.places)
     told = {"name": name, "year": year, "place": place}
     for key in told:
         if draw.random() < 0.3:

@@ -49,7 +49,9 @@ class Args:
     """The masked model whose draws are told from real sentences."""
     num_steps: int = 16
     """Of its draws."""
-    draws: int = 1500
+    length: int = 32
+    """Tokens of a draw, to which real sentences are cut."""
+    draws: int = 5000
     """How many, and as many real sentences."""
     ridge: float = 0.1
     """c."""
@@ -74,7 +76,7 @@ def sentiment(args: Args) -> tuple[tuple[str, str], Labelled]:
 
 def acceptability(args: Args) -> tuple[tuple[str, str], Labelled]:
     """Draws of the model, and as many reviews as its tokenizer writes them."""
-    kernel = small_text(args.weights, num_steps=args.num_steps)
+    kernel = small_text(args.weights, num_steps=args.num_steps, length=args.length)
     budget = ts.Budget(nfe=args.draws * args.num_steps)
     drawn = ts.search(kernel, constant(0.0), ts.BestOfN(), budget=budget, seed=args.seed).samples
     every = corpus.reviews(args.data)

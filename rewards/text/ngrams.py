@@ -105,7 +105,7 @@ def ngrams(path: str, label: str) -> Reward:
 
     Args:
         path: a file that `save_ngrams` wrote, by `experiments.text.train_classifiers` say, or the name of a shipped
-            one: "text_sentiment.safetensors" (positive, negative).
+            one: "text_sentiment.safetensors" (negative, positive), "text_acceptability.safetensors" (drawn, real).
         label: one of its classes.
 
     Raises:
