@@ -24,7 +24,7 @@ pytestmark = [
 SKIPPING = tuple(f"skip_layer_guidance_{part}" for part in ("scale", "start", "stop"))
 NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "eta", "strength", *SKIPPING)
 WHOLE = ("height", "width", "num_frames", "max_sequence_length", "clip_skip", "num_steps", "decode_batch")
-TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "lora", "checkpoint", "device", "dtype")
+TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "checkpoint", "device", "dtype")
 FLAGS = ("tiling", "slicing", "compile", "channels_last")
 NAMED = ("network_inputs", "components", "prompt_embeds", "sizes")
 SCALES = ("control_scale", "control_guidance_start", "control_guidance_end")
@@ -52,7 +52,7 @@ def test_each_prompt_has_its_own_negative(name, tiny_root):
 
 def test_every_setting_has_a_rule():
     """Objects aside, which their own readers check."""
-    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED, *PICTURES, *GUIDERS, *LISTS, *SCALES} == set(RULES)
+    assert {*NUMBERS, *WHOLE, *TEXTS, *FLAGS, *NAMED, *PICTURES, *GUIDERS, *LISTS, *SCALES, "lora"} == set(RULES)
     taken = set(inspect.signature(DiffusersKernel.__init__).parameters)
     taken |= set(inspect.signature(DiffusersKernel.from_pretrained).parameters)
     assert taken - set(RULES) == {"self", "pipe", "preview", "control_image", "settings"}
@@ -65,6 +65,7 @@ def test_every_setting_has_a_rule():
         (SCALES, (True, "1", [], (1.0, 2.0), [1.0, "2"], {}, torch.tensor(1.0))),
         (WHOLE, (True, 1.5, 8.0, "8", [8], math.nan, math.inf)),
         (TEXTS, (3, True, ["a", "b"], ("a",), b"a", {})),
+        (("lora",), (3, True, ["a", "b"], ("a",), b"a", {3: 1.0})),
         (FLAGS, (1, 0, "no", [True])),
         (NAMED, (3, "a", [1], {1: 2})),
         (PICTURES, (3, [None], {})),

@@ -94,7 +94,7 @@ class Export(Command):
         UsageError: options that this export does not have, or that exclude one another.
         """
         apart = ("draws", "best", "observation", "action", "kernel", "trust", "push", "public")
-        given = {name for name in apart if getattr(self, name) not in (None, False)}
+        given = {name for name in apart if not any(getattr(self, name) is unset for unset in (None, False))}
         decodes = {"kernel", "trust"} if self.to in DECODED else set()
         own = {"minari": {"draws", "best", "observation", "action"}, "hf": {"push", "public"}}.get(self.to, set())
         if asked := sorted(given - decodes - own):

@@ -6,8 +6,7 @@
 
 The first wave is one unit of the method for each task (on workers, one for each worker): nothing is known before it.
 What it took beside evaluations and rewards is not counted, since much of that happens once. A small wave may take as
-long
-as a larger one, whose pace is better: none begins where the quickest so far would not fit.
+long as a larger one, whose pace is better: none begins where the quickest so far would not fit.
 """
 
 from __future__ import annotations
@@ -77,8 +76,11 @@ class Clock:
         return self.pace is None and under_way > 0
 
     @contextmanager
-    def limits(self, searches: Sequence[Search], asked: Sequence[Search]) -> Iterator[None]:
-        """Have some of the searches begin no more than there is time for; what they have begun is paid for."""
+    def limits(self, searches: Sequence[Search], asked: Sequence[Search], *, more: bool) -> Iterator[None]:
+        """Have some of the searches begin no more than there is time for; what they have begun is paid for.
+
+        With `more` to be learnt from waves that were begun before, a search for which nothing fits has not ended.
+        """
         asked = [s for s in asked if s.spent is not None]
         left = (self.seconds - self.recorder.elapsed() - self._ahead(searches)) / max(1, len(asked))
         own = [(search, search.share, search.spent) for search in asked]
@@ -89,7 +91,7 @@ class Clock:
         finally:
             for search, share, spent in own:
                 search.share = share
-                if search.status == Status.BUDGET and search.spent != spent:  # for this wave: the next may have room
+                if search.status == Status.BUDGET and (more or search.spent != spent):  # the next may have room
                     search.status = Status.RUNNING
 
     def ended(self, searches: Sequence[Search]) -> bool:

@@ -65,6 +65,7 @@ class Loop:
         self.under_way: deque[Wave] = deque()
         self.next, self.staleness, self.out_of_time = 0, Staleness(), False
         self._told = [0] * len(searches)  # rows, by task
+        self._unrecorded = False  # whether a wave was told that is not recorded yet
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Records of the waves, until the budget is spent."""
@@ -90,6 +91,7 @@ class Loop:
                 for task, segments in wave.work:
                     self.searches[task].tell(segments)
             if wave.known is None:
+                self._unrecorded = True
                 self._forget(wave)
                 if self.engine.ahead:  # others compute while this wave is recorded
                     self._advance()
@@ -120,6 +122,7 @@ class Loop:
         if workers := self.engine.summary():
             beside["workers"] = workers
         record = self.recorder.record(wave, self.searches, **beside)
+        self._unrecorded = False
         if self.clock is not None:
             self.clock.learn(wave)
         if workers:
@@ -202,7 +205,7 @@ class Loop:
             yield
             return
         asked = [self.searches[i] for i in active]
-        with self.clock.limits(self.searches, asked):
+        with self.clock.limits(self.searches, asked, more=self._unrecorded or bool(self.under_way)):
             yield
         self.out_of_time |= self.clock.ended(asked)
 
