@@ -182,5 +182,5 @@ def test_what_has_no_window(name, settings, message, tiny_root):
 def test_windows_of_steps_by_the_words_of_the_pipelines():
     assert [controls(i, 4, [0.25], [0.8])[0] for i in range(4)] == [0.0, 1.0, 1.0, 0.0]
     assert [skips(i, 10, 0.1, 0.4) for i in range(5)] == [False, False, True, True, False]
-    schedule = Schedule.flow(torch.tensor([1.0, 0.6, 0.3, 0.0]), torch.tensor([900.0, 600.0, 300.0]))
-    assert Steps(schedule).of(schedule.timestep[torch.tensor([3, 1, 2])]) == [0, 2, 1]
+    schedule = Schedule.flow(torch.tensor([0.0, 0.3, 0.6, 1.0]), torch.tensor([300.0, 600.0, 900.0]))
+    assert Steps(schedule).of(schedule.timestep[torch.tensor([2, 0, 1])]) == [0, 2, 1]

@@ -100,7 +100,7 @@ def test_a_pipeline_has_the_state_that_its_image_to_image_begins_at(name, tiny_r
     kernel = opened(name, tiny_root)
     state = kernel.state_of(SIDE)
     assert tuple(state.shape) == kernel.state_shape
-    assert torch.equal(state, kernel.from_image(SIDE, 0.5)._root)
+    assert torch.equal(state, kernel.from_image(SIDE, 0.5)._root.state)
     assert torch.equal(kernel.state_of(SIDE[:1]), kernel.state_of(SIDE[:1].expand(3, -1, -1)))
 
 

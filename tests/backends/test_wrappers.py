@@ -8,6 +8,7 @@ import inspect
 import pickle
 import pkgutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import pytest
@@ -174,7 +175,7 @@ def make(kind, kernel):
         TrustRegion: lambda k: TrustRegion(k, REWARD),
         Valued: lambda k: Valued(k, REWARD, worth),
         Drawn: lambda k: Drawn(k, REWARD),
-        NoiseProposal: lambda k: NoiseProposal(k, "steers"),
+        NoiseProposal: lambda k: NoiseProposal(k, SimpleNamespace(fingerprint="steers")),
         Scaffold: lambda k: Scaffold(k, '{"properties": {"a": {}}}', 2),
         Rescored: Rescored,
         FieldOrder: FieldOrder,

@@ -127,8 +127,8 @@ def test_asynchronous_trees_obey_the_laws(pool, request, kind):
 
 @pytest.mark.parametrize("method", [ts.BestOfN(), DTS(wave=64), DTS(wave=64, mode="async")], ids=["n", "dts", "async"])
 def test_a_clock_ends_a_search(three, method):
-    """Not before its time, but for a bundle that would not fit, although the first rows are slower than those of full
-    batches; without the clock it would never end. How much later depends on who else wants the cores, and is no test."""
+    """Not before its time, but for a bundle that would not fit, although the first rows are slower than those of a full
+    batch; without the clock it would never end. How much later depends on who else wants the cores, and is no test."""
     whole(three.pool)
     kernel = kernels.Slow(seconds=0.01, row=0.0005)
     found = ts.search(kernel, kernels.total, method, budget=ts.Budget(seconds=1.5), batch_size=32, workers=three)
