@@ -1,7 +1,7 @@
 """The site holds files where the repository has them, so that a link that works on GitHub works on the site.
 
 mkdocs calls `on_files`; whatever a page links to comes along, a page or a file, and what that links to. Pages of the
-API are made from the tables of names, so that none is forgotten.
+API are made from the tables of names, so that none is forgotten. Notebooks are kept without outputs, and run here.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-START = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{folder}*.md" for folder in ("", "adr/", "api/")))
+PAGES = tuple(f"docs/{folder}*.md" for folder in ("", "adr/", "api/"))
+START = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES, "docs/notebooks/*.ipynb")
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)")
 
 
@@ -24,7 +27,7 @@ def reached(root: Path) -> list[str]:
     seen = dict.fromkeys(todo)
     while todo:
         page = todo.pop()
-        if page.suffix != ".md":
+        if page.suffix not in (".md", ".ipynb"):
             continue
         for target in LINK.findall(page.read_text("utf-8")):
             linked = (page.parent / target).resolve()
@@ -58,12 +61,51 @@ def _listed(title: str, names: dict[str, str]) -> str:
     return "\n\n".join([f"# {title}", *(entry.format(name, home) for name, home in names.items())])
 
 
+class Notebook(File):
+    """A notebook, which is a page."""
+
+    def is_documentation_page(self) -> bool:
+        return True
+
+
+def executed(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook that was run in an empty folder, as Markdown, and its pictures by their paths beside it."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbconvert import MarkdownExporter
+
+    book = nbformat.read(path, as_version=4)
+    with TemporaryDirectory() as folder:
+        NotebookClient(book, timeout=600, resources={"metadata": {"path": folder}}).execute()
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _lasting(output)]
+    names = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
+    text, made = MarkdownExporter().from_notebook_node(book, names)
+    return text, made["outputs"]
+
+
+def _lasting(output: Any) -> bool:
+    """Whether a cell printed it or ends in it: lines of progress do neither."""
+    return output.output_type == "execute_result" or output.get("name") == "stdout"
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in list(files):
         if file.src_dir == config.docs_dir:
             files.remove(file)
     for path in reached(ROOT):
-        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+        if path.endswith(".ipynb"):
+            _append_notebook(files, config, path)
+        else:
+            files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     for path, content in api().items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def _append_notebook(files: Files, config: MkDocsConfig, path: str) -> None:
+    text, pictures = executed(ROOT / path)
+    files.append(Notebook.generated(config, path, content=text))
+    for name, picture in pictures.items():
+        files.append(File.generated(config, f"{Path(path).parent.as_posix()}/{name}", content=picture))

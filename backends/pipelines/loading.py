@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from treesearch.backends.base.devices import as_device
 from treesearch.backends.pipelines.checkpoint import LORA, PICKLES, Checkpoint, CheckpointError, components, find
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+OLDEST = (0, 42)  # of diffusers; the shipped models run with older ones
 log = logging.getLogger("treesearch.backends")
 
 
@@ -75,6 +77,7 @@ def load_pipeline(
 
 
 def _loader(controlled: bool) -> Any:
+    _refuse_old()
     try:
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -84,6 +87,16 @@ def _loader(controlled: bool) -> Any:
             f"pipelines need diffusers and transformers: pip install 'treesearch[images]' ({why})"
         ) from error
     return AutoPipelineForText2Image if controlled else DiffusionPipeline
+
+
+def _refuse_old() -> None:
+    import diffusers
+
+    if tuple(map(int, re.findall(r"\d+", diffusers.__version__)[:2])) < OLDEST:
+        raise ImportError(
+            f"pipelines need diffusers >= {OLDEST[0]}.{OLDEST[1]}, installed is {diffusers.__version__}: "
+            "pip install 'treesearch[images]'"
+        )
 
 
 def _brought(checkpoint: Checkpoint, variant: str | None, parts: Collection[str]) -> Checkpoint:

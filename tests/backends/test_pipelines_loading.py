@@ -1,5 +1,7 @@
 """Pipelines as people load them: in shards, by parts from one file, with LoRA stacks, with encoders that are gone."""
 
+from contextlib import nullcontext
+
 import accelerate
 import diffusers
 import pytest
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 
 from tests.backends.test_pipelines import PROMPTS, cond_of, folder, load, noises
 from tests.support import tiny
-from treesearch.backends.pipelines import DiffusersKernel
+from treesearch.backends.pipelines import DiffusersKernel, loading
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -93,3 +95,10 @@ def test_networks_that_are_moved_by_others(tiny_root):
         DiffusersKernel(other, num_steps=5, device="cpu")
     other.remove_all_hooks()
     assert torch.equal(step(DiffusersKernel(other, num_steps=5, device="cpu")), step(offloaded))
+
+
+@pytest.mark.parametrize(("version", "old"), [("0.41.3", True), ("0.42.0", False), ("1.0.dev0", False)])
+def test_an_older_diffusers_is_named(version, old, monkeypatch):
+    monkeypatch.setattr("diffusers.__version__", version)
+    with pytest.raises(ImportError, match=r">= 0\.42, installed is 0\.41\.3") if old else nullcontext():
+        loading._loader(controlled=False)
