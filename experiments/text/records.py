@@ -12,11 +12,13 @@ training had. A cell is a batch of sentences of one seed.
     S³              the same, and what is left of a field, or all of it, says the null word
     S³, FK          four particles, rewarded by grounding, at temperature 1, in eight steps
     S³, order       DTS over which field is written first (`FieldOrder`), as many NFE
+    hot             the same at temperature 2, sixteen rollouts: alone (the best by grounding), or as particles
 
     adherence       share of samples that are JSON and fit the schema
     F1              of the words of values against those of what the sentence says, as far as it fits into a field
     exact           share of the fields that the sentence tells of whose value is that and nothing else
     hallucination   share of fields that the sentence says nothing of and that have a value
+    invented        share of values that do not stand in the sentence
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from treesearch.rewards import grounding, json_schema
 from treesearch.rewards.analytic import constant
 
 KEY = ("people", "method", "steps", "seed")
-COLD = 0.01  # temperature that is all but argmax
+COLD, HOT = 0.01, 2.0  # temperatures, the first all but argmax
 STEPS = (2, 8, 16, 32)
 PEOPLE = {"known": corpus.KNOWN, "new": corpus.NEW}
 PARTICLES = 4
@@ -99,6 +101,10 @@ def warm(kernel: Any) -> Any:
     return records(kernel.with_settings(reveal="confidence"))
 
 
+def hot(kernel: Any) -> Any:
+    return records(kernel.with_settings(reveal="confidence", temperature=HOT))
+
+
 def turns(kernel: Any) -> Any:
     return FieldOrder(records(kernel))
 
@@ -113,6 +119,8 @@ SEARCHED: dict[str, tuple[Callable[[Any], Any], Any, int]] = {
         ts.DiffusionTreeSearch(branch_at=(TURNS, TURNS - 2, TURNS - 4), widening_c=1.0, widening_alpha=0.5),
         PARTICLES,
     ),
+    "S³, hot, best of 16": (hot, ts.BestOfN(), 16),
+    "S³, hot, FK": (hot, ts.FeynmanKac(num_particles=16, lam=10.0, schedule=(6, 4, 2, 0)), 16),
 }
 
 
@@ -136,7 +144,9 @@ def searched(job: Job, weights: str, sentences: int) -> Row:
     answers = [text.removeprefix(sentence).strip() for text, (sentence, _) in zip(texts, told, strict=True)]
     fits = json_schema(corpus.SCHEMA)(answers) == 1
     words = _model(weights, job.steps).words
-    counts = counted([parsed(answer) for answer in answers], [fitted(says, words) for _, says in told])
+    found = [parsed(answer) for answer in answers]
+    counts = counted(found, [fitted(says, words) for _, says in told])
+    counts |= stand(found, [sentence for sentence, _ in told])
     spent = {"nfe": cost.nfe, "reward_calls": cost.reward_calls, "seconds": time.monotonic() - began}
     row = job.row | {"sentences": sentences, "fits": int(fits.sum())} | counts | spent
     return row | {"some": [told[0][0], answers[0]]} | where_it_ran()
@@ -173,6 +183,12 @@ def counted(found: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, str 
             counts["absent"] += true is None
             counts["made_up"] += true is None and value is not None
     return counts
+
+
+def stand(found: Sequence[Mapping[str, Any]], sentences: Sequence[str]) -> dict[str, int]:
+    """Values, and those that stand in their sentence."""
+    values = [(str(r[name]), text) for r, text in zip(found, sentences, strict=True) for name in NAMES if r.get(name)]
+    return {"values": len(values), "stand": sum(value in text for value, text in values)}
 
 
 def fitted(says: Mapping[str, str | None], words: Any) -> dict[str, str | None]:
@@ -238,11 +254,14 @@ def section(rows: Sequence[Row]) -> str:
             [2 * row["right"] / max(row["given"] + row["told"], 1) for row in mine],
             [row["exact"] / max(row["fields"], 1) for row in mine],
             [row["made_up"] / max(row["absent"], 1) for row in mine],
+            [1 - row["stand"] / max(row["values"], 1) for row in mine],
             [row["nfe"] / row["sentences"] for row in mine],
         ]
         lines.append([method, str(steps), *(mean_se(values).text() for values in shares)])
     lines.sort(key=lambda line: (line[0] not in ALONE, int(line[1])))
-    return markdown_table(lines, ("method", "steps", "adherence", "F1", "exact", "hallucination", "NFE a sentence"))
+    return markdown_table(
+        lines, ("method", "steps", "adherence", "F1", "exact", "hallucination", "invented", "NFE a sentence")
+    )
 
 
 Report = reporting("text/records", KEY, report)

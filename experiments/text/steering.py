@@ -13,7 +13,7 @@ attributed texts.
                   (multinomial), a state worth the log-mean-exp of four draws of x_0; of each population the best
     FK, one       the same steering, one population as large as the budget pays for, its weighted samples
     DTS           C = 2, α = .7 as published for text, branching at the same levels; draws of its read-out
-    TreeSampling  its draws
+    TreeSampling  its draws, values fitted to endpoints of waves before; "drawn" with FK's values, at FK's levels
     TreeSearch    the best eighth of its texts: a search, no sample of π
 
 Levels: every fourth of 16 steps; published are every 20th of 1,000 for FK and every tenth of 64 for DTS.
@@ -110,6 +110,7 @@ METHODS: dict[str, Entry] = {  # None: walks that no reward decides, one search 
         drawn,
     ),
     "TreeSampling": (plain, lambda at: ts.TreeSampling(lam=LAM), drawn),
+    "TreeSampling, drawn": (steered, lambda at: ts.TreeSampling(lam=LAM, schedule=(*at, 0)), drawn),
     "TreeSearch": (plain, lambda at: ts.TreeSearch(), best_eighth),
 }
 
