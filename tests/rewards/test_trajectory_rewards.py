@@ -51,9 +51,10 @@ def test_channels_split_the_last_axis():
     assert c.size == 7
     assert torch.equal(torch.cat([c.observations(x), c.actions(x), c.rewards(x)[..., None]], -1), x)
     assert as_channels((4, 2)) == C
+    assert as_channels((0, 2)).actions(x[..., :2]).shape == (3, 5, 2)
     with pytest.raises(ValueError, match="no reward channel"):
         C.rewards(x)
-    for bad in ((0, 2), (4, -1), (4, 2, 2), (4, 2.5), (4,)):
+    for bad in ((0, 0), (-1, 2), (4, -1), (4, 2, 2), (4, 2.5), (4,)):
         with pytest.raises(ValueError, match="expected"):
             as_channels(bad)
 

@@ -38,8 +38,8 @@ NONE = {  # drafts cannot leap along them
     "Regional": "from entry to entry",
     "PolicyGuided": "moves without weights",
 }
-TOKENS = {"Drawn", "Rescored", "Scaffold"}  # of kernels of tokens, which have no chain
-OWN = {"Absent", "Aligned", "DiffEditor", "Expanded", "LaCon"}  # of a network that the bed has not
+TOKENS = {"Drawn", "FieldOrder", "Rescored", "Scaffold"}  # of kernels of tokens, which have no chain
+OWN = {"Absent", "Aligned", "DiffEditor", "Expanded", "LaCon", "NoiseProposal"}  # of networks or prompts of their own
 
 
 @pytest.mark.parametrize("kind", [k for k in CONCRETE if k.__name__ not in TOKENS], ids=lambda c: c.__name__)
