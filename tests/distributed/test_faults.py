@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from types import SimpleNamespace
 
@@ -186,51 +187,41 @@ def test_waiting_for_a_core_is_not_hanging(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_node_comes_late_and_is_lost_with_its_samples(cluster, tmp_path, monkeypatch):
+def test_a_node_comes_late_and_is_lost_with_its_samples(cluster, tmp_path):
     """One GPU here, one on a node that comes during the search and goes while what it made waits for its rewards."""
     from ray.experimental import get_object_locations
 
-    monkeypatch.setattr("ray._private.utils.set_sigterm_handler", lambda handler: None)  # only in the main thread
     model = LinearGaussian(dim=4000)  # states are too large for the driver's memory: they stay on their node
     kernel, reward = kernels.Slow(model, 0.02, folder=tmp_path), kernels.GatedReward(str(tmp_path))
     options = {"budget": ts.Budget(nfe=5 * 1600), "batch_size": 4}
     (tmp_path / "slow").touch()
-    made, end = [], threading.Event()
 
     def until(condition):
         stop = time.monotonic() + 240
-        while not condition() and not end.is_set():
+        while not condition() and not running.done():
             assert time.monotonic() < stop
             time.sleep(0.01)
 
     def places(ref):
         return get_object_locations([ref])[ref]["node_ids"]
 
-    def meddle(pool):
-        """A node comes; rewards are held up until some of its samples wait; it goes."""
-        try:
+    with ts.RayWorkers(2, gpus_per_worker=1, reward_workers=1) as workers, ThreadPoolExecutor(1) as thread:
+        pool = workers.pool
+        pool.ask(pool.workers, lambda a: a.hello.remote())
+        assert [a.ready is None for a in pool.workers].count(True) == 1
+        running = thread.submit(ts.search, kernel, reward, ts.BestOfN(), workers=workers, **options)
+        try:  # here, for Ray starts nodes in the main thread only: a node comes, its samples wait for rewards, it goes
             node = cluster.add_node(num_cpus=1, num_gpus=1)
             until(lambda: all(a.ready is None for a in pool.workers))
-            made.extend(a.info["node"] for a in pool.workers)
+            made = {a.info["node"] for a in pool.workers}
             (tmp_path / "closed").touch()
             until(lambda: any(node.node_id in places(w.ref) for w in list(pool.tenants[0]._waiting) if w.at))
             cluster.remove_node(node, allow_graceful=False)
         finally:
             (tmp_path / "slow").unlink()
             (tmp_path / "open").touch()
-            end.wait(240)  # Ray's processes end with the thread that started them
-
-    with ts.RayWorkers(2, gpus_per_worker=1, reward_workers=1) as workers:
-        workers.pool.ask(workers.pool.workers, lambda a: a.hello.remote())
-        assert [a.ready is None for a in workers.pool.workers].count(True) == 1
-        meddler = threading.Thread(target=meddle, args=(workers.pool,))
-        meddler.start()
-        try:
-            found = ts.search(kernel, reward, ts.BestOfN(), workers=workers, **options)
-        finally:
-            end.set()
-            meddler.join()
-    assert len(set(made)) == 2
+        found = running.result()
+    assert len(made) == 2
     assert found.cost.repeated_nfe > 0
     same(found, ts.search(model, kernels.total, ts.BestOfN(), **options))
 
