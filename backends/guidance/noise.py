@@ -1,12 +1,13 @@
-"""What is known of a frozen policy's noise, in a search: where x_T should be drawn, and what it is worth.
+"""What is known of a frozen policy's noise, in a search: where x_T should be drawn.
 
-    NoiseProposal     w ~ q(w | s) = (1 - ε) N(m(s), diag v(s)²) + ε N(0, I),  x_T = prior(w)
-                      log p/q = log N(w; 0, I) - log q(w | s),  at most log 1/ε
-    NoiseValue        v(x_T) = Q^W(s, w),  v(x_t) = Q^A(s, x̂_0(x_t)) below
+    w ~ q(w | s) = (1 - ε) N(m(s), diag v(s)²) + ε N(0, I),  x_T = prior(w)
+    log p/q = log N(w; 0, I) - log q(w | s),  at most log 1/ε
 
 m and v are the moments of the learnt policy of noise π^W. π^W itself has no mass outside a box, where p has, so
 that it could not be weighed; with the share ε of the prior every estimate keeps its weights, and every search its
-target. Q^W asks neither the network nor the reward, in place of a rollout.
+target.
+
+Q^W is no value of states in a search: it is what x_T is worth where no step has noise, and there no tree branches.
 
 Sources: Steering Your Diffusion Policy with Latent Space Reinforcement Learning (Wagenmaker et al., 2025). Defensive
 mixtures: Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg, 1995).
@@ -22,8 +23,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from treesearch.backends.base import Cond, Wrapper, optional
-from treesearch.backends.guidance.prompts import PROMPTS
+from treesearch.backends.base import Cond, Wrapper, describe, optional
 from treesearch.rewards.numeric import is_number, is_positive
 
 MEAN, STD = "noise_mean", "noise_std"  # of conditioning
@@ -41,14 +41,6 @@ class Steers(Protocol):
         """Mean and standard deviation (n, d) of w."""
         ...
 
-    def q_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Q^W (n,) of noise (n, d)."""
-        ...
-
-    def q_action(self, observations: Tensor, states: Tensor) -> Tensor:
-        """Q^A (n,) of states x_0 (n, *state)."""
-        ...
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -56,13 +48,14 @@ class NoiseProposal(Wrapper):
     """A kernel whose x_T is drawn where the policy of noise would, with exact log p/q.
 
     Args:
-        kernel: whose prior is a standard normal times a number (`chain.schedule.prior_std`), of any η.
+        kernel: whose prior is a standard normal times a number (`chain.schedule.prior_std`), of any η; one that
+            begins at a picture, at given noise or with known entries has another.
         steers: what was learnt.
         share: ε of the prior's own draws, in (0, 1].
         least: smallest standard deviation of w.
 
     Raises:
-        ValueError: a setting out of range, or a kernel without such a prior.
+        ValueError: a setting out of range, or a kernel without such a prior; when drawn, conditioning that changes it.
         TypeError: the kernel proposes x_T already.
     """
 
@@ -77,6 +70,8 @@ class NoiseProposal(Wrapper):
             raise ValueError(f"{type(self.kernel).__name__} has no `chain`, whose prior is a multiple of its noise")
         if optional(self.kernel, "prior_log_weight") is not None:
             raise TypeError(f"{type(self.kernel).__name__} proposes x_T already: one proposal a kernel")
+        shape = describe(self.kernel, identify=False).noise_shape
+        self._prior(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), None)
 
     @property
     def proposes_for(self) -> Any:
@@ -93,7 +88,18 @@ class NoiseProposal(Wrapper):
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         mean, std = self._moments(cond)
         w = self._drawn(noise.flatten(1).to("cpu", F64), mean, std)
-        return self.kernel.prior(w.to(noise).reshape(noise.shape), cond)
+        return self._prior(w.to(noise).reshape(noise.shape), cond)
+
+    def _prior(self, w: Tensor, cond: Cond) -> Tensor:
+        """x_T of noise w (n, *noise_shape), as the weights take it: w times a number, to the precision of states."""
+        x = self.kernel.prior(w, cond)
+        plain = (self.kernel.chain.schedule.prior_std * w).to("cpu", F64)
+        if x.shape != w.shape or not torch.allclose(x.to("cpu", F64), plain, rtol=0.01, atol=1e-6):
+            raise ValueError(
+                f"the prior of {type(self.kernel).__name__} is no multiple of its noise, so that a proposal of x_T has "
+                "no weights: take the kernel as it was before from_image, from_noise or known entries"
+            )
+        return x
 
     def prior_log_weight(self, x: Tensor, cond: Cond = None) -> Tensor:
         """log p/q of x_T (n, *state), (n,) float64."""
@@ -129,31 +135,3 @@ EPS = 2.0**-53
 def _log_normal(w: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     z = (w - mean) / std
     return -0.5 * (z.square().sum(1) + w.shape[1] * math.log(2 * math.pi)) - std.log().sum(1)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class NoiseValue:
-    """A value for `Valued`: Q^W of the noise at the prior, Q^A of the predicted endpoint below.
-
-    Args:
-        steers: what was learnt.
-        num_steps: T of the kernel.
-        prior_std: by which its noise is multiplied to x_T.
-    """
-
-    steers: Steers
-    num_steps: int
-    prior_std: float = 1.0
-
-    def __call__(self, x: Tensor, t: Tensor, law: Any, cond: Cond) -> Tensor:
-        if cond is None or PROMPTS not in cond:
-            raise ValueError("noise is worth something for what was observed: give prompts, prompts=[...]")
-        seen = self.steers.observations(cond[PROMPTS])
-        below = self.steers.q_action(seen, law.endpoint)
-        return torch.where(t.cpu() == self.num_steps, self.steers.q_noise(seen, x.flatten(1) / self.prior_std), below)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """What tells it from others."""
-        return optional(self.steers, "fingerprint")

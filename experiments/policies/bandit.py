@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
@@ -25,28 +25,40 @@ MODES, STD, BOUND = 6, 0.15, 1.5
 TARGET = (0.8, 0.5)
 
 
-def ring(num_steps: int = 10) -> DiffusionKernel:
-    """Six Gaussians on the unit circle, deterministic steps with the exact E[x_0 | x_t]."""
-    angles = torch.arange(MODES) * 2 * math.pi / MODES
-    means = torch.stack([angles.cos(), angles.sin()], 1)
-    bars = cosine_alphas_cumprod()
+class Modes(nn.Module):
+    """E[x_0 | x_t] of six Gaussians on the unit circle."""
 
-    def endpoint(x: Tensor, timestep: Tensor) -> Tensor:
-        bar = bars[timestep].to(x.dtype)[:, None]
+    def __init__(self) -> None:
+        super().__init__()
+        angles = torch.arange(MODES) * 2 * math.pi / MODES
+        self.means, self.bars = torch.stack([angles.cos(), angles.sin()], 1), cosine_alphas_cumprod()
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        means, bar = self.means.to(x), self.bars[timestep].to(x.dtype)[:, None]
         variance = bar * STD**2 + 1 - bar
-        gaps = x[:, None] - bar[..., None].sqrt() * means.to(x)
+        gaps = x[:, None] - bar[..., None].sqrt() * means
         share = (-0.5 * gaps.square().sum(-1) / variance).softmax(1)
-        nearest = means.to(x) + (bar.sqrt() * STD**2 / variance)[..., None] * gaps
+        nearest = means + (bar.sqrt() * STD**2 / variance)[..., None] * gaps
         return (share[..., None] * nearest).sum(1)
 
-    schedule = Schedule.variance_preserving(bars, num_steps, prediction="sample")
-    return DiffusionKernel(endpoint, state_shape=(2,), schedule=schedule, eta=0.0, name="ring")
+
+class Folded(nn.Module):
+    """|x_t|."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return x.abs()
+
+
+def ring(num_steps: int = 10) -> DiffusionKernel:
+    """Six Gaussians on the unit circle, deterministic steps with the exact E[x_0 | x_t]."""
+    schedule = Schedule.variance_preserving(cosine_alphas_cumprod(), num_steps, prediction="sample")
+    return DiffusionKernel(Modes(), state_shape=(2,), schedule=schedule, eta=0.0, name="ring")
 
 
 def folded() -> DiffusionKernel:
     """One step whose sample is |w|, so that 2^d noises make one action."""
     schedule = Schedule.variance_preserving(cosine_alphas_cumprod(), 1, prediction="sample")
-    return DiffusionKernel(lambda x, timestep: x.abs(), state_shape=(2,), schedule=schedule, eta=0.0, name="folded")
+    return DiffusionKernel(Folded(), state_shape=(2,), schedule=schedule, eta=0.0, name="folded")
 
 
 def near(samples: Tensor, prompts: object) -> Tensor:

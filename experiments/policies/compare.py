@@ -11,7 +11,7 @@ Learners are those of `experiments.policies.learning` at few steps, where none i
     dsrl            a = π(s, π^W(s))
     best_of_led     best of n by Q^A, x_T drawn from π^W (a share of the prior kept)
     screened        x_T: the n best by Q^W of 64 n draws of the prior, then the best by Q^A
-    fk_led, tree_search_led, dts_star_led    x_T from π^W; FK and TreeSearch hold Q^W and Q^A as values of their states
+    fk_led, tree_search_led, dts_star_led    the same searches, η = 1, with x_T from π^W
 
 Intervals are over learners, of success over `episodes` episodes each.
 
@@ -41,8 +41,7 @@ from experiments.shared.grids import check_names
 from experiments.shared.stats import bootstrap
 from experiments.shared.sweep import FAILURES, Sweep, command_line, reporting
 from experiments.shared.tables import table
-from treesearch.backends.guidance import Valued
-from treesearch.backends.guidance.noise import NoiseProposal, NoiseValue
+from treesearch.backends.guidance.noise import NoiseProposal
 from treesearch.backends.models.policy import policy
 from treesearch.policies.critic import action_value
 from treesearch.policies.dsrl import DSRL
@@ -73,15 +72,12 @@ def plain(method: Callable[[], Any], eta: float = 1.0) -> Callable[[DSRL, int, i
     return make
 
 
-def led(method: Callable[[], Any], eta: float = 1.0, valued: bool = False) -> Callable[[DSRL, int, int], Actor]:
-    """Search with what DSRL knows."""
+def led(method: Callable[[], Any], eta: float = 1.0) -> Callable[[DSRL, int, int], Actor]:
+    """Search from where DSRL would begin."""
 
     def make(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
-        kernel: Any = NoiseProposal(policy(num_steps=T, eta=eta), dsrl)
-        reward = action_value(dsrl)
-        if valued:
-            kernel = Valued(kernel, reward, NoiseValue(dsrl, T))
-        return searching(kernel, reward, method(), rollouts, seed)
+        kernel = NoiseProposal(policy(num_steps=T, eta=eta), dsrl)
+        return searching(kernel, action_value(dsrl), method(), rollouts, seed)
 
     return make
 
@@ -119,8 +115,8 @@ METHODS: dict[str, Callable[[DSRL, int, int], Actor]] = {
     "dts_star": plain(lambda: ts.DiffusionTreeSearch(**NARROW)),
     "best_of_led": led(ts.BestOfN, eta=0.0),
     "screened": screened,
-    "fk_led": led(lambda: ts.FeynmanKac(lam=LAM), valued=True),
-    "tree_search_led": led(lambda: ts.TreeSearch(wave=4, looks="endpoints"), valued=True),
+    "fk_led": led(lambda: ts.FeynmanKac(lam=LAM)),
+    "tree_search_led": led(lambda: ts.TreeSearch(wave=4)),
     "dts_star_led": led(lambda: ts.DiffusionTreeSearch(**NARROW)),
 }
 ONCE = ("base", "dsrl")  # methods that spend one rollout

@@ -35,7 +35,7 @@ SHOWN = {
     "best_of_n": ("best of N by Q", 8),
     "dsrl": ("DSRL", 1),
     "screened": ("best of N noises by DSRL's Q", 8),
-    "fk_led": ("FK with DSRL's noise and values", 8),
+    "fk_led": ("FK for DSRL's Q, from its noise", 8),
 }
 
 
@@ -58,12 +58,12 @@ def learnt(args: Args) -> DSRL:
     if args.steps % made.settings.every or args.steps < 1:
         raise ValueError(f"steps is {args.steps}, expected a multiple of every = {made.settings.every}")
     print(f"learning noise for a frozen policy: {args.steps} chunks, the first {made.settings.warmup} to look round")
-    before = made.frozen.fingerprint
+    before = made.frozen.weights
     for at in range(made.settings.every, args.steps + 1, made.settings.every):
         made.learn(at, store=args.out / "learner")
         last = [value for _, value in made.episodes[-10:]] or [0.0]
         print(f"  {at:5} chunks, {len(made.episodes):3} episodes: the last ten earn {np.mean(last):.2f}", flush=True)
-    print(f"weights of the policy {'unchanged' if made.frozen.fingerprint == before else 'CHANGED'}")
+    print(f"weights of the policy {'unchanged' if made.frozen.weights == before else 'CHANGED'}")
     return made
 
 

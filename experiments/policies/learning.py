@@ -78,7 +78,7 @@ class Run:
     def _learnt(self, job: Job) -> Row:
         began = time.perf_counter()
         made = learner(job.method, job.seed)
-        before = made.frozen.fingerprint
+        before = made.frozen.weights
         base = play(base_actor(policy(), job.seed), self.episodes, EPISODES_SEED).success.mean().item()
         steps, success, returns = [], [], []
         try:
@@ -97,7 +97,7 @@ class Run:
             "success": success,
             "returns": returns,
             "base": base,
-            "untouched": made.frozen.fingerprint == before,
+            "untouched": made.frozen.weights == before,
             "seconds": time.perf_counter() - began,
             **where_it_ran(),
         }

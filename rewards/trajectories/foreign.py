@@ -22,7 +22,8 @@ class Normalised(nn.Module):
     """(s - mean) / √(var + ε), cut to ±limit: what `VecNormalize` of Stable-Baselines3 does.
 
     Args:
-        normaliser: with `obs_rms`, `epsilon` and `clip_obs`; None leaves observations as they are.
+        normaliser: with `obs_rms`, `epsilon` and `clip_obs`; None, or one of rewards alone (`norm_obs=False`), leaves
+            observations as they are.
     """
 
     mean: Tensor
@@ -31,7 +32,7 @@ class Normalised(nn.Module):
     def __init__(self, normaliser: Any = None) -> None:
         super().__init__()
         self.limit, self.epsilon = None, 0.0
-        if normaliser is not None:
+        if normaliser is not None and getattr(normaliser, "norm_obs", True):
             rms = normaliser.obs_rms
             if isinstance(rms, dict):
                 raise ValueError(f"observations have the keys {sorted(rms)}, expected one vector of numbers")
@@ -82,7 +83,7 @@ class StableBaselinesPolicy(nn.Module):
         model, normaliser: as for `StableBaselinesQ`.
 
     Raises:
-        ValueError: an agent whose actor has no density.
+        ValueError: an agent whose actor has no density, or one that depends on its exploration (`use_sde=True`).
     """
 
     low: Tensor
@@ -92,6 +93,9 @@ class StableBaselinesPolicy(nn.Module):
         super().__init__()
         if not hasattr(model.actor, "get_action_dist_params"):
             raise ValueError(f"the actor of {type(model).__name__} has no density: expected SAC")
+        if model.use_sde:
+            raise ValueError("the noise of this agent depends on the state (use_sde=True), whose density is not known "
+                             "here: train SAC with use_sde=False")  # fmt: skip
         self.actor = model.actor
         self.normalised = Normalised(normaliser or model.get_vec_normalize_env())
         self.register_buffer("low", torch.as_tensor(model.action_space.low, dtype=torch.float32))

@@ -1,6 +1,7 @@
-"""x_T drawn where a learnt policy of noise would draw it: exact weights, and what Q^W knows as a value."""
+"""x_T drawn where a learnt policy of noise would draw it: exact weights."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,7 @@ import torch
 import treesearch as ts
 from experiments.policies.bandit import TARGET, ring
 from treesearch.backends.chains.diffusion import DiffusionKernel
-from treesearch.backends.guidance import Valued
-from treesearch.backends.guidance.noise import MEAN, STD, NoiseProposal, NoiseValue
+from treesearch.backends.guidance.noise import MEAN, STD, NoiseProposal
 from treesearch.rewards.base import Reward
 
 N = 20_000
@@ -29,9 +29,6 @@ class Known:
 
     def moments(self, observations):
         return observations.double(), torch.full_like(observations, self.std, dtype=torch.float64)
-
-    def q_noise(self, observations, noise):
-        return -(noise - observations).norm(dim=1).double()
 
     def q_action(self, observations, states):
         return -(states - observations).norm(dim=1).double()
@@ -77,25 +74,12 @@ def test_estimates_of_z_stay():
     assert led.rewards.mean() != plain.rewards.mean()
 
 
-def test_q_of_noise_is_the_value_of_a_root_child_and_q_of_actions_that_of_others():
-    reward, steers = Reward(lambda states, prompts: states.sum(1).double(), "q", input="state"), Known()
-    base = DiffusionKernel(ring(4).model, state_shape=(2,), schedule=ring(4).chain.schedule, eta=1.0)
-    kernel = Valued(NoiseProposal(base, steers), reward, NoiseValue(steers, 4))
-    cond = {k: (v if not hasattr(v, "value") else v.value) for k, v in kernel.encode([[1.0, -0.5]]).items()}
-    cond = {k: v.expand(3, 2) if isinstance(v, torch.Tensor) else v for k, v in cond.items()}
-    x, t = torch.tensor([[1.0, -0.5], [0.0, 0.0], [0.0, 0.0]]), torch.tensor([4, 4, 2])
-    law = kernel.transition(x, t, cond | {"task": torch.zeros(3, dtype=torch.int64)})
-    at = torch.tensor([1.0, -0.5])
-    below = -(law.endpoint[2] - at).norm().double()
-    torch.testing.assert_close(law.rewards, torch.stack([torch.zeros(()).double(), -at.norm().double(), below]))
-
-
 def test_searches_look_where_the_noise_is_worth_something():
     reward = Reward(lambda states, prompts: Known().q_action(torch.tensor(prompts), states), "q", input="state")
     settings = {"prompts": [[-0.9, 0.4]], "budget": ts.Budget(nfe=96), "progress": False}
     base = DiffusionKernel(ring(4).model, state_shape=(2,), schedule=ring(4).chain.schedule, eta=1.0)
-    for method in (ts.FeynmanKac(lam=5.0), ts.TreeSearch(looks="endpoints", wave=2), ts.DiffusionTreeSearch(wave=2)):
-        kernel = Valued(NoiseProposal(base, Known()), reward, NoiseValue(Known(), 4))
+    kernel = NoiseProposal(base, Known())
+    for method in (ts.FeynmanKac(lam=5.0), ts.TreeSearch(wave=2), ts.DiffusionTreeSearch(wave=2)):
         made = ts.search(kernel, reward, method, **settings)
         assert made.best(1)[1][0] > -0.6
         assert made.cost.nfe <= 96
@@ -111,3 +95,43 @@ def test_settings_and_kernels_that_cannot_be_are_refused():
         NoiseProposal(ring(2), Known()).prior(torch.zeros(1, 2))
     one, other = (NoiseProposal(ring(2), Known(), share=s)._settings() for s in (0.1, 0.2))
     assert one != other
+
+
+class Begins:
+    """The ring from a place of its own: at a picture (noised), at given noise, or where conditioning says so."""
+
+    def __init__(self, first):
+        self.inner, self.first = ring(2), first
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def prior(self, noise, cond=None):
+        return self.first(noise, cond or {})
+
+
+def test_kernels_that_begin_elsewhere_are_refused():
+    begun = [lambda w, cond: 0.7 + 0.7 * w, lambda w, cond: torch.ones_like(w), lambda w, cond: 0.5 * w]
+    for first in begun:
+        with pytest.raises(ValueError, match="no multiple of its noise"):
+            NoiseProposal(Begins(first), Known())
+    known = NoiseProposal(Begins(lambda w, cond: w * 0 + 1 if "known" in cond else w), Known())
+    cond = {MEAN: torch.zeros(3, 2), STD: torch.ones(3, 2)}
+    assert torch.equal(known.prior(Z[:3], cond), NoiseProposal(ring(2), Known()).prior(Z[:3], cond))
+    with pytest.raises(ValueError, match="no multiple of its noise"):
+        known.prior(Z[:3], cond | {"known": torch.ones(3)})
+
+
+def test_a_prior_of_another_spread_is_weighed_by_its_noise():
+    base = ring(3)
+    wide = DiffusionKernel(base.model, state_shape=(2,), schedule=replace(base.chain.schedule, prior_std=14.0), eta=0.0)
+    kernel, plain = NoiseProposal(wide, Known(), share=0.2), NoiseProposal(base, Known(), share=0.2)
+    cond = {MEAN: torch.tensor([[1.0, -0.5]]).expand(64, 2), STD: torch.full((64, 2), 0.4)}
+    x, w = kernel.prior(Z[:64], cond), plain.prior(Z[:64], cond)
+    torch.testing.assert_close(x, 14.0 * w)
+    torch.testing.assert_close(kernel.prior_log_weight(x, cond), plain.prior_log_weight(w, cond), atol=1e-4, rtol=1e-4)
+
+
+def test_noise_that_is_all_but_certain_keeps_the_least_spread():
+    kernel = NoiseProposal(ring(2), Known(std=1e-9), least=0.3)
+    torch.testing.assert_close(kernel.encode([[1.0, -0.5]])[STD], torch.full((1, 2), 0.3))

@@ -75,10 +75,10 @@ def test_frozen_is_without_noise_graph_or_change():
     with pytest.raises(ValueError, match="eta=0"):
         FrozenPolicy(policy(eta=1.0))
     frozen = FrozenPolicy(policy())
-    before, w = frozen.fingerprint, torch.randn(2, 16, requires_grad=True)
+    before, w = frozen.weights, torch.randn(2, 16, requires_grad=True)
     made = frozen.states(SEEN.requires_grad_(), w)
     assert not made.requires_grad
     assert frozen.evaluations == 10
-    assert frozen.fingerprint == before
+    assert frozen.weights == before
     frozen.kernel.network.layers[0].bias.data += 1
-    assert frozen.fingerprint != before
+    assert frozen.weights != before

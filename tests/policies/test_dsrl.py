@@ -1,6 +1,7 @@
 """DSRL on bandits with a known optimum: what it reaches, that the policy stays a black box, and that runs go on."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.support import tiny
 from treesearch.backends.models.policy import policy
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.errors import StoreError
+from treesearch.policies.critic import action_value
 from treesearch.policies.dsrl import DSRL, Steering
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.policies.learner import Diverged
@@ -88,6 +90,114 @@ def test_a_run_goes_on_bit_for_bit_where_it_was(tmp_path, method):
         other.load(tmp_path / "elsewhere")
 
 
+def test_a_store_is_of_one_policy_reward_and_environment(tmp_path):
+    """What differs is named, by a learner that begins and by one that has learnt already; nothing is overwritten."""
+    settings = Steering(method="sac", **SMALL | {"warmup": 4, "every": 4, "batch_size": 4, "width": 8})
+
+    def one(kernel=None, reward=near, prompts=(None,)):
+        frozen = FrozenPolicy(kernel or ring(2), ask=Among(prompts))
+        return DSRL(Prompted(frozen, Reward(reward), prompts, bound=BOUND), settings)
+
+    one().learn(4, store=tmp_path)
+    kept = (tmp_path / "dsrl.json").read_bytes()
+    for other, what in (
+        (one(kernel=ring(5)), "policy"),
+        (one(kernel=folded()), "policy"),
+        (one(reward=lambda samples, prompts: -near(samples, prompts)), "reward"),
+        (one(prompts=("a",)), "prompts"),
+    ):
+        for _ in range(2):
+            with pytest.raises(StoreError, match=f"of another learner: its {what} is"):
+                other.learn(8, store=tmp_path)
+            other.learn(4)
+    assert (tmp_path / "dsrl.json").read_bytes() == kept
+    assert one().learn(8, store=tmp_path).steps == 8
+
+
+def test_a_store_is_of_as_many_actions_of_a_chunk(tmp_path):
+    settings = Steering(method="sac", **SMALL | {"warmup": 2, "every": 2, "batch_size": 2, "width": 8})
+    some = DSRL(NoiseEnv(two_routes(), FrozenPolicy(policy(num_steps=1)), execute=3), settings)
+    some.learn(2, store=tmp_path)
+    with pytest.raises(StoreError, match="its execute is 3, not 8"):
+        DSRL(NoiseEnv(two_routes(), FrozenPolicy(policy(num_steps=1))), settings).learn(2, store=tmp_path)
+
+
+def test_a_policy_that_cannot_be_told_has_no_store(tmp_path):
+    class Nameless:
+        fingerprint = None
+
+        def __getattr__(self, name):
+            return getattr(ring(2), name)
+
+    made = DSRL(bandit(Nameless()), Steering(**SMALL))
+    with pytest.raises(StoreError, match="no digest of the policy"):
+        made.learn(50, store=tmp_path)
+
+
+class Heads(torch.nn.Module):
+    """Two critics of constant values a row, by gradient descent in one step at their targets."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.zeros(2, n, 1))
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=float(n))
+
+    def forward(self, observations, actions):
+        return tuple(self.values)
+
+
+def test_the_target_of_a_step_is_that_of_the_paper():
+    """r + (1 - d) γ (min_j Q̄_j(s', π(s', w')) - α log π(w' | s')), by hand, in a chain whose second step ends it."""
+    learner = DSRL(bandit(ring(2)), Steering(**SMALL | {"gamma": 0.9})).learner
+    w, log_prob = torch.tensor([[0.2, -0.4], [0.6, 0.1]]), torch.tensor([0.5, -2.0])
+    learner.actor.action_log_prob = lambda observations: (w, log_prob)
+    learner.critic = Heads(2)
+    learner.critic_target = lambda observations, made: (made.sum(1, keepdim=True) + 3, made.sum(1, keepdim=True) + 1)
+    data = SimpleNamespace(
+        observations=torch.ones(2, 1), next_observations=torch.ones(2, 1), actions=torch.zeros(2, 2),
+        rewards=torch.tensor([[1.0], [2.0]]), dones=torch.tensor([[0.0], [1.0]]),
+    )  # fmt: skip
+    learner._td(data, torch.tensor(0.25))
+    made = learner.frozen.states(torch.ones(2, 1), BOUND * w)
+    first = 1 + 0.9 * (made[0].sum().item() + 1 - 0.25 * 0.5)
+    for values in learner.critic.values:
+        torch.testing.assert_close(values.detach(), torch.tensor([[first], [2.0]]))
+
+
+def test_noise_of_no_worth_becomes_wide():
+    learner = DSRL(bandit(ring(2)), Steering(**SMALL)).learner
+    learner.noise_critic = Heads(32)
+
+    def entropy():
+        return -learner.actor.action_log_prob(torch.ones(2000, 1))[1].mean().item()
+
+    with torch.random.fork_rng(), torch.no_grad():
+        before = entropy()
+    for _ in range(20):
+        learner._improve(torch.ones(32, 1), torch.tensor(1.0))
+    assert entropy() > before + 0.1
+
+
+def test_what_is_asked_is_moved_to_the_learner():
+    made = DSRL(bandit(ring(2)), Steering(**SMALL))
+    for network in made.learner.modules_of().values():
+        network.to("meta")
+    made.learner.device = torch.device("meta")
+    for found in (made.q_noise(ONE, torch.zeros(1, 2)), made.q_action(ONE, torch.zeros(1, 2)), made.noise(ONE)[0, :1]):
+        assert (found.device.type, found.shape) == ("meta", (1,))
+
+
+def test_a_reward_of_the_critics_is_of_those_when_it_was_made():
+    made = learnt("na", 50, warmup=40, batch_size=16)
+    reward, states = action_value(made), torch.zeros(1, 2)
+    before = reward(states, [None])
+    torch.testing.assert_close(before, made.q_action(ONE, states))
+    made.learn(100)
+    assert torch.equal(reward(states, [None]), before)
+    assert not torch.equal(made.q_action(ONE, states), before)
+    assert action_value(made).settings != reward.settings
+
+
 def test_segments_begin_in_an_environment_that_begins_anew(tmp_path):
     """A walk that a segment cut off would go on in one run, and not in the run that was interrupted."""
 
@@ -111,8 +221,16 @@ def test_one_that_diverges_says_so_and_keeps_its_last_finite_weights(method):
     with pytest.raises(Diverged, match="last finite weights are kept: scale rewards"):
         made.learn(75)
     after = made.learner.weights()
-    assert all(value.isfinite().all() for value in after.values())
+    assert all(value.isfinite().all() for value in (after | made.learner.moments()).values())
     assert before.keys() == after.keys()
+    assert 50 < made.steps < 75
+    made.env.reward = Reward(near)
+    made.learner.replay_buffer.rewards[:] = 0
+    begun = []
+    made.learner.set_random_seed = lambda seed: begun.append((made.steps, seed))
+    assert made.learn(125).steps == 125
+    assert [steps for steps, _ in begun][1:] == [75, 100]
+    assert len({seed for _, seed in begun} | {2}) == 4
     assert made.noise(ONE).abs().max() <= BOUND
 
 

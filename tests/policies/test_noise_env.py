@@ -54,6 +54,26 @@ def test_a_chunk_is_made_and_its_rewards_are_summed():
     assert info["state"].shape == (16,)
 
 
+def test_no_more_actions_are_made_than_samples_have():
+    """A kernel whose samples are a part of a chunk."""
+    kernel = policy(num_steps=2)
+    object.__setattr__(kernel, "window", (1, 5))
+    assert NoiseEnv(World(), FrozenPolicy(kernel)).execute == 4
+    with pytest.raises(ValueError, match=r"expected 1..4"):
+        NoiseEnv(World(), FrozenPolicy(kernel), execute=5)
+
+
+def test_a_kernel_that_begins_at_its_own_noise_is_refused():
+    class Begun:
+        stochastic = torch.tensor([False, False, False])
+
+        def __getattr__(self, name):
+            return getattr(ring(2), name)
+
+    with pytest.raises(ValueError, match="undo its from_noise"):
+        FrozenPolicy(Begun(), ask=Among([None]))
+
+
 def test_an_episode_that_ends_within_a_chunk_ends_there():
     env = NoiseEnv(World(length=3), frozen())
     env.reset()

@@ -32,15 +32,21 @@ class World(gymnasium.Env):
         return self.observation_space.sample() * 3 + 1, 0.0, False, True, {}
 
 
-def agent(kind, normalised=True):
+def agent(kind, normalised=True, norm_obs=True, **settings):
     envs = DummyVecEnv([World])
     if normalised:
-        envs = VecNormalize(envs)
+        envs = VecNormalize(envs, norm_obs=norm_obs)
         envs.seed(0)
         envs.reset()
         for _ in range(20):
             envs.step(np.zeros((1, 2), np.float32))
-    return kind("MlpPolicy", envs, policy_kwargs={"net_arch": [8]}, device="cpu", seed=0)
+    return kind("MlpPolicy", envs, policy_kwargs={"net_arch": [8]}, device="cpu", seed=0, **settings)
+
+
+def test_rewards_alone_are_normalised():
+    model = agent(SAC, norm_obs=False)
+    own = torch.cat(model.critic(S, torch.as_tensor(model.policy.scale_action(A.numpy()))), 1).amin(1)
+    torch.testing.assert_close(StableBaselinesQ(model)(S, A), own, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [SAC, TD3])
@@ -81,6 +87,8 @@ def test_a_policy_of_stable_baselines_has_its_density():
 def test_agents_without_what_is_asked_are_refused():
     with pytest.raises(ValueError, match="PPO has no critic of actions"):
         StableBaselinesQ(agent(PPO, False))
+    with pytest.raises(ValueError, match="use_sde=False"):
+        StableBaselinesPolicy(agent(SAC, False, use_sde=True))
     with pytest.raises(ValueError, match="TD3 has no density"):
         StableBaselinesPolicy(agent(TD3, False))
 

@@ -135,18 +135,20 @@ class DSRL:
 
         Raises:
             ValueError: no multiple of `every`.
-            StoreError: a folder of another learner.
-            Diverged: weights that are not finite; the last finite ones are in place.
+            StoreError: a folder of another learner, or one that could not be told from others.
+            Diverged: weights that are not finite; the last finite ones are in place, and learning may go on.
         """
         every = self.settings.every
         if not is_whole(steps) or steps % every:
             raise ValueError(f"steps is {steps!r}, expected a multiple of every = {every}, the steps of a segment")
         folder = None if store is None else Path(store)
-        if folder is not None and (folder / INDEX).exists() and not self.steps:
-            self.load(folder)
+        if folder is not None:
+            self._identity()
+            if (folder / INDEX).exists():
+                _ = self._own(folder) if self.steps else self.load(folder)
         while self.steps < steps:
             with _own_randomness():
-                self._segment(every)
+                self._segment(every - self.steps % every)  # less after one that diverged
             if folder is not None:
                 self.save(folder)
         return self
@@ -155,7 +157,8 @@ class DSRL:
         from treesearch.policies.watching import Returns
 
         learner = self.learner
-        learner.set_random_seed((1_000_003 * self.seed + self.steps // self.settings.every) % 2**31)
+        segment, within = divmod(self.steps, self.settings.every)
+        learner.set_random_seed((1_000_003 * self.seed + segment + 500_009 * within) % 2**31)
         learner._last_obs = None  # the environment begins anew
         learner.learn(steps, callback=Returns(self.episodes), log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 
@@ -168,7 +171,7 @@ class DSRL:
     @property
     def fingerprint(self) -> str:
         """Hash of what was learnt so far, and of the policy."""
-        digest = hashlib.blake2b(self.frozen.fingerprint.encode(), digest_size=16)
+        digest = hashlib.blake2b(str(self.frozen.fingerprint).encode(), digest_size=16)
         for name, value in sorted(self.learner.weights().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -198,7 +201,7 @@ class DSRL:
         """min_j Q^W_j(s, w) (n,) float64, for noise w (n, d); of "sac" its critic. No evaluation of the kernel."""
         learner: Any = self.learner
         critic = learner.noise_critic if self.settings.method == "na" else learner.critic
-        return _least(critic(observations.float(), (noise / self.bound).float()))
+        return least(critic(self._placed(observations), self._placed(noise / self.bound)))
 
     @torch.no_grad()
     def q_action(self, observations: Tensor, states: Tensor) -> Tensor:
@@ -209,12 +212,15 @@ class DSRL:
         """
         if self.settings.method != "na":
             raise ValueError("method='sac' learns no critic of actions: use method='na'")
-        return _least(self.learner.critic(observations.float(), states.flatten(1).float()))
+        return least(self.learner.critic(self._placed(observations), self._placed(states.flatten(1))))
 
     def _actor(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """μ and log σ before the tanh."""
-        mean, log_std, _ = self.learner.actor.get_action_dist_params(observations.float())
+        mean, log_std, _ = self.learner.actor.get_action_dist_params(self._placed(observations))
         return mean, log_std
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return values.to(self.learner.device, torch.float32)
 
     # the store
 
@@ -241,25 +247,36 @@ class DSRL:
         """
         from safetensors.torch import load_file
 
-        path = Path(folder) / INDEX
-        if not path.exists():
+        if not (Path(folder) / INDEX).exists():
             raise StoreError(f"no learner in {folder}: learn with store={str(folder)!r} first")
-        index = json.loads(path.read_text(encoding="utf-8"))
-        for name, own in self._identity().items():
-            if index.get(name) != own:
-                raise StoreError(f"{folder} is of another learner: its {name} is {index.get(name)!r}, not {own!r}")
+        index = self._own(Path(folder))
         _put_back(self.learner, load_file(Path(folder) / index["state"]))
         self.learner.num_timesteps = index["steps"]
         self.episodes[:] = [(int(s), float(r)) for s, r in index["episodes"]]
         return self
 
+    def _own(self, folder: Path) -> dict[str, Any]:
+        """What a folder says of its learner, which must be this one."""
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        for name, own in self._identity().items():
+            if index.get(name) != own:
+                raise StoreError(f"{folder} is of another learner: its {name} is {index.get(name)!r}, not {own!r}")
+        return index
+
     def _identity(self) -> dict[str, Any]:
-        return {
+        found = {
             "settings": asdict(self.settings),
             "seed": self.seed,
             "bound": self.bound,
             "policy": self.frozen.fingerprint,
+            **self.env.identity,
         }
+        unknown = [name for name, value in found.items() if value is None]
+        if unknown:
+            raise StoreError(
+                f"no digest of the {unknown[0]}, so that a store could be another learner's: give no store"
+            )
+        return found
 
 
 INDEX = "dsrl.json"
@@ -288,7 +305,8 @@ def _learner(env: Noisy, settings: Steering, seed: int) -> NoiseSAC:
     return NoiseSAC(env.frozen, **how)
 
 
-def _least(values: Any) -> Tensor:
+def least(values: Any) -> Tensor:
+    """min over critics (n, 1) each, (n,) float64."""
     return torch.cat(tuple(values), 1).amin(1).double()
 
 
@@ -303,14 +321,10 @@ def _tensors(learner: NoiseSAC) -> dict[str, Tensor]:
 
 
 def _put_back(learner: NoiseSAC, found: dict[str, Tensor]) -> None:
-    learner.restore({k.removeprefix("weights."): v for k, v in found.items() if k.startswith("weights.")})
-    for name, optimizer in learner.optimizers_of().items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in found.items():
-            if key.startswith(f"optimizer.{name}."):
-                index, what = key.removeprefix(f"optimizer.{name}.").split(".")
-                state.setdefault(int(index), {})[what] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    weights, moments = (
+        {k.removeprefix(part): v for k, v in found.items() if k.startswith(part)} for part in ("weights.", "optimizer.")
+    )
+    learner.restore(weights, moments)
     buffer: Any = learner.replay_buffer
     for name in ROWS:
         rows = found[f"replay.{name}"].numpy()

@@ -46,13 +46,16 @@ class FrozenPolicy:
         size: d, numbers of the noise w of one action.
 
     Raises:
-        ValueError: a kernel with noise in its steps, or one that takes no observations and there is no `ask`.
+        ValueError: a kernel with noise in its steps, or none in its prior, or one that takes no observations and there
+            is no `ask`.
     """
 
     def __init__(self, kernel: Kernel, ask: Ask | None = None, batch_size: int = 4096) -> None:
         self.spec = describe(kernel, identify=False)
         if any(self.spec.stochastic[1:]):
             raise ValueError("the steps of this kernel have noise, so that w does not decide x_0: make it with eta=0")
+        if not self.spec.stochastic[0]:
+            raise ValueError("this kernel begins at noise of its own, so that w decides nothing: undo its from_noise")
         self._seen = optional(kernel, "seen")
         if ask is None and self._seen is None:
             raise ValueError(f"{type(kernel).__name__} is no policy: say by `ask` which prompts observations stand for")
@@ -88,7 +91,12 @@ class FrozenPolicy:
         return torch.tensor(starts, dtype=torch.float32)
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
+        """The kernel's own, of all that decides its law, as it is now; None where that is unknown."""
+        return optional(self.kernel, "fingerprint")
+
+    @property
+    def weights(self) -> str:
         """Hash of the weights as they are now."""
         networks = optional(self.kernel, "network")
         digest = hashlib.blake2b(digest_size=16)

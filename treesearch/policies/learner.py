@@ -90,25 +90,32 @@ class NoiseSAC(SAC):
             for key, value in state.items()
         }
 
-    def restore(self, weights: dict[str, Tensor]) -> None:
-        """Put weights back."""
+    def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """Put weights and states of the optimisers back."""
         assert self.log_ent_coef is not None
         for name, network in self.modules_of().items():
             own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
             network.load_state_dict(own)
         self.log_ent_coef.data.copy_(weights["log_alpha"])
+        for name, optimizer in self.optimizers_of().items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in moments.items():
+                if key.startswith(f"{name}."):
+                    index, what = key.removeprefix(f"{name}.").split(".")
+                    state.setdefault(int(index), {})[what] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """SAC's own steps, after which weights are finite or as they were.
+        """SAC's own steps, after which weights and states of optimisers are finite or as they were.
 
         Raises:
             Diverged: they were not.
         """
-        before = {name: value.clone() for name, value in self.weights().items()}
+        before, moments = ({k: v.clone() for k, v in found.items()} for found in (self.weights(), self.moments()))
         self._train(gradient_steps, batch_size)
         bad = [name for name, value in (self.weights() | self.moments()).items() if not value.isfinite().all()]
         if bad:
-            self.restore(before)
+            self.restore(before, moments)
             raise Diverged(
                 f"after {self.num_timesteps} steps {len(bad)} tensors are not finite, first {bad[0]}; the last finite "
                 "weights are kept: scale rewards to about 1, or lower the learning rate"

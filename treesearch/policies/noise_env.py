@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from treesearch.backends.base import fingerprint
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.numeric import is_positive, is_whole
@@ -48,6 +49,11 @@ class Noisy(gymnasium.Env[Array, Array]):
         self.observation_space = Box(-math.inf, math.inf, (observed,), np.float32)
         self.action_space = Box(-bound, bound, (frozen.size,), np.float32)
         self.seen = np.zeros(observed, np.float32)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its episodes from those of others beside π and b, for json; None for what cannot be told."""
+        raise NotImplementedError
 
     def _made(self, noise: Array) -> Tensor:
         """x_0 (1, *state) of noise (d,) at what is seen now."""
@@ -83,11 +89,21 @@ class NoiseEnv(Noisy):
         if not isinstance(env.action_space, Box) or observed is None:
             raise ValueError("expected an environment with a Box of actions and a kernel of policies (`observed`)")
         super().__init__(frozen, observed, bound)
-        chunk = frozen.spec.state_shape[0]
+        none = torch.zeros(1, *frozen.spec.state_shape, device=frozen.spec.device)
+        chunk = frozen.kernel.decode(none).shape[1]
         self.execute = chunk if execute is None else execute
         if not is_whole(self.execute, 1, chunk):
             raise ValueError(f"execute is {execute!r}, expected 1..{chunk}, the actions of a chunk")
         self.env, self.read, self.box = env, read, env.action_space
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        made, spec = type(self.env.unwrapped), self.env.spec
+        return {
+            "environment": f"{made.__module__}.{made.__qualname__} {spec.id if spec else ''}".strip(),
+            "execute": self.execute,
+            "read": fingerprint.of(self.read),
+        }
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
@@ -165,6 +181,15 @@ class Prompted(Noisy):
             raise ValueError("expected one prompt or more, [None] for a kernel that takes none")
         super().__init__(frozen, len(prompts), bound)
         self.reward, self.prompts = as_reward(reward), list(prompts)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        reward = self.reward
+        return {
+            "prompts": fingerprint.of(self.prompts),
+            "ask": fingerprint.of(self.frozen.ask),
+            "reward": reward.source or fingerprint.of([reward.fn, reward.name, reward.settings]),
+        }
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
