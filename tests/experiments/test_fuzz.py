@@ -60,6 +60,8 @@ def test_bases_are_the_same_bytes_each_time(tmp_path, bases, monkeypatch):
     again = fuzz_judge.make_bases(tmp_path)["best_of_n"]
     for name in ("run.json", "tree.bin", "states-00000.safetensors", "command.json"):
         assert (again.path / name).read_bytes() == (bases["best_of_n"].path / name).read_bytes()
+    clocks = {key: value for key, value in again.wholes[1].cost.as_dict().items() if "seconds" in key}
+    assert clocks == dict.fromkeys(clocks, 0.0)
 
 
 def other_number(rng, path, other):
