@@ -96,7 +96,7 @@ class Called(Family):
         for option in OPTIONAL:
             if getattr(settings, option) != getattr(default, option) and option not in taken:
                 raise ValueError(f"{name} takes no {option}")
-        if settings.control_scale != 1 and _CONTROL not in inspect.signature(own.__call__).parameters:
+        if settings.control_scale is not None and _CONTROL not in inspect.signature(own.__call__).parameters:
             raise ValueError(f"{name} has no ControlNet for a control_scale")
         if row.runs:
             check_pictures(name, settings)
@@ -145,6 +145,11 @@ class Called(Family):
             other._said = self._said.on_meta()
         return other
 
+    def on_grid(self, schedule: Schedule) -> Called:
+        other = copy.copy(self)
+        other._windows = None if self._windows is None else self._windows.on(schedule)
+        return other
+
     def refuse(self) -> None:
         refuse_adapters(self.name, self.network, self.settings.network_inputs)
         if self.row.runs and self.network_name == "unet":
@@ -170,7 +175,7 @@ class Called(Family):
             chosen["negative_prompt"] = self.negatives([FEW] * n if texts is None else texts)
         if settings.guidance_scale is not None:
             chosen[self.row.scale] = self.guidance_scale
-        if settings.control_scale != 1:
+        if settings.control_scale is not None:
             chosen[_CONTROL] = settings.control_scale
         if "image" in told:
             chosen[told["image"]] = settings.image if isinstance(settings.image, list) else [settings.image] * n
@@ -302,9 +307,7 @@ class Called(Family):
         """The scale of each ControlNet in a step: a call of one step has no windows of its own."""
         if self._windows is None:
             return {}
-        return {
-            _CONTROL: self._windows.scaled(timesteps.flatten()[:1].as_subclass(Tensor), self.settings.control_scale)
-        }
+        return {_CONTROL: self._windows.scaled(timesteps.flatten()[:1].as_subclass(Tensor), self.control_scale)}
 
     def _of_chain(self, output: Tensor, x: Tensor) -> Tensor:
         """Without a learned variance, which stands behind along the channels, and as flow to noise."""
@@ -368,8 +371,6 @@ class Called(Family):
         Raises:
             ValueError: what differs; the message has the difference.
         """
-        if self._windows is not None:
-            self._windows.on(self.image_schedule(schedule, self.strength) if self.begins else schedule)
         with self._still():
             chain = Chain(schedule, eta=0.0, clip_sample=clip_of(self.pipe.scheduler)).to(self.device)
             noise = torch.randn(4, *self.state_shape, generator=generator(), device="cpu").to(self.device)

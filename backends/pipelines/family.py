@@ -84,11 +84,10 @@ class Family(ABC):
             if part not in parts:
                 raise CheckpointError(f"{name} has no {part}: load it with all of {(cls.network_name, *cls.needs)}")
         check_pictures(name, settings)
-        default = Settings()
         for option in OPTIONAL:
-            if option not in cls.takes and getattr(settings, option) != getattr(default, option):
+            if option not in cls.takes and getattr(settings, option) != getattr(Settings(), option):
                 raise ValueError(f"{name} takes no {option}")
-        if settings.control_scale != 1 and "controlnet" not in parts:
+        if settings.control_scale is not None and "controlnet" not in parts:
             raise ValueError(f"{name} has no ControlNet for a control_scale")
         length = settings.max_sequence_length
         if cls.longest is not None and length is not None and length > cls.longest:
@@ -150,6 +149,12 @@ class Family(ABC):
         """Share of the steps that a chain from the settings' picture takes."""
         chosen = self.settings.strength
         return float(call_default(self.pipe, "strength", 0.8) if chosen is None else chosen)
+
+    @property
+    def control_scale(self) -> float | list[float]:
+        """Weight of what ControlNets add."""
+        chosen = self.settings.control_scale
+        return call_default(self.pipe, "controlnet_conditioning_scale", 1.0) if chosen is None else chosen
 
     @property
     @abstractmethod
@@ -227,6 +232,10 @@ class Family(ABC):
     def on(self, pipe: Any) -> Family:
         """The same family of another copy of the pipeline."""
         return type(self)(pipe, self.settings)
+
+    def on_grid(self, schedule: Schedule) -> Family:
+        """The same, its windows of steps on another grid."""
+        return self
 
     def verify(self, schedule: Schedule) -> None:
         """Try what cannot be read beforehand, once the networks are where they compute; most have nothing to try.

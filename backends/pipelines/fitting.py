@@ -33,7 +33,7 @@ def check(name: str, settings: Settings, parts: Collection[str]) -> None:
             raise ValueError(f"{name} takes no {option}")
     if settings.guider is not None and (settings.guidance_scale is not None or settings.guidance_rescale):
         raise ValueError("the guider has its own scale: leave guidance_scale and guidance_rescale out")
-    if settings.control_scale != 1:
+    if settings.control_scale is not None:
         raise ValueError(f"{name} has no ControlNet for a control_scale")
 
 

@@ -85,7 +85,7 @@ class DiffusersKernel(Running):
         max_sequence_length: int | None = None,
         clip_skip: int | None = None,
         control_image: Any = None,
-        control_scale: float | list[float] = 1.0,
+        control_scale: float | list[float] | None = None,
         control_guidance_start: float | list[float] = 0.0,
         control_guidance_end: float | list[float] = 1.0,
         skip_guidance_layers: Sequence[int] | None = None,
@@ -129,6 +129,7 @@ class DiffusersKernel(Running):
         schedule = self.family.schedule(num_steps)
         self.chain = chain_of(pipe.scheduler, schedule, eta, step).to(self.device)
         self._whole = schedule  # of which chains from an image take the last steps
+        self.family = self.family.on_grid(schedule)
         self.family.verify(schedule)
         network = self.family.network
         if channels_last:

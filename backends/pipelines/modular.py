@@ -50,23 +50,22 @@ class Modular(Family):
         self.network_name = "transformer" if getattr(pipe, "unet", None) is None else "unet"  # pyright: ignore
         self.guidance_scale = fitting.scale(pipe, self.kind.scale, settings.guidance_scale)
         self._guider = fitting.guider_of(pipe, settings)
-        self._stepped: Stepped | None = None
         self._schedule: Schedule | None = None
         self.scheduler = no_noise(copy.deepcopy(pipe.scheduler))
-        self._program = self._load()
+        self._program, self._stepped = self._load()
         self._inputs = Inputs(self.kind, settings, self._program, self.guidance_scale)
         self._shape: tuple[int, ...] | None = None
 
-    def _load(self, given: Sequence[str] = ()) -> Program:
+    def _load(self, given: Sequence[str] = ()) -> tuple[Program, Stepped | None]:
+        """The blocks for what is given, and the guider that they were given."""
         guider = dict(self.kind.guider) | {"guidance_scale": self.guidance_scale, "enabled": True}
         if self.settings.guidance_rescale:
             guider["guidance_rescale"] = self.settings.guidance_rescale
-        if self._guider is not None:
-            self._stepped = Stepped(self._guider)
-            if self._schedule is not None:
-                self._stepped.on(self._schedule)
-        own = None if self._stepped is None else self._stepped.guider
-        return Program(self.kind, self.pipe, self.scheduler, own or guider, given or self._given())
+        stepped = None if self._guider is None else Stepped(self._guider)
+        if stepped is not None and self._schedule is not None:
+            stepped.on(self._schedule)
+        own = guider if stepped is None else stepped.guider
+        return Program(self.kind, self.pipe, self.scheduler, own, given or self._given()), stepped
 
     def _given(self) -> list[str]:
         return ["prompt", "image"] if self.is_told else ["prompt"]
@@ -79,8 +78,16 @@ class Modular(Family):
         _ = self.latent_shape  # found while there are values to unpack by
         other = copy.copy(self)
         other.pipe = pipe
-        other._program = other._load()
+        other._program, other._stepped = other._load()
         other._inputs = self._inputs.on(other._program, meta=other.network.device.type == "meta")
+        return other
+
+    def on_grid(self, schedule: Schedule) -> Modular:
+        other = copy.copy(self)
+        other._schedule = schedule
+        if self._stepped is not None:
+            other._program, other._stepped = other._load()
+            other._inputs = self._inputs.on(other._program, meta=self.network.device.type == "meta")
         return other
 
     def refuse(self) -> None:
@@ -150,7 +157,7 @@ class Modular(Family):
             return self._edited()
         if "strength" not in form_of(self.pipe, self.kind)[1].input_names:
             raise ValueError(f"{self.name} has no blocks that begin at a picture: begin from latents with from_noise")
-        program = self._load(["prompt", "image"])
+        program, _ = self._load(["prompt", "image"])
         return framed.encoded(self._inputs, program, self._example(), image, self._pixels)
 
     def _edited(self) -> Tensor:
@@ -242,9 +249,6 @@ class Modular(Family):
         Raises:
             ValueError: they differ; the message has the difference.
         """
-        self._schedule = schedule
-        if self._stepped is not None:
-            self._stepped.on(schedule)
         with torch.no_grad(), self._quiet():
             chain = Chain(schedule, eta=0.0).to(self.device)
             levels = self._levels(schedule.num_steps)

@@ -154,6 +154,7 @@ class Running:
     def _rooted(self, root: Root, schedule: Schedule) -> Self:
         other = copy.copy(self)
         other.chain, other._root = self.chain.on(schedule), root.to(self.device)
+        other.family = self.family.on_grid(schedule)
         return other
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:

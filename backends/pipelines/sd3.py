@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -92,8 +93,10 @@ class StableDiffusion3(Family):
     def rows_per_nfe(self) -> int:
         return super().rows_per_nfe + (self.settings.skip_guidance_layers is not None)
 
-    def verify(self, schedule: Schedule) -> None:
-        self._steps = Steps(schedule)
+    def on_grid(self, schedule: Schedule) -> StableDiffusion3:
+        other = copy.copy(self)
+        other._steps = Steps(schedule)
+        return other
 
     def on(self, pipe: Any) -> StableDiffusion3:
         other = type(self)(pipe, self.settings)

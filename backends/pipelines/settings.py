@@ -212,7 +212,7 @@ RULES: dict[str, Rule] = {
     "prompt_embeds": optional(encodings),
     "max_sequence_length": optional(whole(1)),
     "clip_skip": optional(whole(0)),
-    "control_scale": scales,
+    "control_scale": optional(scales),
     "control_guidance_start": parts_of_the_grid,
     "control_guidance_end": parts_of_the_grid,
     "skip_guidance_layers": optional(indices),
@@ -275,7 +275,8 @@ class Settings:
         max_sequence_length: tokens of a T5 encoder.
         clip_skip: layers to leave out at the end of CLIP's text encoder.
         control_image: input of a ControlNet: an image, or one a ControlNet.
-        control_scale: weight of what the ControlNet adds; of several, a list of one each, or one for all.
+        control_scale: weight of what the ControlNet adds; of several, a list of one each, or one for all; None takes
+            the pipeline's own default.
         control_guidance_start, control_guidance_end: shares of the steps between which a ControlNet takes part, as its
             pipeline counts them; of several, a list of one each, or one for all.
         skip_guidance_layers: of SD 3.5, layers without which a third pass is made, away from which the steps between
@@ -307,7 +308,7 @@ class Settings:
     max_sequence_length: int | None = None
     clip_skip: int | None = None
     control_image: Any = None
-    control_scale: float | list[float] = 1.0
+    control_scale: float | list[float] | None = None
     control_guidance_start: float | list[float] = 0.0
     control_guidance_end: float | list[float] = 1.0
     skip_guidance_layers: Sequence[int] | None = None

@@ -59,8 +59,8 @@ class Weaker:
         self._prepare(network)
         if self._is_due():
             for block in (block for config in self.layers for block in blocks_of(network, config)):
+                self._off.append((block, vars(block).get("forward")))
                 block.forward = passed_by(block)
-                self._off.append(block)
 
     def _cleaned(self, network: Any) -> None:
         self.put_back()
@@ -69,7 +69,10 @@ class Weaker:
     def put_back(self) -> None:
         """Have every layer in the network again."""
         while self._off:
-            vars(self._off.pop()).pop("forward", None)
+            block, own = self._off.pop()
+            vars(block).pop("forward")
+            if own is not None:  # a hook's
+                block.forward = own
 
     def _is_due(self) -> bool:
         """Whether the pass that is prepared is the weaker one."""

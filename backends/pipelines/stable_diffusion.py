@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
@@ -61,12 +62,13 @@ class TextUNet(Family):
             refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
         if self.controlnet is not None:
             settings, nets = self.settings, getattr(self.controlnet, "nets", [self.controlnet])
-            _check_controlnets(self.controlnet, settings.control_image, settings.control_scale)
+            _check_controlnets(self.controlnet, settings.control_image, self.control_scale)
             self._windows = Controls(settings.control_guidance_start, settings.control_guidance_end, len(nets))
 
-    def verify(self, schedule: Schedule) -> None:
-        if self._windows is not None:
-            self._windows.on(self.image_schedule(schedule, self.strength) if self.begins else schedule)
+    def on_grid(self, schedule: Schedule) -> TextUNet:
+        other = copy.copy(self)
+        other._windows = None if self._windows is None else self._windows.on(schedule)
+        return other
 
     @classmethod
     def check(cls, name: str, settings: Settings, parts: Collection[str]) -> None:
@@ -141,7 +143,7 @@ class TextUNet(Family):
     def _scales(self, timestep: Tensor) -> list[Any]:
         """Of each ControlNet, its weight in rows at timesteps (n,): a number, or (n, 1, 1, 1) where rows differ."""
         assert self._windows is not None
-        open_, scale = self._windows.of(timestep), self.settings.control_scale
+        open_, scale = self._windows.of(timestep), self.control_scale
         scales = scale if isinstance(scale, list) else [scale] * len(open_[0])
         if len(set(open_)) == 1:
             return [scale * taken for scale, taken in zip(scales, open_[0], strict=True)]

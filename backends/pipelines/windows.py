@@ -8,6 +8,7 @@ A level t is step T - t of its grid: a window of steps is one of levels. Each wi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,11 @@ class Controls:
         found = cls(settings.control_guidance_start, settings.control_guidance_end, len(nets))
         return None if found.always else found
 
-    def on(self, schedule: Schedule) -> None:
-        """Take the steps of a grid."""
-        self._steps = Steps(schedule)
+    def on(self, schedule: Schedule) -> Controls:
+        """The same, of the steps of a grid."""
+        other = copy.copy(self)
+        other._steps = Steps(schedule)
+        return other
 
     @property
     def always(self) -> bool:
@@ -97,8 +100,17 @@ class Steps:
         return len(self._timestep)
 
     def of(self, timestep: Tensor) -> list[int]:
-        """Steps of rows at timesteps (n,)."""
+        """Steps of rows at timesteps (n,).
+
+        Raises:
+            ValueError: one above those of the grid.
+        """
         levels = torch.searchsorted(self._timestep, timestep.double().cpu() - 1e-3)
+        if (levels == self.count).any():
+            above, last = float(timestep.max()), float(self._timestep[-1])
+            raise ValueError(
+                f"timestep {above:g} is above the grid's, {last:g} at most: its windows are of another grid"
+            )
         return (self.count - 1 - levels).tolist()
 
 

@@ -133,7 +133,7 @@ def _no_chance() -> Iterator[None]:
     with (
         mock.patch.multiple(run_json, now=lambda: day, secrets=chance),
         mock.patch.multiple(runs, now=lambda: day, secrets=chance),
-        mock.patch("time.perf_counter", lambda: 0.0),
+        mock.patch("time.perf_counter", return_value=0.0),
     ):
         yield
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from unittest.mock import MagicMock
 
 import diffusers
 import peft
@@ -15,7 +16,8 @@ from diffusers import hooks
 from tests.backends.test_pipelines import PROMPTS, SIZE, cond_of, noises, pipeline
 from tests.support import tiny
 from treesearch.backends.pipelines import DiffusersKernel
-from treesearch.backends.pipelines.settings import RULES, check
+from treesearch.backends.pipelines.families import FAMILIES, family_of
+from treesearch.backends.pipelines.settings import RULES, Settings, check
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
@@ -56,6 +58,30 @@ def test_every_setting_has_a_rule():
     taken = set(inspect.signature(DiffusersKernel.__init__).parameters)
     taken |= set(inspect.signature(DiffusersKernel.from_pretrained).parameters)
     assert taken - set(RULES) == {"self", "pipe", "preview", "control_image", "settings"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, family in FAMILIES.items() if family not in ("modular:Modular", "called:Called")]
+)
+def test_defaults_are_those_of_the_pipeline_s_own_call(name):
+    """Of the families written by hand; what they leave open they read from the call."""
+    kind, default = getattr(diffusers, name), Settings()
+    told = inspect.signature(kind.__call__).parameters
+    for setting, value in vars(default).items():
+        if setting in told and value is not None:
+            assert value == told[setting].default, setting
+    sides = {"config.patch_size": 1, "config.patch_size_t": 1}
+    bare = type(name, (kind,), {"__getattr__": lambda self, part: MagicMock(**sides)})
+    pipe = bare.__new__(bare)
+    wanted = {
+        "control_scale": "controlnet_conditioning_scale",
+        "guidance_scale": "guidance_scale",
+        "strength": "strength",
+    }
+    family = family_of(name)(pipe, default)
+    for setting, argument in wanted.items():
+        if argument in told:
+            assert getattr(family, setting) == told[argument].default, setting
 
 
 @pytest.mark.parametrize(

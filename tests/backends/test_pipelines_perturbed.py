@@ -127,6 +127,22 @@ def test_without_noise_is_the_pipeline_s_own(kind, parts):
         assert kernel.num_steps == pipe.num_timesteps
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CASES if kind.endswith("Img2ImgPipeline") and "ControlNet" in kind])
+def test_a_window_where_a_chain_begins_at_a_picture_is_the_pipeline_s_own(kind, parts):
+    """Of the two steps that are taken, while the proof walks all three."""
+    name, settings = CASES[kind]
+    settings, window, pipe = settings | {"strength": 2 / 3}, {"control_guidance_end": 0.5}, made(kind, parts(name))
+    kernel, always = (
+        DiffusersKernel(pipe, num_steps=T, device="cpu", eta=0.0, **settings | given) for given in (window, {})
+    )
+    drawn = kernel.decode(walk(kernel, noises(kernel), cond_of(kernel, PROMPTS)))
+    assert (drawn - own(pipe, kind, noises(kernel), settings | window)).abs().max() < 1e-4
+    x = noises(kernel)
+    for t in (2, 1):
+        one, two = (k.transition(x, torch.full((2,), t), cond_of(k, PROMPTS)).mean for k in (kernel, always))
+        assert torch.equal(one, two) == (t == 2)
+
+
 def test_every_class_of_perturbed_attention_is_tried():
     wanted = {name for name, row in CALLED.items() if "PAG" in name or "Union" in name or row.runs}
     assert wanted <= set(CASES)

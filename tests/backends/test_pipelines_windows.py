@@ -1,5 +1,7 @@
 """Guidance that holds for some of the steps: ControlNets between two shares of them, and layers that are skipped."""
 
+import functools
+
 import pytest
 import torch
 from diffusers import MultiControlNetModel, guiders
@@ -91,11 +93,11 @@ def test_skipped_layers_are_those_of_stable_diffusion_3(scale, tiny_root, monkey
         assert torch.equal(one, two) == alike
 
 
-def weaker(kind, **config):
+def weaker(kind, stop=1.0, **config):
     layers = LayerSkipConfig([0], fqn="auto", **config)
     if kind == "slg":
         return guiders.SkipLayerGuidance(guidance_scale=3.0, skip_layer_config=layers, skip_layer_guidance_start=0.0,
-                                         skip_layer_guidance_stop=1.0)  # fmt: skip
+                                         skip_layer_guidance_stop=stop)  # fmt: skip
     return guiders.AutoGuidance(guidance_scale=3.0, auto_guidance_config=layers)
 
 
@@ -133,6 +135,50 @@ def test_whole_layers_are_left_out_of_a_pass(name, stack, kind, tiny_root):
     assert (given_text - given_less).abs().max() > 1e-3
     assert not any("forward" in vars(block) for block in blocks)
     assert guider.num_conditions == rows
+
+
+WINDOWS = {
+    "sd_controlnet": (
+        {"control_image": EDGES, "control_guidance_end": 0.5}, {"control_image": EDGES, "control_scale": 0.0}, [4, 3]
+    ),
+    "sd3": (
+        {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.6}, {}, [3, 2]
+    ),
+    "qwen_image": (
+        {"guider": weaker("slg", stop=0.6)}, {"guider": guiders.ClassifierFreeGuidance(guidance_scale=3.0)}, [3]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_are_of_the_steps_that_are_taken_from_a_picture(name, tiny_root):
+    """And those of the whole chain stay as they were."""
+    windowed, without, inside = WINDOWS[name]
+    size = {"height": 32, "width": 32} if name == "qwen_image" else {}
+    kernels = [load(name, tiny_root, T, eta=0.0, **size, **settings) for settings in (windowed, without)]
+    state = noises(kernels[0].state_shape, steps=T)[0]
+    side = kernels[0].family.unpack(state).shape[-1] * kernels[0].pipe.vae_scale_factor if name != "qwen_image" else 32
+    picture = Image.new("RGB", (side, side), (200, 90, 30))
+
+    def open_(pair, steps):
+        means = {t: [k.transition(state, torch.full((2,), t), cond_of(k, PROMPTS)).mean for k in pair] for t in steps}
+        return [t for t, (one, two) in means.items() if not torch.equal(one, two)]
+
+    before = open_(kernels, range(T, 0, -1))
+    rooted = [kernel.from_image(picture, 0.5) for kernel in kernels]
+    assert rooted[0].num_steps == T // 2
+    assert open_(rooted, range(T // 2, 0, -1)) == inside
+    assert open_(kernels, range(T, 0, -1)) == before
+    assert max(before) > T // 2
+
+
+def test_a_hook_s_own_call_of_a_layer_is_there_afterwards(tiny_root):
+    pipe = pipeline("qwen_image", tiny_root)
+    first = pipe.transformer.transformer_blocks[0]
+    hook = first.forward = functools.partial(type(first).forward, first)
+    kernel = DiffusersKernel(pipe, num_steps=5, device="cpu", height=32, width=32, guider=weaker("slg"))
+    kernel.transition(noises(kernel.state_shape)[0], torch.tensor([3, 3]), cond_of(kernel, PROMPTS))
+    assert vars(first).get("forward") is hook
 
 
 def test_layers_are_back_after_an_exception(tiny_root, monkeypatch):
@@ -184,3 +230,5 @@ def test_windows_of_steps_by_the_words_of_the_pipelines():
     assert [skips(i, 10, 0.1, 0.4) for i in range(5)] == [False, False, True, True, False]
     schedule = Schedule.flow(torch.tensor([0.0, 0.3, 0.6, 1.0]), torch.tensor([300.0, 600.0, 900.0]))
     assert Steps(schedule).of(schedule.timestep[torch.tensor([2, 0, 1])]) == [0, 2, 1]
+    with pytest.raises(ValueError, match="timestep 1000 is above the grid's, 900 at most"):
+        Steps(schedule).of(torch.tensor([300.0, 1000.0]))
