@@ -1,7 +1,7 @@
 """Records that are written a field at a time, and which field comes next as what a tree branches by.
 
     f = the field that is begun, else f ~ uniform over those that are not written yet
-    the first k masks of f are revealed, then those of the other fields
+    the first k masks of f are revealed, then the others; once no field is open, those behind the record
     log p(x_s | x_t) = log Σ_f 1/F Π_i p(x_i | x_t)  over the f whose k positions are those that were revealed
 
     k = ⌈masks / steps left⌉: with as many steps for each field, fields are written one after another
@@ -82,9 +82,11 @@ def numbered(free: Tensor) -> Tensor:
 def firsts(masked: Tensor, field: Tensor, t: Tensor, count: int) -> Tensor:
     """Positions that are revealed where a field comes first, (n, F, L) bool, none for fields that may not.
 
+    What is in no field, once none is open, is revealed as if it were the first's.
+
     Args:
         masked: positions that are still masked (n, L) bool.
-        field: which field they are in (n, L).
+        field: which field they are in (n, L); -1, or F and above, in none.
         t: steps left (n,).
         count: F.
     """
@@ -96,6 +98,8 @@ def firsts(masked: Tensor, field: Tensor, t: Tensor, count: int) -> Tensor:
         rank = torch.where(own, own.cumsum(1), size + others.cumsum(1))
         found.append(masked & (rank <= k[:, None]) & (size > 0))
         begun.append((size > 0).any(1) & (~masked & (field == f)).any(1))
+    within = (field >= 0) & (field < count)
+    found[0] |= masked & (masked.cumsum(1) <= k[:, None]) & ~(masked & within).any(1, keepdim=True)
     started = torch.stack(begun, 1)
     return torch.stack(found, 1) & (started | ~started.any(1, keepdim=True))[..., None]
 

@@ -75,6 +75,18 @@ class Words:
         decoded = self.tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [str(text).removeprefix(self._continues) for text in decoded]
 
+    def behind(self, row: list[int], size: int) -> str:
+        """Text of what follows the first tokens of a row (L,), up to the mark of the end, without other marks.
+
+        Args:
+            row: tokens.
+            size: how many are left out.
+        """
+        end, tail = self.tokenizer.eos_token_id, row[size:]
+        kept = tail[: tail.index(end)] if end in tail else tail
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).removeprefix(self._continues)
+
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Marks before and after a text, such as [CLS] and [SEP]; none without a mask token to see them by."""
         if self.mask is None or self.chat:

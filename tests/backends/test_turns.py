@@ -12,6 +12,7 @@ from tests.backends.test_scaffold import LENGTH, SPOKEN, kernel
 from treesearch.backends.text.kernel import FREE, KNOWN
 from treesearch.backends.text.scaffold import scaffold
 from treesearch.backends.text.turns import FieldOrder, firsts, numbered
+from treesearch.backends.text.words import Words
 from treesearch.rewards import json_schema
 from treesearch.testing import bare_chain, check_kernel
 
@@ -84,6 +85,19 @@ def test_each_field_comes_first_as_often():
     assert (changed.all(2).sum(1) == 1).all()
     assert (changed.any(2).sum(1) == 1).all()
     assert stats.chisquare(changed.any(2).sum(0)).pvalue > 1e-3
+
+
+class Endless(Words):
+    """Of a tokenizer that has nothing to fill up with behind a record."""
+
+    filler = None  # pyright: ignore
+
+
+def test_what_is_behind_a_record_is_revealed_too():
+    made = FieldOrder(scaffold(kernel(num_steps=8, words=Endless(SPOKEN.tokenizer)), PAIR, blanks=1))
+    path = bare_chain(made, 5, prompts=["the"])
+    assert (path[0] == SPOKEN.mask).sum(1).min() > 8
+    assert not (path[-1] == SPOKEN.mask).any()
 
 
 def test_it_is_a_kernel_and_siblings_begin_at_different_fields():

@@ -10,6 +10,7 @@ import treesearch as ts
 from tests.support import text
 from treesearch.backends.exact.gaussian import LinearGaussian
 from treesearch.backends.text.kernel import MaskedTextKernel
+from treesearch.backends.text.words import Words
 from treesearch.harness import language_model, until
 
 TABLE = text.Table(3, 3)
@@ -26,6 +27,9 @@ class Letters:
         return ["abc".index(letter) for letter in text]
 
     ids = plain
+
+    def behind(self, row, size):
+        return self.texts(torch.tensor([row[size:]]))[0]
 
     def texts(self, rows):
         return ["".join("abc"[token] for token in row) for row in rows.tolist()]
@@ -68,6 +72,45 @@ def test_likelihoods_are_those_of_the_joint_law():
     assert made.loglikelihood_rolling([asked("cab")])[0] == pytest.approx(float(joint("cab").log()), abs=1e-6)
     with pytest.raises(ValueError, match="a context of 2 tokens and a continuation of 2"):
         made.loglikelihood([asked("ab", "ca")])
+
+
+@pytest.mark.usefixtures("lm_eval")
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.5}, {"top_p": 0.3}, {"guidance_scale": 2.0}, {"endpoint": "draw"}]
+)
+def test_likelihoods_are_the_network_s_whatever_is_drawn(settings):
+    pairs = [asked(*pair) for pair in (("a", "bc"), ("ab", "c"), ("", "ca"), ("b", "a"), ("", "cab"))]
+    plain, other = language_model(kernel()), language_model(kernel(**settings))
+    assert other.loglikelihood(pairs) == plain.loglikelihood(pairs)
+
+
+@pytest.mark.usefixtures("lm_eval")
+def test_documents_are_read_in_windows():
+    found = language_model(kernel()).loglikelihood_rolling([asked("cabba"), asked("")])
+    assert found[0] == pytest.approx(float((joint("cab") * joint("ba")).log()), abs=1e-6)
+    assert found[1] == 0
+
+
+class Shouting(Letters):
+    """A tokenizer that does not give a text back as it was."""
+
+    def texts(self, rows):
+        return [text.upper() for text in super().texts(rows)]
+
+
+@pytest.mark.usefixtures("lm_eval")
+def test_a_prompt_that_comes_back_otherwise_is_no_part_of_the_answer():
+    found = language_model(kernel(words=Shouting())).generate_until([asked("a", {})])
+    assert len(found[0]) == 2
+
+
+def test_what_is_behind_a_prompt_ends_where_the_text_does():
+    words = Words(text.tokenizer(marks=False))
+    words.tokenizer.eos_token = "[SEP]"
+    prompt, end = words.plain("the film"), words.tokenizer.eos_token_id
+    rest = words.plain("was good")
+    assert words.behind([*prompt, *rest, end, *prompt], len(prompt)).split() == ["was", "good"]
+    assert words.behind([*prompt, end, *rest], len(prompt)) == ""
 
 
 @pytest.mark.usefixtures("lm_eval")
