@@ -71,7 +71,7 @@ class Demo:
         how = {"prompts": [self.prompt], "seed": self.seed}
         unguided = ts.search(kernel, reward, ts.BestOfN(), budget=ts.Budget(nfe=8 * self.num_steps), **how)
         tilted = ts.search(kernel, reward, ts.TreeSampling(lam=self.lam), budget=ts.Budget(nfe=self.nfe), **how)
-        best = ts.search(kernel, reward, ts.TreeSearch(), budget=ts.Budget(nfe=self.nfe), **how)
+        best = ts.search(kernel, reward, ts.TreeSearch(looks="endpoints"), budget=ts.Budget(nfe=self.nfe), **how)
         shown = {
             "unguided": unguided.samples[:3],
             f"drawn, λ = {self.lam:g}": tilted.draw(3, seed=self.seed),

@@ -123,7 +123,6 @@ def test_a_picture_is_begun_at_as_in_the_pipeline(name, kind, strength, size, op
     call = {"num_inference_steps": T, "output_type": "pt", "strength": strength, **size, **own}
     call |= {"mask_image" if key == "mask" else key: value for key, value in given.items()}
     call |= {"true_cfg_scale": 3.0} if "Qwen" in kind else {"guidance_scale": 3.0}
-    call |= {"controlnet_conditioning_scale": 1.0} if "ControlNet" in kind else {}
     absent = {"qwen_image": "", "qwen_edit": " "}.get(name)
     for i, prompt in enumerate(PROMPTS):
         latents = unpacked(kernel, noise)[i : i + 1]
