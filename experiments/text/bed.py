@@ -96,3 +96,24 @@ class Bed:
             "praise": (self.rewards["praise"](list(texts)) >= HIGH).double(),
             "different": torch.tensor([len(set(text.split())) / max(len(text.split()), 1) for text in texts]).double(),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnBed:
+    """What every study on it is told."""
+
+    data: Path
+    """folder of rt-polarity.pos and rt-polarity.neg"""
+    weights: str = "text.safetensors"
+    """of the model"""
+    classifiers: Path | None = None
+    """folder of rewards and judges in place of the shipped ones"""
+    length: int = 32
+    """tokens of a text"""
+    num_steps: int = 16
+    """T"""
+
+    def bed(self) -> Bed:
+        """The model, its rewards and its judges."""
+        how = {"length": self.length, "num_steps": self.num_steps, "classifiers": self.classifiers}
+        return Bed(data=self.data, weights=self.weights, **how)

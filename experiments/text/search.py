@@ -34,7 +34,7 @@ from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.curves import FEW_SEEDS, Curve, compare, grid, value_at
 from experiments.shared.sweep import Sweep, command_line, reporting
-from experiments.text.bed import Bed
+from experiments.text.bed import Bed, OnBed
 from experiments.text.steering import levels, rollouts
 from treesearch.report.tables import markdown_table
 
@@ -100,19 +100,9 @@ def improvements(rewards: Sequence[float]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(OnBed):
     """Fill every cell that is not there; run again to go on."""
 
-    data: Path
-    """folder of rt-polarity.pos and rt-polarity.neg"""
-    weights: str = "text.safetensors"
-    """of the model"""
-    classifiers: Path | None = None
-    """folder of rewards and judges in place of the shipped ones"""
-    length: int = 32
-    """tokens of a text"""
-    num_steps: int = 16
-    """T"""
     base_nfe: int = 10_000
     """of best-of-N"""
     nfe: int = 2_500
@@ -124,8 +114,7 @@ class Run:
 
     def run(self) -> int:
         torch.set_num_threads(1)
-        how = {"length": self.length, "num_steps": self.num_steps, "classifiers": self.classifiers}
-        bed = Bed(data=self.data, weights=self.weights, **how)
+        bed = self.bed()
         every: Sweep[Job] = Sweep(
             Cells(self.out, KEY),
             lambda job: searched(job, bed),

@@ -39,7 +39,7 @@ from experiments.shared.cells import Cells, Row, where_it_ran
 from experiments.shared.stats import mean_se
 from experiments.shared.sweep import Sweep, command_line, reporting
 from experiments.shared.tables import table
-from experiments.text.bed import Bed
+from experiments.text.bed import Bed, OnBed
 from treesearch.backends.guidance.drawn import Drawn
 from treesearch.rewards.analytic import constant
 
@@ -142,19 +142,9 @@ def searched(job: Job, bed: Bed) -> Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(OnBed):
     """Fill every cell that is not there; run again to go on."""
 
-    data: Path
-    """folder of rt-polarity.pos and rt-polarity.neg"""
-    weights: str = "text.safetensors"
-    """of the model"""
-    classifiers: Path | None = None
-    """folder of rewards and judges in place of the shipped ones"""
-    length: int = 32
-    """tokens of a text"""
-    num_steps: int = 16
-    """T"""
     nfe: int = 2_048
     """of a search"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -164,8 +154,7 @@ class Run:
 
     def run(self) -> int:
         torch.set_num_threads(1)
-        how = {"length": self.length, "num_steps": self.num_steps, "classifiers": self.classifiers}
-        bed = Bed(data=self.data, weights=self.weights, **how)
+        bed = self.bed()
         every: Sweep[Job] = Sweep(Cells(self.out, KEY), lambda job: searched(job, bed), _words)
         for seed in self.seeds:
             every.fill(Job(reward, method, self.nfe, seed) for reward in self.rewards for method in METHODS)
