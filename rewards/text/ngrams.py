@@ -112,6 +112,8 @@ def ngrams(path: str, label: str) -> Reward:
         CheckpointError: no such file, or one of another kind.
         ValueError: a label that it does not know.
     """
+    if Path(path).is_file():
+        path = str(Path(path).absolute())  # it stays this file, wherever the process goes
     labels = load_ngrams(path).labels
     if label not in labels:
         raise ValueError(f"{path} has no label {label!r}: it has {', '.join(labels)}")

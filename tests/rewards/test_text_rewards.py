@@ -189,11 +189,10 @@ def test_rewards_of_images_refuse_texts(tmp_path):
             made(["a text", "another"], ["p", "q"])
 
 
-def test_a_bag_of_n_grams_is_its_formula(tmp_path):
+def test_a_bag_of_n_grams_is_its_formula(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     network = text_ngrams.NGrams(("no", "perhaps", "yes"), "words")
-    torch.manual_seed(0)
     stirred(network)
     text_ngrams.save_ngrams(network, tmp_path / "w.safetensors", {"seed": 0})
     weights = {name: w.double() for name, w in load_file(tmp_path / "w.safetensors").items()}
@@ -205,6 +204,11 @@ def test_a_bag_of_n_grams_is_its_formula(tmp_path):
     assert float(found[0]) == pytest.approx(float(logits.log_softmax(0)[2]), abs=1e-6)
     assert found.isfinite().all()
     assert text_ngrams.grams("ab", "letters") == sorted(zlib.crc32(g.encode()) % 2**17 for g in (" ab", "ab ", " ab "))
+    monkeypatch.chdir(tmp_path)
+    assert rewards.ngrams("w.safetensors", "yes")(["a"]).shape == (1,)
+    monkeypatch.chdir("..")  # where the name says nothing
+    with pytest.raises(CheckpointError, match="w.safetensors holds no classifier"):
+        rewards.ngrams("w.safetensors", "yes")
     with pytest.raises(ValueError, match="no label 'maybe': it has no, perhaps, yes"):
         rewards.ngrams(str(tmp_path / "w.safetensors"), "maybe")
     shipped = rewards.ngrams("text_sentiment.safetensors", "positive")
