@@ -207,7 +207,7 @@ def test_a_bag_of_n_grams_is_its_formula(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert rewards.ngrams("w.safetensors", "yes")(["a"]).shape == (1,)
     monkeypatch.chdir("..")  # where the name says nothing
-    with pytest.raises(CheckpointError, match="w.safetensors holds no classifier"):
+    with pytest.raises(CheckpointError, match=r"w\.safetensors holds no classifier"):
         rewards.ngrams("w.safetensors", "yes")
     with pytest.raises(ValueError, match="no label 'maybe': it has no, perhaps, yes"):
         rewards.ngrams(str(tmp_path / "w.safetensors"), "maybe")
