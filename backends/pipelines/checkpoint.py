@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -20,6 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
+PLACES = "_places"
+"""Of the index of a modular repository: {component: where it is}."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LORA = "pytorch_lora_weights.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]*\w)?")
@@ -53,19 +56,22 @@ class Checkpoint:
     def index(self) -> dict[str, Any]:
         """What `model_index.json` says: the pipeline's class, and [library, class] of every component.
 
+        A repository that has only the index of a modular pipeline says so too, and under `PLACES` where each is.
+
         Raises:
             CheckpointError: there is none, it is broken, or names code of the checkpoint's own.
         """
-        if INDEX not in self.files:
+        name = next((each for each in (INDEX, MODULAR_INDEX) if each in self.files), None)
+        if name is None:
             raise self.error(self._without_index())
-        found = self._json(INDEX)
+        found = self._json(name)
         kind = found.get("_class_name")
         if isinstance(kind, list):
             raise self.error(f"its pipeline is code of its own ({kind[0]}.py), which is not run: load it and wrap it "
                              "if its class is a known one, DiffusersKernel(pipe, ...)")  # fmt: skip
         if not isinstance(kind, str):
-            raise self.error(f"its {INDEX} names no _class_name: it is not of a pipeline, or broken; load it again")
-        return found
+            raise self.error(f"its {name} names no _class_name: it is not of a pipeline, or broken; load it again")
+        return found if name == INDEX else _placed(found)
 
     def refuse(self, index: dict[str, Any], given: Collection[str], variant: str | None) -> dict[str, str | None]:
         """Refuse a checkpoint that lacks files, or has them in a form that is not read.
@@ -83,15 +89,21 @@ class Checkpoint:
         """
         parts = [name for name in components(index) if name not in given]
         for name in parts:
-            self._refuse_code(name, *index[name])
-            if not self._inside(name):
-                raise self.error(
-                    f"its folder {name} is missing: load it again, or bring it, components={{{name!r}: ...}}"
-                )
-        found = {name: self._variant(name, variant) for name in parts if self._has_weights(name, index[name])}
+            self.refuse_part(name, index[name])
+        found = {name: self.variant_of(name, variant) for name in parts if has_weights(index[name])}
         if variant is not None and variant not in found.values():
             raise self.error(f"it has no weights of variant {variant!r}: leave variant out")
         return found
+
+    def refuse_part(self, name: str, entry: list[str]) -> None:
+        """Refuse a component whose folder is not there, or holds code.
+
+        Raises:
+            CheckpointError: it is such.
+        """
+        self._refuse_code(name, *entry)
+        if not self.inside(name):
+            raise self.error(f"its folder {name} is missing: load it again, or bring it, components={{{name!r}: ...}}")
 
     def error(self, why: str) -> CheckpointError:
         """The error that says so."""
@@ -102,16 +114,18 @@ class Checkpoint:
             raise self.error(f"its {name} is code of its own ({library}.{kind}), which is not run: load it and bring "
                              f"it, components={{{name!r}: ...}}")  # fmt: skip
 
-    def _inside(self, name: str) -> list[str]:
-        return sorted(file.removeprefix(f"{name}/") for file in self.files if file.startswith(f"{name}/"))
+    def inside(self, name: str) -> list[str]:
+        """Files of a component's folder."""
+        start = f"{name}/" if name else ""
+        return sorted(file.removeprefix(start) for file in self.files if file.startswith(start))
 
-    def _has_weights(self, name: str, entry: list[str]) -> bool:
-        """Whether a component is a model: schedulers, tokenizers and image processors have no weights."""
-        return not any(word in entry[1] for word in ("Scheduler", "Tokenizer", "Processor", "Extractor"))
+    def variant_of(self, name: str, wanted: str | None) -> str | None:
+        """Which variant of a component's weights to read.
 
-    def _variant(self, name: str, wanted: str | None) -> str | None:
-        """Which variant of a component's weights to read."""
-        inside = self._inside(name)
+        Raises:
+            CheckpointError: they are pickled, cut, missing in part, or all of another.
+        """
+        inside = self.inside(name)
         if "config.json" not in inside:
             raise self.error(f"{name}/config.json is missing: load it again")
         matches = {file: _WEIGHTS.fullmatch(file) for file in inside}
@@ -125,7 +139,7 @@ class Checkpoint:
         chosen = [file for file, m in matches.items() if m and (m["variant"] or m["late"]) == found]
         self._refuse_missing_shards(name, inside, found)
         for file in chosen:
-            self.refuse_broken(f"{name}/{file}")
+            self.refuse_broken(f"{name}/{file}" if name else file)
         return found
 
     def _no_weights(self, name: str, inside: list[str]) -> str:
@@ -229,13 +243,30 @@ def components(index: dict[str, Any]) -> list[str]:
     return [name for name, entry in pairs.items() if len(entry) == 2 and all(isinstance(each, str) for each in entry)]
 
 
-def find(name: str | os.PathLike[str], revision: str | None = None, marker: str = INDEX) -> Checkpoint:
+def has_weights(entry: Sequence[str]) -> bool:
+    """Whether a component is a network, by its library and class: guiders, schedulers, processors are not."""
+    return not any(word in entry[1] for word in ("Guid", "Scheduler", "Tokenizer", "Processor", "Extractor"))
+
+
+def _placed(index: dict[str, Any]) -> dict[str, Any]:
+    """The index of a modular repository as that of a whole pipeline."""
+    entries = {k: v[2] for k, v in index.items() if isinstance(v, list) and len(v) == 3 and isinstance(v[2], dict)}
+    kinds = {name: place.get("type_hint") or index[name][:2] for name, place in entries.items()}
+    places = {
+        name: place for name, place in entries.items() if place.get("pretrained_model_name_or_path", place.get("repo"))
+    }
+    return index | {name: kinds[name] if name in places else [None, None] for name in entries} | {PLACES: places}
+
+
+def find(
+    name: str | os.PathLike[str], revision: str | None = None, markers: Sequence[str] = (INDEX, MODULAR_INDEX)
+) -> Checkpoint:
     """The files of a checkpoint, by a folder or a hub id; at most one request, and none for a path.
 
     Args:
         name: folder or hub id.
         revision: of a repository.
-        marker: a file that the hub's cache has of every such repository.
+        markers: files of which the hub's cache has one of every such repository.
 
     Raises:
         CheckpointError: there is none, or it is one file.
@@ -248,7 +279,7 @@ def find(name: str | os.PathLike[str], revision: str | None = None, marker: str 
         raise CheckpointError(f"cannot load {name!r}: {_one_file(path)}")
     if not is_hub_id(name):
         raise CheckpointError(f"cannot load {name!r}: there is no such folder{_near(path)}")
-    return _on_hub(name, revision, marker)
+    return _on_hub(name, revision, markers)
 
 
 def is_hub_id(name: str) -> bool:
@@ -256,11 +287,11 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not name.endswith((".safetensors", ".gguf", *PICKLES))
 
 
-def _on_hub(name: str, revision: str | None, marker: str) -> Checkpoint:
+def _on_hub(name: str, revision: str | None, markers: Sequence[str]) -> Checkpoint:
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
-    cached = _cached(name, revision, marker)
+    cached = next((each for marker in markers if (each := _cached(name, revision, marker))), None)
     if is_offline_mode():
         if cached is None:
             raise CheckpointError(f"cannot load {name!r}: there is no such folder{_near(Path(name))}, it is not in the "
@@ -281,7 +312,8 @@ def _cached(name: str, revision: str | None, marker: str) -> Checkpoint | None:
     found = try_to_load_from_cache(name, marker, revision=revision)
     if not isinstance(found, str):
         return None
-    return Checkpoint(name, frozenset(_files(Path(found).parent)), Path(found).parent, revision)
+    folder = Path(found).parents[marker.count("/")]
+    return Checkpoint(name, frozenset(_files(folder)), folder, revision)
 
 
 def _downloaded(checkpoint: Checkpoint, file: str) -> Path:

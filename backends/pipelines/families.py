@@ -80,6 +80,18 @@ def refuse_index(index: Mapping[str, Any], given: Mapping[str, Any], settings: S
         refuse_scheduler(index["scheduler"][1])
 
 
+_OTHERWISE = {"Wan22": "Wan", "WanImage2Video": "WanImageToVideo", "Wan22Image2Video": "WanImageToVideo"}
+
+
+def searched_as(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An index whose class is that of the whole pipeline, where it is of a modular one that a family has only so."""
+    name = index["_class_name"]
+    plain = name.removesuffix("ModularPipeline")
+    whole = f"{_OTHERWISE.get(plain, plain)}Pipeline"
+    known = name in FAMILIES or plain == name or whole not in FAMILIES
+    return index if known else {**index, "_class_name": whole}
+
+
 def family_of(name: str) -> type[Family]:
     """The family of a pipeline's class.
 

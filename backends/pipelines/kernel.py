@@ -21,7 +21,7 @@ from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Step
 from treesearch.backends.pipelines import memory
 from treesearch.backends.pipelines.checkpoint import find
-from treesearch.backends.pipelines.families import family_of, refuse_index
+from treesearch.backends.pipelines.families import family_of, refuse_index, searched_as
 from treesearch.backends.pipelines.loading import as_dtype, load_loras, load_pipeline, tiny_decoder
 from treesearch.backends.pipelines.parts import refuse_memory, refuse_offloaded
 from treesearch.backends.pipelines.roots import Root
@@ -176,7 +176,7 @@ class DiffusersKernel(Running):
         check(options | named | {"components": components})
         numbers = as_dtype(dtype, device)
         found = find(checkpoint, revision)
-        index = found.index()
+        index = searched_as(found.index())
         refuse_index(index, components or {}, Settings.of(options))
         pipe = load_pipeline(found, index, numbers, variant, components)
         if lora is not None:

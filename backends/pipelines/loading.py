@@ -6,8 +6,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,17 @@ import torch
 from torch import nn
 
 from treesearch.backends.base.devices import as_device
-from treesearch.backends.pipelines.checkpoint import LORA, PICKLES, Checkpoint, CheckpointError, components, find
+from treesearch.backends.pipelines import assembled
+from treesearch.backends.pipelines.checkpoint import (
+    LORA,
+    PICKLES,
+    PLACES,
+    Checkpoint,
+    CheckpointError,
+    components,
+    find,
+)
+from treesearch.backends.pipelines.networks import class_of, explained, whole
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 OLDEST = (0, 42)  # of diffusers; the shipped models run with older ones
@@ -56,6 +65,8 @@ def load_pipeline(
         ValueError: a component that the pipeline does not have.
     """
     loader = _loader("controlnet" in (given or {}))
+    if PLACES in index:
+        return assembled.load(checkpoint, index, dtype, variant, given or {})
     parts: dict[str, Any] = dict(given or {})
     allowed = {name for name in index if name[0] != "_"} | {"controlnet", "requires_safety_checker"}
     if unknown := sorted(set(parts) - allowed):
@@ -67,12 +78,12 @@ def load_pipeline(
     local = _brought(checkpoint, variant, parts)
     variants = local.refuse(dict(index), parts, variant)
     assert local.folder is not None
-    with _explained(checkpoint.name):
-        kinds = {name: _class_of(*index[name]) for name in variants}
+    with explained(checkpoint.name):
+        kinds = {name: class_of(*index[name]) for name in variants}
     for name, kind in kinds.items():
         if kind.__name__ != "MultiControlNetModel":  # several in one, which the pipeline loads itself
-            parts[name] = _whole(kind, local.folder / name, f"{checkpoint.name!r}: its {name}", dtype, variants[name])
-    with _explained(checkpoint.name):
+            parts[name] = whole(kind, local.folder / name, f"{checkpoint.name!r}: its {name}", dtype, variants[name])
+    with explained(checkpoint.name):
         return loader.from_pretrained(str(local.folder), dtype=dtype, use_safetensors=True, **parts)
 
 
@@ -105,7 +116,7 @@ def _brought(checkpoint: Checkpoint, variant: str | None, parts: Collection[str]
         return checkpoint
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    with _explained(checkpoint.name):
+    with explained(checkpoint.name):
         folder = DiffusionPipeline.download(
             checkpoint.name,
             revision=checkpoint.revision,
@@ -114,33 +125,6 @@ def _brought(checkpoint: Checkpoint, variant: str | None, parts: Collection[str]
             **dict.fromkeys(parts),
         )
     return Checkpoint(checkpoint.name, find(folder).files, Path(folder), checkpoint.revision)
-
-
-def _class_of(library: str, kind: str) -> Any:
-    from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
-
-    return simple_get_class_obj(library, kind)
-
-
-def _whole(kind: Any, folder: str | Path, name: str, dtype: torch.dtype, variant: str | None = None) -> Any:
-    """A network of which every weight comes from its file.
-
-    Raises:
-        CheckpointError: one does not; the message says how many, and which.
-    """
-    chosen = {} if variant is None else {"variant": variant}
-    with _explained(str(folder)):
-        module, said = kind.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, output_loading_info=True, **chosen
-        )
-    lost = {*said["missing_keys"], *(key[0] for key in said["mismatched_keys"])}
-    lost |= {key for key, weight in module.named_parameters() if weight.is_meta}
-    if lost:
-        raise CheckpointError(
-            f"cannot load {name}: it lacks {len(lost)} weights, such as {min(lost)}, which would be made up: "
-            "load the file again"
-        )
-    return module
 
 
 def load_loras(pipe: Any, loras: str | os.PathLike[str] | Mapping[str, float]) -> None:
@@ -168,11 +152,11 @@ def load_lora(pipe: Any, lora: str, **named: str) -> None:
     """
     place, options = _lora_file(lora)
     before = len(_lora_weights(pipe))
-    with _explained(lora):
+    with explained(lora):
         pipe.load_lora_weights(place, use_safetensors=True, **options, **named)
     if not any(pipe.get_list_adapters().values()):
         raise CheckpointError(f"{lora!r} holds no LoRA weights for {type(pipe).__name__}: is it for another model?")
-    with _explained(lora):
+    with explained(lora):
         said = pipe.lora_state_dict(place, use_safetensors=True, **options)
     weights = said[0] if isinstance(said, tuple) else said
     held, taken = sum(".alpha" not in key for key in weights), len(_lora_weights(pipe)) - before
@@ -201,7 +185,7 @@ def _lora_file(lora: str) -> tuple[str, dict[str, str]]:
     owner, _, rest = lora.partition("/")
     name, _, file = rest.partition("/")
     repository = f"{owner}/{name}" if file.endswith(".safetensors") and not path.parent.exists() else lora
-    found = find(repository, marker=LORA)
+    found = find(repository, markers=(LORA,))
     return str(found.folder or repository), {"weight_name": file if repository != lora else _one_lora(found)}
 
 
@@ -229,34 +213,10 @@ def tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:
     if isinstance(preview, str):
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-        place = find(preview, marker="config.json").folder or preview
-        preview = _whole(AutoencoderTiny, place, repr(preview), dtype)
+        place = find(preview, markers=("config.json",)).folder or preview
+        preview = whole(AutoencoderTiny, place, repr(preview), dtype)
     if preview is None:
         return None
     if not (isinstance(preview, nn.Module) and hasattr(preview, "decode")):
         raise TypeError(f"preview is {type(preview).__name__}, expected a tiny decoder: a checkpoint, or a module")
     return preview
-
-
-@contextmanager
-def _explained(checkpoint: str) -> Iterator[None]:
-    """Turn whatever a loader raises into what to do about it."""
-    try:
-        yield
-    except (CheckpointError, MemoryError):
-        raise
-    except Exception as error:
-        raise CheckpointError(_why(checkpoint, error)) from error
-
-
-def _why(checkpoint: str, error: Exception) -> str:
-    kinds, said = {cls.__name__ for cls in type(error).__mro__}, " ".join(str(error).split())
-    if "GatedRepoError" in kinds or "gated" in said.lower() or " 401 " in said:
-        cure = "accept its licence on its page and log in with `hf auth login`, or name a local folder"
-    elif "RepositoryNotFoundError" in kinds or "not a valid model identifier" in said:
-        cure = "there is no such repository: check the name, or name a local folder"
-    elif isinstance(error, (AttributeError, ImportError)):
-        cure = "it names something that is not installed here: update diffusers and transformers"
-    else:
-        cure = "its files do not make what they say"
-    return f"cannot load {checkpoint!r}: {cure} ({type(error).__name__}: {said[:300]})"
