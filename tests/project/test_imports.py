@@ -250,6 +250,18 @@ def test_importing_treesearch_is_light():
     assert python(code, ROOT) == (0, "[]\n")
 
 
+def test_without_ray_only_workers_are_missing():
+    code = (
+        "import sys; sys.modules['ray'] = None; import treesearch as ts; "
+        "from treesearch.backends.exact.gaussian import LinearGaussian; "
+        "print(len(ts.search(LinearGaussian(), lambda x: x.sum(1), ts.BestOfN(n=2)).rewards)); ts.RayWorkers"
+    )
+    failed, output = python(code, ROOT)
+    assert failed
+    assert output.startswith("2\n")
+    assert output.endswith("ImportError: this needs Ray: pip install 'treesearch[ray]'\n")
+
+
 @pytest.mark.parametrize(("package", "folders"), [(treesearch, {"loggers"}), (base, set())])
 def test_every_public_name_is_found_where_a_type_checker_sees_it(package, folders):
     seen = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from treesearch.errors import WorkerError
+from treesearch.errors import WorkerError, missing
 
 if TYPE_CHECKING:
     from treesearch.distributed.workers import RayWorkers
@@ -22,7 +22,11 @@ __all__ = ["RayWorkers", "WorkerError"]
 def __getattr__(name: str) -> Any:
     """Ray is imported when its workers are asked for."""
     if name == "RayWorkers":
-        from treesearch.distributed.workers import RayWorkers
-
+        try:
+            from treesearch.distributed.workers import RayWorkers
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise missing("Ray", "ray") from error
         return RayWorkers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
