@@ -161,6 +161,10 @@ def test_dry_run_predicts_and_leaves_nothing(tmp_path, capsys):
         assert run(*method, *words, *limits) == 0
         found = json.loads(capsys.readouterr().out)
         assert (found["nfe"], found["reward_calls"]) == (nfe, calls)
+        assert "ends_by" not in found
+    for given, ends in (("900h", "another limit than seconds"), ("0.001", "seconds")):
+        assert run("dts", *words, "--nfe", "10k", "--seconds", given) == 0
+        assert json.loads(capsys.readouterr().out)["ends_by"] == ends
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from numba.core.caching import IndexDataCacheFile
 
 from treesearch.cli.main import main
-from treesearch.core.compiled import kept_in
+from treesearch.core.compiled import kept, kept_in
 
 PACKAGES = Path(__file__).parents[2]
 SOURCE = """
@@ -101,6 +101,18 @@ def test_damaged_files_are_made_again(tmp_path, home, kind, cut):
     after = imported(folder).double
     assert after(3) == 6
     assert after.stats.cache_hits
+
+
+def test_whether_a_first_call_will_compile(tmp_path, home):
+    assert not kept(imported(tmp_path / "package").double)
+    imported(tmp_path / "package").double(1)
+    assert kept(imported(tmp_path / "package").double)
+    (tmp_path / "other").mkdir()
+    without_a_folder(tmp_path / "other", home)
+    nowhere = imported(tmp_path / "other").double
+    assert not kept(nowhere)
+    nowhere(1)
+    assert kept(nowhere)
 
 
 def test_only_one_module_knows_numbas_cache():

@@ -52,8 +52,10 @@ def estimate(session: Session) -> dict[str, Any]:
     per_reward = per_decode + _scoring(session, samples)
     unit, pace = session.method.unit(spec), Pace(per_nfe, per_reward)
     units = min(budget.share(tasks).units(unit.nfe, unit.reward_calls), getattr(session.method, "n", None) or INFINITE)
+    ends: dict[str, str] = {}
     if budget.seconds is not None:
         timed = Share(pace=pace, seconds=budget.seconds).in_time(tasks * unit.nfe, tasks * unit.reward_calls)
+        ends = {"ends_by": "seconds" if timed < units else "another limit than seconds"}
         units = max(1, min(units, timed))
     elif units > INFINITE // 10**6:  # no limit that counts
         units = 1
@@ -71,6 +73,7 @@ def estimate(session: Session) -> dict[str, Any]:
         **({"reward_calls_at_most": read} if read else {"reward_calls": rewards}),
         "seconds": round(seconds := pace.of(nfe, max(read, rewards)), 1),
         "seconds_of_it_rewards": round(seconds - nfe * per_nfe, 1),
+        **ends,
         "nodes_at_most": nodes,
         "megabytes_at_most": round(nodes * (row + spec.state_bytes) / 2**20, 1),
     } | plan

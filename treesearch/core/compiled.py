@@ -60,3 +60,11 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 def kept_in(function: Any) -> str | None:
     """The folder that keeps a compiled function, None where each process compiles it."""
     return function.stats.cache_path
+
+
+def kept(function: Any) -> bool:
+    """Whether an earlier process left the code of a compiled function; else its first call takes seconds."""
+    try:
+        return bool(function.signatures or function._cache._cache_file._load_index())
+    except (AttributeError, *_DAMAGED):
+        return False

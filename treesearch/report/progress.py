@@ -8,11 +8,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from treesearch.core.compiled import kept
+from treesearch.core.tree import add_child
 from treesearch.report.tables import DASH
 from treesearch.report.terminal import say
 from treesearch.session.interfaces import Snapshot
 from treesearch.text import plain
 
+COMPILING = "compiling, once after an installation: some ten seconds"
 CELL_SECONDS = 0.25  # between two states of a line in a notebook
 TEXT_SECONDS, TEXT = 1.0, 60  # between two looks for a better text, and how much of it is shown
 
@@ -56,6 +59,8 @@ class Progress:
         """Show the line, if it is time."""
         if self._display is None and not self.quiet and time.perf_counter() - self._began >= self.after:
             self._display = _Cell() if self.error and in_notebook() else _Terminal(error=self.error)
+            if not kept(add_child):
+                self._display.update(f"{self.name:<12} {COMPILING}")
 
     def __call__(self, snapshot: Snapshot) -> None:
         if self._first is None:

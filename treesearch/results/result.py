@@ -32,6 +32,7 @@ from treesearch.results.saving import save
 from treesearch.rewards.base import Reward, as_reward
 
 ALL_ZERO = "all weights are zero: log Z is -inf and there is nothing to draw"
+LATE = 1.5  # times the seconds that were asked for, and one more, from which on it is said
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class TaskResult:
         interval = log_z(self.readout, self.context.claims)
         if interval.standing == Standing.UNRELIABLE:
             warnings.append(f"the interval of log Z is unreliable: {interval.reason}")
+        warnings += _overrun(self.context)
         kl = None
         if self.log_z is not None and effective > 0 and math.isfinite(self.log_z) and math.isfinite(self.lam):
             w = normalise(log_w)
@@ -179,6 +181,16 @@ class TaskResult:
         unique, inverse = np.unique(rows, return_inverse=True)
         found = self.fetch(self.leaves[unique])
         return found[torch.from_numpy(inverse)] if isinstance(found, Tensor) else [found[i] for i in inverse]
+
+
+def _overrun(context: Context) -> list[str]:
+    """That a search took far longer than it was given: a wave is not broken off."""
+    asked, took = (context.config.get("budget") or {}).get("seconds"), context.cost.seconds
+    if asked is None or took <= LATE * asked + 1.0:
+        return []
+    return [
+        f"took {took:.1f} s of {asked:g} s: what is under way is not broken off, and a first search compiles and loads"
+    ]
 
 
 def _of_one_task(name: str, doc: str | None = None) -> Any:
