@@ -82,6 +82,7 @@ KERNELS = {  # name: where it lies, and an example; a guide is a kernel made of 
     ),
     "maze": ("models.trajectory:maze_kernel", "maze('medium')"),
     "trajectories": ("models.trajectory:trajectory_kernel", "trajectories('./model.safetensors')"),
+    "composed": ("wrappers.composed:Composed", "composed(maze('medium', horizon=24), chunks=3)"),
     "policy": ("models.policy:policy", "policy('two_routes.safetensors', num_steps=5)"),
     "diffuser": ("guidance:Diffuser", "diffuser(maze(), maze_plan('medium'))"),
     "guidance_scales": (

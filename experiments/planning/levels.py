@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.planning.methods import Bed, Task, bed_of
+from experiments.planning.methods import Task, bed_of
 from experiments.planning.pointmaze import held_out_pairs
+from treesearch.backends.models.trajectory import TrajectoryKernel
 from treesearch.report.tables import markdown_table
+from treesearch.rewards.base import Reward
 
 F64 = NDArray[np.float64]
 LOWEST = -3.0  # cells; plans that miss by more are all alike
@@ -51,9 +53,11 @@ class Args:
 
 
 @torch.inference_mode()
-def below(bed: Bed, prompt: dict[str, list[float]], chains: int, each: int) -> dict[int, tuple[F64, F64]]:
-    """By level: rewards of continuations (chains, each) and of endpoint predictions (chains,)."""
-    kernel, found = bed.kernel, {}
+def below(
+    kernel: TrajectoryKernel, reward: Reward, prompt: dict[str, list[float]], chains: int, each: int, floor: float
+) -> dict[int, tuple[F64, F64]]:
+    """By level: rewards, at least `floor`, of continuations (chains, each) and of endpoint predictions (chains,)."""
+    found = {}
 
     def step(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
         encoded = kernel.encode([prompt])
@@ -62,8 +66,8 @@ def below(bed: Bed, prompt: dict[str, list[float]], chains: int, each: int) -> d
         return law.sample(torch.randn(x.shape)), law.endpoint
 
     def rewards(x: Tensor) -> F64:
-        values = bed.reward(kernel.decode(x), prompts=[prompt] * len(x))
-        return values.clamp(min=LOWEST).numpy()
+        values = reward(kernel.decode(x), prompts=[prompt] * len(x))
+        return values.clamp(min=floor).numpy()
 
     x = kernel.clamp(torch.randn(chains, *kernel.state_shape), kernel.encode([prompt]))
     for t in range(kernel.num_steps, 0, -1):
@@ -76,10 +80,10 @@ def below(bed: Bed, prompt: dict[str, list[float]], chains: int, each: int) -> d
     return found
 
 
-def decided(success: F64) -> float:
+def decided(values: F64) -> float:
     """Intraclass correlation of (pairs, states, continuations): between states of a pair, over all within it."""
-    within = success.var(2, ddof=1).mean()
-    between = success.mean(2).var(1, ddof=1).mean() - within / success.shape[2]
+    within = values.var(2, ddof=1).mean()
+    between = values.mean(2).var(1, ddof=1).mean() - within / values.shape[2]
     return float(between / (within + between)) if within + between > 0 else float("nan")
 
 
@@ -97,7 +101,7 @@ def main(args: Args) -> None:
     bed = bed_of(Task(args.maze, args.horizon, "execution"), args.num_steps, args.weights)
     pairs = held_out_pairs(args.maze, args.pairs, args.seed, min_cells=args.min_cells)
     prompts = [{"start": [*pair.start, 0.0, 0.0], "goal": list(pair.goal)} for pair in pairs]
-    runs = [below(bed, prompt, args.chains, args.continuations) for prompt in prompts]
+    runs = [below(bed.kernel, bed.reward, prompt, args.chains, args.continuations, LOWEST) for prompt in prompts]
     body = []
     for t in range(args.num_steps, 0, -1):
         rewards, endpoints = (np.array([run[t][i] for run in runs]) for i in range(2))

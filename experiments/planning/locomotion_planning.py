@@ -4,9 +4,10 @@
     python -m experiments.planning.locomotion_planning report --data runs/locomotion/halfcheetah.npz
 
 Every decision plans H steps for `episodes` environments at once, executes the first `steps` actions of the plan with
-the highest return, as the model predicts it, and replans. A cell is one method at one budget from one set of first
-states; its budget is in rollouts, n·T NFE for each decision and environment. The base sampler executes its first plan.
-Settings are chosen among at most four by mean return at the smallest budget above one, on seeds of their own.
+the highest return, as the model predicts it, and replans; with `warm`, from its last plans, noised to T/2, so that the
+same NFE pay for twice as many. A cell is one method at one budget from one set of first states; its budget is in
+rollouts, n·T NFE for each decision and environment. The base sampler executes its first plan. Settings are chosen among
+at most four by mean return at the smallest budget above one, on seeds of their own, cold, replanning every two steps.
 
 Intervals are of the percentile bootstrap over episodes; differences are of episodes with the same first state. The
 behaviour's return is that of whole episodes of the data, cut to the same number of steps.
@@ -42,8 +43,9 @@ from treesearch.backends.models.trajectory import TrajectoryKernel, trajectory_k
 from treesearch.rewards.trajectories.trajectory import discounted_return
 
 FIRST_STATES = 9_000_000  # seeds of first states, apart from those of the data
-KEY = ("split", "method", "settings", "rollouts", "seed")
-BASE = "best_of_n"
+KEY = ("split", "method", "settings", "rollouts", "steps", "warm", "seed")
+BASE, FK = "best_of_n", "fk"
+STEPS = 2  # executed before the next decision, where nothing else is said
 
 
 def plain(method: Callable[..., Any], kernel: TrajectoryKernel, **how: Any) -> Setup:
@@ -57,26 +59,40 @@ def value_guided(kernel: TrajectoryKernel, **how: Any) -> Setup:
     return Setup(Diffuser(kernel, reward, **how), reward, ts.BestOfN())
 
 
+def at_every_level(method: Callable[..., Any], kernel: TrajectoryKernel, **how: Any) -> Setup:
+    """A method that scores endpoints, at every level that has noise below it."""
+    return plain(method, kernel, schedule=(*range(kernel.num_steps - 1, 1, -1), 0), **how)
+
+
 METHODS: dict[str, Entry] = {
     "base": Entry(partial(plain, partial(ts.BestOfN, n=1)), budgets=(1,)),
     "best_of_n": Entry(partial(plain, ts.BestOfN)),
     "fk": Entry(partial(plain, ts.FeynmanKac), ({"lam": 0.3}, {"lam": 1.0}, {"lam": 3.0})),
+    "fk_every": Entry(partial(at_every_level, ts.FeynmanKac), ({"lam": 0.3}, {"lam": 1.0}, {"lam": 3.0})),
+    "beam": Entry(
+        partial(at_every_level, ts.BeamSearch),
+        ({"beam_width": 1, "branching": 8}, {"beam_width": 2, "branching": 4}, {"beam_width": 4, "branching": 2}),
+    ),
     "dts_star": Entry(
         partial(plain, partial(ts.DiffusionTreeSearch, wave=1)),
         (NARROW, NARROW | {"c_uct": 0.3}, NARROW | {"c_uct": 3.0}, NARROW | {"backup": "max"}),
     ),
     "tree_search": Entry(partial(plain, partial(ts.TreeSearch, wave=1))),
+    "tree_looks": Entry(partial(plain, partial(ts.TreeSearch, looks="endpoints")), ({}, {"fresh": 0.0})),
     "diffuser": Entry(value_guided, ({"scale": 0.1}, {"scale": 1.0}, {"scale": 10.0})),
 }
 
 
-def control(setup: Setup, runners: Runners, *, rollouts: int, steps: int, length: int, seed: int) -> ts.Planner:
+def control(
+    setup: Setup, runners: Runners, *, rollouts: int, steps: int, length: int, seed: int, warm: bool = False
+) -> ts.Planner:
     """Run `length` steps, planning every `steps` of them; returns the planner, whose decisions say what it cost.
 
     Args:
         setup: what plans.
         runners: environments at their first states.
         rollouts: budget of a decision for one environment.
+        warm: whether decisions go on from the plans of the one before.
     """
     planner = ts.Planner(
         setup.kernel,
@@ -84,7 +100,7 @@ def control(setup: Setup, runners: Runners, *, rollouts: int, steps: int, length
         setup.method,
         budget=ts.Budget(nfe=rollouts * setup.kernel.num_steps),
         steps=steps,
-        warm_start=False,
+        warm_start=warm,
         max_decisions=length,
         seed=seed,
         batch_size=256,
@@ -122,6 +138,8 @@ class Job(sweep.Job):
     method: str
     settings: How
     rollouts: int
+    steps: int
+    warm: bool
     seed: int
 
 
@@ -139,7 +157,15 @@ def played(job: Job, run: Run) -> Row:
     runners = Runners(run.environment, seeds)
     try:
         setup = METHODS[job.method].make(kernel, **job.settings)
-        planner = control(setup, runners, rollouts=job.rollouts, steps=run.steps, length=run.length, seed=job.seed)
+        planner = control(
+            setup,
+            runners,
+            rollouts=job.rollouts,
+            steps=job.steps,
+            length=run.length,
+            seed=job.seed,
+            warm=job.warm,
+        )
     except FAILURES as error:
         return job.row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
     made = planner.decisions
@@ -149,6 +175,7 @@ def played(job: Job, run: Run) -> Row:
         "alive": int(runners.alive.sum()),
         "length": run.length,
         "nfe": sum(d.nfe for d in made) / planned,
+        "predicted": float(np.mean([np.nanmean(d.rewards) for d in made])),
         "planning_seconds": sum(d.seconds for d in made) / planned,
         "fingerprint": kernel.fingerprint,
         "seconds": time.perf_counter() - began,
@@ -176,8 +203,10 @@ class Run:
     """environments of a cell"""
     length: int = 100
     """steps of an episode"""
-    steps: int = 2
+    steps: tuple[int, ...] = (STEPS,)
     """executed before the next decision"""
+    warm: tuple[bool, ...] = (False,)
+    """whether decisions go on from the plans of the one before"""
     horizon: int | None = None
     """rows of a plan; None for the model's own"""
     num_steps: int = 10
@@ -205,12 +234,12 @@ class Run:
     def _tuning(self) -> Iterator[Job]:
         at = min((n for n in self.rollouts if n > 1), default=1)
         for (method, how), seed in product(tuned(self.methods, METHODS), self.tuning_seeds):
-            yield Job("tune", method, how, at, seed)
+            yield Job("tune", method, how, at, STEPS, False, seed)
 
     def _figures(self, picked: dict[str, How]) -> Iterator[Job]:
-        for seed, method in product(self.seeds, self.methods):
+        for seed, steps, warm, method in product(self.seeds, self.steps, self.warm, self.methods):
             for rollouts in METHODS[method].budgets or self.rollouts:
-                yield Job("test", method, picked[method], rollouts, seed)
+                yield Job("test", method, picked[method], rollouts, steps, warm, seed)
 
 
 def chosen(method: str, rows: Sequence[Row]) -> How:
@@ -262,27 +291,59 @@ def behaviour_line(rows: Sequence[Row], data: Sequence[Path]) -> str:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Returns by method and budget, and differences to best-of-N."""
-    budgets = sorted({row["rollouts"] for row in rows})
-    columns = [f"{b} rollouts" for b in budgets]
-    methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
+    """Returns by method and budget, predictions, differences to best-of-N and FK; the same for other ways to replan."""
+    usual = [row for row in rows if (row["steps"], row["warm"]) == (STEPS, False)]
+    budgets = sorted({row["rollouts"] for row in usual})
+    cells = {f"{b} rollouts": [row for row in usual if row["rollouts"] == b] for b in budgets}
+    parts = [
+        *("## Return", _returns(cells), "## Less best-of-N's", _gaps(cells, BASE), "## Less FK's", _gaps(cells, FK)),
+        *("## Predicted return of the chosen plans", _predicted(cells)),
+    ]
+    at = min((b for b in budgets if b > 1), default=1)
+    ways = sorted({(row["warm"], row["steps"]) for row in rows if row["rollouts"] == at})
+    if len(ways) > 1:
+        cells = {
+            f"every {steps}{', warm' if warm else ''}": [
+                row for row in rows if (row["warm"], row["steps"], row["rollouts"]) == (warm, steps, at)
+            ]
+            for warm, steps in ways
+        }
+        parts += [f"## Return at {at} rollouts, by steps between decisions", _returns(cells)]
+        parts += ["## Less FK's, the same steps and start", _gaps(cells, FK)]
+    return "\n\n".join(parts)
 
-    def returns(method: str, column: str) -> dict[int, Array]:
-        at = int(column.split()[0])
-        return {r["seed"]: np.array(r["returns"]) for r in rows if (r["method"], r["rollouts"]) == (method, at)}
 
+def _returns(cells: dict[str, list[Row]]) -> str:
     def mean(method: str, column: str) -> str | None:
-        found = returns(method, column)
+        found = _by_seed(cells[column], method)
         return bootstrap(np.concatenate(list(found.values()))[None]).text(1.0) if found else None
 
+    return table(_methods(cells), list(cells), mean)
+
+
+def _gaps(cells: dict[str, list[Row]], reference: str) -> str:
     def gap(method: str, column: str) -> str | None:
-        one, other = returns(method, column), returns(BASE, column)
+        one, other = _by_seed(cells[column], method), _by_seed(cells[column], reference)
         shared = sorted(one.keys() & other.keys())
         return bootstrap(np.concatenate([one[s] - other[s] for s in shared])[None]).text(1.0) if shared else None
 
-    others = [name for name in methods if name not in (BASE, "base")]
-    parts = ["## Return", table(methods, columns, mean), "## Less best-of-N's", table(others, columns, gap)]
-    return "\n\n".join(parts)
+    return table([name for name in _methods(cells) if name not in (reference, "base")], list(cells), gap)
+
+
+def _predicted(cells: dict[str, list[Row]]) -> str:
+    def mean(method: str, column: str) -> str | None:
+        found = [row["predicted"] for row in cells[column] if row["method"] == method and "predicted" in row]
+        return f"{np.mean(found):.1f}" if found else None
+
+    return table(_methods(cells), list(cells), mean)
+
+
+def _methods(cells: dict[str, list[Row]]) -> list[str]:
+    return [name for name in METHODS if any(row["method"] == name for rows in cells.values() for row in rows)]
+
+
+def _by_seed(rows: Sequence[Row], method: str) -> dict[int, Array]:
+    return {row["seed"]: np.array(row["returns"]) for row in rows if row["method"] == method}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

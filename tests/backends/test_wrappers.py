@@ -45,6 +45,7 @@ from treesearch.backends.text.rescored import Rescored
 from treesearch.backends.text.scaffold import Scaffold
 from treesearch.backends.text.turns import FieldOrder
 from treesearch.backends.wrappers.completed import Completed
+from treesearch.backends.wrappers.composed import Composed
 from treesearch.backends.wrappers.cycle import Cycle
 from treesearch.backends.wrappers.drafted import Drafted
 from treesearch.backends.wrappers.inpainting import Clamp
@@ -135,6 +136,14 @@ class Known(Bed):
     network = torch.nn.Identity()
 
 
+class Told(Bed):
+    """It is told what is known."""
+
+    def encode(self, prompts):
+        known = torch.zeros(len(prompts), *self.state_shape, dtype=F64)
+        return {"known": known, "mask": torch.zeros_like(known, dtype=torch.bool)}
+
+
 class Written(Bed):
     """Of texts, a token a letter, as far as wrappers ask."""
 
@@ -160,6 +169,8 @@ def bed(kind, *name):
         return Written(*name)
     if kind is FieldOrder:
         return Record(*name)
+    if kind is Composed:
+        return Told(*name)
     return (Flow if kind in (Heun, Regional) else Known if kind in inside else Bed)(*name)
 
 
@@ -210,6 +221,7 @@ def make(kind, kernel):
         Teleport: lambda k: Teleport(k, 0.5, MOMENTS),
         Completed: lambda k: Completed(k, Bed("student"), (2, 4)),
         Spliced: lambda k: Spliced(k, Bed("student"), 3),
+        Composed: lambda k: Composed(k, 2),
     }
     return made[kind](kernel)
 
@@ -309,7 +321,8 @@ def test_settings_tell_wrappers_apart():
     skips = [Teleport(Bed(), skip, MOMENTS).fingerprint for skip in (0.2, 0.5)]
     asked = [Completed(Bed(), Bed("student"), levels).fingerprint for levels in (None, (2,))]
     jumps = [Spliced(Bed(), Bed("student"), at).fingerprint for at in (2, 3)]
-    for one, other in (tolerant, clamps, scales, orders, skips, asked, jumps):
+    chunks = [Composed(Told(), n).fingerprint for n in (2, 3)]
+    for one, other in (tolerant, clamps, scales, orders, skips, asked, jumps, chunks):
         assert one != other
     assert Guided(Bed(), half).fingerprint is None  # two functions cannot be told apart
     assert TDS(Guided(Bed(), half), REWARD).fingerprint is None

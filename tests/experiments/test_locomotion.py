@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.planning import locomotion, locomotion_planning
+from experiments.planning import locomotion, locomotion_levels, locomotion_planning
 from experiments.planning.locomotion import Actor, Runners
 from experiments.planning.offline_data import read_npz
 from treesearch.backends.models.card import Card, Normalisation, save_model
@@ -139,10 +139,30 @@ def test_settings_are_chosen_by_mean_return():
 
 def test_the_table_pairs_episodes_with_the_same_first_state():
     def row(method, returns, seed):
-        return {"split": "test", "method": method, "rollouts": 4, "seed": seed, "returns": returns}
+        return {"split": "test", "method": method, "rollouts": 4, "steps": 2, "warm": False,
+                "seed": seed, "returns": returns}  # fmt: skip
 
     rows = [row("best_of_n", [1.0, 100.0], 0), row("fk", [3.0, 102.0], 0), row("fk", [500.0, 500.0], 1)]
     assert "| fk | 2 (2 to 2) |" in locomotion_planning.tables(rows)
+    assert "| best_of_n | -2 (-2 to -2) |" in locomotion_planning.tables(rows)
+    ways = locomotion_planning.tables([*rows, rows[0] | {"warm": True, "returns": [7.0, 7.0]}])
+    assert "| method | every 2 | every 2, warm |" in ways
+    assert "| best_of_n | 50 (1 to 100) | 7 (7 to 7) |" in ways
+
+
+def test_plans_that_go_on_from_the_last_ones_cost_half_as_much_each(weights):
+    setup = locomotion_planning.METHODS["best_of_n"].make(trajectory_kernel(weights, 4))
+    planner = locomotion_planning.control(
+        setup, Runners(ENVIRONMENT, [0]), rollouts=2, steps=2, length=4, seed=0, warm=True
+    )
+    assert [len(planner.decisions), len(planner.result.tasks[0].rewards)] == [2, 4]
+
+
+def test_levels_of_locomotion_are_a_row_each(weights, capsys):
+    locomotion_levels.main(
+        locomotion_levels.Args(weights=weights, episodes=1, states=2, apart=2, chains=3, continuations=2, num_steps=3)
+    )
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:5]] == ["| 3", "| 2", "| 1"]
 
 
 def test_an_episode_that_ends_earns_no_more():

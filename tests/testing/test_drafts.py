@@ -32,7 +32,7 @@ from treesearch.testing import CheckFailed, Counting, check_drafts
 
 NONE = {  # drafts cannot leap along them
     **dict.fromkeys(("Bdia", "SecondOrder", "Heun"), "remembers"),
-    **dict.fromkeys(("Cycle", "Spliced"), "levels of a"),
+    **dict.fromkeys(("Cycle", "Spliced", "Composed"), "levels of a"),
     **dict.fromkeys(("Actions", "GuidanceScales"), "steps draw labels"),
     "Completed": "endpoints are a student's",
     "Regional": "from entry to entry",
