@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from treesearch.backends.base import Cond, Gaussian, Spec, Wrapper, describe, expand, optional
-from treesearch.rewards.channels import entry, known
 from treesearch.rewards.numeric import is_whole
 
 
@@ -66,7 +65,7 @@ class Composed(Wrapper):
             raise TypeError(f"{name} is no kernel of trajectories with observations, which chunks could meet in")
         if spec.state_shape[0] < 2:
             raise ValueError(f"{name} plans {spec.state_shape[0]} row, expected two or more: chunks share one")
-        told = self.kernel.encode([known()])
+        told = self.kernel.encode([{}])
         if told is None or not {"known", "mask"} <= told.keys():
             raise TypeError(f"{name} cannot be told where a chunk starts: its `encode` gives no `known` and `mask`")
         if any(spec.rewards_per_nfe) or optional(self.kernel, "prior_log_weight") is not None:
@@ -116,11 +115,12 @@ class Composed(Wrapper):
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """What is known of whole plans: the start in their first row, the goal in their last."""
-        first = self.kernel.encode([known(start=entry(prompt, "start")) for prompt in prompts])
-        last = self.kernel.encode([known(goal=entry(prompt, "goal")) for prompt in prompts])
-        more = self.horizon - self._gap - 1
-        values, mask = (pad(first[n], (0, 0, 0, more)) + pad(last[n], (0, 0, more, 0)) for n in ("known", "mask"))
-        return {**first, "known": values, "mask": mask}
+        told = self.kernel.encode(prompts)
+        between = (0, 0, 0, self.horizon - self._gap - 1)
+        ends = {
+            name: torch.cat([pad(told[name][:, :-1], between), told[name][:, -1:]], 1) for name in ("known", "mask")
+        }
+        return {**told, **ends}
 
     def prior(self, noise: Tensor, cond: Cond = None) -> Tensor:
         """x_T of the first chunk; nothing is there of the others."""
