@@ -13,11 +13,14 @@ Source: Diffusion Policy: Visuomotor Policy Learning via Action Diffusion (Chi e
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +34,102 @@ STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state
 Stats = Mapping[str, Mapping[str, Any]]
 """Of each feature: min and max, or mean and std, as LeRobot's datasets have them."""
 TINY = 1e-8  # LeRobot's own, where a feature is constant
+SHOWN = {"agent_pos": STATE, "environment_state": ENVIRONMENT, "pixels": "observation.image"}
+"""What gymnasium's environments call features."""
+
+
+def from_pretrained(
+    name: str | Path, num_steps: int | None = None, eta: float = 0.0, device: str = "cpu"
+) -> tuple[PolicyKernel, Frames]:
+    """A saved policy as a kernel in its environment's units, and how it reads what an environment shows.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, of the policy and its two processors, or the id of a hub.
+        num_steps, eta, device: as for `policy_kernel`.
+
+    Raises:
+        FileNotFoundError: no such folder, or one without a policy.
+        ImportError: LeRobot is not installed here.
+        ValueError: a policy of another kind, or one whose statistics are not there.
+    """
+    _check_folder(Path(name))
+    try:
+        from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+        from lerobot.policies.factory import make_pre_post_processors
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is a policy of LeRobot, which is not installed here ({error}): install lerobot and this library "
+            "in an environment of their own"
+        ) from error
+    policy = DiffusionPolicy.from_pretrained(str(name))
+    try:
+        stats = stats_of(make_pre_post_processors(policy.config, str(name)))
+    except (OSError, ValueError) as error:
+        if {_mode(mode) for mode in policy.config.normalization_mapping.values()} != {"IDENTITY"}:
+            raise ValueError(
+                f"{name} has no statistics to normalise by, save its processors beside it: {error}"
+            ) from error
+        stats = None
+    return policy_kernel(policy, num_steps, eta, stats, device), Frames(features(policy))
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        if path.is_absolute() or len(path.parts) != 2 or path.suffix == ".safetensors":
+            raise FileNotFoundError(f"no policy at {path}: expected a folder, the id owner/name of a hub, or a file")
+        return
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path} has no config.json: expected a folder that a policy's save_pretrained wrote")
+    kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("type")
+    if kind != "diffusion":
+        raise ValueError(f"{path} is a policy of type {kind!r}, expected 'diffusion': others have no chain to search")
+
+
+@final
+@dataclass(frozen=True)
+class Frames:
+    """What an environment of gymnasium shows -> the numbers (S,) of one observation, in the order of `features`.
+
+    Names are LeRobot's, or `agent_pos`, `environment_state` and `pixels` (one picture, or several by name); pictures
+    are bytes (height, width, 3).
+
+    Args:
+        shapes: of the features, by name.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __call__(self, observation: Any) -> Tensor:
+        """Its numbers.
+
+        Raises:
+            ValueError: a feature is missing, or has another shape.
+        """
+        shown = self._named(observation)
+        for name in self.shapes:
+            if name not in shown:
+                raise ValueError(f"the environment shows {sorted(shown)}, but no {name!r}, which the policy is told")
+        return torch.cat([self._numbers(name, shown[name]) for name in self.shapes])
+
+    def _named(self, observation: Any) -> dict[str, Any]:
+        if not isinstance(observation, Mapping):
+            return {STATE if np.ndim(observation) == 1 else SHOWN["pixels"]: observation}
+        found: dict[str, Any] = {}
+        for name, value in observation.items():
+            if name == "pixels" and isinstance(value, Mapping):
+                found |= {f"{IMAGES}.{camera}": picture for camera, picture in value.items()}
+            else:
+                found[SHOWN.get(name, name)] = value
+        return found
+
+    def _numbers(self, name: str, value: Any) -> Tensor:
+        array, shape = np.asarray(value), self.shapes[name]
+        part = torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32)
+        if array.dtype == np.uint8 and array.ndim == 3:
+            part = part.permute(2, 0, 1) / 255
+        if tuple(part.shape) != shape:
+            raise ValueError(f"the environment shows {name!r} of shape {tuple(part.shape)}, the policy is told {shape}")
+        return part.flatten()
 
 
 def policy_kernel(

@@ -3,16 +3,21 @@
     python -m experiments.policies.compare run
     python -m experiments.policies.compare report
 
-Learners are those of `experiments.policies.learning` at few steps, where none is perfect yet (NA, its seeds, kept in
-`work`). Every decision costs n·T NFE, T = 5; DSRL alone can spend one rollout.
+Learners are those of `experiments.policies.learning` at few steps (NA, its seeds, kept in `work`), and episodes begin
+up to half a cell to either side of the usual start: from the left of it the policy hardly ever turns right, so that
+neither few noises nor one learnt noise does for all. Every decision costs n·T NFE, T = 5; DSRL alone can spend one
+rollout.
 
     base            the first draw                       best_of_n   the best of n by Q^A
-    fk, tree_search, dts_star                            search for Q^A, η = 1, where trees can branch below x_T
+    fk, tree_search, dts_star                            search for Q^A, x_T from the prior
     dsrl            a = π(s, π^W(s))
-    best_of_led     best of n by Q^A, x_T drawn from π^W (a share of the prior kept)
+    best_of_law     best of n by Q^A, x_T ~ π^W(s)
     screened        x_T: the n best by Q^W of 64 n draws of the prior, then the best by Q^A
-    fk_led, tree_search_led, dts_star_led    the same searches, η = 1, with x_T from π^W
+    fk_law, tree_search_law, dts_star_law                the same searches, x_T ~ π^W(s)
+    fk_weighed      FK with x_T proposed by π^W and weighed back to the prior
 
+Trees and particles have η = .5: of what a chunk does at the start, x_T decides all at η = 0, half at .5 and nothing at
+1, where there would be nothing to begin well; the rest is drawn below x_T, where trees branch. The others have η = 0.
 Intervals are over learners, of success over `episodes` episodes each.
 
 Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning (Wagenmaker et al., 2025).
@@ -42,14 +47,19 @@ from experiments.shared.stats import bootstrap
 from experiments.shared.sweep import FAILURES, Sweep, command_line, reporting
 from experiments.shared.tables import table
 from treesearch.backends.guidance.noise import NoiseProposal
-from treesearch.backends.models.policy import policy
+from treesearch.backends.guidance.noise_law import NoiseLaw
+from treesearch.backends.models.policy import PolicyKernel, policy
 from treesearch.policies.critic import action_value
 from treesearch.policies.dsrl import DSRL
 from treesearch.rewards.base import Reward
 
 T = 5
+ETA = 0.5  # of trees and particles
+SPREAD = (0.5, 0.1)  # of the starts
 MANY = 64  # draws of the prior that Q^W looks at, for each that is denoised
 KEY = ("method", "rollouts", "seed")
+Maker = Callable[[DSRL, int, int], Actor]
+"""(learner, rollouts, seed) -> what acts."""
 LAM = 20.0  # of FK, for values between 0 and 1
 NARROW = {"widening_c": 1.0, "widening_alpha": 0.5, "wave": 1}
 
@@ -63,20 +73,17 @@ def searching(kernel: Any, reward: Reward, method: Any, rollouts: int, seed: int
     return lambda seen, active: planner.act_many(seen, active=active)
 
 
-def plain(method: Callable[[], Any], eta: float = 1.0) -> Callable[[DSRL, int, int], Actor]:
-    """Search alone."""
+def root(kernel: PolicyKernel, dsrl: DSRL) -> Any:
+    """x_T from the prior."""
+    del dsrl
+    return kernel
+
+
+def rooted(method: Callable[[], Any], eta: float, roots: Callable[[PolicyKernel, DSRL], Any] = root) -> Maker:
+    """A search for Q^A at every decision, with x_T from some roots."""
 
     def make(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
-        return searching(policy(num_steps=T, eta=eta), action_value(dsrl), method(), rollouts, seed)
-
-    return make
-
-
-def led(method: Callable[[], Any], eta: float = 1.0) -> Callable[[DSRL, int, int], Actor]:
-    """Search from where DSRL would begin."""
-
-    def make(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
-        kernel = NoiseProposal(policy(num_steps=T, eta=eta), dsrl)
+        kernel = roots(policy(num_steps=T, eta=eta), dsrl)
         return searching(kernel, action_value(dsrl), method(), rollouts, seed)
 
     return make
@@ -106,20 +113,23 @@ def screened(dsrl: DSRL, rollouts: int, seed: int) -> Actor:
     return act
 
 
-METHODS: dict[str, Callable[[DSRL, int, int], Actor]] = {
+TREES: dict[str, Callable[[], Any]] = {
+    "fk": lambda: ts.FeynmanKac(lam=LAM),
+    "tree_search": lambda: ts.TreeSearch(wave=4),
+    "dts_star": lambda: ts.DiffusionTreeSearch(**NARROW),
+}
+METHODS: dict[str, Maker] = {
     "base": lambda dsrl, rollouts, seed: base_actor(policy(num_steps=T), seed),
     "dsrl": alone,
-    "best_of_n": plain(ts.BestOfN, eta=0.0),
-    "fk": plain(lambda: ts.FeynmanKac(lam=LAM)),
-    "tree_search": plain(lambda: ts.TreeSearch(wave=4)),
-    "dts_star": plain(lambda: ts.DiffusionTreeSearch(**NARROW)),
-    "best_of_led": led(ts.BestOfN, eta=0.0),
+    "best_of_n": rooted(ts.BestOfN, 0.0),
+    **{name: rooted(method, ETA) for name, method in TREES.items()},
+    "best_of_law": rooted(ts.BestOfN, 0.0, NoiseLaw),
     "screened": screened,
-    "fk_led": led(lambda: ts.FeynmanKac(lam=LAM)),
-    "tree_search_led": led(lambda: ts.TreeSearch(wave=4)),
-    "dts_star_led": led(lambda: ts.DiffusionTreeSearch(**NARROW)),
+    **{f"{name}_law": rooted(method, ETA, NoiseLaw) for name, method in TREES.items()},
+    "fk_weighed": rooted(TREES["fk"], ETA, NoiseProposal),
 }
 ONCE = ("base", "dsrl")  # methods that spend one rollout
+WITHOUT = {"best_of_law": "best_of_n", "screened": "best_of_n", "fk_weighed": "fk"} | {f"{n}_law": n for n in TREES}
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ class Run:
     """of learners"""
     steps: int = 400
     """that learners make"""
-    episodes: int = 32
+    episodes: int = 48
     """of a cell"""
     work: Path = Path("runs/policies/few")
     """where these learners are kept"""
@@ -165,9 +175,9 @@ class Run:
     def _played(self, job: Job) -> Row:
         began = time.perf_counter()
         try:
-            dsrl = learner("na", job.seed).learn(self.steps, store=self.work / f"na_{job.seed}")
+            dsrl = learner("na", job.seed, spread=SPREAD).learn(self.steps, store=self.work / f"na_{job.seed}")
             actor = METHODS[job.method](dsrl, job.rollouts, job.seed)
-            done = play(actor, self.episodes, EPISODES_SEED + job.seed)
+            done = play(actor, self.episodes, EPISODES_SEED + job.seed, spread=SPREAD)
         except FAILURES as error:
             return job.row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
         return job.row | {
@@ -181,7 +191,7 @@ class Run:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Success and return by method and budget."""
+    """Success and return by method and budget, and what searches with DSRL gain on the better of each alone."""
     rows = [row for row in rows if "error" not in row]
     columns = [f"{T * n} NFE" for n in sorted({row["rollouts"] for row in rows})]
     methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
@@ -199,7 +209,26 @@ def page(rows: Sequence[Row]) -> str:
         "95 % bootstrap intervals over learners."
     )
     parts = ["# Search with DSRL's critics", words, "## Success, %", of("success", 100.0), "## Return, %"]
-    return "\n\n".join([*parts, of("returns", 100.0), ""])
+    return "\n\n".join([*parts, of("returns", 100.0), "## Success less that of each alone, points", gains(rows), ""])
+
+
+def gains(rows: Sequence[Row]) -> str:
+    """Of searches that begin with DSRL: paired differences from DSRL alone, and from the same search alone."""
+    found = {(row["method"], row["nfe"], row["seed"]): row["success"] for row in rows}
+    budgets = sorted({row["nfe"] for row in rows if row["method"] not in ONCE})
+    columns = [f"{nfe} NFE, less {other}" for nfe in budgets for other in ("DSRL", "search alone")]
+
+    def cell(method: str, column: str) -> str | None:
+        nfe, other = int(column.split()[0]), ("dsrl", T) if "DSRL" in column else (WITHOUT[method], None)
+        pairs = [
+            (value, found.get((other[0], other[1] or nfe, seed)))
+            for (name, spent, seed), value in found.items()
+            if (name, spent) == (method, nfe)
+        ]
+        gaps = [a - b for a, b in pairs if b is not None]
+        return bootstrap(np.array([gaps])).text(100.0) if gaps else None
+
+    return table([name for name in WITHOUT if any(row["method"] == name for row in rows)], columns, cell)
 
 
 Report = reporting("policies/compare", KEY, page)

@@ -35,7 +35,7 @@ SHOWN = {
     "best_of_n": ("best of N by Q", 8),
     "dsrl": ("DSRL", 1),
     "screened": ("best of N noises by DSRL's Q", 8),
-    "fk_led": ("FK for DSRL's Q, from its noise", 8),
+    "fk_law": ("FK for DSRL's Q, from its noise", 8),
 }
 
 

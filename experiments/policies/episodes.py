@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.policies.two_routes import CHUNK, CLOSED, HISTORY, LIMIT, Points
+from experiments.policies.two_routes import CHUNK, CLOSED, HISTORY, LIMIT, NEAR, Points
 from treesearch.backends.models.policy import PolicyKernel
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.rewards.trajectories.maze import Maze
@@ -28,9 +28,9 @@ class Episodes(NamedTuple):
 GAMMA = 0.99
 
 
-def play(actor: Actor, n: int, seed: int, maze: Maze = CLOSED) -> Episodes:
+def play(actor: Actor, n: int, seed: int, maze: Maze = CLOSED, spread: tuple[float, float] = NEAR) -> Episodes:
     """n episodes side by side, a decision of the actor for every chunk."""
-    points = Points(maze, seed)
+    points = Points(maze, seed, spread)
     frames = [points.reset(n)] * HISTORY
     paths, taken, made = [frames[-1][:, :2]], torch.zeros(n, dtype=torch.float64), 0
     while made < LIMIT and not points.arrived.all():

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.policies.episodes import base_actor, play
-from experiments.policies.two_routes import two_routes
+from experiments.policies.two_routes import NEAR, two_routes
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, locked, where_it_ran
 from experiments.shared.stats import bootstrap
@@ -37,9 +37,9 @@ SETTINGS = {"batch_size": 128, "updates": 2, "noise_steps": 2, "warmup": 300, "e
 EPISODES_SEED = 7_000
 
 
-def learner(method: str, seed: int, num_steps: int = 5, **settings: int) -> DSRL:
+def learner(method: str, seed: int, num_steps: int = 5, spread: tuple[float, float] = NEAR, **settings: int) -> DSRL:
     """A learner in the two-route maze."""
-    env = NoiseEnv(two_routes(), FrozenPolicy(policy(num_steps=num_steps)))
+    env = NoiseEnv(two_routes(spread), FrozenPolicy(policy(num_steps=num_steps)))
     return DSRL(env, Steering(method=method, **{**SETTINGS, **settings}), seed=seed)  # type: ignore[arg-type]
 
 

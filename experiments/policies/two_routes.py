@@ -33,6 +33,7 @@ CORNERS = ((1.0, -1.0), (1.0, 1.0))  # of the way round on the right; the other 
 LEFT = 0.75  # share of demonstrations that go round on the left
 HOLD, HISTORY, CHUNK = 4, 2, 8
 LIMIT = 120  # actions of an episode
+NEAR = (0.1, 0.1)  # how far from START demonstrations begin at most, along and across
 
 
 class Points:
@@ -41,14 +42,17 @@ class Points:
     Args:
         maze: its walls.
         seed: of the starts.
+        spread: how far from START they are at most, along and across.
     """
 
-    def __init__(self, maze: Maze = CLOSED, seed: int = 0) -> None:
-        self.maze, self.step_of, self.rng = maze, PointMass(), torch.Generator().manual_seed(seed)
+    def __init__(self, maze: Maze = CLOSED, seed: int = 0, spread: tuple[float, float] = NEAR) -> None:
+        self.maze, self.spread = maze, spread
+        self.step_of, self.rng = PointMass(), torch.Generator().manual_seed(seed)
 
     def reset(self, n: int) -> Tensor:
         """n points at rest near the start, (n, 4) float64."""
-        near = 0.1 * (2 * torch.rand(n, 2, generator=self.rng, dtype=torch.float64) - 1)
+        near = 2 * torch.rand(n, 2, generator=self.rng, dtype=torch.float64) - 1
+        near *= near.new_tensor(self.spread)
         self.state = torch.cat([torch.tensor(START, dtype=torch.float64) + near, torch.zeros_like(near)], 1)
         self.arrived = torch.zeros(n, dtype=torch.bool)
         return self.state
@@ -70,8 +74,13 @@ class TwoRoutes(gymnasium.Env[np.ndarray, np.ndarray]):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-    def __init__(self, maze: Maze = CLOSED) -> None:
-        self.points, self.made = Points(maze), 0
+    def __init__(self, maze: Maze = CLOSED, spread: tuple[float, float] = NEAR) -> None:
+        self.points, self.made = Points(maze, spread=spread), 0
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from others of its class."""
+        return f"{self.points.maze.walls} {self.points.spread}"
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed, options=options)
@@ -87,9 +96,9 @@ class TwoRoutes(gymnasium.Env[np.ndarray, np.ndarray]):
         return seen, float(done), done, self.made >= LIMIT, {"is_success": done}
 
 
-def two_routes() -> gymnasium.Env[np.ndarray, np.ndarray]:
+def two_routes(spread: tuple[float, float] = NEAR) -> gymnasium.Env[np.ndarray, np.ndarray]:
     """The environment with the history that the shipped policy is told, (HISTORY, 4)."""
-    return gymnasium.wrappers.FrameStackObservation(TwoRoutes(), HISTORY)
+    return gymnasium.wrappers.FrameStackObservation(TwoRoutes(spread=spread), HISTORY)
 
 
 class Demonstrations(NamedTuple):

@@ -29,6 +29,7 @@ from treesearch.backends.guidance.elucd import EluCD
 from treesearch.backends.guidance.flowchef import FlowChef
 from treesearch.backends.guidance.lacon import Aligned, LaCon
 from treesearch.backends.guidance.noise import NoiseProposal
+from treesearch.backends.guidance.noise_law import NoiseLaw
 from treesearch.backends.guidance.regions import moved
 from treesearch.backends.guidance.steered import Steered
 from treesearch.backends.guidance.universal import Universal
@@ -187,6 +188,7 @@ def make(kind, kernel):
         Valued: lambda k: Valued(k, REWARD, worth),
         Drawn: lambda k: Drawn(k, REWARD),
         NoiseProposal: lambda k: NoiseProposal(k, SimpleNamespace(fingerprint="steers")),
+        NoiseLaw: lambda k: NoiseLaw(k, SimpleNamespace(fingerprint="steers")),
         Scaffold: lambda k: Scaffold(k, '{"properties": {"a": {}}}', 2),
         Rescored: Rescored,
         FieldOrder: FieldOrder,

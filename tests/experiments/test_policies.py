@@ -46,7 +46,7 @@ def test_every_method_of_the_comparison_plays(tmp_path, work):
         "--rollouts",
         "2",
         "--work",
-        str(work),
+        str(work / "few"),
         "--out",
         str(rows),
     ]
@@ -55,7 +55,7 @@ def test_every_method_of_the_comparison_plays(tmp_path, work):
     assert [row["method"] for row in found] == list(compare.METHODS)
     assert not [row for row in found if "error" in row]
     assert compare.main(["report", "--rows", str(rows), "--out", str(page)]) == 0
-    assert "tree_search_led" in page.read_text(encoding="utf-8")
+    assert "tree_search_law" in page.read_text(encoding="utf-8")
 
 
 def test_the_demo_leaves_a_table_and_a_picture(tmp_path, capsys):

@@ -39,7 +39,7 @@ NONE = {  # drafts cannot leap along them
     "PolicyGuided": "moves without weights",
 }
 TOKENS = {"Drawn", "FieldOrder", "Rescored", "Scaffold"}  # of kernels of tokens, which have no chain
-OWN = {"Absent", "Aligned", "DiffEditor", "Expanded", "LaCon", "NoiseProposal"}  # of networks or prompts of their own
+OWN = {"Absent", "Aligned", "DiffEditor", "Expanded", "LaCon", "NoiseLaw", "NoiseProposal"}  # of networks or prompts
 
 
 @pytest.mark.parametrize("kind", [k for k in CONCRETE if k.__name__ not in TOKENS], ids=lambda c: c.__name__)

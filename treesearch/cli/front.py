@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": "serve.Serve",
     "export": "export.Export",
     "compare": "compare.Compare",
+    "plan": "plan.Plan",
     "diagnose": "diagnose.Diagnose",
     "bench": "bench.Bench",
     "list": "names.Names",

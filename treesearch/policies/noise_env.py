@@ -8,6 +8,7 @@ Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from treesearch.backends.base import fingerprint
+from treesearch.policies.episodes import bounded
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.numeric import is_positive, is_whole
@@ -71,6 +73,9 @@ class NoiseEnv(Noisy):
         bound: b.
         read: numbers (observed,) that the policy is told of an observation; None for all of them in a row.
 
+    What a store knows the environment's rewards by is the code of its class and wrappers, the functions that they hold,
+    what `gymnasium.make` was told, and the `fingerprint` of the innermost, where it has one: it says what else differs.
+
     Raises:
         ValueError: a setting out of range; when stepped, observations of other numbers than the policy's, rewards or
             actions that are not finite, or actions so far out of bounds that they must be in other units.
@@ -101,6 +106,7 @@ class NoiseEnv(Noisy):
         made, spec = type(self.env.unwrapped), self.env.spec
         return {
             "environment": f"{made.__module__}.{made.__qualname__} {spec.id if spec else ''}".strip(),
+            "rewards": _rewards(self.env),
             "execute": self.execute,
             "read": fingerprint.of(self.read),
         }
@@ -132,15 +138,7 @@ class NoiseEnv(Noisy):
         Raises:
             ValueError: numbers that are not finite, or actions that seem to be in other units.
         """
-        made = chunk[: self.execute].float().cpu().numpy()
-        low, high = self.box.low, self.box.high
-        far = np.maximum(made - high, low - made).max() if np.isfinite(made).all() else math.inf
-        if far > np.max(high - low):
-            raise ValueError(
-                f"actions leave the bounds {low.min():g}..{high.max():g} by {far:g}: are they normalised, or the "
-                "weights not those of this environment? The kernel's `decode` must return the environment's units"
-            )
-        return np.clip(made, low, high)
+        return bounded(chunk[: self.execute], self.box)
 
     def numbers(self, observation: Any) -> Array:
         """What the policy is told of an observation, (observed,).
@@ -161,6 +159,22 @@ class NoiseEnv(Noisy):
                 "the environment the history that the policy is told (gymnasium's FrameStackObservation)"
             )
         return seen
+
+
+def _rewards(env: gymnasium.Env[Any, Any]) -> str | None:
+    """What tells an environment's rewards from those of others of its class; None for what cannot be told."""
+    layers, inner = [], env
+    while inner is not env.unwrapped:
+        layers.append(_held(inner))
+        inner = inner.env  # type: ignore[attr-defined]
+    told = None if env.spec is None else env.spec.kwargs
+    return fingerprint.of([layers, _held(inner), getattr(inner, "fingerprint", None), told])
+
+
+def _held(layer: Any) -> list[Any]:
+    """Its class, and the functions that it holds."""
+    functions = {name: value for name, value in vars(layer).items() if inspect.isroutine(value)}
+    return [type(layer), functions]
 
 
 @final

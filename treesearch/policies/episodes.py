@@ -1,0 +1,118 @@
+"""Episodes of an environment under what acts by chunks: the last observations in, actions out, receding horizon.
+
+history    the last h observations, the first one repeated where there were none before
+act        actions (k, A) for it; they are made one after the other, then it is asked again
+end        where the environment ends or cuts an episode, be it within a chunk
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+Read = Callable[[Any], Tensor]
+"""An observation of the environment -> numbers (S,) that the policy is told of it."""
+Act = Callable[[Tensor], Tensor]
+"""A history (h, S) -> actions (k, A)."""
+SUCCESS = ("is_success", "success")  # what environments call it, in `info`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """What became of an episode.
+
+    Attributes:
+        seed: that the environment began with.
+        success: whether it was reached at any time; None where the environment does not say.
+        returns: sum of its rewards.
+        actions: that were made.
+        ended: by the environment itself; False where time or actions ran out.
+    """
+
+    seed: int
+    success: bool | None
+    returns: float
+    actions: int
+    ended: bool
+
+
+def play(env: Any, act: Act, read: Read, *, history: int = 1, seed: int = 0, limit: int = 1000) -> Episode:
+    """One episode.
+
+    Args:
+        env: of gymnasium, with a Box of actions.
+        history: h.
+        limit: actions at most.
+
+    Raises:
+        ValueError: a reward or actions that are not finite, or actions so far out of bounds that they must be in other
+            units.
+    """
+    observation, _ = env.reset(seed=seed)
+    frames = deque([read(observation)] * history, history)
+    total, made, success, ended, cut = 0.0, 0, None, False, False
+    while made < limit and not (ended or cut):
+        for action in bounded(act(torch.stack(tuple(frames))), env.action_space)[: limit - made]:
+            observation, reward, ended, cut, info = env.step(action)
+            total, made, success = total + finite(reward), made + 1, _reached(info, success)
+            frames.append(read(observation))
+            if ended or cut:
+                break
+    return Episode(seed=seed, success=success, returns=total, actions=made, ended=bool(ended))
+
+
+def bounded(actions: Tensor, box: Any) -> Array:
+    """Actions (k, A) within the bounds of a space, those that leave them a little are cut.
+
+    Raises:
+        ValueError: numbers that are not finite, or actions that seem to be in other units.
+    """
+    made = actions.float().cpu().numpy()
+    far = np.maximum(made - box.high, box.low - made).max() if np.isfinite(made).all() else math.inf
+    if far > np.max(box.high - box.low):
+        raise ValueError(
+            f"actions leave the bounds {box.low.min():g}..{box.high.max():g} by {far:g}: are they normalised, or the "
+            "weights not those of this environment? The kernel's `decode` must return the environment's units"
+        )
+    return np.clip(made, box.low, box.high)
+
+
+def finite(reward: Any) -> float:
+    """A reward of the environment.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    if not math.isfinite(value := float(reward)):
+        raise ValueError(f"the environment's reward is {value}: expected finite numbers")
+    return value
+
+
+def flat(observation: Any) -> Tensor:
+    """The numbers of an observation in a row; of named ones its `observation`.
+
+    Raises:
+        ValueError: named ones without it.
+    """
+    if isinstance(observation, dict):
+        if "observation" not in observation:
+            raise ValueError(
+                f"the environment shows {sorted(observation)}, expected numbers, or `observation` among them: wrap it "
+                "with gymnasium's FlattenObservation or TransformObservation"
+            )
+        observation = observation["observation"]
+    return torch.as_tensor(np.asarray(observation, np.float32).reshape(-1))
+
+
+def _reached(info: dict[str, Any], before: bool | None) -> bool | None:
+    said = [bool(info[name]) for name in SUCCESS if name in info]
+    return before if not said else bool(before) or any(said)
