@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -61,7 +63,8 @@ def from_pretrained(
             f"{name} is a policy of LeRobot, which is not installed here ({error}): install lerobot and this library "
             "in an environment of their own"
         ) from error
-    policy = DiffusionPolicy.from_pretrained(str(name))
+    with redirect_stdout(sys.stderr):  # it prints
+        policy = DiffusionPolicy.from_pretrained(str(name))
     try:
         stats = stats_of(make_pre_post_processors(policy.config, str(name)))
     except (OSError, ValueError) as error:

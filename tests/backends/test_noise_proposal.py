@@ -10,6 +10,7 @@ import treesearch as ts
 from experiments.policies.bandit import TARGET, ring
 from treesearch.backends.chains.diffusion import DiffusionKernel
 from treesearch.backends.guidance.noise import MEAN, STD, NoiseProposal
+from treesearch.backends.guidance.noise_law import NoiseLaw
 from treesearch.rewards.base import Reward
 
 N = 20_000
@@ -29,6 +30,9 @@ class Known:
 
     def moments(self, observations):
         return observations.double(), torch.full_like(observations, self.std, dtype=torch.float64)
+
+    def noise(self, observations, z=None):
+        return observations if z is None else observations + self.std * z
 
     def q_action(self, observations, states):
         return -(states - observations).norm(dim=1).double()
@@ -135,3 +139,20 @@ def test_a_prior_of_another_spread_is_weighed_by_its_noise():
 def test_noise_that_is_all_but_certain_keeps_the_least_spread():
     kernel = NoiseProposal(ring(2), Known(std=1e-9), least=0.3)
     torch.testing.assert_close(kernel.encode([[1.0, -0.5]])[STD], torch.full((1, 2), 0.3))
+
+
+def test_a_law_of_noise_is_the_policy_of_noise_and_says_so():
+    base, places = ring(3), [[1.0, -0.5], [-1.0, 0.3]]
+    reward = Reward(lambda samples, prompts: -(samples - samples.new_tensor(TARGET)).norm(dim=1).double())
+    kernel = NoiseLaw(base, Known(0.2))
+    cond = {k: v.repeat_interleave(N // 2, 0) for k, v in kernel.encode(places).items()}
+    x = kernel.prior(Z, cond).double()
+    for rows, place in zip((x[: N // 2], x[N // 2 :]), places, strict=True):
+        assert ((rows.mean(0) - torch.tensor(place)).abs() < 4 * 0.2 / math.sqrt(N / 2)).all()
+        torch.testing.assert_close(rows.std(0), torch.full((2,), 0.2, dtype=torch.float64), rtol=0.03, atol=0)
+    found = ts.search(kernel, reward, ts.BestOfN(), prompts=places, budget=ts.Budget(nfe=60))
+    for task in found.tasks:
+        assert any("drawn by a learnt policy of noise" in said for said in task.diagnostics["warnings"])
+        assert (task.log_weights.diff() == task.rewards.diff()).all()
+    with pytest.raises(ValueError, match="give prompts"):
+        kernel.prior(Z[:1])

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import FrameStackObservation, TransformReward
 
 from experiments.policies.bandit import BOUND, bandit, folded, near, optimum, ring, worth
-from experiments.policies.two_routes import two_routes
+from experiments.policies.two_routes import TwoRoutes, two_routes
 from tests.support import tiny
 from treesearch.backends.models.policy import policy
 from treesearch.backends.pipelines import DiffusersKernel
@@ -120,6 +121,32 @@ def test_a_store_is_of_as_many_actions_of_a_chunk(tmp_path):
     some.learn(2, store=tmp_path)
     with pytest.raises(StoreError, match="its execute is 3, not 8"):
         DSRL(NoiseEnv(two_routes(), FrozenPolicy(policy(num_steps=1))), settings).learn(2, store=tmp_path)
+
+
+def test_a_store_is_of_one_environments_rewards(tmp_path):
+    """Another class, another wrapper's function, other settings of one class."""
+    settings = Steering(method="sac", **SMALL | {"warmup": 2, "every": 2, "batch_size": 2, "width": 8})
+
+    class Slower(TwoRoutes):
+        def step(self, action):
+            seen, reward, *rest = super().step(action)
+            return seen, reward - 0.01, *rest
+
+    def one(env):
+        return DSRL(NoiseEnv(FrameStackObservation(env, 2), FrozenPolicy(policy(num_steps=1))), settings)
+
+    one(TwoRoutes()).learn(2, store=tmp_path / "plain")
+    one(TransformReward(TwoRoutes(), lambda r: 2 * r)).learn(2, store=tmp_path / "twice")
+    assert one(TwoRoutes()).learn(4, store=tmp_path / "plain").steps == 4
+    assert one(TransformReward(TwoRoutes(), lambda r: 2 * r)).learn(4, store=tmp_path / "twice").steps == 4
+    for folder, other, what in (
+        ("plain", Slower(), "environment"),
+        ("plain", TwoRoutes(spread=(0.3, 0.1)), "rewards"),
+        ("plain", TransformReward(TwoRoutes(), lambda r: 2 * r), "rewards"),
+        ("twice", TransformReward(TwoRoutes(), lambda r: 3 * r), "rewards"),
+    ):
+        with pytest.raises(StoreError, match=f"of another learner: its {what} is"):
+            one(other).learn(6, store=tmp_path / folder)
 
 
 def test_a_policy_that_cannot_be_told_has_no_store(tmp_path):

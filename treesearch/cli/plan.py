@@ -28,7 +28,7 @@ from treesearch.methods.base import Method
 from treesearch.planning.planner import Planner
 from treesearch.policies.environments import environment, told
 from treesearch.policies.episodes import Episode, Read, flat, play
-from treesearch.policies.rehearsal import rehearsal
+from treesearch.policies.rehearsal import Rehearsed, rehearsal
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
 from treesearch.report import tables as report
@@ -56,8 +56,8 @@ class Plan(Command):
     env_settings: Annotated[str, arg(metavar="JSON")] = "{}"
     """what the environment is made with, such as '{"obs_type": "pixels_agent_pos"}'"""
     reward: str = REHEARSED
-    """of chunks (n, k, A) and their prompts {"start": observations}, as for run; env: what a chunk earns in a copy of
-    the environment"""
+    """of chunks (n, k, A) and their prompts {"start": observations}, as for run; env: what a chunk earns in a second
+    environment that stands where the first stands"""
     method: str = "tree-search"
     """name(settings) of a method; best-of-n(n=1) is the policy alone"""
     num_steps: int | None = None
@@ -96,8 +96,7 @@ class Plan(Command):
         for seed in range(self.seed, self.seed + self.episodes):
             if seed not in {line["seed"] for line in played}:
                 played.append(line := self._played(seed))
-                with (folder / EPISODES).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                _kept(folder, self._told(), line)
                 if not self.json:
                     say(_sentence(line))
         return self._report(played, folder)
@@ -114,7 +113,7 @@ class Plan(Command):
         else:
             kernel, read = lerobot.from_pretrained(self.policy, self.num_steps, self.eta, self.device)
             settings = told(self.env, read.shapes) | settings
-        env = self._environment(settings)
+        env = Rehearsed(lambda: self._environment(settings))
         shape = getattr(env.action_space, "shape", None)
         if not hasattr(env.action_space, "high") or shape != (kernel.channels.action,):
             raise ValueError(
@@ -241,8 +240,6 @@ def _begun(folder: Path, command: dict[str, Any]) -> list[dict[str, Any]]:
     if not (folder / COMMAND).exists():
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{folder} is no plan and not empty: name another --store")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / COMMAND, command)
         return []
     kept = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
     for name, value in command.items():
@@ -250,6 +247,15 @@ def _begun(folder: Path, command: dict[str, Any]) -> list[dict[str, Any]]:
             raise StoreError(f"{folder} is of another plan: its {name} is {kept.get(name)!r}, not {value!r}")
     lines = (folder / EPISODES).read_text(encoding="utf-8").splitlines() if (folder / EPISODES).exists() else []
     return [json.loads(line) for line in lines]
+
+
+def _kept(folder: Path, command: dict[str, Any], line: dict[str, Any]) -> None:
+    """Write an episode down."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / COMMAND).exists():
+        write_json(folder / COMMAND, command)
+    with (folder / EPISODES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _settings(text: str) -> dict[str, Any]:

@@ -35,9 +35,10 @@ def environment(name: str, settings: Mapping[str, Any]) -> Any:
     full = f"{package}/{name}" if name in HOMES else name
     try:
         return gymnasium.make(full, **settings)
+    except gymnasium.error.NameNotFound:
+        raise ValueError(unknown("environment", name, [*gymnasium.registry, *HOMES])) from None
     except gymnasium.error.Error as error:
-        known = [*gymnasium.registry, *HOMES]
-        raise ValueError(f"{error}; {unknown('environment', name, known)}") from error
+        raise ValueError(f"{name}: {error}") from error
     except TypeError as error:
         raise ValueError(f"{name} with {dict(settings)}: {error}") from error
 
