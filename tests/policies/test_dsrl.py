@@ -191,6 +191,29 @@ def test_the_target_of_a_step_is_that_of_the_paper():
         torch.testing.assert_close(values.detach(), torch.tensor([[first], [2.0]]))
 
 
+def test_the_target_of_several_leaves_is_the_soft_value_of_their_tree():
+    learner = DSRL(bandit(ring(2)), Steering(**SMALL | {"backup": 3})).learner
+    w = torch.tensor([[0.2, -0.4], [0.6, 0.1], [-0.3, 0.9]])
+    log_prob, alpha = torch.tensor([0.5, -2.0, 1.0]), torch.tensor(0.25)
+    learner.actor.action_log_prob = lambda observations: (w, log_prob)
+    learner.critic_target = lambda observations, made: (made.sum(1, keepdim=True) + 3, made.sum(1, keepdim=True) + 1)
+    worth = learner.frozen.states(torch.ones(3, 1), BOUND * w).sum(1) + 1 - alpha * log_prob
+    found = learner._value(torch.ones(1, 1), alpha)
+    torch.testing.assert_close(found, alpha * (worth / alpha).exp().mean().log()[None, None])
+    assert worth.mean() < found < worth.max()
+
+
+def test_the_best_of_several_leaves_is_made_and_kept():
+    env = bandit(ring(4))
+    plain, many = (learnt("na", 250, env=env, leaves=n) for n in (1, 8))
+    earned = [np.mean([value for _, value in made.episodes[-100:]]) for made in (plain, many)]
+    assert earned[1] > earned[0]
+    kept = torch.as_tensor(many.learner.replay_buffer.actions[200:250, 0])
+    assert near(kept, None).mean() == pytest.approx(np.mean([v for _, v in many.episodes[200:250]]), rel=1e-5)
+    with pytest.raises(ValueError, match="judged by the critic of actions"):
+        Steering(method="sac", leaves=8)
+
+
 def test_noise_of_no_worth_becomes_wide():
     learner = DSRL(bandit(ring(2)), Steering(**SMALL)).learner
     learner.noise_critic = Heads(32)

@@ -38,7 +38,6 @@ from treesearch.runs.files import write_json, write_text
 from treesearch.session.interfaces import Options
 
 ROLLOUTS = 16  # of a decision, where no limit is named
-REHEARSED = "env"
 COMMAND, EPISODES = "plan.json", "episodes.jsonl"
 COLUMNS = ("seed", "success", "return", "actions", "decisions", "NFE", "seconds")
 
@@ -55,9 +54,9 @@ class Plan(Command):
     """an environment of gymnasium (PushT-v0, package:Name-v0), package.module:attr or ./file.py:attr"""
     env_settings: Annotated[str, arg(metavar="JSON")] = "{}"
     """what the environment is made with, such as '{"obs_type": "pixels_agent_pos"}'"""
-    reward: str = REHEARSED
-    """of chunks (n, k, A) and their prompts {"start": observations}, as for run; env: what a chunk earns in a second
-    environment that stands where the first stands"""
+    reward: str | None = None
+    """of chunks (n, k, A) and their prompts {"start": observations}, as for run; by default what a chunk earns in a
+    second environment that stands where the first stands"""
     method: str = "tree-search"
     """name(settings) of a method; best-of-n(n=1) is the policy alone"""
     num_steps: int | None = None
@@ -129,9 +128,7 @@ class Plan(Command):
 
     @cached_property
     def _reward(self) -> Reward:
-        return (
-            rehearsal(self._opened[3], self.seed) if self.reward == REHEARSED else as_reward(specs.reward(self.reward))
-        )
+        return rehearsal(self._opened[3], self.seed) if self.reward is None else as_reward(specs.reward(self.reward))
 
     @cached_property
     def _search(self) -> tuple[Method, Budget]:
@@ -227,7 +224,7 @@ class Plan(Command):
         apart = {"debug", "limits", "store", "dry_run", "json", "episodes", "seed", "batch_size"}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         for name in ("reward", "env"):
-            own[name] = expressions.public(own[name]) if ":" in own[name] else own[name]
+            own[name] = expressions.public(own[name]) if ":" in (own[name] or "") else own[name]
         return own | {"limits": asdict(self.limits.budget())}
 
 

@@ -27,11 +27,12 @@ def action_value(dsrl: DSRL) -> Reward:
     if dsrl.settings.method != "na":
         raise ValueError("method='sac' learns no critic of actions: use method='na'")
     critic = copy.deepcopy(dsrl.learner.critic).requires_grad_(False)
+    observations, device = dsrl.frozen.observations, dsrl.learner.device
 
     def fn(states: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         if prompts is None:
             raise ValueError("a critic judges actions where something was observed: give prompts, prompts=[...]")
-        seen = dsrl.observations(prompts).to(dsrl.learner.device, torch.float32)
+        seen = observations(prompts).to(device, torch.float32)
         with torch.no_grad():
             return least(critic(seen, states.flatten(1).to(seen)))
 

@@ -50,6 +50,8 @@ class Steering:
         batch_size: transitions of a gradient step.
         updates: gradient steps to a step of the environment.
         noise_steps: distillation steps to a gradient step ("na").
+        leaves: noises of a decision while it learns; the best by the critic of actions is made and kept ("na").
+        backup: leaves of the tree whose soft value is the target of the critic of actions ("na").
         width, layers: of the networks, tanh after layer normalisation.
         target_entropy: of scaled noise, in nats.
         temperature: α at the beginning, in units of the reward; it moves towards the target entropy.
@@ -68,6 +70,8 @@ class Steering:
     batch_size: int = 256
     updates: int = 20
     noise_steps: int = 10
+    leaves: int = 1
+    backup: int = 1
     width: int = 128
     layers: int = 3
     target_entropy: float = 0.0
@@ -78,9 +82,23 @@ class Steering:
 
     def __post_init__(self) -> None:
         choose("method", self.method, METHODS)
-        for name in ("batch_size", "updates", "noise_steps", "width", "layers", "warmup", "replay", "every"):
+        whole = (
+            "batch_size",
+            "updates",
+            "noise_steps",
+            "leaves",
+            "backup",
+            "width",
+            "layers",
+            "warmup",
+            "replay",
+            "every",
+        )
+        for name in whole:
             if not is_whole(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number, 1 or more")
+        if self.method != "na" and (self.leaves, self.backup) != (1, 1):
+            raise ValueError("leaves and backup are judged by the critic of actions: use method='na'")
         for name in ("gamma", "tau"):
             if not is_number(getattr(self, name), 0, 1):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected 0..1")
@@ -114,6 +132,10 @@ class DSRL:
         with _own_randomness():
             self.learner = _learner(env, self.settings, seed)
         self.episodes: list[tuple[int, float]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy on a worker knows what was learnt, and learns no more."""
+        return vars(self) | {"env": None}
 
     @property
     def steps(self) -> int:
@@ -301,7 +323,7 @@ def _learner(env: Noisy, settings: Steering, seed: int) -> NoiseSAC:
         "device": "cpu",
     }
     if settings.method == "na":
-        return AliasedSAC(env.frozen, settings.noise_steps, **how)
+        return AliasedSAC(env.frozen, settings.noise_steps, settings.leaves, settings.backup, **how)
     return NoiseSAC(env.frozen, **how)
 
 

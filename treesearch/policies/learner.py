@@ -8,6 +8,12 @@ NA (noise aliased), for several w may give one action:
     Q^W   E_{w ~ N(0, I)} (Q^W_j(s, w) - Q^A_j(s, π(s, w)))²,  each j to its own
     π^W   max E (min_j Q^W_j(s, w) - α log π^W(w | s)),   w ~ π^W(s)
 
+With search, which the paper has not: at n leaves of π^W(s') the target is the soft value of their tree,
+
+    V(s') = α log (1/n) Σ_i exp((min_j Q̄^A_j(s', π(s', w_i)) - α log π^W(w_i | s')) / α)
+
+the paper's own at n = 1, and less biased low as n grows; what is made and kept is the best of several leaves by Q^A.
+
 Noise is scaled by 1/b, as Stable-Baselines3 scales actions. a is the state x_0 of the kernel.
 
 Sources: Steering Your Diffusion Policy with Latent Space Reinforcement Learning (Wagenmaker et al., 2025), algorithm 1.
@@ -16,6 +22,7 @@ Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,6 +39,9 @@ try:
     from stable_baselines3.common.utils import polyak_update
 except ImportError as error:
     raise ImportError("DSRL needs stable-baselines3: pip install 'treesearch[rl]'") from error
+
+
+UNSENT = ("replay_buffer", "env", "_vec_normalize_env", "_last_obs", "_last_original_obs", "_logger")
 
 
 class Diverged(TreeSearchError):
@@ -56,6 +66,10 @@ class NoiseSAC(SAC):
     def __init__(self, frozen: FrozenPolicy, **settings: Any) -> None:
         self.frozen = frozen
         super().__init__("MlpPolicy", **settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was learnt, without what it learns from: workers are sent it."""
+        return {name: value for name, value in vars(self).items() if name not in UNSENT}
 
     @property
     def bound(self) -> float:
@@ -137,13 +151,17 @@ class AliasedSAC(NoiseSAC):
     Args:
         frozen: asked as a black box.
         noise_steps: distillation steps to a step of the critic of actions.
+        leaves: noises of a decision, of which the best by the critic of actions is made.
+        backup: noises of a target.
         settings: of SAC.
     """
 
     noise_critic: ContinuousCritic
 
-    def __init__(self, frozen: FrozenPolicy, noise_steps: int, **settings: Any) -> None:
-        self.noise_steps = noise_steps
+    def __init__(
+        self, frozen: FrozenPolicy, noise_steps: int, leaves: int = 1, backup: int = 1, **settings: Any
+    ) -> None:
+        self.noise_steps, self.leaves, self.backup = noise_steps, leaves, backup
         super().__init__(frozen, **settings)
 
     def _setup_model(self) -> None:
@@ -163,6 +181,23 @@ class AliasedSAC(NoiseSAC):
         """What is kept is the action, not its noise."""
         made = np.stack([info["state"] for info in infos])
         super()._store_transition(replay_buffer, made, new_obs, reward, dones, infos)
+
+    def _sample_action(self, learning_starts: int, action_noise: Any = None, n_envs: int = 1) -> tuple[Any, Any]:
+        noise, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
+        if self.leaves == 1 or self.num_timesteps < learning_starts:
+            return noise, scaled
+        best = self._best_leaf(torch.as_tensor(scaled, device=self.device)).cpu().numpy()
+        return self.bound * best, best
+
+    @torch.no_grad()
+    def _best_leaf(self, own: Tensor) -> Tensor:
+        """The best by Q^A of the actor's noise (1, d), scaled, of more of its draws, and of as many of the prior's."""
+        seen = torch.as_tensor(self._last_obs, device=self.device).expand(self.leaves, -1)
+        tried, _ = self.actor.action_log_prob(seen)
+        tried[1::2] = torch.randn_like(tried[1::2]).div(self.bound).clamp(-1, 1)
+        tried[:1] = own
+        worth = torch.cat(self.critic(seen, self._made(seen, tried)), 1).amin(1)
+        return tried[worth.argmax()][None]
 
     def _train(self, gradient_steps: int, batch_size: int) -> None:
         self.policy.set_training_mode(True)
@@ -199,12 +234,17 @@ class AliasedSAC(NoiseSAC):
     def _td(self, data: Any, alpha: Tensor) -> None:
         """A step of Q^A."""
         with torch.no_grad():
-            noise, log_prob = self.actor.action_log_prob(data.next_observations)
-            made = self._made(data.next_observations, noise)
-            after = torch.cat(self.critic_target(data.next_observations, made), 1).amin(1, keepdim=True)
-            target = data.rewards + (1 - data.dones) * self.gamma * (after - alpha * log_prob[:, None])
+            target = data.rewards + (1 - data.dones) * self.gamma * self._value(data.next_observations, alpha)
         found = self.critic(data.observations, data.actions)
         _step(self.critic.optimizer, 0.5 * torch.stack([functional.mse_loss(q, target) for q in found]).sum())
+
+    def _value(self, observations: Tensor, alpha: Tensor) -> Tensor:
+        """V (n, 1): the soft value of a tree of `backup` leaves."""
+        rows = observations.repeat_interleave(self.backup, 0)
+        noise, log_prob = self.actor.action_log_prob(rows)
+        worth = torch.cat(self.critic_target(rows, self._made(rows, noise)), 1).amin(1)
+        soft = (worth - alpha * log_prob).unflatten(0, (-1, self.backup))
+        return soft if self.backup == 1 else alpha * ((soft / alpha).logsumexp(1, keepdim=True) - math.log(self.backup))
 
     def _distil(self, observations: Tensor) -> None:
         """A step of Q^W at noise of the frozen policy's own."""
