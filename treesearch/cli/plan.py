@@ -118,7 +118,8 @@ class Plan(Command):
             raise ValueError(
                 f"{self.env} takes actions {env.action_space}, the policy's have {kernel.channels.action} numbers"
             )
-        return kernel, read, kernel.told.history, env
+        told_of: Any = kernel.told
+        return kernel, read, told_of.history, env
 
     def _environment(self, settings: dict[str, Any]) -> Any:
         _, colon, attribute = self.env.rpartition(":")
