@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments.mnist.judge import Judge
-from experiments.shared.arrays import read_npz
 from treesearch.backends.training import loop as training
 from treesearch.backends.training.loop import Plan
+from treesearch.offline.arrays import read_npz
 from treesearch.rewards.images.classifier import DigitClassifier
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]

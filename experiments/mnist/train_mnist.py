@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from experiments.shared.arrays import read_npz
 from treesearch.backends.models.mnist import TRAIN_STEPS, build_network, cosine_alphas_cumprod
 from treesearch.backends.training.loop import Plan, append_row, create, stratified, train
+from treesearch.offline.arrays import read_npz
 
 FIELDS = ["epoch", "step", "lr", "train_v_mse", "test_v_mse_ema", "images_per_s", "seconds"]
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.shared.arrays import read_npz
+from treesearch.offline.arrays import read_npz
 
 Array = NDArray[Any]
 NOISE = (0.2, 0.4, 0.6, 0.8, 1.0)

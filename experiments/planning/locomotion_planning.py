@@ -31,7 +31,6 @@ import numpy as np
 import treesearch as ts
 from experiments.planning.locomotion import Array, Runners
 from experiments.planning.methods import NARROW, Setup
-from experiments.planning.offline_data import joined, read_npz
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, locked, read, where_it_ran
 from experiments.shared.grids import Entry, How, check_names, first_best
@@ -40,6 +39,8 @@ from experiments.shared.sweep import FAILURES, Sweep, check_seeds, command_line,
 from experiments.shared.tables import table
 from treesearch.backends.guidance.diffuser import Diffuser
 from treesearch.backends.models.trajectory import TrajectoryKernel, trajectory_kernel
+from treesearch.offline.data import joined
+from treesearch.offline.readers import read_npz
 from treesearch.rewards.trajectories.trajectory import discounted_return
 
 FIRST_STATES = 9_000_000  # seeds of first states, apart from those of the data

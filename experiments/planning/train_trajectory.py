@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.planning.offline_data import Array, DataError, OfflineData, joined, read_d4rl, read_minari, read_npz
 from treesearch.backends.models.card import Card, Normalisation, save_model
 from treesearch.backends.models.mnist import TRAIN_STEPS, cosine_alphas_cumprod
 from treesearch.backends.models.unet1d import WIDTHS, TrajectoryNetwork
 from treesearch.backends.training.loop import Plan, append_row, create, stratified, train
+from treesearch.offline.data import Array, DataError, OfflineData, absorbing, joined
+from treesearch.offline.readers import read
 from treesearch.rewards.trajectories.maze import MAZES
 
 FIELDS = ["epoch", "step", "lr", "train_loss", "test_loss_ema", "windows_per_s", "seconds"]
@@ -56,6 +57,10 @@ class Args:
     """Whose map the card gets; "" for none."""
     reward: bool = False
     """Whether rows end in their reward."""
+    unknown: float = 0.1
+    """Share of windows of which nothing is known; of the others the start is, and the goal of 0.7 of all."""
+    absorbing: int = 0
+    """Rows that follow an episode which the task ended, at the observation where it did."""
     widths: tuple[int, ...] = WIDTHS
     epochs: int = 40
     steps: int = 500
@@ -71,10 +76,6 @@ class Args:
     device: str = "cpu"
     """Draws are made there: another device, another run."""
     seed: int = 0
-
-
-READERS = {".npz": read_npz, ".hdf5": read_d4rl, ".h5": read_d4rl, "": read_minari}
-"""By the ending of the path; a folder is a Minari dataset."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,12 @@ def _rolling(values: Array, stride: int) -> Array:
     return total[after] - total[:-1]
 
 
-def draw_mask(shape: torch.Size, observation: int, goal: int, rng: torch.Generator) -> Tensor:
-    """What is known of each window (n, H, C): start and goal .7, start .2, nothing .1; without goals start .9."""
+def draw_mask(shape: torch.Size, observation: int, goal: int, rng: torch.Generator, unknown: float = 0.1) -> Tensor:
+    """What is known of each window (n, H, C): start and goal of .7, nothing of `unknown`, the start of the others."""
     mask = torch.zeros(shape, dtype=torch.bool, device=rng.device)
     u = torch.rand(shape[0], generator=rng, device=rng.device)
-    mask[u < 0.9, 0, :observation] = True
-    mask[u < 0.7, -1, :goal] = True
+    mask[u < 1 - unknown, 0, :observation] = True
+    mask[u < min(0.7, 1 - unknown), -1, :goal] = True
     return mask
 
 
@@ -168,12 +169,9 @@ def task_of(args: Args) -> Task:
     """Read and check the data.
 
     Raises:
-        DataError: data of another format, or that are damaged, see `experiments.planning.offline_data`.
+        DataError: data of another format, or that are damaged, see `treesearch.offline`.
     """
-    for path in args.data:
-        if path.suffix not in READERS:
-            raise DataError(f"{path.name}: expected a file .npz, .hdf5 or .h5, or the folder of a Minari dataset")
-    data = joined([READERS[path.suffix](path) for path in args.data])
+    data = absorbing(joined([read(path) for path in args.data]), args.absorbing)
     windows = windows_of(data, args.stride, args.reward)
     card = Card(
         channels=replace(data.channels, reward=int(args.reward)),
@@ -196,7 +194,7 @@ def losses(network: nn.Module, task: Task, args: Args, epoch: int) -> Iterator[T
     for _ in range(args.steps):
         horizon = args.horizons[choice.integers(len(args.horizons))]
         x0 = task.train.take(choice.choice(starts[horizon], args.batch_size), horizon)
-        mask = draw_mask(x0.shape, task.card.channels.observation, args.goal, rng)
+        mask = draw_mask(x0.shape, task.card.channels.observation, args.goal, rng, args.unknown)
         yield loss_of(network, x0, mask, rng)
 
 
@@ -214,7 +212,7 @@ def held_out_loss(ema: nn.Module, task: Task, args: Args, batches: int = 8) -> f
     starts, losses = task.test.starts(task.card.horizon), []
     for _ in range(batches):
         x0 = task.test.take(choice.choice(starts, 128), task.card.horizon)
-        mask = draw_mask(x0.shape, task.card.channels.observation, args.goal, rng)
+        mask = draw_mask(x0.shape, task.card.channels.observation, args.goal, rng, args.unknown)
         losses.append(loss_of(ema, x0, mask, rng).item())
     return sum(losses) / len(losses)
 

@@ -26,7 +26,6 @@ from torch import Tensor
 import treesearch as ts
 from experiments.mnist import judge
 from experiments.processes.train_restoration import DEGRADATION, EXAMPLES, degrade
-from experiments.shared.arrays import read_npz
 from experiments.shared.cells import where_it_ran
 from experiments.shared.evidence_duels import interval
 from experiments.shared.stats import mean_se
@@ -35,6 +34,7 @@ from treesearch.backends.base import describe
 from treesearch.backends.models.restoration_file import load_model
 from treesearch.backends.models.shipped import shipped_file
 from treesearch.methods.base import Method
+from treesearch.offline.arrays import read_npz
 from treesearch.report.tables import markdown_table
 from treesearch.rewards import Reward, compressibility
 from treesearch.rewards.images.classifier import load_classifier

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.mnist.train_mnist import load_images
-from experiments.shared.arrays import read_npz
 from treesearch.backends.chains.mean_reverting import MeanReverting
 from treesearch.backends.models.restoration_file import RestorationNetwork, save_model
 from treesearch.backends.training.loop import Plan, append_row, create, train
+from treesearch.offline.arrays import read_npz
 
 BLUR, NOISE = 3.0, 0.15  # pixels; of intensities in [0, 1]
 DEGRADATION = f"Gaussian blur of {BLUR:g} pixels, then noise of standard deviation {NOISE:g}, clamped to [0, 1]"

@@ -11,13 +11,14 @@ import torch
 
 import treesearch as ts
 from experiments.planning import train_trajectory as train
-from experiments.planning.offline_data import DataError, from_arrays
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.models.card import Card, Normalisation, load_model, save_model
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
 from treesearch.backends.models.trajectory import TrajectoryKernel, maze_kernel, trajectory_kernel
 from treesearch.backends.models.unet1d import TrajectoryNetwork
 from treesearch.backends.training import loop as training
+from treesearch.offline.data import DataError
+from treesearch.offline.readers import from_arrays
 from treesearch.rewards.analytic import constant
 from treesearch.rewards.base import as_reward
 from treesearch.rewards.channels import Channels, known

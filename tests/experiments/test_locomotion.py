@@ -8,10 +8,10 @@ import torch
 
 from experiments.planning import locomotion, locomotion_levels, locomotion_planning
 from experiments.planning.locomotion import Actor, Runners
-from experiments.planning.offline_data import read_npz
 from treesearch.backends.models.card import Card, Normalisation, save_model
 from treesearch.backends.models.trajectory import trajectory_kernel
 from treesearch.backends.models.unet1d import TrajectoryNetwork
+from treesearch.offline.readers import read_npz
 from treesearch.rewards.channels import Channels
 
 pytest.importorskip("mujoco")

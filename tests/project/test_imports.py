@@ -108,6 +108,7 @@ ROOMS = {
     "harness": {"api", "methods", "budget"} | BASES,
     "planning": {"api", "core", "engine", "methods", "results", "budget", "errors"} | BASES,
     "policies": {"errors"} | {CHANNELS} | BASES,
+    "offline": {CHANNELS},
     "loggers": {"report", "results", "session", "errors", "text"},
     "page": {"core", "engine", "pictures", "report", "results", "runs", "session", "errors"},
     "export": {"core", "pictures", "report", "results", "runs", "budget", "errors", "text", CHANNELS},

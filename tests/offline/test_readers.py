@@ -1,4 +1,4 @@
-"""Reading offline data: D4RL's HDF5, Minari, npz; what is refused; windows."""
+"""Reading offline data: D4RL's HDF5, Minari, OGBench, npz; what is refused; windows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from experiments.planning.offline_data import (
-    DataError,
-    OfflineData,
-    from_arrays,
-    joined,
-    read_d4rl,
-    read_minari,
-    read_npz,
-    windows,
-)
+from treesearch.offline.data import DataError, OfflineData, absorbing, joined, windows
+from treesearch.offline.readers import from_arrays, read, read_d4rl, read_minari, read_npz, read_ogbench
 from treesearch.rewards.channels import Channels
 
 N = 12
@@ -134,11 +126,11 @@ def test_bounds_are_the_caller_s():
 
 def test_unreadable_files_say_so(tmp_path):
     (tmp_path / "no").write_text("hello")
-    for read in (read_d4rl, read_npz):
+    for reader in (read_d4rl, read_npz, read_ogbench):
         with pytest.raises(DataError, match="no readable"):
-            read(tmp_path / "no")
+            reader(tmp_path / "no")
         with pytest.raises(DataError, match="no readable"):
-            read(tmp_path / "missing")
+            reader(tmp_path / "missing")
     ragged = np.empty(2, object)
     ragged[:] = [np.zeros((3, 4)), np.zeros((2, 4))]
     np.savez(tmp_path / "ragged.npz", **arrays(observations=ragged))
@@ -172,7 +164,9 @@ def minari_data(folder, found, box=None, keyed=False):
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_minari_is_read_like_the_rest(tmp_path, keyed):
-    check(read_minari(minari_data(tmp_path / "made-v0", arrays(), keyed=keyed)))
+    data = read_minari(minari_data(tmp_path / "made-v0", arrays(), keyed=keyed))
+    check(data)
+    assert data.closing.tolist() == [[9.0] * 4] * 3
 
 
 def test_minari_s_own_bounds_hold(tmp_path):
@@ -189,6 +183,84 @@ def test_bad_minari_data_is_refused(tmp_path):
     keyed = minari_data(tmp_path / "keyed-v0", arrays(), keyed=True)
     with pytest.raises(DataError, match="no part 'state', got achieved_goal, observation"):
         read_minari(keyed, observation="state")
+
+
+def ogbench(path, found=None, **changes):
+    """The arrays as OGBench writes them: after each episode a row of its closing observation and any action."""
+    found = found or arrays()
+    rows = {"observations": [], "actions": [], "terminals": []}
+    for first, end in zip((0, *ENDS), ENDS, strict=False):
+        rows["observations"] += [*found["observations"][first:end], np.full(4, 9.0)]
+        rows["actions"] += [*found["actions"][first:end], np.full(2, 7.0)]
+        rows["terminals"] += [0] * (end - first) + [1]
+    whole = {name: np.array(value, np.float32) for name, value in rows.items()} | changes
+    np.savez(path, **{name: value for name, value in whole.items() if value is not None}, qpos=np.zeros((N + 3, 2)))
+    return path
+
+
+def test_ogbench_s_closing_rows_are_no_steps(tmp_path):
+    data = read_ogbench(ogbench(tmp_path / "o.npz"), reward=lambda s, a, after: after[:, 0] - s[:, 0])
+    seen = arrays()["observations"].astype(np.float32)
+    np.testing.assert_array_equal(data.observations, seen)
+    np.testing.assert_array_equal(data.actions, arrays()["actions"].astype(np.float32))
+    assert data.ends.tolist() == list(ENDS)
+    assert not data.terminated.any()  # by time
+    assert data.closing.tolist() == [[9.0] * 4] * 3
+    after = np.append(seen[1:, 0], np.float32(9))
+    after[[2, 4]] = 9.0
+    np.testing.assert_array_equal(data.rewards, after - seen[:, 0])
+    cut = read_ogbench(ogbench(tmp_path / "cut.npz", terminals=np.arange(N + 3) == 3), bounds=None)
+    assert cut.ends.tolist() == [3, 13]  # the file's end closes the last one
+    assert not cut.rewards.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"found": spoilt("observations", 7, np.nan)}, "observations have NaN .* first in step 9"),
+        ({"found": spoilt("actions", 5, [0.5, 1.5])}, "actions of 1 of 15 steps lie out of bounds, first in step 7"),
+        ({"terminals": None}, "has no terminals: it is no file of OGBench"),
+        ({"terminals": np.isin(np.arange(N + 3), (3, 4))}, "the episode that ends in row 4 has no step"),
+        ({"terminals": np.full(N + 3, 2)}, "terminals hold 2, expected 0 and 1"),
+        ({"observations": np.zeros((N + 3, 8, 8, 3), np.uint8)}, r"shapes \(15, 8, 8, 3\) and \(15, 2\)"),
+        ({"actions": np.zeros((N, 2))}, r"shapes \(15, 4\) and \(12, 2\)"),
+    ],
+)
+def test_bad_ogbench_files_are_refused_by_rows_of_the_file(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        read_ogbench(ogbench(tmp_path / "bad.npz", **changes))
+
+
+def test_a_path_s_ending_chooses_the_reader(tmp_path):
+    check(read(hdf5(tmp_path / "d.h5", arrays())))
+    check(read(minari_data(tmp_path / "made-v0", arrays())))
+    with pytest.raises(DataError, match=r"d\.csv: expected a file"):
+        read(tmp_path / "d.csv")
+
+
+def test_what_the_task_ended_stays_where_it_ended():
+    after = np.roll(arrays()["observations"], -1, 0) + 1
+    data = absorbing(from_arrays(arrays(next_observations=after), "data"), 2)
+    assert data.lengths.tolist() == [5, 2, 7]
+    rows = data.rows()
+    assert rows[3:5].tolist() == [[*after[2].astype(np.float32).tolist(), 0, 0, 0]] * 2
+    assert torch.equal(rows[[0, 1, 2, *range(5, 14)]], from_arrays(arrays(), "data").rows())
+    np.testing.assert_array_equal(data.closing, after[[2, 4, 11]].astype(np.float32))
+    with pytest.raises(DataError, match="no closing observations"):
+        absorbing(from_arrays(arrays(), "data"), 2)
+
+
+def test_next_observations_close_episodes():
+    after = np.roll(arrays()["observations"], -1, 0) + 1
+    data = from_arrays(arrays(next_observations=after), "data")
+    np.testing.assert_array_equal(data.closing, after[[2, 4, 11]].astype(np.float32))
+    assert joined([data, data]).closing.shape == (6, 4)
+    assert joined([data, from_arrays(arrays(), "other")]).closing is None
+    with pytest.raises(DataError, match="next_observations have shape"):
+        from_arrays(arrays(next_observations=after[1:]), "data")
+    after[4] = np.inf
+    with pytest.raises(DataError, match=r"closing observations have NaN .* first in episode 1"):
+        from_arrays(arrays(next_observations=after), "data")
 
 
 @pytest.mark.parametrize(

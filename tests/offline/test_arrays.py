@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments.shared import arrays
-from experiments.shared.arrays import ForeignFile, check_hdf5, read_hdf5, read_npz
+from treesearch.offline import arrays
+from treesearch.offline.arrays import ForeignFile, check_hdf5, read_hdf5, read_npz
 
 
 def npy(header: str, data: bytes) -> bytes:
