@@ -7,8 +7,9 @@ TORCH_OK := import torch, re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", to
 DATA ?= mnist.npz
 OLDEST := tests/core tests/cli/test_config.py tests/results/test_comparison.py tests/runs/test_identity.py tests/report/test_outputs.py
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
+AGENTS := runs/agents# actors of locomotion, npz files of yours: make offline-rl AGENTS=...
 
-.PHONY: help setup demo demo-text demo-restore demo-actions demo-plan demo-policy test test-cpus test-oldest test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter train-text text-evidence drafts-evidence pages docs clean
+.PHONY: help setup demo demo-text demo-restore demo-actions demo-plan demo-policy test test-cpus test-oldest test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies offline-rl train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter train-text text-evidence drafts-evidence pages docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -155,6 +156,16 @@ policies: $(STAMP)  ## DSRL in the two-route maze, then search with its critics,
 	@$(PY) -m experiments.policies.learning report --rows $(RESULTS)/policies/learning.jsonl --out $(RESULTS)/policies/learning.md
 	@$(PY) -m experiments.policies.compare run --out $(RESULTS)/policies/compare.jsonl
 	@$(PY) -m experiments.policies.compare report --rows $(RESULTS)/policies/compare.jsonl --out $(RESULTS)/policies/compare.md
+
+offline-rl: $(STAMP)  ## TD3+BC and IQL on real, guided and searched data, and the page: an hour; run again to go on
+	@$(PY) -m experiments.planning.locomotion --agent $(AGENTS)/sac_HalfCheetah.npz --out runs/offline_rl/halfcheetah.npz
+	@$(PY) -m experiments.planning.train_trajectory --data runs/offline_rl/halfcheetah.npz --maze "" \
+	    --environment HalfCheetah-v5 --horizons 16 --stride 1 --goal 0 --reward --epochs 20 --out checkpoints/offline_rl \
+	    --weights runs/offline_rl/halfcheetah.safetensors --curve runs/offline_rl/halfcheetah.csv
+	@$(PY) -m experiments.offline_rl run --env halfcheetah-medium-replay --dataset runs/offline_rl/halfcheetah.npz \
+	    --weights runs/offline_rl/halfcheetah.safetensors --protocol.n 1000 --protocol.episodes 5 \
+	    --out $(RESULTS)/policies/offline_rl.jsonl
+	@$(PY) -m experiments.offline_rl report --rows $(RESULTS)/policies/offline_rl.jsonl --out $(RESULTS)/policies/offline_rl.md
 
 train-restoration: $(STAMP)  ## train the shipped restoration model again, minutes: make train-restoration DATA=path/to/mnist.npz
 	@$(PY) -m experiments.processes.train_restoration --data $(DATA) --out checkpoints/restoration \

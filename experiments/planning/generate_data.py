@@ -7,6 +7,7 @@
                several coefficients, as it has no λ
     fk         Feynman-Kac steering over the likelihood-consistent proposal: draws of its estimate of the target
     dts        diffusion tree sampling over the same proposal
+    tree_sampling    tree sampling over it, which the table below leaves out
 
 At equal NFE, by default that of n plain draws. Draws repeat trajectories: `distinct` says how many differ. Figures:
 
@@ -83,7 +84,7 @@ def _twisted(kernel: Any, reward: Reward, lam: float) -> Any:
     return TDS(kernel, reward, lam=lam)
 
 
-def _published(kernel: Any, reward: Reward, lam: float, coefficient: float = 1.0) -> PolicyGuided:
+def published(kernel: Any, reward: Reward, lam: float, coefficient: float = 1.0) -> PolicyGuided:
     return PolicyGuided(kernel, reward, coefficient=coefficient)
 
 
@@ -93,9 +94,10 @@ def _plain(n: int, lam: float, steps: int) -> ts.BestOfN:
 
 KINDS = {
     "unguided": Kind(_bare, _plain, raw=True),
-    "guided": Kind(_published, _plain, raw=True),
+    "guided": Kind(published, _plain, raw=True),
     "fk": Kind(_twisted, lambda n, lam, t: ts.FeynmanKac(num_particles=n, lam=lam, schedule=(*range(t, 1, -1), 0))),
     "dts": Kind(_twisted, lambda n, lam, t: ts.DiffusionTreeSampling(lam=lam)),
+    "tree_sampling": Kind(_twisted, lambda n, lam, t: ts.TreeSampling(lam=lam)),
 }
 
 
@@ -131,6 +133,7 @@ def generate(
     prompts: Sequence[Any] | None = None,
     bounds: tuple[float, float] | None = None,
     seed: int = 0,
+    batch_size: int = 64,
     folder: Path | None = None,
 ) -> Generated:
     """n trajectories of a model under a target policy, written as a Minari dataset.
@@ -145,6 +148,7 @@ def generate(
         prompts: what is known of the trajectories, one task each; None for nothing.
         bounds: of the actions, to which the likelihood clips.
         seed: of all noise.
+        batch_size: rows of a network call.
         folder: of the dataset, such as data/maze-fk-v0; None writes nothing.
 
     Raises:
@@ -165,6 +169,7 @@ def generate(
         prompts=prompts,
         budget=ts.Budget(nfe=(nfe or n * kernel.num_steps) * len(prompts or [None])),
         seed=seed,
+        batch_size=batch_size,
     )
     found = collect(result, seed=seed, draws=None if kind.raw else n)
     name = method if isinstance(method, str) else type(method).__name__
@@ -305,7 +310,7 @@ class Args:
 def kinds(args: Args) -> dict[str, Kind]:
     """What is compared, by name."""
     guided = {
-        f"guided, coefficient {c:g}": replace(KINDS["guided"], guide=partial(_published, coefficient=c))
+        f"guided, coefficient {c:g}": replace(KINDS["guided"], guide=partial(published, coefficient=c))
         for c in args.coefficients
     }
     return {"unguided": KINDS["unguided"], **guided, "fk": KINDS["fk"], "dts": KINDS["dts"]}

@@ -1,6 +1,6 @@
 """Locomotion: medium-replay data from an agent whose actions are disturbed to different degrees, and plans executed.
 
-    a = clip(tanh(μ(s)) + σ ε, -1, 1),   σ drawn for each episode from NOISE
+    a = clip(tanh(μ(s)) + σ ε, -1, 1),   σ drawn for each episode from `noise`
 
 An episode of low σ is the agent's own, one of high σ is barely a gait: a mixture of grades, like the replay buffer of
 an agent that is half trained, which a model imitates as a whole and a search can choose from.
@@ -40,6 +40,8 @@ class Args:
     steps: int = 300_000
     limit: int = 150
     """Steps an episode: short ones, so that the standing start of a plan's episode is no rarity in the data."""
+    noise: tuple[float, ...] = NOISE
+    """σ of an episode is one of them; a single one for "medium" data."""
     seed: int = 0
 
 
@@ -84,6 +86,7 @@ class Data(NamedTuple):
     rewards: Array  # (n,) float32
     terminals: Array  # (n,) bool
     timeouts: Array  # (n,) bool
+    next_observations: Array  # (n, S) float32
 
 
 def make(environment: str) -> Any:
@@ -107,24 +110,23 @@ def _warned(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def generate(actor: Actor, environment: str, steps: int, limit: int, seed: int) -> Data:
-    """At least `steps` steps: whole episodes of up to `limit` steps."""
+def generate(actor: Actor, environment: str, steps: int, limit: int, seed: int, noise: Sequence[float] = NOISE) -> Data:
+    """At least `steps` steps: whole episodes of up to `limit` steps, σ of each one of `noise`."""
     env, rng = make(environment), np.random.default_rng(seed)
-    rows: list[tuple[Array, Array, float, bool, bool]] = []
+    rows: list[tuple[Array, Array, float, bool, bool, Array]] = []
     while len(rows) < steps:
         seen, _ = env.reset(seed=int(rng.integers(2**31)))
-        sigma = NOISE[rng.integers(len(NOISE))]
+        sigma = noise[rng.integers(len(noise))]
         for step in range(limit):
             action = actor.act(seen)
             action = np.clip(action + sigma * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
             after, reward, terminal, _, _ = env.step(action)
-            rows.append((seen, action, float(reward), bool(terminal), step == limit - 1 and not terminal))
+            rows.append((seen, action, float(reward), bool(terminal), step == limit - 1 and not terminal, after))
             seen = after
             if terminal:
                 break
-    floats = [np.array(column, np.float32) for column in zip(*(row[:3] for row in rows), strict=True)]
-    flags = [np.array(column, bool) for column in zip(*(row[3:] for row in rows), strict=True)]
-    return Data(*floats, *flags)
+    types = (np.float32, np.float32, np.float32, bool, bool, np.float32)
+    return Data(*(np.array(column, kind) for column, kind in zip(zip(*rows, strict=True), types, strict=True)))
 
 
 class Runners:
@@ -165,7 +167,7 @@ def episode_returns(data: Data) -> Array:
 def main(args: Args) -> None:
     """Write the data set and say what is in it."""
     start = time.monotonic()
-    data = generate(Actor.load(args.agent), args.environment, args.steps, args.limit, args.seed)
+    data = generate(Actor.load(args.agent), args.environment, args.steps, args.limit, args.seed, args.noise)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(args.out, **data._asdict())
     found = episode_returns(data)

@@ -1,0 +1,1 @@
+"""Offline reinforcement learning on data that a search draws from a behaviour model."""

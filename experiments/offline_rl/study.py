@@ -1,0 +1,295 @@
+"""The cells: a learner is warmed up on real data, then goes on for as many steps on real, synthetic or mixed ones.
+
+    warm-up     W steps on real data: one for each learner and seed; its policy π is what synthetic data are made for
+    cell        S more steps on   real        what it began with
+                                  synthetic   n trajectories of one kind of `synthetic.DATA`
+                                  mixed       those and as many steps of real ones
+    figure      return of π's mean action over `episodes` episodes, normalised as D4RL's
+
+All cells of a seed go on from the same weights with draws of the same seed, so they are compared in pairs. Published
+guidance has a coefficient and no λ: it gets that of the highest return on synthetic data, on a seed of its own.
+
+Deviations from the paper: data are made once, for π after the warm-up, not every hundredth of the steps; a Gaussian
+about the mean stands for IQL's policy too; T, n, networks and steps are a hundredth of its sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.offline_rl import synthetic
+from experiments.offline_rl.beds import FIRST_STATES, Modelling, behaviour_model, episodes_of, returns_of, task_of
+from experiments.offline_rl.learners import LEARNERS, Diverged, Learner, Settings, Transitions, transitions_of
+from experiments.shared import sweep
+from experiments.shared.cells import Cells, Row, locked, where_it_ran
+from experiments.shared.grids import check_names
+from experiments.shared.sweep import FAILURES, Sweep, check_seeds
+from treesearch.backends.models.trajectory import TrajectoryKernel, trajectory_kernel
+from treesearch.errors import TreeSearchError
+from treesearch.offline.data import Array, OfflineData, windows
+
+KEY = ("env", "learner", "data", "mix", "seed", "protocol")
+MIXES = ("synthetic", "mixed")
+GROUPS = {"searched": synthetic.SEARCHED, "all": synthetic.DATA}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Sizes that every cell shares."""
+
+    num_steps: int = 10
+    """T of the behaviour model's chain"""
+    n: int = 2_000
+    """trajectories of a synthetic data set"""
+    lam: float = 1.0
+    """λ of the target"""
+    warmup: int = 1_000
+    """W, gradient steps on real data"""
+    steps: int = 1_000
+    """S, gradient steps of a cell"""
+    episodes: int = 10
+    """of an evaluation"""
+    length: int = 1_000
+    """steps of an episode, at most"""
+
+
+@dataclass(frozen=True)
+class Job(sweep.Job):
+    """A cell to run."""
+
+    env: str
+    learner: str
+    data: str
+    mix: str
+    seed: int
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Fill every cell that is not there; run again to go on."""
+
+    env: str = "halfcheetah-medium"
+    """task and grade of its data, such as hopper-medium-replay"""
+    learner: tuple[str, ...] = LEARNERS
+    """which learners"""
+    data: tuple[str, ...] = ("all",)
+    """kinds of data: real, unguided, guided, fk, tree_sampling; searched for the last two, all for all"""
+    mix: tuple[str, ...] = MIXES
+    """whether synthetic data come alone, or mixed with real ones"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """of learners and of synthetic data; data and behaviour model are one for all"""
+    tuning_seed: int = 100
+    """of the coefficient of published guidance"""
+    protocol: Protocol = field(default_factory=Protocol)
+    """sizes"""
+    settings: Settings = field(default_factory=Settings)
+    """of learners"""
+    modelling: Modelling = field(default_factory=Modelling)
+    """of data and behaviour model"""
+    agents: Path = Path("runs/agents")
+    """folder of the actors that data are made with"""
+    dataset: Path | None = None
+    """episodes of your own instead: a D4RL file, a Minari folder, an npz"""
+    weights: Path | None = None
+    """a trajectory model of your own of these episodes, with a reward channel"""
+    work: Path = Path("runs/offline_rl")
+    """data, models, learners on their way"""
+    out: Path = Path("runs/results/offline_rl.jsonl")
+    """row file"""
+
+    def run(self) -> int:
+        """Run the cells; the exit code."""
+        task_of(self.env)
+        check_names("learner", self.learner, dict.fromkeys(LEARNERS))
+        check_names("mix", self.mix, dict.fromkeys(MIXES))
+        check_seeds(self.seeds, (self.tuning_seed,))
+        with locked(self.out.parent / f".{self.out.stem}"):
+            cells = Cells(self.out, KEY)
+            study = Study(self, cells).prepared()
+            every: Sweep[Job] = Sweep(cells, study.cell, lambda row: f"{row['score']:.1f}")
+            every.fill(self._jobs(study.name))
+        return 0
+
+    def kinds(self) -> list[str]:
+        """Kinds of data, in order.
+
+        Raises:
+            ValueError: an unknown one.
+        """
+        check_names("data", self.data, dict.fromkeys([*synthetic.DATA, *GROUPS]))
+        asked = {kind for name in self.data for kind in GROUPS.get(name, (name,))}
+        return [kind for kind in synthetic.DATA if kind in asked]
+
+    def _jobs(self, protocol: str) -> Iterator[Job]:
+        for seed, learner, kind in product(self.seeds, self.learner, self.kinds()):
+            for mix in ("real",) if kind == "real" else self.mix:
+                yield Job(self.env, learner, kind, mix, seed, protocol)
+
+
+class Study:
+    """What the cells of a run share: data, behaviour model, warm learners, synthetic sets.
+
+    Args:
+        run: what is asked.
+        cells: rows, for the choice of coefficients.
+    """
+
+    def __init__(self, run: Run, cells: Cells) -> None:
+        self.run, self.cells, self.task = run, cells, task_of(run.env)[0]
+        given = [run.dataset and run.dataset.name, run.weights and run.weights.name]
+        model = _short([asdict(run.modelling), given])
+        self.name = _short([asdict(run.protocol), asdict(run.settings), model])
+        self.home = run.work / f"{run.env}_{model}"
+        self.folder = self.home / self.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def prepared(self) -> Study:
+        """With its data and its model made or read, so that what is wrong with them is no cell's error.
+
+        Raises:
+            DataError, TreeSearchError, OSError: no such data, or a model of others.
+        """
+        _ = self.real, self.kernel
+        return self
+
+    @cached_property
+    def episodes(self) -> OfflineData:
+        run = self.run
+        return episodes_of(run.env, run.modelling, run.agents, self.home, run.dataset)
+
+    @cached_property
+    def real(self) -> Transitions:
+        return transitions_of(self.episodes)
+
+    @cached_property
+    def scale(self) -> float:
+        """Of rewards: IQL's, 1000 over the spread of returns."""
+        returns = self.episodes.returns
+        return 1000 / max(float(returns.max() - returns.min()), 1e-6)
+
+    @cached_property
+    def kernel(self) -> TrajectoryKernel:
+        run = self.run
+        weights = run.weights or behaviour_model(
+            run.env, run.modelling, self.home, run.dataset or self.home / "data.npz"
+        )
+        kernel = trajectory_kernel(weights, run.protocol.num_steps)
+        if kernel.channels != self.episodes.channels:
+            raise TreeSearchError(f"{weights.name} is of {kernel.channels}, the data are of {self.episodes.channels}")
+        return kernel
+
+    def warm(self, learner: str, seed: int) -> Learner:
+        """After its warm-up.
+
+        Raises:
+            Diverged: in it.
+        """
+        found = Learner(learner, self.real, self.run.settings, seed, self.scale)
+        return found.learn(self.real, self.run.protocol.warmup, self.folder / "warm" / f"{learner}_{seed}.pt")
+
+    def coefficient(self, learner: str) -> float:
+        """Of published guidance."""
+        every: Sweep[Job] = Sweep(self.cells, self.cell, lambda row: "")
+        where = {"env": self.run.env, "learner": learner, "protocol": self.name}
+        return every.choice(where, lambda: self._chosen(learner))["coefficient"]
+
+    def _chosen(self, learner: str) -> Row:
+        job = Job(self.run.env, learner, "guided", "synthetic", self.run.tuning_seed, self.name)
+        policy, found = self.warm(learner, job.seed).policy(), {}
+        for coefficient in synthetic.COEFFICIENTS:
+            learnt, _ = self._learnt(job, self._draw(policy, "guided", coefficient, job.seed), f"_{coefficient:g}")
+            found[coefficient] = self.task.normalised(float(self._returns(learnt, job.seed).mean()))
+        return {"coefficient": max(found, key=lambda c: found[c]), "scores": {str(c): v for c, v in found.items()}}
+
+    def _draw(self, policy: Any, kind: str, coefficient: float, seed: int) -> Tensor:
+        p = self.run.protocol
+        return synthetic.trajectories(
+            self.kernel, policy, kind, p.n, lam=p.lam, coefficient=coefficient, seed=seed
+        )  # fmt: skip
+
+    def samples(self, learner: str, kind: str, seed: int) -> Tensor:
+        """Trajectories (n, H, C) of a kind, kept; windows of the data themselves for "real"."""
+        if kind == "real":
+            every = windows(self.episodes, self.kernel.horizon)
+            return every[torch.from_numpy(np.random.default_rng(seed).integers(len(every), size=self.run.protocol.n))]
+        file = self.folder / "sets" / f"{kind if kind == 'unguided' else f'{learner}_{kind}'}_{seed}.pt"
+        if not file.exists():
+            coefficient = self.coefficient(learner) if kind == "guided" else 0.0
+            policy = self.warm(learner, seed).policy()
+            file.parent.mkdir(exist_ok=True)
+            torch.save(self._draw(policy, kind, coefficient, seed), file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").replace(file)
+        return torch.load(file, weights_only=True)
+
+    def cell(self, job: Job) -> Row:
+        """A cell; one that fails says why."""
+        began = time.perf_counter()
+        try:
+            found = self._figures(job)
+        except FAILURES as error:
+            return job.row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+        return job.row | found | {"seconds": time.perf_counter() - began, **where_it_ran()}
+
+    def _figures(self, job: Job) -> Row:
+        p, task = self.run.protocol, self.task
+        samples = self.samples(job.learner, job.data, job.seed)
+        learner, said = self._learnt(job, samples)
+        returns = self._returns(learner, job.seed)
+        warm = self.warm(job.learner, job.seed).policy()
+        return {
+            "score": task.normalised(float(returns.mean())),
+            "returns": returns.tolist(),
+            "step": learner.step,
+            "diverged": said,
+            "coefficient": self.coefficient(job.learner) if job.data == "guided" else None,
+            "nfe": 0 if job.data == "real" else p.n * p.num_steps,
+            "sizes": asdict(p) | {"width": self.run.settings.width, "batch_size": self.run.settings.batch_size},
+            "figures": synthetic.figures(samples, self.kernel.channels, warm, task, self.real),
+            "fingerprint": self.kernel.fingerprint,
+        }
+
+    def _returns(self, learner: Learner, seed: int) -> Array:
+        p = self.run.protocol
+        seeds = [FIRST_STATES + 1_000 * seed + i for i in range(p.episodes)]
+        return returns_of(self.task.environment, learner.policy(), seeds, p.length)
+
+    def _learnt(self, job: Job, samples: Tensor, tag: str = "") -> tuple[Learner, str | None]:
+        """The learner after its steps, and what it said if it diverged."""
+        p, name = self.run.protocol, f"{job.learner}_{job.data}{tag}_{job.mix}_{job.seed}.pt"
+        file = self.folder / "cells" / name
+        learner = self.warm(job.learner, job.seed)
+        try:
+            return learner.learn(self._data(job, samples), p.warmup + p.steps, file), None
+        except Diverged as error:
+            return learner, str(error)
+
+    def _data(self, job: Job, samples: Tensor) -> Transitions:
+        if job.data == "real":
+            return self.real
+        made = synthetic.transitions_of(samples, self.kernel.channels, self.task.ended)
+        if job.mix == "synthetic":
+            return made
+        rows = np.random.default_rng(job.seed).integers(len(self.real), size=len(made))
+        return made.joined(self.real.take(torch.from_numpy(rows)))
+
+
+def _short(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def kept(rows: Sequence[Row]) -> list[Row]:
+    """The cells that have figures."""
+    return [row for row in rows if "score" in row]

@@ -1,0 +1,87 @@
+"""Synthetic data for a learner, from a behaviour model and the learner's policy, and what they are worth.
+
+    target   π(τ) ∝ p(τ) Π_h π(a_h | s_h)^λ,   π the unit Gaussian about the learner's mean action
+
+    unguided        draws of p
+    guided          policy-guided diffusion as published
+    fk              Feynman-Kac steering for the target
+    tree_sampling   tree sampling for the target
+
+All at n·T NFE for n trajectories. A trajectory of H rows is H - 1 transitions, of which those after an end of the task
+are dropped. Actions are clipped to [-1, 1].
+
+Source: Policy-Guided Diffusion (Jackson et al., 2024), sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.offline_rl.beds import Ended, Simulator, Task
+from experiments.offline_rl.learners import Transitions
+from experiments.planning.generate_data import KINDS, Figures, Kind, coverage, generate, published
+from treesearch.rewards.channels import Channels
+from treesearch.rewards.trajectories.policy import PolicyLikelihood
+
+BOUNDS = (-1.0, 1.0)
+COEFFICIENTS = (1.0, 4.0, 16.0)
+SEARCHED = ("fk", "tree_sampling")
+DATA = ("real", "unguided", "guided", *SEARCHED)
+CHECKED = 1_000  # transitions that the environment repeats
+CELL = 0.5  # side of a cell of positions, in standard deviations of the real data
+
+
+def kind_of(data: str, coefficient: float) -> Kind:
+    """How a kind of data is made; the coefficient is of published guidance."""
+    if data != "guided":
+        return KINDS[data]
+    return replace(KINDS["guided"], guide=partial(published, coefficient=coefficient))
+
+
+def trajectories(
+    kernel: Any, policy: nn.Module, data: str, n: int, *, lam: float, coefficient: float, seed: int
+) -> Tensor:
+    """n trajectories (n, H, C) of a kind."""
+    made = generate(
+        kernel, policy, kind_of(data, coefficient), n, lam=lam, bounds=BOUNDS, seed=seed, batch_size=512
+    )  # fmt: skip
+    return made.samples
+
+
+def transitions_of(samples: Tensor, channels: Channels, ended: Ended) -> Transitions:
+    """The steps of trajectories (n, H, C) up to the first end of the task."""
+    seen, actions = channels.observations(samples), channels.actions(samples).clamp(*BOUNDS)
+    over = ended(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+    alive = (over[:, :-1].cumsum(1) == 0).flatten()
+    steps = (seen[:, :-1], actions[:, :-1], channels.rewards(samples)[:, :-1], seen[:, 1:], over[:, 1:])
+    return Transitions(*(part.flatten(0, 1)[alive].clone() for part in steps))
+
+
+def log_policy(samples: Tensor, channels: Channels, policy: nn.Module) -> float:
+    """(1/H) Σ_h log π(a_h | s_h), mean over trajectories (n, H, C)."""
+    return float(PolicyLikelihood(policy, channels, BOUNDS)(samples).mean()) / samples.shape[1]
+
+
+def figures(samples: Tensor, channels: Channels, policy: nn.Module, task: Task, real: Transitions) -> Figures:
+    """What trajectories (n, H, C) are worth; errors are root mean squares, of s' in deviations of the real data."""
+    found, std = transitions_of(samples, channels, task.ended), real.observations.std(0) + 1e-6
+    pick = np.random.default_rng(0).permutation(len(found))[:CHECKED]
+    checked = found.take(torch.from_numpy(pick))
+    after, rewards = Simulator(task.environment).step(checked.observations.numpy(), checked.actions.numpy())
+    gaps = (torch.from_numpy(after).float() - checked.after) / std
+    positions = [(x.observations / std)[:, None, :2] for x in (found, real)]
+    return {
+        "distinct": len(samples.unique(dim=0)),
+        "log π": log_policy(samples, channels, policy),
+        "dynamics error": float(gaps.square().mean().sqrt()),
+        "reward error": float((torch.from_numpy(rewards).float() - checked.rewards).square().mean().sqrt()),
+        "coverage": coverage(positions[0], positions[1], CELL),
+        "reward": float(found.rewards.mean()),
+        "ends": float(found.terminated.float().mean()),
+    }

@@ -1,0 +1,189 @@
+"""Offline RL on synthetic data: what is learnt from, learners, and a tiny study through the command."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.offline_rl import __main__ as offline_rl
+from experiments.offline_rl import beds, synthetic
+from experiments.offline_rl.learners import LEARNERS, Diverged, Learner, Settings, Transitions, transitions_of
+from experiments.planning import locomotion, train_trajectory
+from treesearch.errors import TreeSearchError
+from treesearch.offline.data import OfflineData
+from treesearch.rewards.channels import Channels
+
+pytest.importorskip("mujoco")
+pytest.importorskip("torchrl")
+SMALL = Settings(width=8, batch_size=8, chunk=5)
+
+
+def transitions(n=60):
+    rng = torch.Generator().manual_seed(0)
+    seen, after = (torch.randn(n, 3, generator=rng) for _ in range(2))
+    actions, rewards = 2 * torch.rand(n, 2, generator=rng) - 1, torch.randn(n, generator=rng)
+    return Transitions(seen, actions, rewards, after, torch.rand(n, generator=rng) < 0.1)
+
+
+def episodes(closing=True):
+    """Two episodes of 3 and 2 steps, the first one ended by the task."""
+    return OfflineData(
+        observations=np.arange(10, dtype=np.float32).reshape(5, 2),
+        actions=np.zeros((5, 1), np.float32),
+        rewards=np.arange(5, dtype=np.float32),
+        ends=np.array([3, 5]),
+        terminated=np.array([True, False]),
+        closing=np.array([[50, 51], [60, 61]], np.float32) if closing else None,
+    )
+
+
+def test_steps_lead_to_the_next_observation_of_their_episode():
+    found = transitions_of(episodes())
+    assert found.after.tolist() == [[2, 3], [4, 5], [50, 51], [8, 9], [60, 61]]
+    assert found.terminated.tolist() == [False, False, True, False, False]
+    without = transitions_of(episodes(closing=False))  # where time cut the last step leads is not known
+    assert without.rewards.tolist() == [0, 1, 2, 3]
+    assert without.after[[0, 1, 3]].tolist() == [[2, 3], [4, 5], [8, 9]]
+    assert without.terminated.tolist() == [False, False, True, False]
+    flat = replace(episodes(), rewards=np.ones(5, np.float32))
+    with pytest.raises(TreeSearchError, match="every reward is 1: give the rewards of a task"):
+        transitions_of(flat)
+
+
+def test_steps_after_an_end_of_the_task_are_none():
+    samples = torch.zeros(2, 4, 4)
+    samples[..., 0], samples[..., 2], samples[..., 3] = torch.arange(4), 1.5, torch.arange(4)
+    samples[1, 2:, 1] = 1.0  # the second one ends in its third row
+    found = synthetic.transitions_of(samples, Channels(2, 1, 1), lambda s: s[:, 1] > 0.5)
+    assert found.rewards.tolist() == [0, 1, 2, 0, 1]
+    assert found.terminated.tolist() == [False, False, False, False, True]
+    assert found.after[:, 0].tolist() == [1, 2, 3, 1, 2]
+    assert found.actions.unique().tolist() == [1.0]  # clipped
+
+
+@pytest.mark.parametrize("name", beds.TASKS)
+def test_ends_and_the_simulator_are_the_environment_s(name):
+    task, rng = beds.TASKS[name], np.random.default_rng(0)
+    env, simulator = locomotion.make(task.environment), beds.Simulator(task.environment)
+    seen, _ = env.reset(seed=1)
+    rows, ends = [], 0
+    for _ in range(120):
+        action = rng.uniform(-1, 1, env.action_space.shape)
+        after, reward, over, *_ = env.step(action)
+        rows.append((seen, action, after, reward, over))
+        ends += over
+        seen = env.reset(seed=2)[0] if over else after
+    assert (ends > 0) == (name != "halfcheetah")
+    before, actions, after, rewards, over = (np.array(column) for column in zip(*rows, strict=True))
+    assert task.ended(torch.from_numpy(after)).tolist() == over.tolist()
+    slow = (np.abs(before[:, env.model.nq - 1 :]) < 10).all(1)  # faster joints are cut in what is seen
+    found, worth = simulator.step(before[slow], actions[slow])
+    np.testing.assert_allclose(found, after[slow], atol=1e-6)
+    np.testing.assert_allclose(worth, rewards[slow], atol=1e-6)
+
+
+def test_scores_are_d4rl_s():
+    task, grade = beds.task_of("hopper-medium-replay")
+    assert grade == "medium-replay"
+    assert task.normalised(task.expert) == 100
+    assert task.normalised(task.random) == 0
+    with pytest.raises(ValueError, match="unknown env 'ant-medium': choose halfcheetah-medium"):
+        beds.task_of("ant-medium")
+
+
+def same(one, other):
+    assert one["step"] == other["step"]
+    assert one["loss"].keys() == other["loss"].keys()
+    assert all(torch.equal(one["loss"][name], other["loss"][name]) for name in one["loss"])
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learner_goes_on_bit_for_bit(name, tmp_path):
+    data, file = transitions(), tmp_path / "learner.pt"
+    whole = Learner(name, data, SMALL, 0).learn(data, 20)
+    Learner(name, data, SMALL, 0).learn(data, 10, file)
+    same(Learner(name, data, SMALL, 0).learn(data, 20, file).state(), whole.state())
+    other = Learner(name, data, SMALL, 1).learn(data, 20)
+    assert not torch.equal(other.policy()(data.observations), whole.policy()(data.observations))
+    fresh = Learner(name, data, SMALL, 0)
+    assert not torch.equal(fresh.policy()(data.observations), whole.policy()(data.observations))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_learner_that_diverges_keeps_its_last_finite_weights(name, tmp_path):
+    data, file = transitions(), tmp_path / "learner.pt"
+    learner = Learner(name, data, SMALL, 0).learn(data, 10, file)
+    before = learner.state()
+    with pytest.raises(Diverged, match=f"{name} diverged between steps 10 and 15; the weights of step 10 are kept"):
+        learner.learn(replace(data, rewards=data.rewards * 1e30), 20, file)
+    same(learner.state(), before)
+    same(Learner(name, data, SMALL, 0).load(file).state(), before)
+
+
+def test_learners_are_better_than_what_they_clone():
+    """Reward -(a - 1)²: cloned actions are at 0, better ones above."""
+    n, rng = 400, torch.Generator().manual_seed(0)
+    actions = (0.5 * torch.randn(n, 1, generator=rng)).clamp(-1, 1)
+    seen, over = torch.randn(n, 2, generator=rng), torch.ones(n, dtype=torch.bool)
+    data = Transitions(seen, actions, -((actions[:, 0] - 1) ** 2), seen, over)
+
+    def learnt(name, **how):
+        settings = Settings(width=16, batch_size=64, chunk=100, lr=1e-2, **how)
+        return float(Learner(name, data, settings, 0).learn(data, 100).policy()(seen).mean())
+
+    cloned = learnt("td3bc", alpha=0.0)
+    assert abs(cloned) < 0.1
+    assert all(learnt(name) > cloned + 0.1 for name in LEARNERS)
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory):
+    """A hopper's actor that has learnt nothing."""
+    draw, arrays = np.random.default_rng(0), {}
+    for name, (rows, columns) in {"latent_pi.0": (8, 11), "latent_pi.2": (8, 8), "mu": (3, 8)}.items():
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = draw.normal(size=(rows, columns)), draw.normal(size=rows)
+    folder = tmp_path_factory.mktemp("agents")
+    np.savez(folder / "sac_Hopper.npz", **arrays)
+    return folder
+
+
+SIZES = [
+    *("--protocol.num-steps", "3", "--protocol.n", "6", "--protocol.warmup", "2", "--protocol.steps", "2"),
+    *("--protocol.episodes", "2", "--protocol.length", "10", "--settings.width", "8", "--settings.batch-size", "4"),
+    *("--modelling.steps", "200", "--modelling.limit", "40", "--modelling.horizon", "8", "--modelling.epochs", "1"),
+    *("--modelling.widths", "8", "16", "--modelling.updates", "2", "--modelling.batch-size", "4"),
+]
+
+
+def test_the_command_fills_its_cells_and_reports(tmp_path, agents, capsys, monkeypatch):
+    monkeypatch.setattr(synthetic, "COEFFICIENTS", (1.0,))
+    out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    words = ["run", "--env", "hopper-medium", "--work", str(tmp_path / "work"), "--out", str(out), "--seeds", "0", "1"]
+    words += ["--learner", "iql", *SIZES]
+    assert offline_rl.main([*words, "--agents", str(tmp_path)]) == 1
+    assert "put the actor sac_Hopper.npz into" in capsys.readouterr().err
+    words += ["--agents", str(agents)]
+    assert offline_rl.main([*words, "--data", "searched"]) == 0
+    assert offline_rl.main([*words, "--data", "all", "--mix", "synthetic"]) == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert not [row for row in rows if "error" in row]
+    cells = [(row["data"], row["mix"], row["seed"]) for row in rows if "score" in row]
+    assert len(cells) == len(set(cells)) == 2 * (2 * 2 + 3)
+    assert [row["coefficient"] for row in rows if row.get("kind") == "choice"] == [1.0]
+    real = [row["figures"] for row in rows if row.get("data") == "real"]
+    assert all(figures["dynamics error"] < 1e-4 for figures in real)  # but for rounding, the data are the environment
+    before = out.read_bytes()
+    assert offline_rl.main([*words, "--data", "all", "--mix", "synthetic"]) == 0
+    assert out.read_bytes() == before
+    assert offline_rl.main(["report", "--rows", str(out), "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "## hopper-medium" in text
+    assert "| TreeSampling |" in text
+    assert "diverged, with their last finite weights: 0 of 14" in text
+
+
+def test_nothing_is_known_of_windows_where_unknown_is_one():
+    rng = torch.Generator().manual_seed(0)
+    assert not train_trajectory.draw_mask(torch.Size([50, 8, 5]), 3, 2, rng, 1.0).any()
