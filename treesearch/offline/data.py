@@ -114,11 +114,14 @@ def joined(parts: Sequence[OfflineData]) -> OfflineData:
         found = ", ".join(f"{part.source} {part.channels}" for part in parts) or "none"
         raise DataError(f"expected data sets of the same channels, got {found}")
     before = np.cumsum([0, *(len(part.rewards) for part in parts)])
-    names, closing = ("observations", "actions", "rewards", "terminated"), [part.closing for part in parts]
+    closing = [part.closing for part in parts if part.closing is not None]
     return OfflineData(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+        observations=np.concatenate([part.observations for part in parts]),
+        actions=np.concatenate([part.actions for part in parts]),
+        rewards=np.concatenate([part.rewards for part in parts]),
+        terminated=np.concatenate([part.terminated for part in parts]),
         ends=np.concatenate([part.ends + n for part, n in zip(parts, before, strict=False)]),
-        closing=None if any(c is None for c in closing) else np.concatenate(closing),
+        closing=np.concatenate(closing) if len(closing) == len(parts) else None,
         source=", ".join(part.source for part in parts),
     )
 

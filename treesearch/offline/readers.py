@@ -148,7 +148,7 @@ def read_ogbench(
 def _closing_rows(source: str, terminals: Array | None) -> Array:
     """The last row of each episode; the file's end closes the last one."""
     assert terminals is not None
-    last = np.unique([*np.flatnonzero(terminals), len(terminals) - 1])
+    last = np.unique(np.append(np.flatnonzero(terminals), len(terminals) - 1))
     short = np.diff(last, prepend=-1) < 2
     if short.any():
         row = int(last[short.argmax()])
