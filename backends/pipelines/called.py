@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
-from torch.utils.checkpoint import checkpoint
+from torch.utils._pytree import tree_map
 
 from treesearch.backends.base import Cond
-from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule, clip_of
-from treesearch.backends.pipelines import calls, masks, vae
+from treesearch.backends.pipelines import calls
+from treesearch.backends.pipelines.asked import check_pictures, check_prompts
 from treesearch.backends.pipelines.blocks import generator, is_text
 from treesearch.backends.pipelines.calls import Levels, Stage
 from treesearch.backends.pipelines.checkpoint import CheckpointError
-from treesearch.backends.pipelines.family import OPTIONAL, Family, check_pictures, check_prompts
+from treesearch.backends.pipelines.family import OPTIONAL
 from treesearch.backends.pipelines.flow import steps_from_below
 from treesearch.backends.pipelines.listed import CALLED, OF_THE_CALL, Row
 from treesearch.backends.pipelines.loading import log
@@ -39,6 +37,7 @@ from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
 from treesearch.backends.pipelines.proof import FEW, MORE, Proof, Seen, is_memoryless
 from treesearch.backends.pipelines.said import Said
 from treesearch.backends.pipelines.settings import Settings, opened
+from treesearch.backends.pipelines.shown import ANY, Shown
 from treesearch.backends.pipelines.windows import Controls
 
 _CONTROL = "controlnet_conditioning_scale"
@@ -55,7 +54,7 @@ Shares = Literal["all", "level", "none"]
 """Which rows share a call of the pipeline: all of a batch, those at one level, or none."""
 
 
-class Called(Family):
+class Called(Shown):
     """A pipeline by its own call.
 
     Raises:
@@ -98,11 +97,16 @@ class Called(Family):
                 raise ValueError(f"{name} takes no {option}")
         if settings.control_scale is not None and _CONTROL not in inspect.signature(own.__call__).parameters:
             raise ValueError(f"{name} has no ControlNet for a control_scale")
-        if row.runs:
+        if row.runs or row.sees:
             check_pictures(name, settings)
-        for option in {"image", "control_image", "mask"} & {*taken} - ({"image", "mask"} if row.runs else set()):
+        beginning = {"image", "mask"} if row.runs or row.sees else set[str]()
+        for option in sorted({"image", "control_image", "mask"} & {*taken} - beginning):
             if getattr(settings, option) is None:
                 raise ValueError(f"{name} needs {option}=..., a picture that it is told")
+        for argument, why in row.needs.items():
+            if {**vars(settings), **settings.network_inputs}.get(argument) is None:
+                asked = f"{argument}=..." if argument in vars(settings) else f"network_inputs={{{argument!r}: ...}}"
+                raise ValueError(f"{name} needs {asked}: {why}")
 
     def _taken(self) -> Mapping[str, inspect.Parameter]:
         """Arguments of the call."""
@@ -157,6 +161,7 @@ class Called(Family):
         self._windows = Controls.of_pipe(self.pipe, self.settings)
         taken = self._taken()
         own = {"guidance_rescale"} if "guidance_rescale" in taken and taken["guidance_rescale"].default else set[str]()
+        own |= {option for option, name in self.row.names.items() if not name}
         free = sorted({*taken} - _RESERVED - {self.row.scale} | own)
         for name in self.settings.network_inputs:
             if name not in free:
@@ -178,10 +183,19 @@ class Called(Family):
         if settings.control_scale is not None:
             chosen[_CONTROL] = settings.control_scale
         if "image" in told:
-            chosen[told["image"]] = settings.image if isinstance(settings.image, list) else [settings.image] * n
+            several = isinstance(settings.image, list) or self.row.sees
+            chosen[told["image"]] = settings.image if several else [settings.image] * n
+        if told.get("mask") == "mask_image":
+            chosen["mask_image"] = [settings.mask] * n
         if "control_image" in told:
             chosen[told["control_image"]] = opened(settings.control_image)
-        return {"prompt": [FEW] * n} | self._beside | chosen | dict(self.row.given) | dict(settings.network_inputs)
+        return (
+            {"prompt": FEW if self.row.alone and n == 1 else [FEW] * n}
+            | self._beside
+            | chosen
+            | dict(self.row.given)
+            | dict(settings.network_inputs)
+        )
 
     def _levels(self, num_steps: int) -> dict[str, Any]:
         """What a call of T steps is told of its grid."""
@@ -198,6 +212,9 @@ class Called(Family):
         x, *beside = calls.parted(x, self._shapes)
         stage.beside, stage.axes = next(iter(beside), None), x.ndim
         with calls.unsaid():  # that packed states have no sides, at every step
+            if self.name in calls.FRAMED:
+                stage.behind = x
+                return calls.call(self.pipe, self.runs, self._inputs(len(x)) | dict(inputs), stage)
             return calls.call(self.pipe, self.runs, self._inputs(len(x)) | {"latents": x} | dict(inputs), stage)
 
     # Conditioning
@@ -207,7 +224,10 @@ class Called(Family):
         return self._said.rows(texts, self._encode, self.device, each=each)
 
     def _encode(self, texts: list[str]) -> list[Any]:
-        return calls.encoded(self.pipe, self.runs, self._inputs(len(texts), texts) | {"prompt": texts}, self._stage())
+        if self.row.alone and len(texts) > 1:
+            return tree_map(lambda *rows: torch.cat(rows), *([self._encode([text]) for text in texts]))
+        said = {"prompt": texts[0] if self.row.alone else texts}
+        return calls.encoded(self.pipe, self.runs, self._inputs(len(texts), texts) | said, self._stage())
 
     def _example(self) -> dict[str, Any]:
         """Conditioning of a row without a prompt, where only shapes matter."""
@@ -237,11 +257,14 @@ class Called(Family):
         stage = self._stage(torch.tensor([_SOME], device=self.device), told)
         rows: list[int] = []
         with self._still(), calls.before(self.networks, lambda _, args, kwargs: rows.append(_length(args, kwargs))):
-            calls.call(self.pipe, self.runs, self._inputs(1) | {"num_inference_steps": _ANY}, stage)
+            calls.call(self.pipe, self.runs, self._inputs(1) | {"num_inference_steps": ANY}, stage)
         if stage.state is None:
             raise ValueError(f"{self.name} does not hand its network's output to its scheduler's step")
         self._rows, self._shape, self._shapes = sum(rows), tuple(stage.state.shape[1:]), stage.shapes
-        if self.settings.negative_prompt is not None and self._rows < 2:
+        absent, scale = self.settings.negative_prompt, self.settings.guidance_scale
+        if absent is None and scale is not None and scale > 1 and self._rows < 2 and self.row.scale == "true_cfg_scale":
+            raise ValueError(f"{self.name} guides away from a negative_prompt alone: give one, '' for no text")
+        if absent is not None and self._rows < 2:
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
 
     def grid(self, num_steps: int) -> dict[str, Any]:
@@ -298,7 +321,7 @@ class Called(Family):
         """The network's output, guided, for states of one call."""
         n = len(x)
         stage = self._stage(timesteps, self._said.told(cond, rows, n))
-        self._call(x, {"num_inference_steps": _ANY} | self._controlled(timesteps), stage)
+        self._call(x, {"num_inference_steps": ANY} | self._controlled(timesteps), stage)
         if stage.output is None or stage.state is None or stage.state.shape != x.shape:
             raise ValueError(f"{self.name} does not step from the latents that it is given")
         return self._of_chain(stage.output, x)
@@ -313,55 +336,6 @@ class Called(Family):
         """Without a learned variance, which stands behind along the channels, and as flow to noise."""
         found = output if output.shape == x.shape else output[:, : x.shape[1]]
         return -found if self._turned else found
-
-    # Pictures
-
-    def draw(self, x0: Tensor, batch: int, decoder: Any = None) -> Tensor:
-        if decoder is not None:
-            raise ValueError(f"{self.name} has no previews: leave preview out")
-        parts = []
-        for part in x0.split(batch):
-            keeps = part.requires_grad and torch.is_grad_enabled()
-            parts.append(checkpoint(self._draw, part, use_reentrant=False) if keeps else self._draw(part))
-        return torch.cat(parts)
-
-    def _draw(self, x0: Tensor) -> Tensor:
-        return self._decoded(x0)[0].float()
-
-    def _decoded(self, x0: Tensor) -> list[Any]:
-        """What the call returns for states: pictures, and sound where there is some."""
-        n, cond = len(x0), self._example()
-        stage = self._stage(x0.new_empty(0), self._said.told(cond, [0] * n, n))
-        with Quiet(self.pipe.vae):  # here: a checkpoint calls this again for the gradient
-            done = self._call(x0.to(self.pipe.vae.dtype), {"num_inference_steps": _ANY, "output_type": "pt"}, stage)
-        return tree_flatten(tuple(done.values()))[0]
-
-    @property
-    def sound_rate(self) -> int | None:
-        return self.pipe.vocoder.config.output_sampling_rate if len(self._shapes) > 1 else None
-
-    def sound(self, x0: Tensor, batch: int) -> Tensor:
-        return torch.cat([self._decoded(part)[1].float() for part in x0.split(batch)])
-
-    def state_of(self, image: Any) -> Tensor:
-        if not self.row.runs:
-            return super().state_of(image)
-        return self.pack(vae.encode(self.pipe.vae, pixels_of(image, 3, self._pixels)[None]))[0].to(self.device)
-
-    def free(self, mask: Any) -> Tensor:
-        height, width = (side // vae.factor(self.pipe) for side in self._pixels)
-        small = torch.nn.functional.interpolate(masks.white(mask, self._pixels), size=(height, width))
-        channels = math.prod(self.state_shape) // (height * width)
-        return self.pack(small.expand(1, channels, height, width)).to(self.device)
-
-    def pack(self, latents: Tensor) -> Tensor:
-        return latents if len(self.state_shape) == 3 else self.pipe._pack_latents(latents, *latents.shape)
-
-    @property
-    def _pixels(self) -> tuple[int, int]:
-        """Height and width of a picture."""
-        image, settings = self.settings.image, self.settings
-        return settings.height or image.height, settings.width or image.width
 
     # Proof
 
@@ -424,7 +398,6 @@ class Called(Family):
         return {i: (at, self._of_chain(output, x), x, after) for i, (at, output, x, after) in seen.items()}
 
 
-_ANY = 2  # steps of a grid that is not used: some have none of a single one
 _SOME = 500.0  # a timestep, where any does
 
 

@@ -29,6 +29,9 @@ from treesearch.backends.pipelines.blocks import generator
 
 SECOND = "prepare_audio_latents"
 """Method of a pipeline that steps on sound beside its video."""
+FRAMED = ("LTX2ImageToVideoPipeline",)
+"""Pipelines whose first frame is a picture, and that step on those behind it."""
+_PATCHES = ("transformer_spatial_patch_size", "transformer_temporal_patch_size")
 
 
 class Reached(BaseException):
@@ -60,6 +63,7 @@ class Stage:
     steps: int = 0
     encode: Callable[..., Any] | None = None  # the user's own, in place of the pipeline's
     beside: Tensor | None = None  # the state of a second stream, in place of the pipeline's own noise
+    behind: Tensor | None = None  # frames behind a first one that is a picture, in place of the same
     streams: int = 1
     axes: int = 1  # of the states that a call is given, (n, ...)
     shapes: list[tuple[int, ...]] = field(default_factory=list)  # of the streams
@@ -167,7 +171,7 @@ def _kept_attention(pipe: Any) -> Iterator[None]:
 
 def networks(pipe: Any) -> tuple[Any, ...]:
     """The denoisers of a pipeline, one or more experts."""
-    names = ("unet", "transformer", "transformer_2")
+    names = ("unet", "transformer", "transformer_2", "unconditional_transformer")
     return tuple(part for name in names if (part := getattr(pipe, name, None)) is not None)
 
 
@@ -235,6 +239,20 @@ def _copied(pipe: Any, kind: Any, stage: Stage) -> Any:
     return other
 
 
+def _frames(kind: Any) -> dict[str, Any]:
+    """What makes the noise of frames behind a first one."""
+
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        packed, mask = kind.prepare_latents(self, *args, **kwargs)
+        if (x := self.stage.behind) is not None:
+            patches = [getattr(self, name) for name in _PATCHES]
+            whole = kind._unpack_latents(packed, x.shape[2] + 1, *x.shape[3:], *patches)
+            packed = kind._pack_latents(torch.cat([whole[:, :, :1], x.to(whole.dtype)], 2), *patches)
+        return packed, mask
+
+    return {"prepare_latents": prepare} if kind.__name__ in FRAMED else {}
+
+
 def _second(kind: Any) -> dict[str, Any]:
     """What makes the noise of a second stream."""
     if not hasattr(kind, SECOND):
@@ -263,7 +281,7 @@ def _actor(kind: type) -> type:
         "_execution_device": property(lambda self: self.stage.device),
         "maybe_free_model_hooks": lambda self: None,
     }
-    return type(kind.__name__, (kind,), body | _second(kind))
+    return type(kind.__name__, (kind,), body | _second(kind) | _frames(kind))
 
 
 def _scheduler(scheduler: Any, stage: Stage) -> Any:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Shared
-from treesearch.backends.pipelines.family import BEGINS, Family, sides
+from treesearch.backends.pipelines.asked import sides
+from treesearch.backends.pipelines.family import BEGINS, Family
 from treesearch.backends.pipelines.parts import refuse_channels
 
 

@@ -108,6 +108,9 @@ def why_not(name: str) -> str:
     """What stands against a pipeline's class that no family has, and what to do instead."""
     if "Modular" in name and (whole := name.replace("Modular", "")) in FAMILIES:
         return f"its blocks run in {whole}: wrap that, DiffusersKernel({whole}(...), ...) with the same components"
+    for begins, why in WITHOUT.items():
+        if name.startswith(begins):
+            return f"{why}: wrap its network as a kernel, see docs/networks.md"
     plain = re.sub("ControlNet(Union)?", "", name)
     if "ControlNet" in name and plain in FAMILIES:
         return f"no family knows what ControlNet adds to a step: {_as(plain)}"
@@ -120,9 +123,6 @@ def why_not(name: str) -> str:
     for begins, why in REFUSED.items():
         if name.startswith(begins):
             return f"{why}: wrap one chunk as a kernel, see docs/networks.md"
-    for begins, why in WITHOUT.items():
-        if name.startswith(begins):
-            return f"{why}: wrap its network as a kernel, see docs/networks.md"
     if models.get(name) in _modular_models():
         return "its modular blocks in diffusers have not been tried here: they take a row in pipelines/kinds.py"
     return "no family and no modular blocks of diffusers have it: wrap its network as a kernel, see docs/networks.md"

@@ -13,9 +13,6 @@ References:
 
 from __future__ import annotations
 
-import inspect
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
@@ -27,6 +24,7 @@ from treesearch.backends.base import Cond, Shared
 from treesearch.backends.base.cfg import extrapolated
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import vae
+from treesearch.backends.pipelines.asked import call_default, check_clip_skip, check_pictures
 from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_inputs
 from treesearch.backends.pipelines.proof import FEW, LONG, MORE
@@ -129,6 +127,11 @@ class Family(ABC):
         return 2 if self.guided else 1
 
     @property
+    def sample_range(self) -> tuple[float, float] | None:
+        """Of the entries of samples, where it is known."""
+        return 0.0, 1.0
+
+    @property
     def begins(self) -> bool:
         """Whether the chain begins at the settings' picture, and not at noise."""
         image = self.settings.image is not None
@@ -182,7 +185,7 @@ class Family(ABC):
         if settings.negative_prompt is not None and not self.guided:
             raise ValueError(f"negative_prompt has no effect at guidance_scale={self.guidance_scale:g}: leave it out")
         if settings.clip_skip is not None:
-            _check_clip_skip(self.pipe, settings.clip_skip)
+            check_clip_skip(self.pipe, settings.clip_skip)
 
     @abstractmethod
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
@@ -329,122 +332,3 @@ class Family(ABC):
     def twice(self, x: Tensor) -> Tensor:
         """The network's rows of x."""
         return torch.cat([x, x]) if self.guided else x
-
-
-def check_pictures(name: str, settings: Settings, *, needs: bool = False) -> None:
-    """Hold the pictures that a pipeline is given against what its class is for.
-
-    Args:
-        name: of the class.
-        settings: the user's choices.
-        needs: whether the class is for a picture, whatever it is called.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    masked = "Inpaint" in name or "Fill" in name
-    if settings.image is None and (needs or masked or "Img2Img" in name or "ImageToVideo" in name):
-        raise ValueError(f"{name} works on a picture: give it one, image=...")
-    if settings.mask is None and masked:
-        raise ValueError(f"{name} draws where a mask is white: give it one, mask=...")
-    for option in ("mask", "strength"):
-        if settings.image is None and getattr(settings, option) is not None:
-            raise ValueError(f"{option} is of a picture, and there is none: give it too, image=...")
-
-
-def join(parts: list[dict[str, Any]], apart: bool = False) -> dict[str, Any]:
-    """Rows of several encodings in one, as long as the longest.
-
-    Args:
-        parts: the encodings.
-        apart: whether what is shared in each may differ from one to another, and then has a row each.
-    """
-    return {name: _joined([part[name] for part in parts], parts, apart) for name in parts[0]}
-
-
-def _joined(values: list[Any], parts: list[dict[str, Any]], apart: bool) -> Any:
-    if not isinstance(values[0], Shared):
-        return _cat(values)
-    first, *others = [each.value for each in values]
-    if not apart or first.is_meta or all(each.shape == first.shape and each.equal(first) for each in others):
-        return values[0]
-    counts = [next(len(each) for each in part.values() if not isinstance(each, Shared)) for part in parts]
-    return _cat([each.value.expand(n, *each.value.shape[1:]) for each, n in zip(values, counts, strict=True)])
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    """Rows of unequal length are filled up with zeros, which masks and lengths leave out."""
-    longest = max(part.shape[1] for part in parts) if parts[0].ndim > 1 else 0
-    fill = (0, 0) * (parts[0].ndim - 2)
-    if not longest:
-        return torch.cat(parts)
-    return torch.cat([torch.nn.functional.pad(part, (*fill, 0, longest - part.shape[1])) for part in parts])
-
-
-def call_default(pipe: Any, name: str, otherwise: Any) -> Any:
-    """The default of an argument of the pipeline's own `__call__`."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
-    return otherwise if parameter is None or parameter.default in (None, inspect.Parameter.empty) else parameter.default
-
-
-def sides(pipe: Any, settings: Settings, default: tuple[int, int], *multiples: int) -> tuple[int, int]:
-    """Height and width in pixels.
-
-    Args:
-        pipe: for the message.
-        settings: the user's choices.
-        default: height and width where the settings have none.
-        multiples: of each of which a side must be one: what the pipeline checks, and what its parts work in.
-
-    Raises:
-        ValueError: not a multiple; the message names the nearest.
-    """
-    multiple, found = math.lcm(*multiples), []
-    for name, otherwise in zip(("height", "width"), default, strict=True):
-        size = otherwise if getattr(settings, name) is None else getattr(settings, name)
-        if size < multiple or size % multiple:
-            near = sorted({max(multiple, size // multiple * multiple), max(1, size // multiple + 1) * multiple})
-            raise ValueError(
-                f"{name} is {size}, expected a multiple of {multiple} for {type(pipe).__name__}: "
-                f"{' or '.join(map(str, near))}"
-            )
-        found.append(size)
-    return found[0], found[1]
-
-
-def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a configured size, one number or two."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _check_clip_skip(pipe: Any, skip: int) -> None:
-    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
-    layers = min(each.config.num_hidden_layers for each in encoders if each is not None)
-    if skip >= layers:
-        raise ValueError(f"clip_skip is {skip}, expected 0..{layers - 1}: the text encoder has {layers} layers")
-
-
-def check_prompts(prompts: Sequence[Any]) -> list[str]:
-    """Prompts as text.
-
-    Raises:
-        TypeError: a prompt that is none.
-    """
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise TypeError(f"prompt {prompt!r} is {type(prompt).__name__}, expected text")
-    return list(prompts)
-
-
-def warn_of_long_prompts(prompts: Sequence[str], tokenizer: Any, limit: int = 0) -> None:
-    """Say which end of a prompt the text encoder does not read."""
-    limit = limit or int(tokenizer.model_max_length)
-    for prompt in prompts:
-        tokens = tokenizer(prompt, truncation=False, add_special_tokens=True, verbose=False).input_ids
-        if len(tokens) > limit:
-            lost = tokenizer.decode(tokens[limit - 1 :], skip_special_tokens=True)
-            warnings.warn(
-                f"prompt {prompt[:40]!r}... has {len(tokens)} tokens, the text encoder reads {limit}: "
-                f"{lost[:80]!r} is lost",
-                stacklevel=2,
-            )

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Collection
 from typing import Any
 
+from treesearch.backends.pipelines.asked import check_pictures
 from treesearch.backends.pipelines.blocks import is_text
 from treesearch.backends.pipelines.checkpoint import CheckpointError
-from treesearch.backends.pipelines.family import BEGINS, OPTIONAL, check_pictures
+from treesearch.backends.pipelines.family import BEGINS, OPTIONAL
 from treesearch.backends.pipelines.guiders import check_guider
 from treesearch.backends.pipelines.inputs import OF_THE_BLOCKS
 from treesearch.backends.pipelines.kinds import KINDS, Kind, modular_form

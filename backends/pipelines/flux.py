@@ -16,14 +16,8 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond, Shared
-from treesearch.backends.pipelines.family import (
-    BEGINS,
-    Family,
-    call_default,
-    check_prompts,
-    sides,
-    warn_of_long_prompts,
-)
+from treesearch.backends.pipelines.asked import call_default, check_prompts, sides, warn_of_long_prompts
+from treesearch.backends.pipelines.family import BEGINS, Family
 from treesearch.backends.pipelines.flow import even_grid, steps_from_below
 from treesearch.backends.pipelines.parts import refuse_channels
 from treesearch.backends.pipelines.settings import Settings

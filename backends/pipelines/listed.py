@@ -28,13 +28,23 @@ class Row:
         given: arguments that a step needs at other values than their defaults.
         runs: class of the same model whose call is used instead, where this one's begins at a picture: its steps are
             those of the other from there on.
-        names: arguments for settings of another name.
+        names: arguments for settings of another name; "" for one that means something else there.
+        needs: arguments that have no default here, each with why.
+        alone: whether it takes one prompt, as text.
+        sound: whether its samples are sound alone.
+        raw: whether it hands out what its decoder says, in -1..1.
+        sees: whether pictures, none or some, stand beside the noise of all rows, and are no row's own.
     """
 
     scale: str = "guidance_scale"
     given: Mapping[str, Any] = field(default_factory=dict)
     runs: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
+    sound: bool = False
+    raw: bool = False
+    sees: bool = False
 
     def class_of(self, name: str) -> Any:
         """The class whose call is used for a class of this name."""
@@ -84,6 +94,7 @@ CALLED = {
     "SkyReelsV2Pipeline": Row(),
     "MochiPipeline": Row(),
     "LTX2Pipeline": Row(),
+    "LTX2ImageToVideoPipeline": Row(sees=True),
     "StableDiffusionPAGPipeline": Row(),
     "StableDiffusionXLPAGPipeline": Row(),
     "StableDiffusion3PAGPipeline": Row(),
@@ -115,18 +126,38 @@ CALLED = {
     ),
     "ChromaImg2ImgPipeline": Row(runs="ChromaPipeline"),
     "StableDiffusion3ControlNetInpaintingPipeline": Row(names={"mask": "control_mask"}),
+    "QwenImageControlNetInpaintPipeline": Row(scale="true_cfg_scale", names={"mask": "control_mask"}),
+    "ZImageControlNetPipeline": Row(),
+    "ZImageControlNetInpaintPipeline": Row(names={"mask": "mask_image"}),
+    "HiDreamImagePipeline": Row(),
+    "WanVACEPipeline": Row(names={"mask": ""}, alone=True),
+    "Kandinsky3Pipeline": Row(raw=True),
+    "QwenImage21Pipeline": Row(scale="true_cfg_scale", sees=True),
+    "NucleusMoEImagePipeline": Row(),
+    "LongCatAudioDiTPipeline": Row(needs={"audio_duration_s": "else the prompt says how long a sound is"}, sound=True),
+    "StableAudio3Pipeline": Row(sound=True),
+    "Ideogram4Pipeline": Row(
+        given={"guidance_schedule": None}, needs={"guidance_scale": "its own is a schedule that counts steps"}
+    ),
 }
 
 _TWO_CHAINS = "its prior and its decoder are two chains, one after the other"
-_SOUND = "it draws sound alone, which has not been tried here"
+_TEXT_INSIDE = "it encodes prompts in its network, beside the noise"
+_JOINED = "it joins its prompt and no text in one encoding, by its own scale"
 WITHOUT = {
     **dict.fromkeys(
         ("KandinskyCombined", "KandinskyImg2Img", "KandinskyInpaint", "KandinskyPipeline", "KandinskyV22"), _TWO_CHAINS
     ),
     **dict.fromkeys(("StableCascade", "Wuerstchen"), _TWO_CHAINS),
-    **dict.fromkeys(("AudioLDM2", "LongCatAudio", "StableAudio"), _SOUND),
+    **dict.fromkeys(("AudioLDM2", "StableAudioPipeline"), _JOINED),
+    **dict.fromkeys(("Cosmos3", "OmniGen"), _TEXT_INSIDE),
     "AnyFlow": "its network is told where a step ends too, which the chain does not tell it",
     "GlmImage": "another model writes tokens before its chain begins",
     "IF": "its steps cut pixels by a quantile of the whole picture (dynamic thresholding)",
+    "Kandinsky3Img2Img": "its own call asks its autoencoder for a law, of which that has none",
+    "Kolors": "diffusers has it only where sentencepiece is, which is not among what is tested here",
+    "QwenImageLayered": "a sample of it is several pictures, one above the other",
+    "WanVideoToVideo": "it begins at a video, where a chain here begins at noise or at a picture",
+    "ZImageOmni": "its prompts are lists of parts between pictures",
 }
 """By how a class's name begins, why its call is not run here."""

@@ -18,7 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from treesearch.backends.base import Cond
-from treesearch.backends.pipelines.family import Family, call_default, check_prompts, warn_of_long_prompts
+from treesearch.backends.pipelines.asked import call_default, check_prompts, warn_of_long_prompts
+from treesearch.backends.pipelines.family import Family
 from treesearch.backends.pipelines.flow import shift
 from treesearch.backends.pipelines.parts import refuse_channels
 from treesearch.backends.pipelines.settings import Settings

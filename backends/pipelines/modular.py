@@ -23,14 +23,16 @@ from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import fitting, framed
+from treesearch.backends.pipelines.asked import check_prompts, sides
 from treesearch.backends.pipelines.blocks import Program, asked, copied, generator, no_noise, watched
-from treesearch.backends.pipelines.family import Family, check_prompts, join, sides
+from treesearch.backends.pipelines.family import Family
 from treesearch.backends.pipelines.flow import steps_from_below
 from treesearch.backends.pipelines.guiders import Stepped, explained
 from treesearch.backends.pipelines.inputs import ANY, Inputs
 from treesearch.backends.pipelines.kinds import KINDS, form_of
 from treesearch.backends.pipelines.proof import FEW, MORE, Proof, Seen, is_memoryless
 from treesearch.backends.pipelines.roots import refuse_another_picture
+from treesearch.backends.pipelines.rows import join
 from treesearch.backends.pipelines.settings import Settings
 
 

@@ -44,3 +44,32 @@ def as_blocks_take_them(cond: Mapping[str, Any], n: int) -> dict[str, Any]:
 def _numbers(lengths: Tensor, longest: int) -> list[int]:
     """Lengths of rows; on the meta device, which has no values, the longest there can be."""
     return [longest] * len(lengths) if lengths.is_meta else lengths.tolist()
+
+
+def join(parts: list[dict[str, Any]], apart: bool = False) -> dict[str, Any]:
+    """Rows of several encodings in one, as long as the longest.
+
+    Args:
+        parts: the encodings.
+        apart: whether what is shared in each may differ from one to another, and then has a row each.
+    """
+    return {name: _joined([part[name] for part in parts], parts, apart) for name in parts[0]}
+
+
+def _joined(values: list[Any], parts: list[dict[str, Any]], apart: bool) -> Any:
+    if not isinstance(values[0], Shared):
+        return _cat(values)
+    first, *others = [each.value for each in values]
+    if not apart or first.is_meta or all(each.shape == first.shape and each.equal(first) for each in others):
+        return values[0]
+    counts = [next(len(each) for each in part.values() if not isinstance(each, Shared)) for part in parts]
+    return _cat([each.value.expand(n, *each.value.shape[1:]) for each, n in zip(values, counts, strict=True)])
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    """Rows of unequal length are filled up with zeros, which masks and lengths leave out."""
+    longest = max(part.shape[1] for part in parts) if parts[0].ndim > 1 else 0
+    fill = (0, 0) * (parts[0].ndim - 2)
+    if not longest:
+        return torch.cat(parts)
+    return torch.cat([torch.nn.functional.pad(part, (*fill, 0, longest - part.shape[1])) for part in parts])

@@ -26,7 +26,6 @@ _STEPPING = ("unet", "transformer", "transformer_2", "controlnet")
 class Running:
     """What `DiffusersKernel` does once it is made."""
 
-    sample_range = (0.0, 1.0)
     pipe: Any
     family: Family
     chain: Chain
@@ -47,6 +46,11 @@ class Running:
     @property
     def num_steps(self) -> int:
         return self.chain.schedule.num_steps
+
+    @property
+    def sample_range(self) -> tuple[float, float] | None:
+        """Of the entries of samples; None for sound alone."""
+        return self.family.sample_range
 
     @property
     def network(self) -> nn.Module | tuple[nn.Module, ...]:
@@ -222,7 +226,7 @@ class Running:
         return getattr(self.family, "sound_rate", None)
 
     def sound(self, x0: Tensor) -> Tensor:
-        """Sound (n, channels, samples) in [-1, 1], float32, that goes with the videos which `decode` draws.
+        """Sound (n, channels, samples) in [-1, 1], float32, that goes with the videos which `decode` draws, or is them.
 
         Raises:
             ValueError: the model makes none.

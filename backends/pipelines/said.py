@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from treesearch.backends.base import Shared
-from treesearch.backends.pipelines.family import join
 from treesearch.backends.pipelines.proof import FEW, LONG, MORE
+from treesearch.backends.pipelines.rows import join
 
 Encode = Callable[[list[str]], list[Any]]
 """Texts to what `encode_prompt` returned, call by call, when the pipeline was called with them."""
 
 _FIXED, _SAME, _ROWS, _WHOLE = range(4)
 """What encoders return: the same whatever the prompts, one row for all, a row a prompt, or one thing for a call."""
+_NOTHING = -1  # length of a row that is None, as a mask of a text that fills it
 
 
 class Said:
@@ -35,6 +37,7 @@ class Said:
         self._name = name
         self._kinds: list[int] | None = None
         self._specs: list[TreeSpec] = []
+        self._listed: set[int] = set()  # leaves that are lists of rows
         self._rest: list[Any] = []  # what is the same whatever the prompts
         self._known: dict[str, list[Any]] = {}  # leaves of the prompts that are tried, until they have been
 
@@ -50,8 +53,8 @@ class Said:
         Raises:
             ValueError: ∅ is as long as the prompt.
         """
-        parts = [self._known.get(text) or self._leaves([text], encode) for text in texts]
         kinds = self._learnt(encode)
+        parts = [self._known.get(text) or self._leaves([text], encode) for text in texts]
         out: dict[str, Any] = {}
         lengths = torch.zeros(len(parts), len(kinds), dtype=torch.int64, device=device)
         for i, (kind, *leaves) in enumerate(zip(kinds, *parts, strict=True)):
@@ -61,9 +64,10 @@ class Said:
                 lengths[:, i] = _longest(leaves[0])
                 out[f"text_{i}"] = Shared(leaves[0].clone())
             elif kind != _FIXED:
-                rows = [leaf[None] if kind == _WHOLE else leaf for leaf in leaves]
-                lengths[:, i] = torch.tensor([_longest(row) for row in rows])
-                out[f"text_{i}"] = join([{"": row} for row in rows])[""]
+                rows = [leaf[None] if kind == _WHOLE and leaf is not None else leaf for leaf in leaves]
+                lengths[:, i] = torch.tensor([_NOTHING if row is None else _longest(row) for row in rows])
+                shape = next((row for row in rows if row is not None), torch.zeros(1, 0))
+                out[f"text_{i}"] = join([{"": shape[:, :0] if row is None else row} for row in rows])[""]
         return out | {"lengths": lengths}
 
     def told(self, cond: Mapping[str, Any], rows: Any, n: int) -> list[Any]:
@@ -74,15 +78,22 @@ class Said:
         for i, (rest, kind) in enumerate(zip(self._rest, self._kinds, strict=True)):
             row = None if kind == _FIXED else cond[f"text_{i}"]
             if row is None or (kind == _SAME and len(row) == 1):
-                leaves.append(rest if row is None else row.expand(n, *row.shape[1:]))
+                leaves.append(rest if row is None else self._as_said(i, row.expand(n, *row.shape[1:])))
+                continue
+            if lengths is not None and lengths[i] == _NOTHING:
+                leaves.append(None)
                 continue
             row = row[rows] if lengths is None or row.ndim < 2 else row[rows][:, : lengths[i]]
-            leaves.append(row[0] if kind == _WHOLE else row)
+            leaves.append(row[0] if kind == _WHOLE else self._as_said(i, row))
         told = []
         for spec in self._specs:
             told.append(tree_unflatten(leaves[: spec.num_leaves], spec))
             leaves = leaves[spec.num_leaves :]
         return told
+
+    def _as_said(self, i: int, rows: Tensor) -> Any:
+        """Rows of a leaf, listed where the encoders list them."""
+        return list(rows) if i in self._listed else rows
 
     def on_meta(self) -> Said:
         """The same without values."""
@@ -95,9 +106,11 @@ class Said:
         self._known = {}
 
     def _leaves(self, texts: list[str], encode: Encode) -> list[Any]:
-        found = [tree_flatten(each) for each in encode(texts)]
+        found = [tree_flatten(each, is_leaf=lambda node: _is_listed(node, len(texts))) for each in encode(texts)]
         self._specs = [spec for _, spec in found]
-        return [leaf for leaves, _ in found for leaf in leaves]
+        leaves = [leaf for leaves, _ in found for leaf in leaves]
+        self._listed |= {i for i, leaf in enumerate(leaves) if _is_listed(leaf, len(texts))}
+        return [pad_sequence(leaf, batch_first=True) if i in self._listed else leaf for i, leaf in enumerate(leaves)]
 
     def _learnt(self, encode: Encode) -> list[int]:
         """What each of the leaves is."""
@@ -112,13 +125,18 @@ class Said:
 
 def _kind(both: Any, alone: Sequence[Any]) -> int:
     """Of what two prompts give in one call, and of what each of several gives alone."""
-    first = alone[0]
-    if not isinstance(first, Tensor):
+    first = next((each for each in alone if isinstance(each, Tensor)), None)
+    if first is None:
         return _FIXED
-    same = all(each.shape == first.shape and each.equal(first) for each in alone)
-    if first.ndim and len(first) == 1 and len(both) == 2:
+    same = all(each is not None and each.shape == first.shape and each.equal(first) for each in alone)
+    if first.ndim and len(first) == 1 and (both is None or len(both) == 2):
         return _SAME if same else _ROWS
     return _FIXED if same else _WHOLE
+
+
+def _is_listed(node: Any, n: int) -> bool:
+    """Whether something is a list of what n prompts say, each (tokens, width) by itself."""
+    return isinstance(node, list) and len(node) == n and all(isinstance(e, Tensor) and e.ndim == 2 for e in node)
 
 
 def _longest(row: Tensor) -> int:

@@ -15,14 +15,8 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond
 from treesearch.backends.chains.schedules import Schedule
-from treesearch.backends.pipelines.family import (
-    BEGINS,
-    Family,
-    call_default,
-    check_prompts,
-    sides,
-    warn_of_long_prompts,
-)
+from treesearch.backends.pipelines.asked import call_default, check_prompts, sides, warn_of_long_prompts
+from treesearch.backends.pipelines.family import BEGINS, Family
 from treesearch.backends.pipelines.flow import shift, steps_from_below
 from treesearch.backends.pipelines.parts import refuse_channels
 from treesearch.backends.pipelines.settings import Settings

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from treesearch.backends.base import Cond
-from treesearch.backends.pipelines.family import call_default, check_prompts, warn_of_long_prompts
+from treesearch.backends.pipelines.asked import call_default, check_prompts, warn_of_long_prompts
 from treesearch.backends.pipelines.settings import SIZES
 from treesearch.backends.pipelines.stable_diffusion import TextUNet
 

@@ -21,14 +21,8 @@ from torch import Tensor
 from treesearch.backends.base import Cond
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import masks
-from treesearch.backends.pipelines.family import (
-    BEGINS,
-    Family,
-    both_sides,
-    check_prompts,
-    sides,
-    warn_of_long_prompts,
-)
+from treesearch.backends.pipelines.asked import both_sides, check_prompts, sides, warn_of_long_prompts
+from treesearch.backends.pipelines.family import BEGINS, Family
 from treesearch.backends.pipelines.parts import refuse_channels, unwrapped
 from treesearch.backends.pipelines.settings import Settings
 from treesearch.backends.pipelines.windows import Controls

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from treesearch.backends.pipelines.family import Family, join
+from treesearch.backends.pipelines.family import Family
 from treesearch.backends.pipelines.proof import FEW
+from treesearch.backends.pipelines.rows import join
 from treesearch.backends.pipelines.settings import Settings
 
 _AT_ONCE = 16  # prompts encoded at a time

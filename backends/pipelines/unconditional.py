@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from treesearch.backends.base import Cond
-from treesearch.backends.pipelines.family import Family, both_sides, sides
+from treesearch.backends.pipelines.asked import both_sides, sides
+from treesearch.backends.pipelines.family import Family
 from treesearch.backends.pipelines.settings import Settings
 
 

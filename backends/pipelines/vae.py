@@ -43,6 +43,12 @@ def to_unit(images: Tensor) -> Tensor:
     return (images / 2 + 0.5).clamp(0, 1)
 
 
+def over_white(images: Tensor) -> Tensor:
+    """Pictures (n, 3, h, w) of such with an alpha channel (n, 4, h, w), in [0, 1], on white."""
+    colours, alpha = images[:, :3], images[:, 3:]
+    return colours * alpha + (1 - alpha)
+
+
 def encode(vae: Any, images: Tensor) -> Tensor:
     """Latents of images (n, 3, h, w) in [0, 1]: the mode of the encoder's law."""
     law = vae.encode((2 * images - 1).to(vae.device, vae.dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from treesearch.backends.pipelines.family import call_default, sides
+from treesearch.backends.pipelines.asked import call_default, sides
 from treesearch.backends.pipelines.settings import Settings
 
 

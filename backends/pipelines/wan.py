@@ -19,7 +19,8 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond
 from treesearch.backends.base.taps import on_rows
-from treesearch.backends.pipelines.family import Family, call_default, check_prompts, warn_of_long_prompts
+from treesearch.backends.pipelines.asked import call_default, check_prompts, warn_of_long_prompts
+from treesearch.backends.pipelines.family import Family
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
 from treesearch.backends.pipelines.settings import Settings
 from treesearch.backends.pipelines.video import extent

@@ -235,12 +235,11 @@ def test_every_kind_has_a_family():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ZImageControlNetPipeline", "what ControlNet adds to a step: wrap diffusers.ZImagePipeline.from_pretrained"),
+        ("SanaControlNetPipeline", "what ControlNet adds to a step: wrap diffusers.SanaPipeline.from_pretrained"),
         (
             "GlmImagePipeline",
             "another model writes tokens before its chain begins: wrap its network as a kernel, see docs/networks.md",
         ),
-        ("Ideogram4Pipeline", "its modular blocks in diffusers have not been tried here"),
         ("HeliosPyramidPipeline", "chunk after chunk, .*: wrap one chunk as a kernel"),
         ("StableCascadeCombinedPipeline", "its prior and its decoder are two chains"),
         ("FluxModularPipeline", "its blocks run in FluxPipeline: wrap that, DiffusersKernel"),

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 import treesearch as ts
 from tests.backends.test_pipelines_called import PROMPTS, cond_of, noises, walk
 from tests.support import tiny, tiny_sound  # noqa: F401  the builder
+from treesearch.backends.base.pictures import pixels_of
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.backends.pipelines.calls import joined, parted
 from treesearch.rewards.base import as_reward
@@ -44,6 +46,30 @@ def test_without_noise_is_the_pipeline_s_own(pipe, kernel):
         assert (drawn[i : i + 1] - theirs.frames).abs().max() < 1e-4
         assert (sound[i : i + 1] - theirs.audio).abs().max() < 1e-4
         assert min(float(theirs.frames.std()), float(theirs.audio.std())) > 0.02
+
+
+def test_a_first_frame_stays_and_the_frames_behind_it_are_drawn(tiny_root):
+    """States are what the scheduler steps on: the frames behind the first, and the sound."""
+    pipe = DiffusionPipeline.from_pretrained(tiny.checkpoint("ltx2_i2v", tiny_root))
+    pipe.set_progress_bar_config(disable=True)
+    picture = Image.fromarray((torch.arange(32 * 32 * 3).reshape(32, 32, 3) % 251).byte().numpy())
+    inputs = LAYER | {"image_crf": 0}  # as it is, where a codec would else go over it
+    given = {"num_steps": T, "device": "cpu", "eta": 0.0, "network_inputs": inputs, **SIZE}
+    kernel = DiffusersKernel(pipe, image=picture, **given)
+    noise = noises(kernel)
+    drawn = kernel.decode(walk(kernel, noise, cond_of(kernel, PROMPTS)))
+    video, audio = parted(noise, [(4, 2, 16, 16), (5, 4)])
+    audio = audio * pipe.audio_vae.latents_std + pipe.audio_vae.latents_mean
+    pixels = 2 * pixels_of(picture, 3, (32, 32))[None, :, None] - 1
+    frame = pipe.vae.encode(pixels).latent_dist.mode()
+    mean, std = pipe.vae.latents_mean.view(1, 4, 1, 1, 1), pipe.vae.latents_std.view(1, 4, 1, 1, 1)
+    for i, prompt in enumerate(PROMPTS):
+        latents = torch.cat([frame, video[i : i + 1] * std + mean], 2)
+        call = {"latents": latents, "audio_latents": audio[i : i + 1], "output_type": "pt"}
+        theirs = pipe(image=picture, prompt=[prompt], num_inference_steps=T, **call, **SIZE, **inputs)
+        assert (drawn[i : i + 1] - theirs.frames).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="LTX2ImageToVideoPipeline works on a picture: give it one"):
+        DiffusersKernel(pipe, **given)
 
 
 def test_rows_do_not_depend_on_their_batch(kernel):

@@ -15,16 +15,15 @@ from tests.support.tiny import (
 )
 
 
-def qwen3_vl():
+def qwen3_vl(kind="Model", layers=36):
     """Its text half is what Krea 2 reads: 12 of 36 layers."""
-    text = qwen_text(36, width=16) | {"head_dim": 8}
+    text = qwen_text(layers, width=16) | {"head_dim": 8}
     text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     marks = {"image_token_id": 261, "vision_start_token_id": 259, "vision_end_token_id": 260}
-    return stirred(
-        transformers.Qwen3VLModel(transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **marks))
-    )
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **marks)
+    return stirred(getattr(transformers, f"Qwen3VL{kind}")(config))
 
 
 def krea(is_distilled):

@@ -3,6 +3,7 @@
 import diffusers
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
+from tests.support import tiny
 from tests.support.tiny import family, stirred
 from tests.support.tiny_called import begun_tokenizer, flow, gemma
 
@@ -80,3 +81,9 @@ def ltx2():
         stirred(transformer),
         stirred(vocoder),
     )
+
+
+@family
+def ltx2_i2v():
+    """The same from a first frame."""
+    return diffusers.LTX2ImageToVideoPipeline(**tiny.UNSAVED["ltx2"]().components)
