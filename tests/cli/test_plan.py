@@ -52,6 +52,20 @@ def test_a_dry_run_says_what_it_costs_and_leaves_nothing(right, tmp_path, capsys
     assert not (tmp_path / "plan").exists()
 
 
+def test_a_critic_from_a_file_is_told_the_last_observation(tmp_path, capsys):
+    (tmp_path / "q.py").write_text(
+        "def q(observations, actions):\n"
+        "    assert observations.shape[1] == 4\n"
+        "    return actions[:, 0] + observations[:, 0]\n"
+    )
+    reward = f"critic({tmp_path}/q.py:q, (0, 2), last=4)"
+    words = [*OURS, "--env", MAZE, "--reward", reward, "--episodes", "1", "--json", "--store", str(tmp_path / "plan")]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["each"][0]["reward"] > -1
+    assert main([*words[:-1], str(tmp_path / "other"), "--reward", "critic('q.py:q', (0, 2))"]) == 1
+    assert "without quotes" in capsys.readouterr().err
+
+
 def test_the_environment_is_its_own_model_by_default(tmp_path, capsys):
     assert main([*OURS, "--env", MAZE, "--episodes", "1", "--store", str(tmp_path / "plan"), "--eta", "0"]) == 0
     assert "BestOfN draws x_T" in capsys.readouterr().out

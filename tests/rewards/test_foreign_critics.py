@@ -137,3 +137,16 @@ def test_a_real_critic_of_d3rlpy():
     found = d3rlpy_q(made[0])(S, A)
     torch.testing.assert_close(found, d3rlpy_q(made[1])((S - 1) / (2 + scaler.eps), A), atol=1e-5, rtol=1e-5)
     assert math.isfinite(found.sum())
+
+
+def test_a_critic_judges_chunks_by_what_their_prompts_say_was_observed():
+    model = agent(SAC)
+    chunks = torch.stack([A, A + 9], 1)
+    prompts = [{"start": [9.0, 9.0, 9.0, *row]} for row in S.tolist()]
+    found = Critic(StableBaselinesQ(model), (0, 2), last=3)(chunks, prompts)
+    torch.testing.assert_close(found, Critic(StableBaselinesQ(model), (3, 2))(torch.cat([S, A], 1)[:, None]))
+    for wrong in (None, [{"start": [1.0, 2.0]}] * 6):
+        with pytest.raises(ValueError, match="where 3 was observed"):
+            Critic(StableBaselinesQ(model), (0, 2), last=3)(chunks, wrong)
+    with pytest.raises(ValueError, match="row=0"):
+        Critic(StableBaselinesQ(model), (0, 2), row=-1)
