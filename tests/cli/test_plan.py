@@ -62,7 +62,7 @@ def test_a_critic_from_a_file_is_told_the_last_observation(tmp_path, capsys):
     words = [*OURS, "--env", MAZE, "--reward", reward, "--episodes", "1", "--json", "--store", str(tmp_path / "plan")]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["each"][0]["reward"] > -1
-    assert main([*words[:-1], str(tmp_path / "other"), "--reward", "critic('q.py:q', (0, 2))"]) == 1
+    assert main([*words[:-1], str(tmp_path / "other"), "--reward", "critic('q.py:q', (0, 2))"]) == 2
     assert "without quotes" in capsys.readouterr().err
 
 
