@@ -1,6 +1,7 @@
 """Plans of several chunks: the law is the product of the chunks' laws, at every level, for every method."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,9 +24,26 @@ A, B, K = torch.tensor([[0.9]]), torch.tensor([[0.5]]), torch.tensor([[-0.4]])
 T, ROWS, SIZE = 5, 3, 2
 
 
-def told(horizon=ROWS, num_steps=T):
-    made = GaussianTrajectories.of_system(A, B, K, horizon=horizon, num_steps=num_steps, **SYSTEM)
-    return Told(made.mean + 0.2, made.cov, channels=Channels(1, 1), num_steps=num_steps)
+def told(kind=Told):
+    made = GaussianTrajectories.of_system(A, B, K, horizon=ROWS, **SYSTEM)
+    return kind(made.mean + 0.2, made.cov, channels=Channels(1, 1), num_steps=T)
+
+
+class Restless(Told):
+    """With noise in the last step too."""
+
+    @property
+    def stochastic(self):
+        return (True,) * (T + 1)
+
+    @stochastic.setter
+    def stochastic(self, _):
+        pass
+
+    def transition(self, x, t, cond=None):
+        law = super().transition(x, t, cond)
+        free = torch.ones_like(x, dtype=torch.bool) if cond is None else ~cond["mask"]
+        return replace(law, std=torch.where(free & (t == 1)[:, None, None], 0.2, law.std))
 
 
 class Knowing:
@@ -65,12 +83,13 @@ def composed_law(kernel, chunks, start=None, goal=None):
     return mean, cov
 
 
+@pytest.mark.parametrize("kind", [Told, Restless])
 @pytest.mark.parametrize("chunks", [1, 2, 3])
 @pytest.mark.parametrize(("start", "goal"), [(None, None), ([0.7], None), ([0.7], [-1.0])])
-def test_the_law_is_the_product_of_the_laws_of_the_chunks(chunks, start, goal):
-    kernel = Composed(told(), chunks)
+def test_the_law_is_the_product_of_the_laws_of_the_chunks(kind, chunks, start, goal):
+    kernel = Composed(told(kind), chunks)
     mean, cov = carried(Knowing(kernel, known(start=start, goal=goal)))
-    want = composed_law(told(), chunks, start, goal)
+    want = composed_law(told(kind), chunks, start, goal)
     assert kernel.horizon * SIZE == len(mean)
     assert torch.allclose(mean, want[0], atol=1e-9)
     assert torch.allclose(cov, want[1], atol=1e-9)
