@@ -9,7 +9,7 @@ OLDEST := tests/core tests/cli/test_config.py tests/results/test_comparison.py t
 RESULTS := experiments/results# what is committed; scripts by themselves write under runs/ and checkpoints/
 AGENTS := runs/agents# actors of locomotion, npz files of yours: make offline-rl AGENTS=...
 
-.PHONY: help setup demo demo-text demo-restore demo-actions demo-plan demo-policy test test-cpus test-oldest test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning policy-data train-maze train-policy policies offline-rl train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter train-text text-evidence drafts-evidence pages docs clean
+.PHONY: help setup demo demo-text demo-restore demo-actions demo-plan demo-policy test test-cpus test-oldest test-slow lint bench bench-ray bench-async bench-pipelines soak fuzz evidence mixtures coverage diagnose-evidence mnist-evidence train-mnist planning long-horizon policy-data train-maze train-policy policies offline-rl train-restoration restoration-evidence observations restore-evidence actions-evidence train-experts experts-evidence train-student students-evidence hspace-evidence pie-evidence train-painter train-text text-evidence drafts-evidence pages docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -137,6 +137,10 @@ train-mnist: $(STAMP)  ## train the shipped models again: make train-mnist DATA=
 planning: $(STAMP)  ## planners at equal NFE in the Medium maze, then the report: hours; run again to go on
 	@$(PY) -m experiments.planning.evidence run --out $(RESULTS)/planning/planning.jsonl
 	@$(PY) -m experiments.planning.evidence report --out $(RESULTS)/planning/planning.jsonl --to $(RESULTS)/planning/planning.md
+
+long-horizon: $(STAMP)  ## plans of several chunks where one is too short, then the report: a quarter of an hour; run again to go on
+	@$(PY) -m experiments.planning.long_horizon run --out $(RESULTS)/planning/long_horizon.jsonl
+	@$(PY) -m experiments.planning.long_horizon report --rows $(RESULTS)/planning/long_horizon.jsonl --out $(RESULTS)/planning/long_horizon.md
 
 policy-data: $(STAMP)  ## data under a target policy: published guidance beside FK and trees
 	@$(PY) -m experiments.planning.generate_data --bed gaussian --n 8000 --out $(RESULTS)/planning/policy_data.json

@@ -153,7 +153,10 @@ def test_an_endpoint_of_a_plan_that_is_not_whole_stands_still_where_it_has_come_
     kernel = Composed(maze_kernel(num_steps=4, horizon=16), 3)
     cond = kernel.encode([known([-2.5, -2.5, 0.0, 0.0], [2.5, 2.5])])
     x = kernel.prior(torch.randn(1, *kernel.state_shape, generator=torch.Generator().manual_seed(0)), cond)
-    plan = kernel.decode(kernel.transition(x, torch.tensor([12]), cond).endpoint)[0]
+    found = kernel.transition(x, torch.tensor([12]), cond).endpoint
+    chunk = kernel.kernel.transition(x[:, :16], torch.tensor([4]), {k: v[:, :16] for k, v in cond.items()})
+    assert torch.equal(found[:, :16], chunk.endpoint)
+    plan = kernel.decode(found)[0]
     assert plan.shape == (46, 6)
     assert torch.allclose(plan[0, :4], torch.tensor([-2.5, -2.5, 0.0, 0.0]), atol=1e-5)
     assert torch.equal(plan[16:, :4], plan[15:16, :4].expand(30, 4))
