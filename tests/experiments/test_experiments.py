@@ -109,7 +109,7 @@ def test_declared_values(tmp_path):
 
 def test_training_resumes(tmp_path, digits):
     words = ["--data", str(digits), "--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w.safetensors")]
-    words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "128", "--threads", "1"]
+    words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "32", "--batch-size", "32", "--threads", "1"]
     script("mnist.train_mnist", *words, "--epochs", "1")
     script("mnist.train_mnist", *words, "--epochs", "2")
     assert (tmp_path / "w.safetensors").exists()

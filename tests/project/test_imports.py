@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -145,18 +146,11 @@ def room_of(module):
     return ".".join(parts[:3]) if parts[1] in ("backends", "rewards") else parts[1]
 
 
+@cache
 def imports(path, *, top_only=False):
     """Modules that a file imports; with `top_only` those it needs to be imported itself."""
-    tree, found = ast.parse(path.read_text("utf-8")), set()
-    lazy = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or _is_type_checking(node)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if top_only and node in lazy:
-            continue
+    found = set()
+    for node in _statements(path, top_only=top_only):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -164,6 +158,21 @@ def imports(path, *, top_only=False):
             whole = {f"{node.module}.{a.name}" for a in node.names}
             found |= (whole & MODULES) | ({node.module} if whole - MODULES else set())
     return found
+
+
+@cache
+def _parsed(path):
+    return ast.parse(path.read_text("utf-8"))
+
+
+def _statements(path, *, top_only):
+    """The nodes of a file, without those that run later, in functions and for type checkers alone."""
+    nodes = [_parsed(path)]
+    while nodes:
+        node = nodes.pop()
+        yield node
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or _is_type_checking(node)
+        nodes += () if top_only and later else ast.iter_child_nodes(node)
 
 
 def _is_type_checking(node):
