@@ -188,7 +188,7 @@ class _Reader:
         if isinstance(value, functools.partial):
             return _hash("partial", *map(self.read, (value.func, value.args, value.keywords)))
         if isinstance(value, types.MethodType):
-            return _hash("method", value.__name__, self.read(value.__func__), self.read(value.__self__))
+            return _hash("method", getattr(value, "__name__", ""), self.read(value.__func__), self.read(value.__self__))
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, (types.BuiltinFunctionType, np.ufunc)):

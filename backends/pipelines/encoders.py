@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from treesearch.backends.base import fingerprint
+from treesearch.backends.pipelines import parts
 from treesearch.backends.pipelines.blocks import is_text
 
 
@@ -19,8 +20,8 @@ def encoders(pipe: Any) -> dict[str, nn.Module]:
 
 def place(pipe: Any, device: str | torch.device) -> None:
     """Move the text encoders of a pipeline."""
-    for module in encoders(pipe).values():
-        module.to(device)
+    for name, module in encoders(pipe).items():
+        parts.place(name, module, torch.device(device))
 
 
 def free(pipe: Any) -> dict[str, str | None]:

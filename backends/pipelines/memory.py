@@ -183,4 +183,6 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _size(value: Any) -> int:
+    if (parts := getattr(value, "__tensor_flatten__", None)) is not None:  # of a quantiser's class
+        return sum(_size(getattr(value, name)) for name in parts()[0])
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

@@ -57,6 +57,8 @@ def _why(checkpoint: str, error: Exception) -> str:
         cure = "accept its licence on its page and log in with `hf auth login`, or name a local folder"
     elif "RepositoryNotFoundError" in kinds or "not a valid model identifier" in said:
         cure = "there is no such repository: check the name, or name a local folder"
+    elif "GPU" in said and "quantiz" in said:
+        cure = "its weights are quantised by a library that needs a GPU"
     elif isinstance(error, (AttributeError, ImportError)):
         cure = "it names something that is not installed here: update diffusers and transformers"
     else:

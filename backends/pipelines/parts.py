@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 _IMAGE_PROMPTS = ("image_proj", "text_image_proj", "ip_image_proj")
@@ -129,6 +130,18 @@ def refuse_offloaded(modules: Mapping[str, Any]) -> None:
                 "networks itself: pipe.remove_all_hooks() or pipe.reset_device_map(), then "
                 f"text_encoders='offload' or pipe.{name}.enable_group_offload(...)"
             )
+
+
+def place(name: str, module: nn.Module, device: torch.device) -> None:
+    """Move a module; what bitsandbytes holds in 8 bits cannot be, and may stay where the kernel is.
+
+    Raises:
+        ValueError: it is elsewhere.
+    """
+    if not getattr(module, "is_loaded_in_8bit", False):
+        module.to(device)
+    elif (own := next(module.parameters()).device).type != device.type:
+        raise ValueError(f"the {name} is of 8 bits by bitsandbytes and stays on {own}: device={str(own)!r}")
 
 
 def _is_offloaded(module: nn.Module) -> bool:

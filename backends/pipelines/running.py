@@ -15,7 +15,7 @@ from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import encoders, masks, meta
 from treesearch.backends.pipelines.family import Family
-from treesearch.backends.pipelines.parts import kept_scales, refuse_memory
+from treesearch.backends.pipelines.parts import kept_scales, place, refuse_memory
 from treesearch.backends.pipelines.roots import Root, noise_of, refuse_another, state_of
 from treesearch.backends.pipelines.settings import check
 from treesearch.backends.pipelines.told import Told
@@ -85,7 +85,7 @@ class Running:
         self.device = device
         for name, module in self.modules().items():
             if self.text_encoders == "keep" or not name.startswith("text_encoder") or self._encoded is None:
-                module.to(device)
+                place(name, module, device)
         if self._tiny is not None:
             self._tiny.to(device)
 
