@@ -23,7 +23,7 @@ from treesearch.backends.base import Cond
 from treesearch.backends.base.quiet import Quiet
 from treesearch.backends.chains.diffusion import Chain
 from treesearch.backends.chains.schedules import Schedule, clip_of
-from treesearch.backends.pipelines import calls
+from treesearch.backends.pipelines import calls, image_prompts
 from treesearch.backends.pipelines.asked import check_pictures, check_prompts
 from treesearch.backends.pipelines.blocks import generator, is_text
 from treesearch.backends.pipelines.calls import Levels, Stage
@@ -61,7 +61,7 @@ class Called(Shown):
         ValueError: a setting that the call does not take.
     """
 
-    unread: ClassVar[tuple[str, ...]] = ("safety_checker",)
+    unread: tuple[str, ...] = ("safety_checker",)
     plain: ClassVar[bool] = False
     tells: ClassVar[bool] = True  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -155,7 +155,10 @@ class Called(Shown):
         return other
 
     def refuse(self) -> None:
-        refuse_adapters(self.name, self.network, self.settings.network_inputs)
+        pictures = self.settings.ip_adapter_image
+        refuse_adapters(self.name, self.network, self.settings.network_inputs, pictures=pictures is not None)
+        if pictures is not None:
+            image_prompts.refuse(self.name, self.pipe, pictures)
         if self.row.runs and self.network_name == "unet":
             refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
         self._windows = Controls.of_pipe(self.pipe, self.settings)

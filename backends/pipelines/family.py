@@ -34,7 +34,7 @@ OPTIONAL = (
     *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "control_image", "num_frames"),
     *("image", "mask", "strength", "guidance_scale_2", "guider"),
     "sigmas",
-    "sizes",
+    *("sizes", "ip_adapter_image"),
     *("control_guidance_start", "control_guidance_end"),
     *("skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop"),
 )
@@ -55,7 +55,7 @@ class Family(ABC):
     fills: ClassVar[tuple[str, ...]] = ("timestep", "return_dict")  # arguments of the network that are not the user's
     scaled_by: ClassVar[str] = ""  # input of the network whose "scale" the pipeline hands to its text encoders too
     longest: ClassVar[int | None] = None  # tokens that the pipeline lets through
-    unread: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
+    unread: tuple[str, ...] = ("safety_checker", "feature_extractor", "image_encoder")
     plain: ClassVar[bool] = True  # whether a VAE alone, after `unpack`, draws states and reads pictures
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
@@ -176,7 +176,8 @@ class Family(ABC):
         """
         settings = self.settings
         refuse_inputs(self.network, settings.network_inputs, self.fills)
-        refuse_adapters(self.name, self.network, settings.network_inputs)
+        pictures = settings.ip_adapter_image is not None
+        refuse_adapters(self.name, self.network, settings.network_inputs, pictures=pictures)
         self.refuse_settings()
 
     def refuse_settings(self) -> None:

@@ -94,6 +94,7 @@ class DiffusersKernel(Running):
         skip_layer_guidance_stop: float = 0.2,
         sizes: Mapping[str, tuple[int, int]] | None = None,
         image: Any = None,
+        ip_adapter_image: Any = None,
         mask: Any = None,
         strength: float | None = None,
         network_inputs: Mapping[str, Any] | None = None,

@@ -14,7 +14,7 @@ from treesearch.backends.pipelines.family import BEGINS
 
 OF_THE_CALL = (
     *("guidance_rescale", "negative_prompt", "max_sequence_length", "clip_skip", "num_frames"),
-    *("image", "control_image", "mask", "sigmas", "control_guidance_start", "control_guidance_end"),
+    *("image", "control_image", "mask", "ip_adapter_image", "sigmas", "control_guidance_start", "control_guidance_end"),
 )
 """Settings that are arguments of a call, of the same name unless a row says another."""
 

@@ -43,7 +43,7 @@ class Modular(Family):
         ValueError: a setting that the blocks do not read.
     """
 
-    unread: ClassVar[tuple[str, ...]] = ("safety_checker",)
+    unread: tuple[str, ...] = ("safety_checker",)
     plain: ClassVar[bool] = False
 
     def __init__(self, pipe: Any, settings: Settings) -> None:

@@ -23,22 +23,23 @@ def unwrapped(module: Any) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def refuse_adapters(name: str, network: Any, inputs: Mapping[str, Any]) -> None:
+def refuse_adapters(name: str, network: Any, inputs: Mapping[str, Any], *, pictures: bool = False) -> None:
     """Refuse a network that needs more than a state, a level and a text.
 
     Args:
         name: of the pipeline, for the message.
         network: of the pipeline.
         inputs: what the user hands to every call of it.
+        pictures: whether the user gives pictures for IP-Adapters.
 
     Raises:
         ValueError: it does; the message says what to do.
     """
     config = network.config
-    if _takes_image_prompts(network):
+    if _takes_image_prompts(network) and not pictures:
         raise ValueError(
-            f"{name} has an IP-Adapter, which needs image embeddings with every call: take it off with "
-            "pipe.unload_ip_adapter()"
+            f"{name} has an IP-Adapter, which needs a picture with every call: give it one, ip_adapter_image=..., "
+            "where the pipeline runs on a U-Net, or take it off with pipe.unload_ip_adapter()"
         )
     if config.get("attention_type", "default") != "default" or getattr(network, "position_net", None) is not None:
         raise ValueError(f"{name} is a GLIGEN, which needs boxes with every call: use a checkpoint without them")

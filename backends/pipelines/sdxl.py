@@ -39,9 +39,9 @@ class StableDiffusionXL(TextUNet):
             clip_skip=self.settings.clip_skip,
         )
         absent = (no_text, no_pooled) if self.guided else (None, None)
-        return self.separate(["prompt_embeds", "pooled_embeds"], [text, pooled], absent)
+        return self.separate(["prompt_embeds", "pooled_embeds"], [text, pooled], absent) | self.pictured()
 
-    def added(self, cond: Cond, rows: Tensor) -> dict[str, Tensor]:
+    def added(self, cond: Cond, rows: Tensor) -> dict[str, Any]:
         pooled = self.rows(cond, "pooled_embeds")
         told = self._sizes()
         if self.pipe.config.get("requires_aesthetics_score"):  # a refiner

@@ -221,6 +221,7 @@ RULES: dict[str, Rule] = {
     "skip_layer_guidance_stop": number(0, 1),
     "sizes": optional(sizes),
     "image": optional(pictures),
+    "ip_adapter_image": optional(pictures),
     "mask": optional(pictures),
     "network_inputs": inputs,
     # of the chain and of what surrounds it
@@ -257,6 +258,9 @@ def check(options: Mapping[str, Any]) -> None:
             RULES[name](name, value)
 
 
+_PICTURES = ("image", "mask", "ip_adapter_image")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a user chooses for a pipeline; None takes the pipeline's own default.
@@ -286,6 +290,7 @@ class Settings:
             target_size, and the same after "negative_" for ∅; otherwise the size asked for, uncropped.
         image: picture that the model edits, or that the chain begins at, a PIL image or its file; models that edit take
             several in a list.
+        ip_adapter_image: picture that the pipeline's IP-Adapter is told, or a list of one an adapter.
         mask: white where a picture is drawn anew, black where it stays, of the picture's size.
         strength: share of the T steps that a chain from a picture takes; None takes the pipeline's own default.
         network_inputs: handed to every network call as they are, such as {"cross_attention_kwargs": {"scale": 0.5}};
@@ -317,6 +322,7 @@ class Settings:
     skip_layer_guidance_stop: float = 0.2
     sizes: Mapping[str, tuple[int, int]] | None = None
     image: Any = None
+    ip_adapter_image: Any = None
     mask: Any = None
     strength: float | None = None
     network_inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -330,7 +336,7 @@ class Settings:
         names = {each.name for each in fields(Settings)}
         chosen = {name: value for name, value in options.items() if name in names}
         check(chosen)
-        return Settings(**chosen | {name: opened(chosen.get(name)) for name in ("image", "mask")})
+        return Settings(**chosen | {name: opened(chosen.get(name)) for name in _PICTURES})
 
 
 def opened(given: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from treesearch.backends.base import Cond
 from treesearch.backends.chains.schedules import Schedule
-from treesearch.backends.pipelines import masks
+from treesearch.backends.pipelines import image_prompts, masks
 from treesearch.backends.pipelines.asked import both_sides, check_prompts, sides, warn_of_long_prompts
 from treesearch.backends.pipelines.family import BEGINS, Family
 from treesearch.backends.pipelines.parts import refuse_channels, unwrapped
@@ -34,7 +34,7 @@ class TextUNet(Family):
     needs: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
     takes: ClassVar[tuple[str, ...]] = (
         *("guidance_rescale", "negative_prompt", "clip_skip", "control_image"),
-        *("control_guidance_start", "control_guidance_end"),
+        *("control_guidance_start", "control_guidance_end", "ip_adapter_image"),
         *BEGINS,
     )
     fills: ClassVar[tuple[str, ...]] = (
@@ -49,11 +49,15 @@ class TextUNet(Family):
         self._control: Any = None
         self._windows: Controls | None = None
         self._seen: Tensor | None = None
+        if settings.ip_adapter_image is not None:
+            self.unread = ("safety_checker",)
 
     def refuse(self) -> None:
         super().refuse()
         if not self.sees:
             refuse_channels(self.name, self.network, self.pipe.vae.config.latent_channels)
+        if self.settings.ip_adapter_image is not None:
+            image_prompts.refuse(self.name, self.pipe, self.settings.ip_adapter_image)
         if self.controlnet is not None:
             settings, nets = self.settings, getattr(self.controlnet, "nets", [self.controlnet])
             _check_controlnets(self.controlnet, settings.control_image, self.control_scale)
@@ -102,7 +106,10 @@ class TextUNet(Family):
         text, rows, at = self.rows(cond, "prompt_embeds"), self.twice(x), self.twice(timestep)
         told = torch.cat([rows, self._beside().expand(len(rows), -1, -1, -1)], 1) if self.sees else rows
         inputs: dict[str, Any] = {"encoder_hidden_states": text, "timestep_cond": self._embedded_scale(rows)}
-        if added := self.added(cond, rows):
+        added = self.added(cond, rows)
+        if self.settings.ip_adapter_image is not None:
+            added = added | image_prompts.told(cond or {}, rows)
+        if added:
             inputs["added_cond_kwargs"] = added
         if self.controlnet is not None:
             inputs |= self._controlled(rows, at, text, inputs.get("added_cond_kwargs"), self._scales(at))
@@ -122,9 +129,16 @@ class TextUNet(Family):
             self._seen = torch.cat([small, latents], 1).to(self.network.dtype)
         return self._seen.to(self.device)
 
-    def added(self, cond: Cond, rows: Tensor) -> dict[str, Tensor]:
+    def added(self, cond: Cond, rows: Tensor) -> dict[str, Any]:
         """Conditioning beside the text."""
         return {}
+
+    def pictured(self) -> dict[str, Any]:
+        """What IP-Adapters are told, for all prompts."""
+        pictures = self.settings.ip_adapter_image
+        if pictures is None:
+            return {}
+        return image_prompts.encoded(self.pipe, pictures, self.device, guided=self.guided)
 
     def _embedded_scale(self, rows: Tensor) -> Tensor | None:
         size = self.network.config.time_cond_proj_dim
@@ -219,7 +233,7 @@ class StableDiffusion(TextUNet):
             lora_scale=self.lora_scale,
             clip_skip=self.settings.clip_skip,
         )
-        return self.separate(["prompt_embeds"], embeds[:1], embeds[1:])
+        return self.separate(["prompt_embeds"], embeds[:1], embeds[1:]) | self.pictured()
 
 
 class LatentConsistency(StableDiffusion):

@@ -194,7 +194,7 @@ def image_to_video(root):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (ip_adapter, r"has an IP-Adapter, .*: take it off with pipe\.unload_ip_adapter\(\)"),
+        (ip_adapter, r"has an IP-Adapter, .*: give it one, ip_adapter_image=.*pipe\.unload_ip_adapter\(\)"),
         (flux_ip, "FluxPipeline has an IP-Adapter"),
         (unet(in_channels=9), "network of 9 channels for latents of 4: it is made for inpainting"),
         (unet(num_class_embeds=10), "is conditioned on a class: say which, network_inputs="),
