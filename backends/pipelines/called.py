@@ -31,8 +31,8 @@ from treesearch.backends.pipelines.checkpoint import CheckpointError
 from treesearch.backends.pipelines.family import OPTIONAL
 from treesearch.backends.pipelines.flow import steps_from_below
 from treesearch.backends.pipelines.listed import CALLED, OF_THE_CALL, Row
-from treesearch.backends.pipelines.loading import log
 from treesearch.backends.pipelines.meta import to_meta
+from treesearch.backends.pipelines.networks import log
 from treesearch.backends.pipelines.parts import refuse_adapters, refuse_channels
 from treesearch.backends.pipelines.proof import FEW, MORE, Proof, Seen, is_memoryless
 from treesearch.backends.pipelines.said import Said

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, final
 
 import torch
@@ -22,7 +23,8 @@ from treesearch.backends.chains.diffusion import Step
 from treesearch.backends.pipelines import memory
 from treesearch.backends.pipelines.checkpoint import find
 from treesearch.backends.pipelines.families import family_of, refuse_index, searched_as
-from treesearch.backends.pipelines.loading import as_dtype, load_loras, load_pipeline, tiny_decoder
+from treesearch.backends.pipelines.loading import as_dtype, load_pipeline, tiny_decoder
+from treesearch.backends.pipelines.loras import find_loras, load_loras
 from treesearch.backends.pipelines.parts import refuse_memory, refuse_offloaded
 from treesearch.backends.pipelines.roots import Root
 from treesearch.backends.pipelines.running import Running
@@ -172,6 +174,7 @@ class DiffusersKernel(Running):
             TypeError: a setting that does not exist.
         """
         # What can be said without weights is said before a long download.
+        _refuse_unknown(settings, inspect.signature(cls).parameters)
         options = inspect.signature(cls).bind(None, num_steps=num_steps, device=device, **settings).arguments
         named = {"checkpoint": checkpoint, "dtype": dtype, "variant": variant, "revision": revision, "lora": lora}
         check(options | named | {"components": components})
@@ -179,9 +182,9 @@ class DiffusersKernel(Running):
         found = find(checkpoint, revision)
         index = searched_as(found.index())
         refuse_index(index, components or {}, Settings.of(options))
+        loras = find_loras(lora)
         pipe = load_pipeline(found, index, numbers, variant, components)
-        if lora is not None:
-            load_loras(pipe, lora)
+        load_loras(pipe, loras)
         return cls(pipe, num_steps=num_steps, device=device, **settings)
 
     def memory_plan(
@@ -197,6 +200,15 @@ class DiffusersKernel(Running):
         if not self.family.plain:
             self.encode(prompts)  # text that blocks cut by its length has no shape of its own
         return memory.plan(self, batch_size, prompts, backward=backward)
+
+
+def _refuse_unknown(settings: Mapping[str, Any], taken: Mapping[str, Any]) -> None:
+    known = [name for name in taken if name != "pipe"]
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            meant = f": did you mean {near[0]}? It takes" if near else ": it takes"
+            raise TypeError(f"there is no setting {name!r}{meant} {', '.join(known)}")
 
 
 def _dtype_of(pipe: Any) -> torch.dtype:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +13,15 @@ from torch import nn
 from treesearch.backends.base.devices import as_device
 from treesearch.backends.pipelines import assembled
 from treesearch.backends.pipelines.checkpoint import (
-    LORA,
-    PICKLES,
     PLACES,
     Checkpoint,
-    CheckpointError,
     components,
     find,
 )
-from treesearch.backends.pipelines.networks import class_of, explained, whole
+from treesearch.backends.pipelines.networks import class_of, explained, log, whole
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 OLDEST = (0, 42)  # of diffusers; the shipped models run with older ones
-log = logging.getLogger("treesearch.backends")
 
 
 def as_dtype(dtype: str | torch.dtype, device: str | torch.device | None) -> torch.dtype:
@@ -125,82 +118,6 @@ def _brought(checkpoint: Checkpoint, variant: str | None, parts: Collection[str]
             **dict.fromkeys(parts),
         )
     return Checkpoint(checkpoint.name, find(folder).files, Path(folder), checkpoint.revision)
-
-
-def load_loras(pipe: Any, loras: str | os.PathLike[str] | Mapping[str, float]) -> None:
-    """Load LoRA weights into a pipeline: one place of them, or several with the weight of each.
-
-    Raises:
-        CheckpointError: see `load_lora`.
-    """
-    if not isinstance(loras, Mapping):
-        load_lora(pipe, os.fspath(loras))
-        return
-    names = [f"lora_{i}" for i in range(len(loras))]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are what is asked for
-        for name, place in zip(names, loras, strict=True):
-            load_lora(pipe, place, adapter_name=name)
-    pipe.set_adapters(names, [float(weight) for weight in loras.values()])
-
-
-def load_lora(pipe: Any, lora: str, **named: str) -> None:
-    """Load LoRA weights into a pipeline, under a name of their own if one is given.
-
-    Raises:
-        CheckpointError: they are absent, pickled, incomplete, or made for another model.
-    """
-    place, options = _lora_file(lora)
-    before = len(_lora_weights(pipe))
-    with explained(lora):
-        pipe.load_lora_weights(place, use_safetensors=True, **options, **named)
-    if not any(pipe.get_list_adapters().values()):
-        raise CheckpointError(f"{lora!r} holds no LoRA weights for {type(pipe).__name__}: is it for another model?")
-    with explained(lora):
-        said = pipe.lora_state_dict(place, use_safetensors=True, **options)
-    weights = said[0] if isinstance(said, tuple) else said
-    held, taken = sum(".alpha" not in key for key in weights), len(_lora_weights(pipe)) - before
-    if taken > held:
-        raise CheckpointError(f"{lora!r} lacks {taken - held} of {taken} LoRA weights, which would be made up: load it "
-                              "again")  # fmt: skip
-    if taken < held:
-        log.warning("%s: %d of its %d weights are not of %s and are left out", lora, held - taken, held, type(pipe))
-
-
-def _lora_weights(pipe: Any) -> list[str]:
-    networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    names = [f"{name}.{key}" for name, part in networks.items() for key, _ in part.named_parameters()]
-    return [name for name in names if ".lora_" in name]
-
-
-def _lora_file(lora: str) -> tuple[str, dict[str, str]]:
-    """Where LoRA weights are, a folder or a hub id, and which file."""
-    path = Path(lora).expanduser()
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            what = "it is a pickle, and pickles are not loaded" if path.suffix in PICKLES else "it is no safetensors"
-            raise CheckpointError(f"cannot load {lora!r}: {what}: convert it first")
-        Checkpoint(lora, frozenset([path.name]), path.parent).refuse_broken(path.name)
-        return str(path.parent), {"weight_name": path.name}
-    owner, _, rest = lora.partition("/")
-    name, _, file = rest.partition("/")
-    repository = f"{owner}/{name}" if file.endswith(".safetensors") and not path.parent.exists() else lora
-    found = find(repository, markers=(LORA,))
-    return str(found.folder or repository), {"weight_name": file if repository != lora else _one_lora(found)}
-
-
-def _one_lora(found: Checkpoint) -> str:
-    top = sorted(name for name in found.files if "/" not in name)
-    weights = [name for name in top if name.endswith(".safetensors")]
-    chosen = LORA if LORA in weights else weights[0] if len(weights) == 1 else None
-    if chosen is None and weights:
-        raise found.error(f"it holds {len(weights)} files of weights: name one, such as {weights[0]!r} in it")
-    if chosen is None:
-        pickled = any(name.endswith(PICKLES) for name in top)
-        what = "its weights are a pickle, and pickles are not loaded" if pickled else "it holds no safetensors weights"
-        raise found.error(f"{what}: convert it first")
-    found.refuse_broken(chosen)
-    return chosen
 
 
 def tiny_decoder(preview: Any, dtype: torch.dtype) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from treesearch.backends.pipelines.checkpoint import CheckpointError
+
+log = logging.getLogger("treesearch.backends")
 
 
 def class_of(library: str, kind: str) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from treesearch.backends.chains.diffusion import Chain, Step
 from treesearch.backends.chains.schedules import Schedule, clip_of, settings_of
-from treesearch.backends.pipelines.loading import log
+from treesearch.backends.pipelines.networks import log
 from treesearch.rewards.numeric import is_number
 
 

@@ -1,5 +1,8 @@
 """Pipelines as people load them: in shards, by parts from one file, with LoRA stacks, with encoders that are gone."""
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import accelerate
@@ -64,6 +67,29 @@ def test_loras_in_a_stack_add_up(tiny_root, tmp_path):
 def test_bad_stacks(lora, error, message, tiny_root):
     with pytest.raises(error, match=message):
         load("sd", tiny_root, lora=lora)
+
+
+def test_what_is_asked_amiss_is_said_before_anything_is_loaded(tiny_root, monkeypatch):
+    monkeypatch.setattr(diffusers.UNet2DConditionModel, "from_pretrained", None)
+    with pytest.raises(OSError, match=r"^lora: cannot load 'no/where/at': there is no such folder"):
+        load("sd", tiny_root, lora="no/where/at")
+    with pytest.raises(OSError, match=r"^lora: cannot load 'no/where'"):
+        load("sd", tiny_root, lora={"no/where": 0.5})
+    with pytest.raises(
+        TypeError, match=r"no setting 'guidance_sale': did you mean guidance_scale\? It takes .*clip_skip"
+    ):
+        load("sd", tiny_root, guidance_sale=3.0)
+
+
+def test_the_command_line_answers_without_the_noise_of_libraries(tiny_root):
+    """Bars, and warnings of what is not installed, go before an answer unless the environment asks for them."""
+    spec = f"diffusers('{folder('qwen_image', tiny_root)}', num_steps=2, height=16, width=16)"
+    command = [sys.executable, "-m", "treesearch", "run", "best-of-n", "--kernel", spec, "--prompts", "a", "--nfe", "2"]
+    command += ["--reward", "compressibility()", "--dry-run"]
+    asked = {name: value for name, value in os.environ.items() if "VERBOSITY" not in name and name != "TQDM_DISABLE"}
+    told = subprocess.run(command, capture_output=True, text=True, timeout=300, env=asked)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.split()[:2] == ["nfe", "2"]
 
 
 def test_encoders_that_are_gone_are_asked_for_nothing_else(tiny_root):

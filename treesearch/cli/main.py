@@ -40,6 +40,7 @@ def _run(argv: list[str]) -> int:
     try:
         if front.answered(argv, __doc__):
             return 0
+        _quiet_libraries()
         from treesearch.cli import commands
 
         command = commands.parse(argv, __doc__)
@@ -58,6 +59,15 @@ def _run(argv: list[str]) -> int:
     except Exception as error:
         _tell(error, f"{type(error).__name__}: {error}", debug=debug)
     return 1
+
+
+def _quiet_libraries() -> None:
+    """Leave warnings and bars of the libraries that load models out, unless the user's environment asks for them.
+
+    They are read when the libraries are imported. Bars of downloads say themselves that they are shown.
+    """
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error"), ("TQDM_DISABLE", "1")):
+        os.environ.setdefault(name, value)
 
 
 def _tell(error: BaseException, text: str, *, debug: bool) -> None:

@@ -33,7 +33,9 @@ class Tqdm:
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(**({"total": snapshot.total, "unit": "NFE", "unit_scale": True} | self.settings))
+            self._bar = tqdm(
+                **({"total": snapshot.total, "unit": "NFE", "unit_scale": True, "disable": False} | self.settings)
+            )
             seconds = snapshot.record["seconds"]  # the bar comes after the first wave, or with a resumed run
             if not self._bar.disable:
                 self._bar.start_t = self._bar.last_print_t = self._bar.start_t - seconds
