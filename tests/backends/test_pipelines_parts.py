@@ -30,7 +30,7 @@ TEXTS = ("negative_prompt", "step", "text_encoders", "variant", "revision", "che
 FLAGS = ("tiling", "slicing", "compile", "channels_last")
 NAMED = ("network_inputs", "components", "prompt_embeds", "sizes")
 SCALES = ("control_scale", "control_guidance_start", "control_guidance_end")
-PICTURES, GUIDERS, LISTS = ("image", "mask"), ("guider",), ("sigmas", "skip_guidance_layers")
+PICTURES, GUIDERS, LISTS = ("image", "mask", "ip_adapter_image"), ("guider",), ("sigmas", "skip_guidance_layers")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "wan_euler"])
