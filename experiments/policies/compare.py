@@ -214,21 +214,18 @@ def page(rows: Sequence[Row]) -> str:
 
 def gains(rows: Sequence[Row]) -> str:
     """Of searches that begin with DSRL: paired differences from DSRL alone, and from the same search alone."""
-    found = {(row["method"], row["nfe"], row["seed"]): row["success"] for row in rows}
+    success = {(row["method"], row["nfe"], row["seed"]): row["success"] for row in rows}
     budgets = sorted({row["nfe"] for row in rows if row["method"] not in ONCE})
-    columns = [f"{nfe} NFE, less {other}" for nfe in budgets for other in ("DSRL", "search alone")]
+    against = {f"{nfe} NFE, less {other}": (nfe, other) for nfe in budgets for other in ("DSRL", "search alone")}
 
     def cell(method: str, column: str) -> str | None:
-        nfe, other = int(column.split()[0]), ("dsrl", T) if "DSRL" in column else (WITHOUT[method], None)
-        pairs = [
-            (value, found.get((other[0], other[1] or nfe, seed)))
-            for (name, spent, seed), value in found.items()
-            if (name, spent) == (method, nfe)
-        ]
-        gaps = [a - b for a, b in pairs if b is not None]
+        nfe, other = against[column]
+        alone = ("dsrl", T) if other == "DSRL" else (WITHOUT[method], nfe)
+        seeds = [s for name, spent, s in success if (name, spent) == (method, nfe) and (*alone, s) in success]
+        gaps = [success[method, nfe, s] - success[*alone, s] for s in seeds]
         return bootstrap(np.array([gaps])).text(100.0) if gaps else None
 
-    return table([name for name in WITHOUT if any(row["method"] == name for row in rows)], columns, cell)
+    return table([name for name in WITHOUT if any(row["method"] == name for row in rows)], list(against), cell)
 
 
 Report = reporting("policies/compare", KEY, page)

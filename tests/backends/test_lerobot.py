@@ -2,13 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, RePaintScheduler
 from torch import nn
 
 import treesearch as ts
-from treesearch.backends.lerobot import observed_by, policy_kernel, stats_of
+from treesearch.backends.lerobot import Frames, observed_by, policy_kernel, stats_of
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.rewards.base import Reward
 from treesearch.testing import check_kernel
@@ -155,3 +156,16 @@ def test_lerobots_own_policy_makes_the_same_chunks():
     own = policy.diffusion.generate_actions(told, noise=noise)
     found = FrozenPolicy(policy_kernel(policy)).actions(observed_by(policy, seen), noise.flatten(1))
     torch.testing.assert_close(found, own, atol=1e-6, rtol=0)
+
+
+def test_what_an_environment_shows_becomes_a_row_of_features():
+    frames = Frames({"observation.state": (2,), "observation.images.top": (3, 2, 5)})
+    picture = np.random.default_rng(0).integers(0, 256, (2, 5, 3), np.uint8)
+    found = frames({"agent_pos": [1.0, 2.0], "pixels": {"top": picture}, "more": 0})
+    assert found[:2].tolist() == [1.0, 2.0]
+    np.testing.assert_allclose(found[2:].reshape(3, 2, 5).numpy(), picture.transpose(2, 0, 1) / 255, atol=1e-7)
+    assert Frames({"observation.state": (2,)})(np.ones(2)).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"shape \(3, 2, 5\), the policy is told \(3, 5, 2\)"):
+        Frames({"observation.image": (3, 5, 2)})({"pixels": picture})
+    with pytest.raises(ValueError, match=r"shows \['observation.image'\], but no 'observation.state'"):
+        frames(picture)
