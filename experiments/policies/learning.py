@@ -1,4 +1,4 @@
-"""DSRL in the two-route maze: success of the frozen policy as its noise is learnt, SAC beside NA.
+"""DSRL in the two-route maze: success of the frozen policy as its noise is learnt, SAC beside NA and NA with search.
 
     python -m experiments.policies.learning run
     python -m experiments.policies.learning report
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,22 +26,28 @@ from experiments.policies.episodes import base_actor, play
 from experiments.policies.two_routes import NEAR, two_routes
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, locked, where_it_ran
+from experiments.shared.grids import check_names
 from experiments.shared.stats import bootstrap
 from experiments.shared.sweep import FAILURES, Sweep, command_line, reporting
 from treesearch.backends.models.policy import policy
-from treesearch.policies.dsrl import DSRL, METHODS, Steering
+from treesearch.policies.dsrl import DSRL, Steering
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.policies.noise_env import NoiseEnv
 
 KEY = ("method", "seed")
 SETTINGS = {"batch_size": 128, "updates": 2, "noise_steps": 2, "warmup": 300, "every": 100, "temperature": 0.01}
+LEARNERS: dict[str, dict[str, Any]] = {
+    "na": {"method": "na"},
+    "sac": {"method": "sac"},
+    "na_search": {"method": "na", "leaves": 8, "backup": 8},  # the best of 8 is made, targets are of trees of 8
+}
 EPISODES_SEED = 7_000
 
 
 def learner(method: str, seed: int, num_steps: int = 5, spread: tuple[float, float] = NEAR, **settings: int) -> DSRL:
     """A learner in the two-route maze."""
     env = NoiseEnv(two_routes(spread), FrozenPolicy(policy(num_steps=num_steps)))
-    return DSRL(env, Steering(method=method, **{**SETTINGS, **settings}), seed=seed)  # type: ignore[arg-type]
+    return DSRL(env, Steering(**{**SETTINGS, **LEARNERS[method], **settings}), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Job(sweep.Job):
 class Run:
     """Fill every cell that is not there; run again to go on."""
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = tuple(LEARNERS)
     """which learners"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """of learners and of the environment"""
@@ -70,6 +77,7 @@ class Run:
 
     def run(self) -> int:
         """Run the cells; the exit code."""
+        check_names("method", self.methods, LEARNERS)
         with locked(self.out.parent / f".{self.out.stem}"):
             every: Sweep[Job] = Sweep(Cells(self.out, KEY), self._learnt, lambda row: f"{row['success'][-1]:.2f}")
             every.fill(Job(method, seed) for seed, method in product(self.seeds, self.methods))
@@ -106,7 +114,7 @@ class Run:
 def page(rows: Sequence[Row]) -> str:
     """Success by steps, and the steps until it is twice the base's."""
     lines = ["# DSRL in the two-route maze", "", "Success in %, 95 % bootstrap intervals over seeds.", ""]
-    for method in METHODS:
+    for method in LEARNERS:
         found = [row for row in rows if row["method"] == method and "error" not in row]
         if not found:
             continue

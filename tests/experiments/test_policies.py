@@ -25,7 +25,7 @@ def test_learning_keeps_its_rows_and_writes_its_page(tmp_path, work):
     how = ["--seeds", "0", "--steps", "4", "--episodes", "2", "--work", str(work), "--out", str(rows)]
     assert learning.main(["run", *how]) == 0
     found = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
-    assert [(row["method"], row["steps"]) for row in found] == [("na", [4]), ("sac", [4])]
+    assert [(row["method"], row["steps"]) for row in found] == [("na", [4]), ("sac", [4]), ("na_search", [4])]
     assert all(row["untouched"] for row in found)
     before = rows.read_text(encoding="utf-8")
     assert learning.main(["run", *how]) == 0
