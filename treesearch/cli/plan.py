@@ -18,11 +18,11 @@ from treesearch.backends import lerobot
 from treesearch.backends.base import describe
 from treesearch.backends.models.policy import policy
 from treesearch.budget import Budget
-from treesearch.cli import probe
+from treesearch.cli import planned, probe
 from treesearch.cli.arguments import Limits, rows
 from treesearch.cli.base import Command
 from treesearch.cli.run import new_folder, print_estimate
-from treesearch.errors import StoreError, UsageError
+from treesearch.errors import UsageError
 from treesearch.methods import BestOfN
 from treesearch.methods.base import Method
 from treesearch.planning.planner import Planner
@@ -34,12 +34,9 @@ from treesearch.registry import registry as specs
 from treesearch.report import tables as report
 from treesearch.report.terminal import say
 from treesearch.rewards.base import Reward, as_reward
-from treesearch.runs.files import write_json, write_text
 from treesearch.session.interfaces import Options
 
 ROLLOUTS = 16  # of a decision, where no limit is named
-COMMAND, EPISODES = "plan.json", "episodes.jsonl"
-COLUMNS = ("seed", "success", "return", "actions", "decisions", "NFE", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +87,14 @@ class Plan(Command):
         if self.dry_run:
             return print_estimate(self._estimate(), as_json=self.json)
         folder = Path(self.store or new_folder("plan"))
-        done = _begun(folder, self._told())
+        done = planned.begun(folder, self._told())
         played = [line for line in done if line["seed"] in range(self.seed, self.seed + self.episodes)]
         for seed in range(self.seed, self.seed + self.episodes):
             if seed not in {line["seed"] for line in played}:
                 played.append(line := self._played(seed))
-                _kept(folder, self._told(), line)
+                planned.kept(folder, self._told(), line)
                 if not self.json:
-                    say(_sentence(line))
+                    say(planned.sentence(line))
         return self._report(played, folder)
 
     # what is planned with
@@ -129,7 +126,7 @@ class Plan(Command):
 
     @cached_property
     def _reward(self) -> Reward:
-        return rehearsal(self._opened[3], self.seed) if self.reward is None else as_reward(specs.reward(self.reward))
+        return rehearsal(self._opened[3]) if self.reward is None else as_reward(specs.reward(self.reward))
 
     @cached_property
     def _search(self) -> tuple[Method, Budget]:
@@ -201,21 +198,12 @@ class Plan(Command):
 
     def _report(self, played: list[dict[str, Any]], folder: Path) -> int:
         played = sorted(played, key=lambda line: line["seed"])
-        known = [line["success"] for line in played if line["success"] is not None]
-        found = {
-            "episodes": len(played),
-            "success": sum(known) / len(known) if known else None,
-            "return": sum(line["returns"] for line in played) / len(played),
-            "nfe": sum(line["nfe"] for line in played),
-            "seconds": round(sum(line["seconds"] for line in played), 1),
-            "store": str(folder),
-        }
-        write_json(folder / "summary.json", found)
-        write_text(folder / "README.md", _card(self._told(), played, found))
+        found = planned.summary(played, folder)
+        planned.write(folder, self._told(), played, found)
         if self.json:
             say(json.dumps(found | {"each": played}, indent=2))
             return 0
-        report.print_table(_table(played), COLUMNS)
+        report.print_table(planned.rows(played), planned.COLUMNS)
         rate = "" if found["success"] is None else f"{100 * found['success']:.0f} % succeed, "
         say(f"{rate}return {found['return']:.3g}; {folder / 'README.md'}")
         return 0
@@ -227,33 +215,6 @@ class Plan(Command):
         for name in ("reward", "env"):
             own[name] = expressions.public(own[name]) if ":" in (own[name] or "") else own[name]
         return own | {"limits": asdict(self.limits.budget())}
-
-
-def _begun(folder: Path, command: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of episodes that are there.
-
-    Raises:
-        StoreError: of another plan, or a folder that is something else.
-    """
-    if not (folder / COMMAND).exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise StoreError(f"{folder} is no plan and not empty: name another --store")
-        return []
-    kept = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
-    for name, value in command.items():
-        if kept.get(name) != value:
-            raise StoreError(f"{folder} is of another plan: its {name} is {kept.get(name)!r}, not {value!r}")
-    lines = (folder / EPISODES).read_text(encoding="utf-8").splitlines() if (folder / EPISODES).exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def _kept(folder: Path, command: dict[str, Any], line: dict[str, Any]) -> None:
-    """Write an episode down."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / COMMAND).exists():
-        write_json(folder / COMMAND, command)
-    with (folder / EPISODES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _settings(text: str) -> dict[str, Any]:
@@ -276,23 +237,3 @@ def _checked(read: Read, size: int) -> Read:
         return found
 
     return numbers
-
-
-def _table(played: list[dict[str, Any]]) -> list[list[str]]:
-    names = {None: report.DASH, True: "yes", False: "no"}
-    return [
-        [str(line["seed"]), names[line["success"]], f"{line['returns']:.3g}", str(line["actions"]),
-         str(line["decisions"]), str(line["nfe"]), f"{line['seconds']:.1f}"]
-        for line in played
-    ]  # fmt: skip
-
-
-def _sentence(line: dict[str, Any]) -> str:
-    how = {None: "ended" if line["ended"] else "ran out", True: "succeeded", False: "did not succeed"}[line["success"]]
-    return f"episode {line['seed']}: {how}, return {line['returns']:.3g} after {line['actions']} actions"
-
-
-def _card(command: dict[str, Any], played: list[dict[str, Any]], found: dict[str, Any]) -> str:
-    asked = "\n".join(f"- {name}: {value}" for name, value in command.items() if value is not None)
-    head = f"# A policy searched at every decision\n\n{asked}\n\n"
-    return head + report.markdown_table(_table(played), COLUMNS) + f"\n\nreturn {found['return']:.4g}\n"
