@@ -151,6 +151,10 @@ WITHOUT = {
     **dict.fromkeys(("StableCascade", "Wuerstchen"), _TWO_CHAINS),
     **dict.fromkeys(("AudioLDM2", "StableAudioPipeline"), _JOINED),
     **dict.fromkeys(("Cosmos3", "OmniGen"), _TEXT_INSIDE),
+    **dict.fromkeys(
+        ("Cosmos2", "CosmosText", "CosmosVideo"),
+        "its class loads guardrail models of a library of its own before it draws",
+    ),
     "AnyFlow": "its network is told where a step ends too, which the chain does not tell it",
     "GlmImage": "another model writes tokens before its chain begins",
     "IF": "its steps cut pixels by a quantile of the whole picture (dynamic thresholding)",

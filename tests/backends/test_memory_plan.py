@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import treesearch as ts
-from tests.support import tiny
+from tests.support import tiny, tiny_called  # noqa: F401  builders
 from treesearch import api as loop
 from treesearch.backends.base.live import LiveBytes
 from treesearch.backends.pipelines import memory
@@ -17,6 +17,7 @@ from treesearch.rewards.base import as_reward
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 PROMPTS = ["a red cube", "a blue sphere"]
+UNBINNED = {"use_resolution_binning": False}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,24 @@ def test_plan_is_what_the_run_has_alive(load, family):
     assert plan.weights == {
         name: sum(t.nbytes for t in (*part.parameters(), *part.buffers())) for name, part in parts.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("qwen_image", {}), ("pixart_sigma", {"network_inputs": UNBINNED})],
+)
+def test_a_dry_run_of_a_generic_adapter_is_what_runs(family, settings, tiny_root):
+    """By blocks, and by the pipeline's own call: what it prints is what a step and a decoding have alive."""
+    place = str(tiny.checkpoint(family, tiny_root))
+    kernel = DiffusersKernel.from_pretrained(place, num_steps=2, device="cpu", height=64, width=64, **settings)
+    found, encoded = probe.estimate(session(kernel, batch_size=3))["memory"], kernel.encode(PROMPTS)
+    for line, work in (("step of 3 rows", memory.step), ("decoding, 4 at a time", memory.decoding)):
+        given = (kernel, encoded, 3) if work is memory.step else (kernel, 3)
+        work(*given)
+        assert found[line] == pytest.approx(measured(lambda work=work, given=given: work(*given)), rel=0.01)
+    assert found["state"] == torch.zeros(kernel.state_shape).nbytes
+    weights = {name: sum(w.nbytes for w in part.parameters()) for name, part in kernel.modules().items()}
+    assert all(found[f"weights of {name}"] >= size > 0 for name, size in weights.items())
 
 
 def test_gradient_is_planned_with_its_checkpoints(load):

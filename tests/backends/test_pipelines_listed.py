@@ -111,6 +111,7 @@ def test_what_a_class_needs_is_said(name, settings, message, tiny_root):
         ("WanVideoToVideoPipeline", "it begins at a video"),
         ("StableAudioPipeline", "joins its prompt and no text"),
         ("KolorsPipeline", "sentencepiece"),
+        ("Cosmos2TextToImagePipeline", "guardrail"),
     ],
 )
 def test_what_does_not_run_says_why(name, message):

@@ -6,16 +6,20 @@ import pytest
 import torch
 from diffusers import MultiControlNetModel, guiders
 from diffusers.hooks import LayerSkipConfig
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch.utils._pytree import tree_leaves
 
 from tests.backends.test_pipelines import assert_same_chain, cond_of, load, noises, pipeline
-from tests.support import tiny, tiny_called  # noqa: F401  the builders
+from tests.support import tiny, tiny_called, tiny_pictures  # noqa: F401  the builders
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.backends.pipelines.windows import Steps, controls, skips
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+]
 T = 8
 PROMPTS = ["a red cube", "a small blue sphere on a table"]
 EDGES = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -42,6 +46,18 @@ def test_a_controlnet_between_two_shares_of_the_steps(start, end, tiny_root, mon
     alone_and_together(kernel, [8, 7, 5, 3, 1])
 
 
+def test_a_controlnet_of_sdxl_has_a_window(tiny_root, monkeypatch):
+    window = {"control_guidance_start": 0.25, "control_guidance_end": 0.7}
+    kernel = load("sdxl_controlnet", tiny_root, T, eta=0.0, control_image=EDGES, control_scale=0.8, **window)
+    pipe = pipeline("sdxl_controlnet", tiny_root, ddim=True)
+    kernel = DiffusersKernel(pipe, num_steps=T, eta=0.0, device="cpu", **{k: getattr(kernel.family.settings, k) for k in
+                             (*window, "control_image", "control_scale")})  # fmt: skip
+    monkeypatch.setattr("tests.backends.test_pipelines.T", T)
+    call = {"image": EDGES, "controlnet_conditioning_scale": 0.8, **window}
+    assert_same_chain(kernel, pipe, noises(kernel.state_shape, steps=T), monkeypatch, **call)
+    alone_and_together(kernel, [8, 7, 5, 3, 1])
+
+
 def test_each_controlnet_has_a_window_of_its_own(tiny_root, monkeypatch):
     pipe = pipeline("sd_controlnet", tiny_root, ddim=True)
     other = pipeline("sd_controlnet", tiny_root).controlnet
@@ -57,23 +73,26 @@ def test_each_controlnet_has_a_window_of_its_own(tiny_root, monkeypatch):
     alone_and_together(kernel, [8, 6, 5, 3, 1])
 
 
-def test_a_controlnet_by_the_pipeline_s_call_has_a_window(tiny_root):
-    picture, window = (
-        Image.new("RGB", (32, 32), (200, 90, 30)),
-        {"control_guidance_start": 0.2, "control_guidance_end": 0.7},
-    )
-    size = {"height": 32, "width": 32}
-    pipe = pipeline("sd3_controlnet", tiny_root)
-    kernels = [
-        DiffusersKernel(pipe, num_steps=5, eta=0.0, device="cpu", control_image=picture, **size, **given)
-        for given in (window, {})
-    ]
+@pytest.mark.parametrize("name", ["sd3_controlnet", "flux_controlnet", "qwen_controlnet"])
+def test_a_controlnet_by_the_pipeline_s_call_has_a_window(name, tiny_root, monkeypatch):
+    picture = Image.new("RGB", (32, 32), (200, 90, 30))
+    window, size = {"control_guidance_start": 0.2, "control_guidance_end": 0.7}, {"height": 32, "width": 32}
+    pipe = pipeline(name, tiny_root)
+    given = {"num_steps": 5, "eta": 0.0, "device": "cpu", "control_image": picture, **size}
+    kernels = [DiffusersKernel(pipe, **given, **each) for each in (window, {})]
     kernel, z = kernels[0], noises(kernels[0].state_shape, steps=5)
     for t in (5, 3, 1):  # the second and the third of five steps are inside
         rows, x = torch.full((2,), t), z[0]
         inside, always = (k.transition(x, rows, cond_of(k, PROMPTS)).mean for k in kernels)
         assert torch.equal(inside, always) == (t == 3)
     alone_and_together(kernel, [5, 4, 3, 2, 1])
+    x = z[0][:1]
+    for t in range(5, 0, -1):
+        x = kernel.transition(x, torch.tensor([t]), cond_of(kernel, PROMPTS[:1])).mean
+    call = {"num_inference_steps": 5, "control_image": picture, "output_type": "pt", **size, **window}
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    theirs = pipe(prompt=PROMPTS[:1], latents=z[0][:1].clone(), **call)[0]
+    assert (kernel.decode(x) - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("scale", [2.8, -1.0])
@@ -139,6 +158,9 @@ def test_whole_layers_are_left_out_of_a_pass(name, stack, kind, tiny_root):
 
 WINDOWS = {
     "sd_controlnet": (
+        {"control_image": EDGES, "control_guidance_end": 0.5}, {"control_image": EDGES, "control_scale": 0.0}, [4, 3]
+    ),
+    "sdxl_controlnet": (
         {"control_image": EDGES, "control_guidance_end": 0.5}, {"control_image": EDGES, "control_scale": 0.0}, [4, 3]
     ),
     "sd3": (
