@@ -51,8 +51,11 @@ class Protocol:
 
     num_steps: int = 10
     """T of the behaviour model's chain"""
-    n: int = 2_000
-    """trajectories of a synthetic data set"""
+    starts: int = 64
+    """observations of the data that a synthetic data set begins at, each with a target of its own; 0 for one target of
+    trajectories from anywhere"""
+    n: int = 1_000
+    """trajectories of a synthetic data set, at most: as many from each start"""
     lam: float = 1.0
     """λ of the target"""
     warmup: int = 1_000
@@ -63,6 +66,16 @@ class Protocol:
     """of an evaluation"""
     length: int = 1_000
     """steps of an episode, at most"""
+
+    @property
+    def size(self) -> int:
+        """Trajectories of a synthetic data set."""
+        return self.each * max(self.starts, 1)
+
+    @property
+    def each(self) -> int:
+        """Those of a start."""
+        return self.n // max(self.starts, 1)
 
 
 @dataclass(frozen=True)
@@ -215,16 +228,17 @@ class Study:
         return {"coefficient": max(found, key=lambda c: found[c]), "scores": {str(c): v for c, v in found.items()}}
 
     def _draw(self, policy: Any, kind: str, coefficient: float, seed: int) -> Tensor:
-        p = self.run.protocol
-        return synthetic.trajectories(
-            self.kernel, policy, kind, p.n, lam=p.lam, coefficient=coefficient, seed=seed
-        )  # fmt: skip
+        p, rng = self.run.protocol, torch.Generator().manual_seed(seed)
+        starts = self.real.observations[torch.randint(len(self.real), (p.starts,), generator=rng)]
+        how = {"lam": p.lam, "coefficient": coefficient, "seed": seed}
+        return synthetic.trajectories(self.kernel, policy, kind, p.each, starts, **how)
 
     def samples(self, learner: str, kind: str, seed: int) -> Tensor:
         """Trajectories (n, H, C) of a kind, kept; windows of the data themselves for "real"."""
         if kind == "real":
             every = windows(self.episodes, self.kernel.horizon)
-            return every[torch.from_numpy(np.random.default_rng(seed).integers(len(every), size=self.run.protocol.n))]
+            rows = np.random.default_rng(seed).integers(len(every), size=self.run.protocol.size)
+            return every[torch.from_numpy(rows)]
         file = self.folder / "sets" / f"{kind if kind == 'unguided' else f'{learner}_{kind}'}_{seed}.pt"
         if not file.exists():
             coefficient = self.coefficient(learner) if kind == "guided" else 0.0
@@ -255,7 +269,7 @@ class Study:
             "step": learner.step,
             "diverged": said,
             "coefficient": self.coefficient(job.learner) if job.data == "guided" else None,
-            "nfe": 0 if job.data == "real" else p.n * p.num_steps,
+            "nfe": 0 if job.data == "real" else p.size * p.num_steps,
             "sizes": asdict(p) | {"width": self.run.settings.width, "batch_size": self.run.settings.batch_size},
             "figures": synthetic.figures(samples, self.kernel.channels, warm, task, self.real),
             "fingerprint": self.kernel.fingerprint,

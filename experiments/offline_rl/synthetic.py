@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from experiments.offline_rl.beds import Ended, Simulator, Task
 from experiments.offline_rl.learners import Transitions
 from experiments.planning.generate_data import KINDS, Figures, Kind, coverage, generate, published
-from treesearch.rewards.channels import Channels
+from treesearch.rewards.channels import Channels, known
 from treesearch.rewards.trajectories.policy import PolicyLikelihood
 
 BOUNDS = (-1.0, 1.0)
@@ -45,13 +45,13 @@ def kind_of(data: str, coefficient: float) -> Kind:
 
 
 def trajectories(
-    kernel: Any, policy: nn.Module, data: str, n: int, *, lam: float, coefficient: float, seed: int
+    kernel: Any, policy: nn.Module, data: str, n: int, starts: Tensor, *, lam: float, coefficient: float, seed: int
 ) -> Tensor:
-    """n trajectories (n, H, C) of a kind."""
-    made = generate(
-        kernel, policy, kind_of(data, coefficient), n, lam=lam, bounds=BOUNDS, seed=seed, batch_size=512
-    )  # fmt: skip
-    return made.samples
+    """n trajectories (m n, H, C) of a kind from each of some starts (m, S), or of any start where there are none."""
+    return generate(
+        kernel, policy, kind_of(data, coefficient), n, lam=lam, bounds=BOUNDS, seed=seed, batch_size=512,
+        prompts=[known(start) for start in starts] or None,
+    ).samples  # fmt: skip
 
 
 def transitions_of(samples: Tensor, channels: Channels, ended: Ended) -> Transitions:

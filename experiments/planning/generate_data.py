@@ -232,7 +232,8 @@ def figures(samples: Tensor, bed: Bed, reference: Tensor) -> Figures:
 
 def coverage(data: Tensor, reference: Tensor, cell: float) -> float:
     """Share of the grid cells that the reference's positions (m, H, P) visit which those of the data visit too."""
-    visited = [{tuple(c) for c in (x.flatten(0, -2) / cell).floor().long().tolist()} for x in (data, reference)]
+    cells = [(x.flatten(0, -2) / cell).floor().long().unique(dim=0) for x in (data, reference)]
+    visited = [{tuple(c) for c in found.tolist()} for found in cells]
     return len(visited[0] & visited[1]) / len(visited[1])
 
 

@@ -84,6 +84,22 @@ def test_ends_and_the_simulator_are_the_environment_s(name):
     np.testing.assert_allclose(worth, rewards[slow], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["hopper", "walker2d"])
+def test_an_end_is_where_the_environment_has_it(name):
+    task, rng = beds.TASKS[name], np.random.default_rng(0)
+    env = locomotion.make(task.environment)
+    env.reset(seed=0)
+    rows, over = [], []
+    for _ in range(400):
+        positions, speeds = rng.uniform(-0.3, 0.3, env.model.nq), rng.uniform(-1, 1, env.model.nv)
+        positions[1], positions[2] = rng.uniform(0.5, 2.3), rng.choice([0.1, 0.5, 1.0, 1.5]) * rng.uniform(-1, 1)
+        env.set_state(positions, speeds)
+        rows.append(np.concatenate([positions[1:], speeds]))
+        over.append(not env.is_healthy)
+    assert 50 < sum(over) < 350
+    assert task.ended(torch.from_numpy(np.array(rows))).tolist() == over
+
+
 def test_scores_are_d4rl_s():
     task, grade = beds.task_of("hopper-medium-replay")
     assert grade == "medium-replay"
@@ -150,7 +166,18 @@ def agents(tmp_path_factory):
 
 
 SIZES = [
-    *("--protocol.num-steps", "3", "--protocol.n", "6", "--protocol.warmup", "2", "--protocol.steps", "2"),
+    *(
+        "--protocol.num-steps",
+        "3",
+        "--protocol.n",
+        "6",
+        "--protocol.starts",
+        "2",
+        "--protocol.warmup",
+        "2",
+        "--protocol.steps",
+        "2",
+    ),
     *("--protocol.episodes", "2", "--protocol.length", "10", "--settings.width", "8", "--settings.batch-size", "4"),
     *("--modelling.steps", "200", "--modelling.limit", "40", "--modelling.horizon", "8", "--modelling.epochs", "1"),
     *("--modelling.widths", "8", "16", "--modelling.updates", "2", "--modelling.batch-size", "4"),
