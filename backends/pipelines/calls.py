@@ -123,6 +123,10 @@ class Remembering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vae, name)
 
+    @property
+    def __class__(self) -> Any:  # pipelines decode by what `isinstance` says of it
+        return type(self._vae)
+
     def encode(self, pictures: Tensor, *args: Any, **kwargs: Any) -> Any:
         key = (*pictures.shape, pictures.dtype)
         last, found = self._kept.get(key, (None, None))

@@ -130,6 +130,8 @@ CALLED = {
     "ZImageControlNetPipeline": Row(),
     "ZImageControlNetInpaintPipeline": Row(names={"mask": "mask_image"}),
     "HiDreamImagePipeline": Row(),
+    "AnimateDiffPipeline": Row(),
+    "SanaVideoPipeline": Row(names={"num_frames": "frames"}),
     "WanVACEPipeline": Row(names={"mask": ""}, alone=True),
     "Kandinsky3Pipeline": Row(raw=True),
     "QwenImage21Pipeline": Row(scale="true_cfg_scale", sees=True),

@@ -41,7 +41,7 @@ def refuse_adapters(name: str, network: Any, inputs: Mapping[str, Any], *, pictu
             f"{name} has an IP-Adapter, which needs a picture with every call: give it one, ip_adapter_image=..., "
             "where the pipeline runs on a U-Net, or take it off with pipe.unload_ip_adapter()"
         )
-    if config.get("attention_type", "default") != "default" or getattr(network, "position_net", None) is not None:
+    if str(config.get("attention_type")).startswith("gated") or getattr(network, "position_net", None) is not None:
         raise ValueError(f"{name} is a GLIGEN, which needs boxes with every call: use a checkpoint without them")
     if getattr(network, "class_embedding", None) is not None and "class_labels" not in inputs:
         raise ValueError(

@@ -19,6 +19,7 @@ T = 2
 PICTURE = Image.fromarray((torch.arange(16 * 32 * 3).reshape(16, 32, 3) % 251).byte().numpy())
 MASK = Image.fromarray(255 * (torch.arange(16 * 32).reshape(16, 32) % 32 < 16).byte().numpy())
 SHORT = {"max_sequence_length": 64}
+PLAIN = {"use_resolution_binning": False, "complex_human_instruction": None}
 CASES = {  # settings, the shape of a state and of a sample
     "z_image_controlnet": (SMALL | SHORT | {"control_image": PICTURE}, (4, 8, 16), (3, 16, 32)),
     "z_image_controlnet_inpaint": (
@@ -29,6 +30,12 @@ CASES = {  # settings, the shape of a state and of a sample
     "qwen_controlnet_inpaint": (SMALL | {"control_image": PICTURE, "mask": MASK}, (32, 16), (3, 16, 32)),
     "hidream": (SHORT | {"height": 32, "width": 32}, (4, 16, 16), (3, 32, 32)),
     "wan_vace": ({"height": 32, "width": 32, "num_frames": 5}, (4, 3, 8, 8), (5, 3, 32, 32)),
+    "animate_diff": ({"height": 16, "width": 16, "num_frames": 4}, (4, 4, 8, 8), (4, 3, 16, 16)),
+    "sana_video": (
+        {"height": 32, "width": 32, "num_frames": 5, "network_inputs": PLAIN},
+        (4, 3, 8, 8),
+        (5, 3, 32, 32),
+    ),
     "kandinsky3": ({"height": 64, "width": 64}, (4, 8, 8), (3, 64, 64)),
     "longcat_audio": ({"network_inputs": {"audio_duration_s": 0.5}}, (16, 4), (1, 64)),
     "stable_audio_3": ({"network_inputs": {"duration": 0.5}}, (4, 4), (2, 32)),
@@ -38,6 +45,7 @@ CASES = {  # settings, the shape of a state and of a sample
 }
 UNSAVED = ("qwen_image_21", "nucleus")  # whose processors cannot be read without torchvision
 NAMES = {"mask": "mask_image", "control_scale": "controlnet_conditioning_scale"}
+OWN = {"qwen_controlnet_inpaint": {"mask": "control_mask"}, "sana_video": {"num_frames": "frames"}}
 ALONE = "wan_vace"  # takes a prompt, and no list
 
 
@@ -55,7 +63,7 @@ def loaded(name, root):
 
 def theirs(pipe, name, noise, settings):
     """By the call itself, a prompt at a time."""
-    names = NAMES | ({"mask": "control_mask"} if name == "qwen_controlnet_inpaint" else {})
+    names = NAMES | OWN.get(name, {})
     call = {names.get(k, k): v for k, v in settings.items()}
     call = call | call.pop("network_inputs", {}) | ({"guidance_schedule": None} if name == "ideogram4" else {})
     drawn = []

@@ -21,7 +21,7 @@ from tests.support.tiny import (
     t5_tokenizer,
     wan_parts,
 )
-from tests.support.tiny_called import FLOW_VAE, begun_tokenizer, controlled, flow
+from tests.support.tiny_called import FLOW_VAE, begun_tokenizer, controlled, flow, gemma
 from tests.support.tiny_kinds import qwen3_vl
 
 Z_IMAGE = {"dim": 32, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
@@ -239,3 +239,38 @@ def nucleus():
     return diffusers.NucleusMoEImagePipeline(
         stirred(transformer), flow(use_dynamic_shifting=True), tiny.qwen_vae(), text, qwen3_processor()
     )
+
+
+@family
+def animate_diff():
+    parts = {
+        name: part for name, part in tiny.sd_parts().items() if name in ("vae", "text_encoder", "tokenizer", "unet")
+    }
+    config = parts["unet"].config
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=config.block_out_channels,
+        motion_layers_per_block=config.layers_per_block,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        motion_max_seq_length=8,
+    )
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, **tiny.SD_BETAS)
+    return diffusers.AnimateDiffPipeline(**parts, motion_adapter=stirred(adapter), scheduler=scheduler)
+
+
+@family
+def sana_video():
+    transformer = diffusers.SanaVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=16,
+        sample_size=8,
+        rope_max_seq_len=32,
+    )
+    return diffusers.SanaVideoPipeline(begun_tokenizer(), gemma(), wan_parts()[2], stirred(transformer), flow())
