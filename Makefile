@@ -158,6 +158,7 @@ train-policy: $(STAMP)  ## train the shipped policy of the two-route maze again:
 policies: $(STAMP)  ## DSRL in the two-route maze, then search with its critics, and the pages: an hour; run again to go on
 	@$(PY) -m experiments.policies.learning run --out $(RESULTS)/policies/learning.jsonl
 	@$(PY) -m experiments.policies.learning report --rows $(RESULTS)/policies/learning.jsonl --out $(RESULTS)/policies/learning.md
+	@$(PY) -m experiments.policies.shares --out $(RESULTS)/policies/shares.json
 	@$(PY) -m experiments.policies.compare run --out $(RESULTS)/policies/compare.jsonl
 	@$(PY) -m experiments.policies.compare report --rows $(RESULTS)/policies/compare.jsonl --out $(RESULTS)/policies/compare.md
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.policies import compare, demo_policy, learning
+from experiments.policies import compare, demo_policy, learning, shares
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,12 @@ def test_the_demo_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert (tmp_path / "table.md").read_text(encoding="utf-8").count("\n") == 2 + len(demo_policy.SHOWN)
     assert demo_policy.main(["--steps", "5", "--out", str(tmp_path)]) == 1
     assert "multiple of every = 4" in capsys.readouterr().err
+
+
+def test_what_x_t_decides_falls_from_all_to_nothing(tmp_path):
+    out = tmp_path / "shares.json"
+    assert shares.main(["--noises", "64", "--draws", "16", "--out", str(out)]) == 0
+    found = [row["decided"] for row in json.loads(out.read_text(encoding="utf-8")).values()]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(1, abs=0.05)
+    assert found[-1] == pytest.approx(0, abs=0.1)
