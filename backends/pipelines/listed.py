@@ -129,6 +129,7 @@ CALLED = {
     "QwenImageControlNetInpaintPipeline": Row(scale="true_cfg_scale", names={"mask": "control_mask"}),
     "ZImageControlNetPipeline": Row(),
     "ZImageControlNetInpaintPipeline": Row(names={"mask": "mask_image"}),
+    "SanaControlNetPipeline": Row(),
     "HiDreamImagePipeline": Row(),
     "AnimateDiffPipeline": Row(),
     "SanaVideoPipeline": Row(names={"num_frames": "frames"}),

@@ -28,6 +28,11 @@ CASES = {  # settings, the shape of a state and of a sample
         (3, 16, 32),
     ),
     "qwen_controlnet_inpaint": (SMALL | {"control_image": PICTURE, "mask": MASK}, (32, 16), (3, 16, 32)),
+    "sana_controlnet": (
+        {"height": 32, "width": 64, "control_image": PICTURE, "network_inputs": PLAIN},
+        (4, 16, 32),
+        (3, 32, 64),
+    ),
     "hidream": (SHORT | {"height": 32, "width": 32}, (4, 16, 16), (3, 32, 32)),
     "wan_vace": ({"height": 32, "width": 32, "num_frames": 5}, (4, 3, 8, 8), (5, 3, 32, 32)),
     "animate_diff": ({"height": 16, "width": 16, "num_frames": 4}, (4, 4, 8, 8), (4, 3, 16, 16)),

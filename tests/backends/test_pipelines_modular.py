@@ -235,7 +235,7 @@ def test_every_kind_has_a_family():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("SanaControlNetPipeline", "what ControlNet adds to a step: wrap diffusers.SanaPipeline.from_pretrained"),
+        ("HunyuanDiTControlNetPipeline", "what ControlNet adds to a step: wrap diffusers.HunyuanDiTPipeline.from_pre"),
         (
             "GlmImagePipeline",
             "another model writes tokens before its chain begins: wrap its network as a kernel, see docs/networks.md",

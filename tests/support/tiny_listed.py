@@ -1,5 +1,7 @@
 """Tiny checkpoints of the pipelines of 2025 and 2026, and of sound, by their own call; see `tests.support.tiny`."""
 
+import inspect
+
 import diffusers
 import transformers
 from diffusers.pipelines.stable_audio_3.pipeline_stable_audio_3 import (
@@ -55,18 +57,16 @@ def qwen_controlnet_inpaint():
 
 
 @family
-def z_image_omni():
-    base = tiny.UNSAVED["z_image"]()
-    config = {"in_channels": 4, "n_layers": 1, "cap_feat_dim": 16, "siglip_feat_dim": 16, **Z_IMAGE}
-    transformer = diffusers.ZImageTransformer2DModel(axes_dims=[4, 6, 6], axes_lens=[256, 16, 16], **config)
-    vision = transformers.Siglip2VisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_patches=256
-    )
-    siglip = stirred(transformers.Siglip2VisionModel(vision))
-    parts = base.components | {"transformer": stirred(transformer)}
-    return diffusers.ZImageOmniPipeline(
-        **parts, siglip=siglip, siglip_processor=transformers.Siglip2ImageProcessorPil()
-    )
+def sana_controlnet():
+    base = tiny.UNSAVED["sana"]()
+    net = stirred(diffusers.SanaControlNetModel(**own_settings(diffusers.SanaControlNetModel, base.transformer)), 0.5)
+    return diffusers.SanaControlNetPipeline(**base.components, controlnet=net)
+
+
+def own_settings(kind, network):
+    """What a class takes of the configuration of another."""
+    taken = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in network.config.items() if name in taken}
 
 
 @family
