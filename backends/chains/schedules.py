@@ -43,8 +43,9 @@ _SCALED = (
     "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
     "KDPM2AncestralDiscrete", "DPMSolverSDE",
 )  # fmt: skip
+_EDM = ("CosineDPMSolverMultistep", "EDMDPMSolverMultistep")  # of v: x / √(1 + σ²), where its data has unit variance
 _BY_SIGMA = (
-    *_SCALED, "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "SASolver",
+    *_SCALED, *_EDM, "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "SASolver",
 )  # fmt: skip
 _FLOW = ("FlowMatchEulerDiscrete", "FlowMatchLCM")
 _KNOWN = _AT_TIMESTEPS + _BY_SIGMA + _FLOW
@@ -228,6 +229,10 @@ def _read(scheduler: Any, config: dict[str, Any], num_steps: int, grid: dict[str
         raise ValueError(f"{name} predicts {config['prediction_type']!r}: choose {', '.join(PREDICTIONS)}")
     if name not in _KNOWN:
         raise _unknown(name)
+    if name in _EDM and (prediction != "v" or config["sigma_data"] != 1):
+        raise ValueError(f"{name} with prediction_type={config['prediction_type']!r} and sigma_data="
+                         f"{config['sigma_data']:g} is not supported: its network is one of v where they are "
+                         "'v_prediction' and 1")  # fmt: skip
     return (_at_timesteps if name in _AT_TIMESTEPS else _by_sigma)(scheduler, num_steps, prediction, grid)
 
 
@@ -292,7 +297,7 @@ def _by_sigma(scheduler: Any, num_steps: int, prediction: Prediction, grid: dict
                          "rescale_betas_zero_snr=False, by which ᾱ of the last timestep is above others")  # fmt: skip
     ratio = ratio.flip(0)
     alpha = (1 + ratio**2).rsqrt()
-    prior_std = float(scheduler.init_noise_sigma) * float(alpha[-1]) if name in _SCALED else 1.0
+    prior_std = float(scheduler.init_noise_sigma) * float(alpha[-1]) if name in _SCALED + _EDM else 1.0
     return Schedule(timesteps.flip(0).float().cpu(), alpha, ratio * alpha, prediction, prior_std)
 
 
@@ -306,7 +311,7 @@ def _set(scheduler: Any, num_steps: int, grid: dict[str, Any]) -> None:
 
 def _refuse_timesteps(scheduler: Any, timesteps: Tensor, num_steps: int) -> None:
     """Rounding gives some spacings one timestep too many, below 0, and an offset one beyond the last."""
-    if settings_of(scheduler).get("timestep_type") == "continuous":
+    if settings_of(scheduler).get("timestep_type") == "continuous" or _name(scheduler) in _EDM:
         return  # a function of the noise
     last, first, end = float(timesteps[-1]), float(timesteps[0]), scheduler.config["num_train_timesteps"] - 1
     if len(timesteps) != num_steps or not 0 <= first <= last <= end:

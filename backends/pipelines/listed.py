@@ -138,6 +138,7 @@ CALLED = {
     "QwenImage21Pipeline": Row(scale="true_cfg_scale", sees=True),
     "NucleusMoEImagePipeline": Row(),
     "LongCatAudioDiTPipeline": Row(needs={"audio_duration_s": "else the prompt says how long a sound is"}, sound=True),
+    "StableAudioPipeline": Row(sound=True),
     "StableAudio3Pipeline": Row(sound=True),
     "Ideogram4Pipeline": Row(
         given={"guidance_schedule": None}, needs={"guidance_scale": "its own is a schedule that counts steps"}
@@ -152,7 +153,7 @@ WITHOUT = {
         ("KandinskyCombined", "KandinskyImg2Img", "KandinskyInpaint", "KandinskyPipeline", "KandinskyV22"), _TWO_CHAINS
     ),
     **dict.fromkeys(("StableCascade", "Wuerstchen"), _TWO_CHAINS),
-    **dict.fromkeys(("AudioLDM2", "StableAudioPipeline"), _JOINED),
+    "AudioLDM2": _JOINED,
     **dict.fromkeys(("Cosmos3", "OmniGen"), _TEXT_INSIDE),
     **dict.fromkeys(
         ("Cosmos2", "CosmosText", "CosmosVideo"),

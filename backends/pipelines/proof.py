@@ -72,6 +72,7 @@ class Proof:
             ValueError: one differs, or a state is changed between two steps; the message has the difference.
         """
         chain, T = self._chain, self._chain.schedule.num_steps
+        scaled = float(getattr(self._family.pipe.scheduler, "init_noise_sigma", 1.0)) != 1
         for i in sorted(seen):
             if i - 1 in seen:
                 self._refuse(f"states before step {i + 1}, and after the one before,", seen[i][2], seen[i - 1][3])
@@ -79,8 +80,8 @@ class Proof:
             t = (chain.timestep.double()[1:] - seen[i][0]).abs().argmin()[None] + 1
             step = f"step {T - int(t) + 1} of {T}"
             output, x, after = (value.float() for value in seen[i][1:])
-            # Where x_T is not of unit variance, the solver steps on x / α.
-            x = x if chain.schedule.prior_std == 1 else float(chain.alpha[t]) * x
+            # A solver that scales what its network is told steps on x / α.
+            x = float(chain.alpha[t]) * x if scaled else x
             found = self.output(x, t, [MORE])
             self._refuse(f"{step}, and the pipeline's own,", found, output)
             if memoryless:

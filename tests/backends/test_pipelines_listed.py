@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, EDMDPMSolverMultistepScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from tests.backends.test_pipelines_called import PROMPTS, SMALL, cond_of, noises, walk
 from tests.support import tiny, tiny_listed  # noqa: F401  the builders
+from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.pipelines import DiffusersKernel
 from treesearch.backends.pipelines.families import family_of
 
@@ -43,6 +44,7 @@ CASES = {  # settings, the shape of a state and of a sample
     ),
     "kandinsky3": ({"height": 64, "width": 64}, (4, 8, 8), (3, 64, 64)),
     "longcat_audio": ({"network_inputs": {"audio_duration_s": 0.5}}, (16, 4), (1, 64)),
+    "stable_audio": ({}, (4, 8), (2, 32)),
     "stable_audio_3": ({"network_inputs": {"duration": 0.5}}, (4, 4), (2, 32)),
     "ideogram4": (SMALL | {"max_sequence_length": 320, "guidance_scale": 5.0}, (32, 16), (3, 16, 32)),
     "qwen_image_21": ({"height": 64, "width": 64}, (16, 4), (3, 64, 64)),
@@ -115,6 +117,20 @@ def test_what_a_class_needs_is_said(name, settings, message, tiny_root):
         DiffusersKernel(loaded(name, tiny_root), num_steps=T, device="cpu", **settings)
 
 
+def test_grids_of_edm_are_of_v_with_unit_variance():
+    """There x / √(1 + σ²) is a state of α² + σ² = 1; other preconditioners are refused."""
+    own = EDMDPMSolverMultistepScheduler(prediction_type="v_prediction", sigma_data=1.0)
+    own.set_timesteps(4)
+    found = Schedule.of(own, 4)
+    x, v = (torch.randn(3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
+    for t, sigma in enumerate(own.sigmas.double().flip(0)[1:], 1):
+        endpoint = own.precondition_outputs(x, v, sigma)
+        assert found.alpha[t] * (found.alpha[t] * x) - found.sigma[t] * v == pytest.approx(endpoint, abs=1e-6)
+    for settings in ({}, {"prediction_type": "v_prediction", "sigma_data": 0.5}):
+        with pytest.raises(ValueError, match="its network is one of v where they are 'v_prediction' and 1"):
+            Schedule.of(EDMDPMSolverMultistepScheduler(**settings), 4)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -122,7 +138,7 @@ def test_what_a_class_needs_is_said(name, settings, message, tiny_root):
         ("OmniGenPipeline", "it encodes prompts in its network"),
         ("QwenImageLayeredPipeline", "a sample of it is several pictures"),
         ("WanVideoToVideoPipeline", "it begins at a video"),
-        ("StableAudioPipeline", "joins its prompt and no text"),
+        ("AudioLDM2Pipeline", "joins its prompt and no text"),
         ("KolorsPipeline", "sentencepiece"),
         ("Cosmos2TextToImagePipeline", "guardrail"),
     ],
