@@ -130,6 +130,7 @@ CALLED = {
     "ZImageControlNetPipeline": Row(),
     "ZImageControlNetInpaintPipeline": Row(names={"mask": "mask_image"}),
     "SanaControlNetPipeline": Row(),
+    "ZImageOmniPipeline": Row(sees=True),
     "HiDreamImagePipeline": Row(),
     "AnimateDiffPipeline": Row(),
     "SanaVideoPipeline": Row(names={"num_frames": "frames"}),
@@ -166,6 +167,5 @@ WITHOUT = {
     "Kolors": "diffusers has it only where sentencepiece is, which is not among what is tested here",
     "QwenImageLayered": "a sample of it is several pictures, one above the other",
     "WanVideoToVideo": "it begins at a video, where a chain here begins at noise or at a picture",
-    "ZImageOmni": "its prompts are lists of parts between pictures",
 }
 """By how a class's name begins, why its call is not run here."""

@@ -23,6 +23,7 @@ Encode = Callable[[list[str]], list[Any]]
 
 _FIXED, _SAME, _ROWS, _WHOLE = range(4)
 """What encoders return: the same whatever the prompts, one row for all, a row a prompt, or one thing for a call."""
+_PARTS = "parts"
 _NOTHING = -1  # length of a row that is None, as a mask of a text that fills it
 
 
@@ -87,7 +88,7 @@ class Said:
             leaves.append(row[0] if kind == _WHOLE else self._as_said(i, row))
         told = []
         for spec in self._specs:
-            told.append(tree_unflatten(leaves[: spec.num_leaves], spec))
+            told.append(tree_map(_turned_back, tree_unflatten(leaves[: spec.num_leaves], spec), is_leaf=_is_turned))
             leaves = leaves[spec.num_leaves :]
         return told
 
@@ -106,7 +107,8 @@ class Said:
         self._known = {}
 
     def _leaves(self, texts: list[str], encode: Encode) -> list[Any]:
-        found = [tree_flatten(each, is_leaf=lambda node: _is_listed(node, len(texts))) for each in encode(texts)]
+        said = [tree_map(_turned, each, is_leaf=lambda node: _is_parted(node, len(texts))) for each in encode(texts)]
+        found = [tree_flatten(each, is_leaf=lambda node: _is_listed(node, len(texts))) for each in said]
         self._specs = [spec for _, spec in found]
         leaves = [leaf for leaves, _ in found for leaf in leaves]
         self._listed |= {i for i, leaf in enumerate(leaves) if _is_listed(leaf, len(texts))}
@@ -132,6 +134,27 @@ def _kind(both: Any, alone: Sequence[Any]) -> int:
     if first.ndim and len(first) == 1 and (both is None or len(both) == 2):
         return _SAME if same else _ROWS
     return _FIXED if same else _WHOLE
+
+
+def _is_parted(node: Any, n: int) -> bool:
+    """Whether something is a list of what n prompts say, each in as many parts (tokens, width)."""
+    return (
+        isinstance(node, list) and len(node) == n and all(isinstance(e, list) and _is_listed(e, len(e)) for e in node)
+    )
+
+
+def _turned(node: Any) -> Any:
+    """Parts of all prompts, part by part, where they were prompt by prompt."""
+    parted = isinstance(node, list) and node and isinstance(node[0], list)
+    return {_PARTS: [list(part) for part in zip(*node, strict=True)]} if parted else node
+
+
+def _is_turned(node: Any) -> bool:
+    return isinstance(node, dict) and _PARTS in node
+
+
+def _turned_back(node: Any) -> Any:
+    return [list(parts) for parts in zip(*node[_PARTS], strict=True)] if _is_turned(node) else node
 
 
 def _is_listed(node: Any, n: int) -> bool:

@@ -28,6 +28,7 @@ CASES = {  # settings, the shape of a state and of a sample
         (4, 8, 16),
         (3, 16, 32),
     ),
+    "z_image_omni": (SMALL | SHORT, (4, 8, 16), (3, 16, 32)),
     "qwen_controlnet_inpaint": (SMALL | {"control_image": PICTURE, "mask": MASK}, (32, 16), (3, 16, 32)),
     "sana_controlnet": (
         {"height": 32, "width": 64, "control_image": PICTURE, "network_inputs": PLAIN},

@@ -70,6 +70,21 @@ def own_settings(kind, network):
 
 
 @family
+def z_image_omni():
+    base = tiny.UNSAVED["z_image"]()
+    config = {"in_channels": 4, "n_layers": 1, "cap_feat_dim": 16, "siglip_feat_dim": 16, **Z_IMAGE}
+    transformer = diffusers.ZImageTransformer2DModel(axes_dims=[4, 6, 6], axes_lens=[512, 32, 32], **config)
+    vision = transformers.Siglip2VisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_patches=256
+    )
+    siglip = stirred(transformers.Siglip2VisionModel(vision))
+    parts = base.components | {"transformer": stirred(transformer)}
+    return diffusers.ZImageOmniPipeline(
+        **parts, siglip=siglip, siglip_processor=transformers.Siglip2ImageProcessorPil()
+    )
+
+
+@family
 def hidream():
     transformer = diffusers.HiDreamImageTransformer2DModel(
         patch_size=2,
