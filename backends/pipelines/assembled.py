@@ -113,7 +113,8 @@ def load(
 
 def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
     """What an index says beside its components."""
-    return {name: value for name, value in index.items() if name != PLACES and name not in index[PLACES]}
+    gone = [name for name, value in index.items() if value == [None, None]]  # components that are left out
+    return {name: value for name, value in index.items() if name not in (PLACES, *index[PLACES], *gone)}
 
 
 def _components(form: Any) -> list[str]:

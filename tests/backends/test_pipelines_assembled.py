@@ -77,12 +77,21 @@ def test_a_part_is_where_the_index_says(copy, tmp_path):
     assert DiffusersKernel.from_pretrained(copy, **SIZE).state_shape == (32, 16)
 
 
-def test_a_family_of_the_whole_pipeline_has_its_parts(tiny_root, tmp_path):
-    saved("sdxl", "StableDiffusionXLModularPipeline", tiny_root, tmp_path)
-    whole = DiffusersKernel.from_pretrained(tiny.checkpoint("sdxl", tiny_root), **SIZE)
-    kernel = DiffusersKernel.from_pretrained(tmp_path, **SIZE)
-    assert type(kernel.pipe).__name__ == "StableDiffusionXLPipeline"
-    assert torch.equal(step(kernel), step(whole))
+@pytest.mark.parametrize(
+    ("name", "kind", "whole"),
+    [
+        ("sdxl", "StableDiffusionXLModularPipeline", "StableDiffusionXLPipeline"),
+        ("wan", "WanModularPipeline", "WanPipeline"),
+    ],
+)
+def test_a_family_of_the_whole_pipeline_has_its_parts(name, kind, whole, tiny_root, tmp_path):
+    """Those that the index leaves out are none."""
+    saved(name, kind, tiny_root, tmp_path)
+    index_of(tmp_path, lambda index: index.update(transformer_2=[None, None, {"type_hint": [None, None]}]))
+    size = SIZE | ({"height": 32, "num_frames": 5} if name == "wan" else {})
+    kernels = [DiffusersKernel.from_pretrained(p, **size) for p in (tmp_path, tiny.checkpoint(name, tiny_root))]
+    assert [type(kernel.pipe).__name__ for kernel in kernels] == [whole, whole]
+    assert torch.equal(*map(step, kernels))
 
 
 @pytest.mark.parametrize(
