@@ -76,7 +76,8 @@ def test_the_environment_is_its_own_model_by_default(tmp_path, capsys):
     [
         (["--env", "MountainCarContinuous-v0"], "the policy's have 2 numbers"),
         (["--env", "CartPole-v1"], "takes actions Discrete"),
-        (["--env", "Reacher-v5"], "shows 10 numbers, the policy is told 4"),
+        (["--env", f"{__file__}:Wide"], "shows 10 numbers, the policy is told 4"),
+        (["--env", f"{__file__}:Shown"], "wrap it with gymnasium's FlattenObservation"),
         (["--env", "Cartpole-v1"], "did you mean 'CartPole-v1'"),
         (["--env", MAZE, "--steps", "9"], "expected 1..8"),
         (["--env", MAZE, "--env-settings", "g"], "is no JSON"),
@@ -120,6 +121,11 @@ class Shown(gymnasium.Env):
 
 class Blind(Shown):
     lacks = "pixels"
+
+
+class Wide(Shown):
+    def seen(self):
+        return np.zeros(10)
 
 
 @pytest.fixture
