@@ -298,7 +298,7 @@ def tables(rows: Sequence[Row]) -> str:
     cells = {f"{b} rollouts": [row for row in usual if row["rollouts"] == b] for b in budgets}
     parts = [
         *("## Return", _returns(cells), "## Less best-of-N's", _gaps(cells, BASE), "## Less FK's", _gaps(cells, FK)),
-        *("## Predicted return of the chosen plans", _predicted(cells)),
+        *("## Predicted return of the chosen plans", _predicted(cells), "## Episodes", _episodes(cells)),
     ]
     at = min((b for b in budgets if b > 1), default=1)
     ways = sorted({(row["warm"], row["steps"]) for row in rows if row["rollouts"] == at})
@@ -310,7 +310,7 @@ def tables(rows: Sequence[Row]) -> str:
             for warm, steps in ways
         }
         parts += [f"## Return at {at} rollouts, by steps between decisions", _returns(cells)]
-        parts += ["## Less FK's, the same steps and start", _gaps(cells, FK)]
+        parts += ["## Less FK's, the same steps and start", _gaps(cells, FK), "## Episodes", _episodes(cells)]
     return "\n\n".join(parts)
 
 
@@ -337,6 +337,14 @@ def _predicted(cells: dict[str, list[Row]]) -> str:
         return f"{np.mean(found):.1f}" if found else None
 
     return table(_methods(cells), list(cells), mean)
+
+
+def _episodes(cells: dict[str, list[Row]]) -> str:
+    def count(method: str, column: str) -> str | None:
+        found = _by_seed(cells[column], method)
+        return f"{sum(map(len, found.values()))}, {len(found)} seeds" if found else None
+
+    return table(_methods(cells), list(cells), count)
 
 
 def _methods(cells: dict[str, list[Row]]) -> list[str]:

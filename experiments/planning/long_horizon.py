@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -180,7 +179,7 @@ EXPLAINED = (
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Success, differences to best-of-N over composed plans, and what was missing of the way."""
+    """Success, differences to best-of-N and FK over composed plans, and what was missing of the way."""
     done = [row for row in rows if row["split"] == "test" and "error" not in row]
     if not done:
         raise ValueError("no cell yet: run the experiment first")
@@ -201,27 +200,27 @@ def page(rows: Sequence[Row]) -> str:
     def cell(what: str, scale: float) -> Callable[[str, str], str | None]:
         return lambda label, column: None if (v := values(label, column, what)) is None else bootstrap(v).text(scale)
 
-    def gap(label: str, column: str) -> str | None:
-        one = values(label, column, "success")
-        other = values(f"{BASE}, {max(chunks for chunks, _ in lines)} chunks", column, "success")
-        return None if one is None or other is None or one.shape != other.shape else bootstrap(one - other).text()
+    def gap(reference: str) -> Callable[[str, str], str | None]:
+        def less(label: str, column: str) -> str | None:
+            one, other = values(label, column, "success"), values(reference, column, "success")
+            same = one is not None and other is not None and one.shape == other.shape
+            return bootstrap(one - other).text() if same else None  # type: ignore[operator]
+
+        return less
+
+    def gaps(method: str) -> tuple[str, ...]:
+        reference = f"{method}, {max(chunks for chunks, _ in lines)} chunks"
+        if reference not in labels:
+            return ()
+        others = [label for label in labels if label != reference and "base" not in label]
+        return f"## Success less that of {reference}, in points", table(others, columns, gap(reference))
 
     columns, asked = [str(nfe) for nfe in budgets], first["asked"]
     title = f"# Long horizons: {first['maze'].title()}, chunks of {first['horizon']} rows, T = {asked['num_steps']}"
     what = f"{asked['pairs']} pairs, {asked['min_cells']} or more cells apart, {len({r['seed'] for r in done})} seeds."
-    parts: list[Any] = [
-        title,
-        f"{EXPLAINED} {what}",
-        "## Success by NFE",
-        table(list(labels), columns, cell("success", 100.0)),
-    ]
-    parts += ["## Less best-of-N's over composed plans, in points", table(list(labels), columns, gap)]
-    return (
-        "\n\n".join(
-            [*parts, "## Way that is missing, % of a cell", table(list(labels), columns, cell("reward", 100.0))]
-        )
-        + "\n"
-    )
+    missing = ("## Way that is missing, % of a cell", table(list(labels), columns, cell("reward", 100.0)))
+    rates = ("## Success by NFE", table(list(labels), columns, cell("success", 100.0)))
+    return "\n\n".join([title, f"{EXPLAINED} {what}", *rates, *gaps(BASE), *gaps("fk"), *missing]) + "\n"
 
 
 Report = reporting("long_horizon", KEY, page)

@@ -145,6 +145,7 @@ def test_the_table_pairs_episodes_with_the_same_first_state():
     rows = [row("best_of_n", [1.0, 100.0], 0), row("fk", [3.0, 102.0], 0), row("fk", [500.0, 500.0], 1)]
     assert "| fk | 2 (2 to 2) |" in locomotion_planning.tables(rows)
     assert "| best_of_n | -2 (-2 to -2) |" in locomotion_planning.tables(rows)
+    assert "| fk | 4, 2 seeds |" in locomotion_planning.tables(rows)
     ways = locomotion_planning.tables([*rows, rows[0] | {"warm": True, "returns": [7.0, 7.0]}])
     assert "| method | every 2 | every 2, warm |" in ways
     assert "| best_of_n | 50 (1 to 100) | 7 (7 to 7) |" in ways

@@ -117,7 +117,8 @@ class Planner:
         budget: of one decision. Whole numbers are of one environment, seconds of the decision, however many it is for.
         steps: k, rows of a plan that are executed before the next decision.
         warm_start: go on from the plans of the decision before, where there are any for the same goal, and keep the
-            best of them until the search finds a better one.
+            best of them until the search finds a better one; not with rewards that plans state themselves, such as
+            `discounted_return`, which a plan that is kept goes on promising.
         level: t of a warm start; None for T/2.
         keep: plans that a warm start draws from.
         enough: least reward of a plan; one below it is a failure, is executed, but not started from.
