@@ -149,7 +149,7 @@ class Run:
     """which methods"""
     rollouts: tuple[int, ...] = (4, 16)
     """budgets of a decision, n·T NFE"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = tuple(range(14))
     """of learners"""
     steps: int = 400
     """that learners make"""
