@@ -6,7 +6,8 @@
 Returns are normalised as D4RL's are, 100 (R - random) / (expert - random), by its reference returns (Fu et al., 2020,
 table 4), which are those of older versions of the same tasks.
 
-A behaviour model knows windows of H rows (s, a, r), of which nothing is given. An episode that the task ended goes on
+A behaviour model knows windows of H rows (s, a, r), of half of which nothing is given and of the others the first
+observation, for trajectories begin anywhere or at one of the data. An episode that the task ended goes on
 for H - 2 rows where it ended, so that windows hold ends as often as any other step.
 """
 
@@ -149,7 +150,7 @@ def behaviour_model(env: str, modelling: Modelling, folder: Path, data: Path) ->
         train_trajectory.Args(
             data=(data,), out=folder / "behaviour", weights=weights, curve=folder / "behaviour.csv",
             horizons=(modelling.horizon,), stride=1, goal=0, environment=task_of(env)[0].environment, maze="",
-            reward=True, unknown=1.0, absorbing=modelling.horizon - 2, widths=modelling.widths,
+            reward=True, unknown=0.5, absorbing=modelling.horizon - 2, widths=modelling.widths,
             epochs=modelling.epochs, steps=modelling.updates, batch_size=modelling.batch_size,
         )
     )  # fmt: skip

@@ -122,7 +122,7 @@ def behaviour_returns(data: Sequence[Path], length: int) -> Array:
     """
     found = joined([read_npz(path) for path in data])
     kept = [
-        found.rewards[end - n : end - n + length].sum(dtype=np.float64)
+        found.rewards[end - n : min(end, end - n + length)].sum(dtype=np.float64)
         for end, n, over in zip(found.ends, found.lengths, found.terminated, strict=True)
         if n >= length or over
     ]

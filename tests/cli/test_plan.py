@@ -1,7 +1,9 @@
 """`treesearch plan`: policies of this library and of LeRobot, searched at every decision of an environment."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import gymnasium
@@ -10,6 +12,7 @@ import pytest
 from gymnasium.spaces import Box, Dict
 
 from tests.backends.test_lerobot import stand_in
+from treesearch.backends import models
 from treesearch.cli.main import main
 
 MAZE = "experiments.policies.two_routes:TwoRoutes"
@@ -42,6 +45,58 @@ def test_episodes_are_kept_and_the_same_command_goes_on(right, tmp_path, capsys)
     assert "| 1 | no | 0 | 12 | 2 | 8 |" in (tmp_path / "plan/README.md").read_text()
     assert main([*words, "--eta", "0.5"]) == 1
     assert "of another plan: its eta is 1.0, not 0.5" in capsys.readouterr().err
+
+
+@pytest.fixture
+def begun(right, tmp_path, capsys):
+    """Words of a plan with weights and a reward of its own, after its first episode, and its folder."""
+    shutil.copy(Path(models.__file__).parents[1] / "weights/two_routes.safetensors", tmp_path / "own.safetensors")
+    words = [*OURS, "--policy", f"{tmp_path}/own.safetensors", "--env", MAZE, "--reward", right]
+    words += ["--store", str(tmp_path / "plan")]
+    assert main([*words, "--episodes", "1"]) == 0
+    capsys.readouterr()
+    return words, tmp_path / "plan"
+
+
+def test_a_plan_that_was_cut_off_goes_on_and_an_episode_counts_once(begun, capsys):
+    words, folder = begun
+    first = (folder / "episodes.jsonl").read_text()
+    (folder / "episodes.jsonl").write_text(2 * first + first[:20])  # two that ran at once, and a crash
+    assert main([*words, "--episodes", "2", "--json"]) == 0
+    assert [line["seed"] for line in json.loads(capsys.readouterr().out)["each"]] == [0, 1]
+    lines = (folder / "episodes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("episodes.jsonl", '{"seed": 0}\n', "episodes.jsonl, line 1, is damaged: remove the line"),
+        ("episodes.jsonl", "{\n", "episodes.jsonl, line 1, is damaged"),
+        ("plan.json", "[1]", "plan.json is damaged: name another --store"),
+        ("plan.json", "\x00", "plan.json is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_named(file, text, said, begun, capsys):
+    words, folder = begun
+    (folder / file).write_text(text)
+    assert main([*words, "--episodes", "1"]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_other_weights_and_another_reward_under_the_same_names_are_another_plan(begun, tmp_path, capsys):
+    words, _ = begun
+    own = tmp_path / "own.safetensors"
+    before = own.read_bytes()
+    own.write_bytes(before[:-4] + b"\x00\x00\x00\x01")
+    assert main([*words, "--episodes", "2"]) == 1
+    assert "of another plan: its policy_digest is" in capsys.readouterr().err
+    own.write_bytes(before)
+    (tmp_path / "mine.py").write_text(
+        "def right(samples, prompts=None):\n    return -samples[..., 0].double().mean(1)\n"
+    )
+    assert main([*words, "--episodes", "2"]) == 1
+    assert "of another plan: its reward_digest is" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_it_costs_and_leaves_nothing(right, tmp_path, capsys):

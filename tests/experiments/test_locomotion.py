@@ -106,6 +106,14 @@ def test_behaviour_returns_are_of_the_first_steps(data):
         locomotion_planning.behaviour_returns([data], 31)
 
 
+def test_a_behaviour_that_fell_has_the_return_of_its_own_steps(tmp_path):
+    flags, file = np.zeros((2, 9), bool), tmp_path / "fallen.npz"
+    flags[0, 2], flags[1, 8] = True, True  # three steps to a fall, then six
+    arrays = {"observations": np.zeros((9, 1)), "actions": np.zeros((9, 1)), "rewards": np.repeat([1.0, 10.0], [3, 6])}
+    np.savez(file, terminals=flags[0], timeouts=flags[1], **arrays)
+    assert locomotion_planning.behaviour_returns([file], 5).tolist() == [3, 50]
+
+
 def test_the_script_fills_its_rows_and_reports(tmp_path, weights, data, capsys):
     out, to = tmp_path / "rows.jsonl", tmp_path / "report.md"
     words = ["run", "--weights", str(weights), "--out", str(out), "--num-steps", "4", "--episodes", "2"]

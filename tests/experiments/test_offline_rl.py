@@ -211,6 +211,15 @@ def test_the_command_fills_its_cells_and_reports(tmp_path, agents, capsys, monke
     assert "diverged, with their last finite weights: 0 of 14" in text
 
 
+def test_a_behaviour_model_learns_to_go_on_from_a_start_and_from_anywhere(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(train_trajectory, "main", lambda args: told.append(args.unknown))
+    beds.behaviour_model("hopper-medium", beds.Modelling(), tmp_path, tmp_path / "data.npz")
+    mask = train_trajectory.draw_mask(torch.Size([400, 8, 5]), 3, 0, torch.Generator().manual_seed(0), told[0])
+    assert 0.2 < mask[:, 0, 0].double().mean() < 0.8
+    assert not mask[:, 1:].any()
+
+
 def test_nothing_is_known_of_windows_where_unknown_is_one():
     rng = torch.Generator().manual_seed(0)
     assert not train_trajectory.draw_mask(torch.Size([50, 8, 5]), 3, 2, rng, 1.0).any()

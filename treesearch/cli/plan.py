@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from treesearch import api as loop
 from treesearch.backends import lerobot
-from treesearch.backends.base import describe
+from treesearch.backends.base import describe, fingerprint
 from treesearch.backends.models.policy import policy
 from treesearch.budget import Budget
 from treesearch.cli import planned, probe
@@ -214,7 +214,20 @@ class Plan(Command):
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         for name in ("reward", "env"):
             own[name] = expressions.public(own[name]) if ":" in (own[name] or "") else own[name]
-        return own | {"limits": asdict(self.limits.budget())}
+        return own | self._content | {"limits": asdict(self.limits.budget())}
+
+    @cached_property
+    def _content(self) -> dict[str, str | None]:
+        """What lies behind the names, which may be other weights and other code at another time."""
+        from treesearch.policies.noise_env import content_of
+
+        kernel, _, _, env = self._opened
+        reward = None if self.reward is None else self._reward
+        return {
+            "policy_digest": describe(kernel).fingerprint,
+            "env_digest": content_of(env.env),
+            "reward_digest": reward and (reward.source or fingerprint.of([reward.fn, reward.name, reward.settings])),
+        }
 
 
 def _settings(text: str) -> dict[str, Any]:

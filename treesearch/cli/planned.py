@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,46 @@ from treesearch.report import tables as report
 from treesearch.runs.files import write_json, write_text
 
 COMMAND, EPISODES = "plan.json", "episodes.jsonl"
+LINE = ("seed", "success", "returns", "actions", "ended", "decisions", "nfe", "reward", "seconds")
 COLUMNS = ("seed", "success", "return", "actions", "decisions", "NFE", "seconds")
 
 
 def begun(folder: Path, command: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of episodes that are there.
+    """Lines of episodes that are there, one a seed; one that a crash cut off is none.
 
     Raises:
-        StoreError: of another plan, or a folder that is something else.
+        StoreError: of another plan, damaged, or a folder that is something else.
     """
     if not (folder / COMMAND).exists():
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{folder} is no plan and not empty: name another --store")
         return []
-    kept = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
+    kept = _object(folder / COMMAND, (folder / COMMAND).read_text(encoding="utf-8", errors="replace"), command.keys())
     for name, value in command.items():
         if kept.get(name) != value:
             raise StoreError(f"{folder} is of another plan: its {name} is {kept.get(name)!r}, not {value!r}")
-    lines = (folder / EPISODES).read_text(encoding="utf-8").splitlines() if (folder / EPISODES).exists() else []
-    return [json.loads(line) for line in lines]
+    file = folder / EPISODES
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    if (whole := text[: text.rfind("\n") + 1]) != text:
+        write_text(file, whole)
+    found = [_object(file, line, LINE, i) for i, line in enumerate(whole.splitlines(), 1)]
+    return list({line["seed"]: line for line in reversed(found)}.values())
+
+
+def _object(file: Path, text: str, names: Iterable[str], line: int | None = None) -> dict[str, Any]:
+    """What a plan wrote there.
+
+    Raises:
+        StoreError: it wrote no such thing.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= set(names):
+        where = "" if line is None else f", line {line},"
+        raise StoreError(f"{file}{where} is damaged: {'remove the line' if line else 'name another --store'}")
+    return found
 
 
 def kept(folder: Path, command: dict[str, Any], line: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ class NoiseEnv(Noisy):
         made, spec = type(self.env.unwrapped), self.env.spec
         return {
             "environment": f"{made.__module__}.{made.__qualname__} {spec.id if spec else ''}".strip(),
-            "rewards": _rewards(self.env),
+            "rewards": content_of(self.env),
             "execute": self.execute,
             "read": fingerprint.of(self.read),
         }
@@ -161,7 +161,7 @@ class NoiseEnv(Noisy):
         return seen
 
 
-def _rewards(env: gymnasium.Env[Any, Any]) -> str | None:
+def content_of(env: gymnasium.Env[Any, Any]) -> str | None:
     """What tells an environment's rewards from those of others of its class; None for what cannot be told."""
     layers, inner = [], env
     while inner is not env.unwrapped:
