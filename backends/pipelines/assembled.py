@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from treesearch.backends.pipelines.checkpoint import (
-    PICKLES,
     PLACES,
     Checkpoint,
     CheckpointError,
@@ -23,7 +22,7 @@ from treesearch.backends.pipelines.checkpoint import (
     has_weights,
     is_hub_id,
 )
-from treesearch.backends.pipelines.networks import class_of, explained, whole
+from treesearch.backends.pipelines.networks import class_of, explained, read, whole
 
 _LIBRARIES = ("diffusers", "transformers")
 _CODE = "modular_config.json"
@@ -61,7 +60,7 @@ class Part:
         if has_weights(self.entry):
             return whole(kind, place, f"{self.home.name!r}: its {self.name}", dtype, self.variant)
         with explained(self.home.name):
-            return kind.from_pretrained(str(place))
+            return read(kind, place)
 
     def _brought(self) -> Path:
         if self.home.folder is not None:
@@ -69,7 +68,8 @@ class Part:
         from huggingface_hub import snapshot_download
 
         start = f"{self.folder}/" if self.folder else ""
-        wanted = [start + file for file in self.home.inside(self.folder) if not file.endswith(PICKLES)]
+        files = self.home.read(self.folder, self.variant, weights=has_weights(self.entry))
+        wanted = [start + file for file in files]
         return Path(snapshot_download(self.home.name, revision=self.home.revision, allow_patterns=wanted))
 
 
@@ -128,6 +128,9 @@ def _part(checkpoint: Checkpoint, name: str, entry: list[str], place: Mapping[st
     Raises:
         CheckpointError: it is not there, or not whole.
     """
+    if entry == [None, None]:
+        raise checkpoint.error(f"its index does not say what its {name} is: load it and bring it, "
+                               f"components={{{name!r}: ...}}")  # fmt: skip
     if entry[0] not in _LIBRARIES:
         raise checkpoint.error(f"its {name} is code of its own ({'.'.join(entry)}), which is not run: load it and "
                                f"bring it, components={{{name!r}: ...}}")  # fmt: skip

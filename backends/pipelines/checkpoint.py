@@ -24,6 +24,7 @@ MODULAR_INDEX = "modular_model_index.json"
 PLACES = "_places"
 """Of the index of a modular repository: {component: where it is}."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HEAVY = (*PICKLES, ".safetensors", ".gguf", ".msgpack", ".h5", ".onnx", ".onnx_data", ".ot", ".pb", ".tflite")
 LORA = "pytorch_lora_weights.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]*\w)?")
 _WEIGHTS = re.compile(
@@ -116,7 +117,7 @@ class Checkpoint:
 
     def inside(self, name: str) -> list[str]:
         """Files of a component's folder."""
-        start = f"{name}/" if name else ""
+        start = _place(name)
         return sorted(file.removeprefix(start) for file in self.files if file.startswith(start))
 
     def variant_of(self, name: str, wanted: str | None) -> str | None:
@@ -125,22 +126,33 @@ class Checkpoint:
         Raises:
             CheckpointError: they are pickled, cut, missing in part, or all of another.
         """
-        inside = self.inside(name)
+        inside, place, part = self.inside(name), _place(name), name or "network"
         if "config.json" not in inside:
-            raise self.error(f"{name}/config.json is missing: load it again")
-        matches = {file: _WEIGHTS.fullmatch(file) for file in inside}
-        variants = {m["variant"] or m["late"]: file for file, m in matches.items() if m}
+            raise self.error(f"{place}config.json is missing: load it again")
+        variants = {_variant(file) for file in inside if _WEIGHTS.fullmatch(file)}
         if not variants:
-            raise self.error(self._no_weights(name, inside))
+            raise self.error(self._no_weights(part, inside))
         found = wanted if wanted in variants else None
         if found not in variants:
             choices = " or ".join(f"variant={v!r}" for v in sorted(map(str, variants)))
-            raise self.error(f"the weights of its {name} are of another variant: say {choices}")
-        chosen = [file for file, m in matches.items() if m and (m["variant"] or m["late"]) == found]
+            raise self.error(f"the weights of its {part} are of another variant: say {choices}")
         self._refuse_missing_shards(name, inside, found)
-        for file in chosen:
-            self.refuse_broken(f"{name}/{file}" if name else file)
+        for file in _weights(inside, found):
+            self.refuse_broken(place + file)
         return found
+
+    def read(self, name: str, variant: str | None, *, weights: bool) -> list[str]:
+        """Files of a component's folder that loading it reads, of all that there are in a repository.
+
+        Args:
+            name: of the folder.
+            variant: of its weights, by `variant_of`.
+            weights: whether it has some; where not, what is beside it may all the same.
+        """
+        inside = self.inside(name)
+        if weights:
+            return sorted({*_weights(inside, variant), *(f for f in inside if "/" not in f and f.endswith(".json"))})
+        return [file for file in inside if not file.endswith(_HEAVY) and (name or "/" not in file)]
 
     def _no_weights(self, name: str, inside: list[str]) -> str:
         if any(file.endswith(PICKLES) for file in inside):
@@ -153,10 +165,10 @@ class Checkpoint:
         ending = f".index.{variant}.json" if variant else ".index.json"
         for file in inside:
             if file.endswith(f".safetensors{ending}") and self.folder is not None:
-                shards = set(self._json(f"{name}/{file}").get("weight_map", {}).values())
+                shards = set(self._json(_place(name) + file).get("weight_map", {}).values())
                 if absent := sorted(shards - set(inside)):
-                    raise self.error(f"{len(absent)} of {len(shards)} shards of its {name} are missing, such as "
-                                     f"{name}/{absent[0]}: load it again")  # fmt: skip
+                    raise self.error(f"{len(absent)} of {len(shards)} shards of its {name or 'network'} are missing, "
+                                     f"such as {_place(name)}{absent[0]}: load it again")  # fmt: skip
 
     def refuse_broken(self, file: str) -> list[str]:
         """Names of the weights in a safetensors file; none while it is on the hub.
@@ -237,6 +249,21 @@ class Checkpoint:
         return f"{what}: name the checkpoint, and bring this as one of its components={{...}}"
 
 
+def _place(folder: str) -> str:
+    """What the names of a folder's files begin with."""
+    return f"{folder}/" if folder else ""
+
+
+def _variant(file: str) -> str | None:
+    """Of the weights in a file."""
+    found = _WEIGHTS.fullmatch(file)
+    return (found["variant"] or found["late"]) if found else None
+
+
+def _weights(inside: Sequence[str], variant: str | None) -> list[str]:
+    return [file for file in inside if _WEIGHTS.fullmatch(file) and _variant(file) == variant]
+
+
 def components(index: dict[str, Any]) -> list[str]:
     """Names of the components that an index says are there."""
     pairs = {name: entry for name, entry in index.items() if name[0] != "_" and isinstance(entry, list)}
@@ -252,9 +279,8 @@ def _placed(index: dict[str, Any]) -> dict[str, Any]:
     """The index of a modular repository as that of a whole pipeline."""
     entries = {k: v[2] for k, v in index.items() if isinstance(v, list) and len(v) == 3 and isinstance(v[2], dict)}
     kinds = {name: place.get("type_hint") or index[name][:2] for name, place in entries.items()}
-    places = {
-        name: place for name, place in entries.items() if place.get("pretrained_model_name_or_path", place.get("repo"))
-    }
+    where = {name: place.get("pretrained_model_name_or_path", place.get("repo")) for name, place in entries.items()}
+    places = {name: entries[name] for name, at in where.items() if at and isinstance(at, str)}
     return index | {name: kinds[name] if name in places else [None, None] for name in entries} | {PLACES: places}
 
 

@@ -22,6 +22,12 @@ def class_of(library: str, kind: str) -> Any:
     return simple_get_class_obj(library, kind)
 
 
+def read(kind: Any, folder: str | Path, **options: Any) -> Any:
+    """A component from its files, by a class of the library: code beside them is not run, nor asked about."""
+    own = {"trust_remote_code": False} if kind.__module__.startswith("transformers.models.auto") else {}
+    return kind.from_pretrained(str(folder), **own, **options)
+
+
 def whole(kind: Any, folder: str | Path, name: str, dtype: torch.dtype, variant: str | None = None) -> Any:
     """A network of which every weight comes from its file.
 
@@ -30,9 +36,7 @@ def whole(kind: Any, folder: str | Path, name: str, dtype: torch.dtype, variant:
     """
     chosen = {} if variant is None else {"variant": variant}
     with explained(str(folder)):
-        module, said = kind.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, output_loading_info=True, **chosen
-        )
+        module, said = read(kind, folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **chosen)
     lost = {*said["missing_keys"], *(key[0] for key in said["mismatched_keys"])}
     lost |= {key for key, weight in module.named_parameters() if weight.is_meta}
     if lost:
@@ -60,6 +64,8 @@ def _why(checkpoint: str, error: Exception) -> str:
         cure = "accept its licence on its page and log in with `hf auth login`, or name a local folder"
     elif "RepositoryNotFoundError" in kinds or "not a valid model identifier" in said:
         cure = "there is no such repository: check the name, or name a local folder"
+    elif "trust_remote_code" in said:
+        cure = "it is code of its own, which is not run: load it and bring it, components={...: ...}"
     elif "GPU" in said and "quantiz" in said:
         cure = "its weights are quantised by a library that needs a GPU"
     elif isinstance(error, (AttributeError, ImportError)):

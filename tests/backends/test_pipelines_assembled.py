@@ -7,9 +7,11 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.support import tiny
 from treesearch.backends.pipelines import CheckpointError, DiffusersKernel
+from treesearch.backends.pipelines.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SIZE = {"num_steps": 2, "device": "cpu", "height": 16, "width": 32}
@@ -77,6 +79,38 @@ def test_a_part_is_where_the_index_says(copy, tmp_path):
     assert DiffusersKernel.from_pretrained(copy, **SIZE).state_shape == (32, 16)
 
 
+def test_shards_at_the_top_of_a_repository(copy, tmp_path):
+    """Of a part that is a repository of its own."""
+    vae = (copy / "vae").rename(tmp_path / "vae")
+    weights = load_file(file := next(vae.glob("*.safetensors")))
+    file.unlink()
+    names = {key: f"{file.stem}-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(sorted(weights))}
+    for shard in set(names.values()):
+        save_file({key: weights[key] for key, at in names.items() if at == shard}, vae / shard)
+    (vae / f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    index_of(copy, lambda i: i["vae"][2].update(pretrained_model_name_or_path=str(vae), subfolder=""))
+    assert DiffusersKernel.from_pretrained(copy, **SIZE).state_shape == (32, 16)
+    next(vae.glob("*-of-00002.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="1 of 2 shards of its network are missing, such as diffusion_pytorch"):
+        DiffusersKernel.from_pretrained(copy, **SIZE)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "kind"),
+    [("text_encoder", "config.json", "AutoModel"), ("tokenizer", "tokenizer_config.json", "AutoTokenizer")],
+)
+def test_code_beside_a_part_is_not_run_whatever_is_answered(folder, file, kind, copy, monkeypatch, tmp_path):
+    said = json.loads((copy / folder / file).read_text())
+    said |= {"auto_map": {"AutoConfig": "own.Own", kind: ["own.Own", None] if "Token" in kind else "own.Own"}}
+    (copy / folder / file).write_text(json.dumps(said | {"model_type": "own", "tokenizer_class": "Own"}))
+    (copy / folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    index_of(copy, lambda i: i[folder][2].update(type_hint=["transformers", kind]))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(CheckpointError, match="it is code of its own, which is not run"):
+        DiffusersKernel.from_pretrained(copy, **SIZE)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "whole"),
     [
@@ -103,8 +137,10 @@ def test_a_family_of_the_whole_pipeline_has_its_parts(name, kind, whole, tiny_ro
         (lambda f: next((f / "vae").glob("*.saf*")).unlink(), {}, CheckpointError, "the weights of its vae are miss"),
         (lambda f: index_of(f, lambda i: i["vae"][2].update(type_hint=["mine", "Net"])), {}, CheckpointError,
          r"its vae is code of its own \(mine\.Net\)"),
-        (lambda f: index_of(f, lambda i: i["vae"][2].update(pretrained_model_name_or_path=None)), {}, CheckpointError,
-         "QwenImageModularPipeline has no vae"),
+        *((lambda f, at=at: index_of(f, lambda i: i["vae"][2].update(pretrained_model_name_or_path=at, subfolder="")),
+           {}, CheckpointError, "QwenImageModularPipeline has no vae") for at in (None, 5)),
+        (lambda f: index_of(f, lambda i: i.update(guider=[None, None, i["vae"][2] | {"type_hint": None}])), {},
+         CheckpointError, "its index does not say what its guider is: load it and bring it"),
         (lambda f: index_of(f, lambda i: i.update(_class_name="EchoModularPipeline")), {}, ValueError,
          "^EchoModularPipeline cannot be searched"),
         (lambda f: None, {"components": {"unet": None}}, ValueError, "has no component 'unet': choose"),
@@ -121,7 +157,8 @@ def test_what_is_not_whole_is_refused_before_any_weight(change, options, error, 
 def test_parts_on_the_hub_are_fetched_alone(copy, monkeypatch):
     """An index that names another repository for its transformer, whose files are asked for and no others."""
     index_of(copy, lambda i: i["transformer"][2].update(pretrained_model_name_or_path="owner/net", subfolder="deep"))
-    names = ["deep/config.json", "deep/diffusion_pytorch_model.safetensors", "deep/model.bin", "vae/config.json"]
+    weights = [f"deep/diffusion_pytorch_model.{end}" for end in ("safetensors", "fp16.safetensors", "msgpack", "bin")]
+    names = ["deep/config.json", *weights, "deep/model.onnx", "vae/config.json"]
     info = type("Info", (), {"siblings": [type("File", (), {"rfilename": name}) for name in names]})
     asked = []
 
@@ -136,3 +173,9 @@ def test_parts_on_the_hub_are_fetched_alone(copy, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
     assert DiffusersKernel.from_pretrained(copy, **SIZE).rows_per_nfe == 2
     assert asked == [("owner/net", None, names[:2])]
+
+
+def test_a_tokenizer_at_the_top_of_a_model_is_fetched_without_the_model():
+    names = ["tokenizer.json", "vocab.txt", "chat_template.jinja", "model.safetensors", "tf_model.h5", "onnx/a.json"]
+    found = Checkpoint("owner/model", frozenset(names), None)
+    assert found.read("", None, weights=False) == ["chat_template.jinja", "tokenizer.json", "vocab.txt"]
