@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from experiments.offline_rl import __main__ as offline_rl
-from experiments.offline_rl import beds, synthetic
+from experiments.offline_rl import beds, study, synthetic
 from experiments.offline_rl.learners import LEARNERS, Diverged, Learner, Settings, Transitions, transitions_of
 from experiments.planning import locomotion, train_trajectory
 from treesearch.errors import TreeSearchError
@@ -152,6 +153,36 @@ def test_learners_are_better_than_what_they_clone():
     cloned = learnt("td3bc", alpha=0.0)
     assert abs(cloned) < 0.1
     assert all(learnt(name) > cloned + 0.1 for name in LEARNERS)
+
+
+def flat(name, worth, scale, **bias):
+    """A learner whose networks have no weights: each Q is `worth`, each V `bias` or as much."""
+    learner = Learner(name, transitions(), SMALL, 0, scale)
+    for key, value in learner.loss.state_dict().items():
+        if not key.endswith(("mean", "std")):
+            value.fill_(0.0)
+        if key.endswith("4.bias") and "actor" not in key:
+            value.fill_(bias.get("value", worth) if "qvalue" not in key else worth)
+    return learner
+
+
+def test_the_value_of_iql_is_an_upper_expectile():
+    """Q above V weighs τ, below it 1 - τ."""
+    above, below = (flat("iql", worth, 1.0, value=0.0) for worth in (1.0, -1.0))
+    batch = above._batch(transitions())
+    ratio = above.loss(batch.clone())["loss_value"] / below.loss(batch)["loss_value"]
+    assert float(ratio) == pytest.approx(SMALL.expectile / (1 - SMALL.expectile))
+
+
+def test_seeds_are_judged_in_episodes_of_their_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "returns_of", lambda environment, policy, seeds, steps: asked.append(seeds))
+    every = SimpleNamespace(run=study.Run(), task=beds.TASKS["hopper"])
+    learner = Learner("td3bc", transitions(), SMALL, 0)
+    for seed in (0, 1, 1):
+        study.Study._returns(every, learner, seed)
+    assert len({*asked[0], *asked[1]}) == 2 * study.Protocol().episodes
+    assert asked[1] == asked[2]
 
 
 @pytest.fixture(scope="module")
