@@ -377,6 +377,7 @@ def test_an_encoding_is_kept_for_the_picture_that_it_is_of(pipeline):
         law = Remembering(vae, kept).encode(picture).latent_dist
         assert torch.equal(law.sample(), vae.encode(picture).latent_dist.mode())
         assert Remembering(vae, kept).encode(picture.clone()).latent_dist is law
+    assert isinstance(Remembering(vae, kept), type(vae))  # pipelines choose how to decode by it
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_whether_a_first_call_will_compile(tmp_path, home):
     assert not kept(nowhere)
     nowhere(1)
     assert kept(nowhere)
+    assert kept(lambda x: x)  # as numba leaves a function where it is told to compile nothing
 
 
 def test_only_one_module_knows_numbas_cache():

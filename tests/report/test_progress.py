@@ -57,6 +57,18 @@ def test_quick_searches_leave_no_lines(capsys, watched, monkeypatch):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_search_that_will_compile_first_says_so(watched, monkeypatch, kept):
+    watched()
+    shown = []
+    monkeypatch.setattr(line_of, "kept", lambda function: kept)
+    monkeypatch.setattr(line_of._Terminal, "update", lambda self, text: shown.append(text))
+    search()
+    first = f"BestOfN      {line_of.COMPILING}"
+    assert (shown[0] == first, shown.count(first)) == (not kept, int(not kept))
+    assert "NFE    400/400" in shown[-1]
+
+
 def test_a_notebook_has_one_in_its_cell(capsys, watched, monkeypatch):
     shell = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=None))
     monkeypatch.setitem(sys.modules, "IPython", shell)

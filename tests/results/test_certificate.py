@@ -409,13 +409,13 @@ def test_previews():
     assert "previewed" not in flags(search(ts.BestOfN(), kernel))  # scores nothing above t = 0
 
 
-@pytest.mark.parametrize(("asked", "took", "told"), [(3.0, 12.8, True), (3.0, 3.9, False), (None, 12.8, False)])
+@pytest.mark.parametrize(("asked", "took", "told"), [(3.0, 5.6, True), (3.0, 5.4, False), (None, 12.8, False)])
 def test_a_search_that_took_longer_than_it_was_given_says_so(asked, took, told):
     (task,) = search(ts.BestOfN()).tasks
     config = {**task.context.config, "budget": {"nfe": None, "seconds": asked}}
     context = replace(task.context, config=config, cost=replace(task.context.cost, seconds=took))
     warnings = replace(task, context=context).diagnostics["warnings"]
-    assert [w.split(":")[0] for w in warnings if "seconds" in w or " s of " in w] == ["took 12.8 s of 3 s"] * told
+    assert [w.split(":")[0] for w in warnings if "seconds" in w or " s of " in w] == [f"took {took} s of 3 s"] * told
 
 
 def test_the_clock_and_a_halt(tmp_path):

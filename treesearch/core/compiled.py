@@ -63,7 +63,12 @@ def kept_in(function: Any) -> str | None:
 
 
 def kept(function: Any) -> bool:
-    """Whether an earlier process left the code of a compiled function; else its first call takes seconds."""
+    """Whether an earlier process left the code of a compiled function; else its first call takes seconds.
+
+    True where numba compiles nothing (NUMBA_DISABLE_JIT).
+    """
+    if not hasattr(function, "signatures"):
+        return True
     try:
         return bool(function.signatures or function._cache._cache_file._load_index())
     except (AttributeError, *_DAMAGED):
