@@ -79,7 +79,10 @@ def from_pretrained(
 def _check_folder(path: Path) -> None:
     if not path.is_dir():
         if path.is_absolute() or len(path.parts) != 2 or path.suffix == ".safetensors":
-            raise FileNotFoundError(f"no policy at {path}: expected a folder, the id owner/name of a hub, or a file")
+            raise FileNotFoundError(
+                f"no policy at {path}: expected two_routes.safetensors, which is shipped, a file of your own, a folder "
+                "of LeRobot's or the id owner/name of a hub"
+            )
         return
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} has no config.json: expected a folder that a policy's save_pretrained wrote")

@@ -59,7 +59,8 @@ def learnt(args: Args) -> DSRL:
         raise ValueError(f"steps is {args.steps}, expected a multiple of every = {made.settings.every}")
     print(f"learning noise for a frozen policy: {args.steps} chunks, the first {made.settings.warmup} to look round")
     before = made.frozen.weights
-    for at in range(made.settings.every, args.steps + 1, made.settings.every):
+    made.learn(made.settings.every, store=args.out / "learner")  # an earlier run may have come further
+    for at in range(max(made.steps, made.settings.every), args.steps + 1, made.settings.every):
         made.learn(at, store=args.out / "learner")
         last = [value for _, value in made.episodes[-10:]] or [0.0]
         print(f"  {at:5} chunks, {len(made.episodes):3} episodes: the last ten earn {np.mean(last):.2f}", flush=True)

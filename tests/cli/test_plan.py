@@ -44,7 +44,7 @@ def test_episodes_are_kept_and_the_same_command_goes_on(right, tmp_path, capsys)
     assert (found["episodes"], found["success"], found["return"]) == (2, 0.0, 0.0)
     assert "| 1 | no | 0 | 12 | 2 | 8 |" in (tmp_path / "plan/README.md").read_text()
     assert main([*words, "--eta", "0.5"]) == 1
-    assert "of another plan: its eta is 1.0, not 0.5" in capsys.readouterr().err
+    assert "of another plan: its eta is 1.0, not 0.5; ask for the same, or name" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -104,6 +104,8 @@ def test_a_dry_run_says_what_it_costs_and_leaves_nothing(right, tmp_path, capsys
     assert main([*words, "--episodes", "3", "--steps", "4"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["decision_nfe"], found["decisions_at_most"], found["nfe_at_most"]) == (4, 9, 36)
+    seconds = (4 * found["ms_per_nfe"] + 2 * found["ms_per_reward"]) / 1e3
+    assert found["decision_seconds"] == pytest.approx(seconds, abs=1e-4)
     assert not (tmp_path / "plan").exists()
 
 

@@ -187,13 +187,15 @@ class Plan(Command):
         one, spec = probe.estimate(session), env.spec
         length = min(self.max_actions, (spec.max_episode_steps if spec else None) or self.max_actions)
         decisions = -(-length // self._made)
-        every = decisions * self.episodes
+        every, calls = decisions * self.episodes, one.get("reward_calls", one.get("reward_calls_at_most", 0))
+        seconds = (one["nfe"] * one["ms_per_nfe"] + calls * one["ms_per_reward"]) / 1e3
         return {
-            **{f"decision_{name}": one[name] for name in ("nfe", "full_rollouts", "seconds")},
+            **{f"decision_{name}": one[name] for name in ("nfe", "full_rollouts")},
+            "decision_seconds": round(seconds, 4),
             **{name: one[name] for name in ("ms_per_nfe", "ms_per_reward")},
             "decisions_at_most": every,
             "nfe_at_most": every * one["nfe"],
-            "seconds_at_most": round(every * one["seconds"], 1),
+            "seconds_at_most": round(every * seconds, 1),
         }
 
     def _report(self, played: list[dict[str, Any]], folder: Path) -> int:
@@ -204,8 +206,7 @@ class Plan(Command):
             say(json.dumps(found | {"each": played}, indent=2))
             return 0
         report.print_table(planned.rows(played), planned.COLUMNS)
-        rate = "" if found["success"] is None else f"{100 * found['success']:.0f} % succeed, "
-        say(f"{rate}return {found['return']:.3g}; {folder / 'README.md'}")
+        say(f"{planned.outcome(found)}; {folder / 'README.md'}")
         return 0
 
     def _told(self) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class Plan(Command):
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         for name in ("reward", "env"):
             own[name] = expressions.public(own[name]) if ":" in (own[name] or "") else own[name]
-        return own | self._content | {"limits": asdict(self.limits.budget())}
+        return own | self._content | {"limits": asdict(self._search[1])}
 
     @cached_property
     def _content(self) -> dict[str, str | None]:

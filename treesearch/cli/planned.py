@@ -29,13 +29,23 @@ def begun(folder: Path, command: dict[str, Any]) -> list[dict[str, Any]]:
     kept = _object(folder / COMMAND, (folder / COMMAND).read_text(encoding="utf-8", errors="replace"), command.keys())
     for name, value in command.items():
         if kept.get(name) != value:
-            raise StoreError(f"{folder} is of another plan: its {name} is {kept.get(name)!r}, not {value!r}")
+            raise StoreError(
+                f"{folder} is of another plan: its {name} is {_said(kept.get(name))}, not {_said(value)}; ask for the "
+                "same, or name another --store"
+            )
     file = folder / EPISODES
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     if (whole := text[: text.rfind("\n") + 1]) != text:
         write_text(file, whole)
     found = [_object(file, line, LINE, i) for i, line in enumerate(whole.splitlines(), 1)]
     return list({line["seed"]: line for line in reversed(found)}.values())
+
+
+def _said(value: Any) -> str:
+    """A setting as a person would say it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={one}" for name, one in value.items() if one is not None) or "none"
+    return str(value)
 
 
 def _object(file: Path, text: str, names: Iterable[str], line: int | None = None) -> dict[str, Any]:
@@ -99,6 +109,12 @@ def sentence(line: dict[str, Any]) -> str:
 
 
 def _card(command: dict[str, Any], played: list[dict[str, Any]], found: dict[str, Any]) -> str:
-    asked = "\n".join(f"- {name}: {value}" for name, value in command.items() if value is not None)
+    asked = "\n".join(f"- {name}: {_said(value)}" for name, value in command.items() if value is not None)
     head = f"# A policy searched at every decision\n\n{asked}\n\n"
-    return head + report.markdown_table(rows(played), COLUMNS) + f"\n\nreturn {found['return']:.4g}\n"
+    return head + report.markdown_table(rows(played), COLUMNS) + f"\n\n{outcome(found)}\n"
+
+
+def outcome(found: dict[str, Any]) -> str:
+    """Success and return of all episodes."""
+    rate = "" if found["success"] is None else f"{100 * found['success']:.0f} % succeed, "
+    return f"{rate}return {found['return']:.3g}"

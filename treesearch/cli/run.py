@@ -210,7 +210,7 @@ def print_estimate(found: dict[str, Any], *, as_json: bool) -> int:
                 for name, size in value.items():
                     say(f"  {name:<30}{_size(size):>12}")
             else:
-                say(f"{key:<22}{value}")
+                say(f"{key:<24} {value}")
     return 0
 
 
