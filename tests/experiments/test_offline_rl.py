@@ -159,11 +159,22 @@ def flat(name, worth, scale, **bias):
     """A learner whose networks have no weights: each Q is `worth`, each V `bias` or as much."""
     learner = Learner(name, transitions(), SMALL, 0, scale)
     for key, value in learner.loss.state_dict().items():
-        if not key.endswith(("mean", "std")):
+        if not key.endswith(("mean", "std", "gamma")):  # TorchRL shares γ between losses
             value.fill_(0.0)
         if key.endswith("4.bias") and "actor" not in key:
             value.fill_(bias.get("value", worth) if "qvalue" not in key else worth)
     return learner
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_targets_end_with_the_task_and_go_on_over_a_limit_of_time(name):
+    """Q = k r where the task ended, k r + γ Q elsewhere: no error there, and one where the flags are others."""
+    worth, scale, data = 2.0, 0.5, transitions()
+    learner = flat(name, worth, scale)
+    due = torch.where(data.terminated, worth, worth * (1 - SMALL.gamma)) / scale
+    right = replace(data, rewards=due)
+    for given, low, high in ((right, 0, 1e-9), (replace(right, terminated=~data.terminated), 1, 99)):
+        assert low <= float(learner.loss(learner._batch(given))["loss_qvalue"].detach().sum()) <= high
 
 
 def test_the_value_of_iql_is_an_upper_expectile():
@@ -171,7 +182,7 @@ def test_the_value_of_iql_is_an_upper_expectile():
     above, below = (flat("iql", worth, 1.0, value=0.0) for worth in (1.0, -1.0))
     batch = above._batch(transitions())
     ratio = above.loss(batch.clone())["loss_value"] / below.loss(batch)["loss_value"]
-    assert float(ratio) == pytest.approx(SMALL.expectile / (1 - SMALL.expectile))
+    assert float(ratio.detach()) == pytest.approx(SMALL.expectile / (1 - SMALL.expectile))
 
 
 def test_seeds_are_judged_in_episodes_of_their_own(monkeypatch):
