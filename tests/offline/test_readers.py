@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import h5py
 import minari
 import numpy as np
@@ -183,6 +185,16 @@ def test_bad_minari_data_is_refused(tmp_path):
     keyed = minari_data(tmp_path / "keyed-v0", arrays(), keyed=True)
     with pytest.raises(DataError, match="no part 'state', got achieved_goal, observation"):
         read_minari(keyed, observation="state")
+
+
+def test_a_minari_episode_of_no_step_is_refused(tmp_path, monkeypatch):
+    folder = minari_data(tmp_path / "made-v0", arrays())
+    empty = SimpleNamespace(
+        id=7, observations=np.zeros((1, 4)), actions=np.zeros((0, 2)), rewards=np.zeros(0), terminations=np.zeros(0)
+    )
+    monkeypatch.setattr("minari.MinariDataset.__iter__", lambda self: iter([empty]))
+    with pytest.raises(DataError, match="made-v0: episode 7 has no step"):
+        read_minari(folder)
 
 
 def ogbench(path, found=None, **changes):

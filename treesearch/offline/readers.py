@@ -207,6 +207,8 @@ def _minari_episodes(data: Any, observation: str, source: str) -> Iterator[tuple
             if not isinstance(value, np.ndarray) or value.ndim != 2 or len(value) != length:
                 got = getattr(value, "shape", type(value).__name__)
                 raise DataError(f"{source}: {name} of episode {episode.id} are {got}, expected {length} vectors")
+        if not steps:
+            raise DataError(f"{source}: episode {episode.id} has no step")
         floats = [np.asarray(v, np.float32) for v in (seen, episode.actions, episode.rewards)]
         yield floats[0][:-1], floats[1], floats[2], bool(episode.terminations[-1]), floats[0][-1]
 
