@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.mnist import train_mnist
 from experiments.robustness.cpus import Passed, busy
 
 
@@ -108,12 +110,14 @@ def test_declared_values(tmp_path):
 
 
 def test_training_resumes(tmp_path, digits):
-    words = ["--data", str(digits), "--out", str(tmp_path / "run"), "--weights", str(tmp_path / "w.safetensors")]
-    words += ["--curve", str(tmp_path / "curve.csv"), "--limit", "32", "--batch-size", "32", "--threads", "1"]
-    script("mnist.train_mnist", *words, "--epochs", "1")
-    script("mnist.train_mnist", *words, "--epochs", "2")
-    assert (tmp_path / "w.safetensors").exists()
-    assert len((tmp_path / "curve.csv").read_text().splitlines()) == 3
+    args = train_mnist.Args(
+        data=digits, out=tmp_path / "run", weights=tmp_path / "w.safetensors", curve=tmp_path / "curve.csv",
+        limit=32, batch_size=32, threads=1, epochs=1,
+    )  # fmt: skip
+    train_mnist.main(args)
+    train_mnist.main(replace(args, epochs=2))
+    assert args.weights.exists()
+    assert [line.split(",")[0] for line in args.curve.read_text().splitlines()] == ["epoch", "1", "2"]
 
 
 @pytest.mark.slow
