@@ -107,21 +107,31 @@ class Settings:
     """β of IQL"""
 
 
-class Mean(nn.Module):
-    """tanh of a network of normalised observations (n, S): actions (n, A)."""
+class Normalised(nn.Module):
+    """A network of observations (n, S) by their mean and std in the data."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, observations: Tensor, actions: int, width: int) -> None:
+    def __init__(self, observations: Tensor, net: nn.Module) -> None:
         super().__init__()
         std, mean = torch.std_mean(observations, 0)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std + 1e-3)
-        self.net = mlp(observations.shape[1], actions, width)
+        self.net = net
+
+    def normal(self, observations: Tensor) -> Tensor:
+        return (observations - self.mean) / self.std
+
+
+class Mean(Normalised):
+    """tanh of a network of normalised observations (n, S): actions (n, A)."""
+
+    def __init__(self, observations: Tensor, actions: int, width: int) -> None:
+        super().__init__(observations, mlp(observations.shape[1], actions, width))
 
     def forward(self, observations: Tensor) -> Tensor:
-        return self.net((observations - self.mean) / self.std).tanh()
+        return self.net(self.normal(observations)).tanh()
 
 
 class Law(nn.Module):
@@ -136,21 +146,14 @@ class Law(nn.Module):
         return mean, self.log_std.clamp(-5, 2).exp().expand_as(mean)
 
 
-class Worth(nn.Module):
+class Worth(Normalised):
     """A number (n, 1) of normalised observations, and actions where it is given some."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, observations: Tensor, actions: int, width: int) -> None:
-        super().__init__()
-        std, mean = torch.std_mean(observations, 0)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std + 1e-3)
-        self.net = mlp(observations.shape[1] + actions, 1, width)
+        super().__init__(observations, mlp(observations.shape[1] + actions, 1, width))
 
     def forward(self, observations: Tensor, *actions: Tensor) -> Tensor:
-        return self.net(torch.cat([(observations - self.mean) / self.std, *actions], -1))
+        return self.net(torch.cat([self.normal(observations), *actions], -1))
 
 
 def mlp(inputs: int, outputs: int, width: int) -> nn.Sequential:
