@@ -85,7 +85,7 @@ class Run:
 
     def run(self) -> int:
         check_seeds(self.seeds, DESIGN_SEEDS)
-        cells = Cells(self.out, KEY)
+        cells = Cells(self.out, KEY, {"nfe": self.nfe, "pilot": self.pilot})
 
         def run(job: Job) -> Row:
             return self._cell(job, cells)

@@ -303,7 +303,7 @@ class Run:
         check_names("method", self.methods, METHODS)
         beds = {name: BEDS[name]() for name in self.beds}
         with locked(self.work):
-            cells = Cells(self.out, KEY)
+            cells = Cells(self.out, KEY, {"tuning_nfe": self.tuning_nfe, "pool_scale": self.pool_scale})
 
             @cache
             def target(name: str) -> Target:

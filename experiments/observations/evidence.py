@@ -126,7 +126,8 @@ class Run:
             every = self.searches if job.arm in ASKED else self.beside
             return job.row | cell(job, -(-every // len(BEDS[job.bed])), self.nfe)
 
-        Sweep(Cells(self.out, KEY), run, said).fill(
+        asked = {"searches": self.searches, "beside": self.beside, "nfe": self.nfe}
+        Sweep(Cells(self.out, KEY, asked), run, said).fill(
             Job(name, operator, tolerance, observation, arm)
             for observation in range(self.observations)
             for arm in self.arms

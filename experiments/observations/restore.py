@@ -97,7 +97,7 @@ class Run:
 
     def run(self) -> int:
         torch.set_num_threads(self.threads)
-        every = Sweep(Cells(self.out, KEY), self.cell, told)
+        every = Sweep(Cells(self.out, KEY, {"num_steps": self.num_steps, "particles": self.particles}), self.cell, told)
         for problem in self.problems:
             task, tolerance = PROBLEMS[problem]
             every.fill(Job(task, tolerance, "model", name, seed) for seed in self.seeds for name in self.samplers)

@@ -203,7 +203,7 @@ class Run:
     def run(self) -> int:
         torch.set_num_threads(1)
         work = partial(cell, n=self.n, num_steps=self.num_steps, weights=self.weights)
-        every: Sweep[Job] = Sweep(Cells(self.out, KEY), work, words)
+        every: Sweep[Job] = Sweep(Cells(self.out, KEY, {"n": self.n, "num_steps": self.num_steps}), work, words)
         every.fill(Job(m, how, seed) for seed in range(self.seeds) for how in HOWS for m in self.methods)
         return 0
 

@@ -79,7 +79,6 @@ def choose_pairs(task: Task, bed: Bed, run: Run) -> Row:
         **{name: [pool[i] for i in rows] for name, rows in split.items()},
         "routes": [routes[i] for i in split["test"]],
         "fingerprint": bed.kernel.fingerprint,
-        "asked": run.asked,
     }
 
 
@@ -205,15 +204,16 @@ class Run:
             raise ValueError(f"weights are for one maze, got {', '.join(self.maze)}")
         check_names("method", (*self.methods, *self.receding), METHODS)
         with locked(self.out.parent / f".{self.out.stem}"):
-            cells = Cells(self.out, KEY)
+            cells = Cells(self.out, KEY, self.asked)
             for maze in self.maze:
                 self._task(Task(maze, self.horizon, self.reward), cells)
         return 0
 
     @property
-    def asked(self) -> dict[str, int]:
-        """What all rows of a task share."""
-        return {"pairs": self.pairs, "min_cells": self.min_cells, "num_steps": self.num_steps}
+    def asked(self) -> Row:
+        """What all rows share."""
+        receding = {"steps": self.steps, "decisions": self.decisions}
+        return {"pairs": self.pairs, "min_cells": self.min_cells, "num_steps": self.num_steps, "receding": receding}
 
     def _task(self, task: Task, cells: Cells) -> None:
         if not cells.where(kind="pairs", **task.row):
@@ -224,8 +224,6 @@ class Run:
             else:
                 cells.add(choose_pairs(task, bed, self) | where_it_ran())
         found = cells.where(kind="pairs", **task.row)[0]
-        if found["asked"] != self.asked:
-            raise ValueError(f"{self.out} has rows of {found['asked']}, not {self.asked}: name another file with --out")
         print(f"{task}: {len(found['test'])} pairs, {len(found['tune'])} for tuning", flush=True)
 
         def words(row: Row) -> str:

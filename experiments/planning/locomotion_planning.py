@@ -174,11 +174,9 @@ def played(job: Job, run: Run) -> Row:
     return job.row | {
         "returns": runners.returns.tolist(),
         "alive": int(runners.alive.sum()),
-        "length": run.length,
         "nfe": sum(d.nfe for d in made) / planned,
         "predicted": float(np.mean([np.nanmean(d.rewards) for d in made])),
         "planning_seconds": sum(d.seconds for d in made) / planned,
-        "fingerprint": kernel.fingerprint,
         "seconds": time.perf_counter() - began,
         **where_it_ran(),
     }
@@ -222,7 +220,7 @@ class Run:
         check_seeds(self.seeds, self.tuning_seeds)
         check_names("method", self.methods, METHODS)
         with locked(self.out.parent / f".{self.out.stem}"):
-            cells = Cells(self.out, KEY)
+            cells = Cells(self.out, KEY, self._asked())
 
             def words(row: Row) -> str:
                 return f"{np.mean(row['returns']):.0f}, {row['nfe']:,.0f} NFE a decision"
@@ -231,6 +229,11 @@ class Run:
             every.fill(self._tuning())
             every.fill(self._figures({name: chosen(name, cells.rows) for name in self.methods}))
         return 0
+
+    def _asked(self) -> Row:
+        kernel = kernel_of(self.weights, self.num_steps, self.horizon, self.device)
+        own = {name: getattr(self, name) for name in ("environment", "episodes", "length", "num_steps")}
+        return own | {"horizon": kernel.horizon, "fingerprint": kernel.fingerprint}
 
     def _tuning(self) -> Iterator[Job]:
         at = min((n for n in self.rollouts if n > 1), default=1)
@@ -284,9 +287,9 @@ def behaviour_line(rows: Sequence[Row], data: Sequence[Path]) -> str:
     """The behaviour's return over as many steps."""
     if not data:
         return "The behaviour's return: not run (--data)."
-    found = behaviour_returns(data, rows[0]["length"])
+    found = behaviour_returns(data, rows[0]["asked"]["length"])
     return (
-        f"The behaviour's return over {rows[0]['length']} steps, {len(found)} episodes of the data: "
+        f"The behaviour's return over {rows[0]['asked']['length']} steps, {len(found)} episodes of the data: "
         f"{bootstrap(found[None]).text(1.0)}; its best episode {found.max():.0f}."
     )
 

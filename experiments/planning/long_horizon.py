@@ -95,7 +95,6 @@ def played(job: Job, run: Run) -> Row:
         return job.row | {"error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
     outcome, decision = done.field.outcome(), done.planner.decision
     return job.row | {
-        "asked": {"pairs": run.pairs, "min_cells": run.min_cells, "num_steps": run.num_steps},
         "success": outcome.success.astype(int).tolist(),
         "distance": outcome.distance.tolist(),
         "reward": done.rewards.tolist(),
@@ -141,7 +140,8 @@ class Run:
         check_seeds(self.seeds, self.tuning_seeds)
         check_names("method", self.methods, METHODS)
         with locked(self.out.parent / f".{self.out.stem}"):
-            cells = Cells(self.out, KEY)
+            asked = {"pairs": self.pairs, "min_cells": self.min_cells, "num_steps": self.num_steps}
+            cells = Cells(self.out, KEY, asked)
             every: Sweep[Job] = Sweep(cells, lambda job: played(job, self), words)
             every.fill(self._tuning())
             every.fill(self._figures({name: chosen(name, cells.rows) for name in self.methods}))

@@ -25,6 +25,7 @@ Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning 
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ T = 5
 ETA = 0.5  # of trees and particles
 SPREAD = (0.5, 0.1)  # of the starts
 MANY = 64  # draws of the prior that Q^W looks at, for each that is denoised
-KEY = ("method", "rollouts", "seed")
+KEY = ("method", "rollouts", "steps", "seed")
 Maker = Callable[[DSRL, int, int], Actor]
 """(learner, rollouts, seed) -> what acts."""
 LAM = 20.0  # of FK, for values between 0 and 1
@@ -138,6 +139,7 @@ class Job(sweep.Job):
 
     method: str
     rollouts: int
+    steps: int
     seed: int
 
 
@@ -151,8 +153,8 @@ class Run:
     """budgets of a decision, n·T NFE"""
     seeds: tuple[int, ...] = tuple(range(14))
     """of learners"""
-    steps: int = 400
-    """that learners make"""
+    steps: tuple[int, ...] = (400, 700, 1000)
+    """that learners make; those of more go on from those of less"""
     episodes: int = 48
     """of a cell"""
     work: Path = Path("runs/policies/few")
@@ -164,10 +166,11 @@ class Run:
         """Run the cells; the exit code."""
         check_names("method", self.methods, METHODS)
         with locked(self.out.parent / f".{self.out.stem}"):
-            every: Sweep[Job] = Sweep(Cells(self.out, KEY), self._played, lambda row: f"{row['success']:.2f}")
+            cells = Cells(self.out, KEY, {"episodes": self.episodes, "settings": SETTINGS})
+            every: Sweep[Job] = Sweep(cells, self._played, lambda row: f"{row['success']:.2f}")
             every.fill(
-                Job(method, n, seed)
-                for seed, method in product(self.seeds, self.methods)
+                Job(method, n, steps, seed)
+                for seed, steps, method in product(self.seeds, sorted(self.steps), self.methods)
                 for n in ((1,) if method in ONCE else self.rollouts)
             )
         return 0
@@ -175,7 +178,7 @@ class Run:
     def _played(self, job: Job) -> Row:
         began = time.perf_counter()
         try:
-            dsrl = learner("na", job.seed, spread=SPREAD).learn(self.steps, store=self.work / f"na_{job.seed}")
+            dsrl = learner("na", job.seed, spread=SPREAD).learn(job.steps, store=self._store(job))
             actor = METHODS[job.method](dsrl, job.rollouts, job.seed)
             done = play(actor, self.episodes, EPISODES_SEED + job.seed, spread=SPREAD)
         except FAILURES as error:
@@ -183,16 +186,34 @@ class Run:
         return job.row | {
             "success": done.success.mean().item(),
             "returns": done.returns.mean().item(),
-            "steps": self.steps,
             "nfe": T * job.rollouts,
             "seconds": time.perf_counter() - began,
             **where_it_ran(),
         }
 
+    def _store(self, job: Job) -> Path:
+        """Of a learner of so many steps, which goes on from the one of fewer."""
+        folders = {steps: self.work / f"na_{job.seed}_{steps}" for steps in sorted(self.steps)}
+        before = [folder for steps, folder in folders.items() if steps < job.steps and folder.exists()]
+        if before and not folders[job.steps].exists():
+            shutil.copytree(before[-1], folders[job.steps])
+        return folders[job.steps]
+
 
 def page(rows: Sequence[Row]) -> str:
-    """Success and return by method and budget, and what searches with DSRL gain on the better of each alone."""
-    rows = [row for row in rows if "error" not in row]
+    """A section for each number of steps that learners made."""
+    done = [row for row in rows if "error" not in row]
+    words = (
+        f"Learners of NA, {SETTINGS['warmup']} of their steps warm-up, T = {T}; NFE of a decision. 95 % bootstrap "
+        "intervals over learners; differences are of the same learners."
+    )
+    every = sorted({row["steps"] for row in done})
+    parts = ["# Search with DSRL's critics", words]
+    return "\n\n".join([*parts, *(section([row for row in done if row["steps"] == n]) for n in every), ""])
+
+
+def section(rows: Sequence[Row]) -> str:
+    """Success and return by method and budget, and what searches with DSRL gain on each alone."""
     columns = [f"{T * n} NFE" for n in sorted({row["rollouts"] for row in rows})]
     methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
 
@@ -203,13 +224,9 @@ def page(rows: Sequence[Row]) -> str:
 
         return table(methods, columns, cell)
 
-    learners, steps = len({row["seed"] for row in rows}), rows[0]["steps"]
-    words = (
-        f"{learners} learners (NA, {steps} steps, {SETTINGS['warmup']} of them warm-up), T = {T}; NFE of a decision. "
-        "95 % bootstrap intervals over learners."
-    )
-    parts = ["# Search with DSRL's critics", words, "## Success, %", of("success", 100.0), "## Return, %"]
-    return "\n\n".join([*parts, of("returns", 100.0), "## Success less that of each alone, points", gains(rows), ""])
+    title = f"## Learners of {rows[0]['steps']} steps: {len({row['seed'] for row in rows})}"
+    parts = [title, "Success, %:", of("success", 100.0), "Success less that of each alone, points:", gains(rows)]
+    return "\n\n".join([*parts, "Return, %:", of("returns", 100.0)])
 
 
 def gains(rows: Sequence[Row]) -> str:

@@ -78,8 +78,11 @@ class Run:
     def run(self) -> int:
         """Run the cells; the exit code."""
         check_names("method", self.methods, LEARNERS)
+        asked = {"chunks": self.steps, "episodes": self.episodes} | {"settings": SETTINGS}
         with locked(self.out.parent / f".{self.out.stem}"):
-            every: Sweep[Job] = Sweep(Cells(self.out, KEY), self._learnt, lambda row: f"{row['success'][-1]:.2f}")
+            every: Sweep[Job] = Sweep(
+                Cells(self.out, KEY, asked), self._learnt, lambda row: f"{row['success'][-1]:.2f}"
+            )
             every.fill(Job(method, seed) for seed, method in product(self.seeds, self.methods))
         return 0
 

@@ -1,7 +1,8 @@
 """Cells that run once: rows of a JSONL file.
 
 A cell is one row: what was asked (bed, method, settings, budget, seed), what came out, what it cost, and where it ran.
-A cell that is there is never run again, so an experiment that was stopped goes on where it was.
+A cell that is there is never run again, so an experiment that was stopped goes on where it was. What all cells of a
+file have in common and no key tells, sizes and weights, is `asked` of each row: other settings want another file.
 """
 
 from __future__ import annotations
@@ -30,15 +31,26 @@ class Cells:
     Args:
         file: made where it is absent; part of a line at its end, which a kill leaves, is dropped.
         key: fields that identify a row.
+        asked: settings that every row shares, written into it; None to read only.
 
     Raises:
-        StoreError: the file is damaged before its end, or is no such file.
+        StoreError: the file is damaged before its end, is no such file, or has rows of other settings.
     """
 
-    def __init__(self, file: Path, key: Sequence[str]) -> None:
-        self.file, self.key = file, tuple(key)
+    def __init__(self, file: Path, key: Sequence[str], asked: Row | None = None) -> None:
+        self.file, self.key, self.asked = file, tuple(key), rounded(asked or {})
         self.rows = read(file) if file.exists() else []
         self._known = {self._of(row) for row in self.rows}
+        if asked is not None:
+            self._check()
+
+    def _check(self) -> None:
+        for row in self.rows:
+            told = row.get("asked", {})
+            for name in [name for name, value in self.asked.items() if told.get(name, value) != value][:1]:
+                raise StoreError(
+                    f"{self.file} has rows of {name} {told[name]}, not {self.asked[name]}: name another file with --out"
+                )
 
     def _of(self, row: Mapping[str, Any]) -> str:
         return json.dumps([row.get(name) for name in self.key], sort_keys=True)
@@ -48,7 +60,7 @@ class Cells:
 
     def add(self, row: Row) -> None:
         """Write a row at once."""
-        row = {name: rounded(value) for name, value in row.items()}
+        row = {name: rounded(value) for name, value in ({"asked": self.asked} | row if self.asked else row).items()}
         append(self.file, [row])
         self.rows.append(row)
         self._known.add(self._of(row))

@@ -214,7 +214,7 @@ class Run:
     def run(self) -> int:
         torch.set_num_threads(1)
         every: Sweep[Job] = Sweep(
-            Cells(self.out, KEY),
+            Cells(self.out, KEY, {"weights": self.weights, "sentences": self.sentences}),
             lambda job: searched(job, self.weights, self.sentences),
             lambda row: f"{row['fits']} of {row['sentences']} fit, {row['exact']} of {row['fields']} exact",
         )

@@ -115,8 +115,9 @@ class Run(OnBed):
     def run(self) -> int:
         torch.set_num_threads(1)
         bed = self.bed()
+        asked = {"weights": self.weights, "length": self.length, "num_steps": self.num_steps}
         every: Sweep[Job] = Sweep(
-            Cells(self.out, KEY),
+            Cells(self.out, KEY, asked),
             lambda job: searched(job, bed),
             lambda row: f"best {row['best']:.3f}, judge {row['judge']:.3f}",
         )

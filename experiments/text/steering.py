@@ -155,7 +155,8 @@ class Run(OnBed):
     def run(self) -> int:
         torch.set_num_threads(1)
         bed = self.bed()
-        every: Sweep[Job] = Sweep(Cells(self.out, KEY), lambda job: searched(job, bed), _words)
+        asked = {"weights": self.weights, "length": self.length, "num_steps": self.num_steps}
+        every: Sweep[Job] = Sweep(Cells(self.out, KEY, asked), lambda job: searched(job, bed), _words)
         for seed in self.seeds:
             every.fill(Job(reward, method, self.nfe, seed) for reward in self.rewards for method in METHODS)
         return 0
