@@ -58,6 +58,26 @@ def test_every_method_of_the_comparison_plays(tmp_path, work):
     assert "tree_search_law" in page.read_text(encoding="utf-8")
 
 
+def test_learners_of_more_steps_leave_those_of_fewer_as_they_were(tmp_path):
+    """4 steps, then 8 beside them: the first learner stays, the second goes on from it."""
+    rows, work = tmp_path / "rows.jsonl", tmp_path / "few"
+
+    def kept(steps):
+        index = json.loads((work / f"na_0_{steps}" / "dsrl.json").read_text(encoding="utf-8"))
+        return index["steps"], index["episodes"]
+
+    how = ["--seeds", "0", "--methods", "dsrl", "--episodes", "1", "--work", str(work), "--out", str(rows), "--steps"]
+    assert compare.main(["run", *how, "4"]) == 0
+    first = kept(4)
+    assert compare.main(["run", *how, "8", "4"]) == 0
+    assert kept(4) == first
+    assert kept(8)[0] == 8
+    assert kept(8)[1][: len(first[1])] == first[1]
+    found = [json.loads(line)["steps"] for line in rows.read_text(encoding="utf-8").splitlines()]
+    assert found == [4, 8]
+    assert compare.main(["run", *how[:-1], "--episodes", "2", "--steps", "4"]) == 1
+
+
 def test_the_demo_leaves_a_table_and_a_picture(tmp_path, capsys):
     assert demo_policy.main(["--steps", "4", "--episodes", "1", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from experiments.shared import sweep
 from experiments.shared.cells import Cells, read
 from experiments.shared.grids import Entry, first_best
 from experiments.shared.sweep import Sweep, tuned
+from treesearch.errors import StoreError
 
 BEDS = ("linear, mild", "discrete")
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -73,6 +75,18 @@ def test_every_cell_is_run_once_and_errors_are_said(tmp_path, capsys):
     assert capsys.readouterr().out == "1/2 a 1: value 0.5, 0.0 s\n2/2 a 2: too much, 0.0 s\n"
 
 
+def test_a_file_is_of_one_kind_of_cells(tmp_path):
+    file, key = tmp_path / "cells.jsonl", ("method",)
+    Cells(file, key, {"pairs": 4, "weights": "a"}).add({"method": "one"})
+    assert read(file) == [{"asked": {"pairs": 4, "weights": "a"}, "method": "one"}]
+    assert {"method": "one"} in Cells(file, key, {"pairs": 4, "weights": "a", "later": 1})
+    with pytest.raises(StoreError, match=r"rows of pairs 4, not 5: name another file with --out"):
+        Cells(file, key, {"pairs": 5, "weights": "a"})
+    with pytest.raises(StoreError, match="rows of weights a, not b"):
+        Cells(file, key, {"pairs": 4, "weights": "b"})
+    assert Cells(file, key).rows == read(file)
+
+
 def test_a_choice_is_made_once(tmp_path):
     every = Sweep(Cells(tmp_path / "cells.jsonl", ("kind", "bed")), lambda job: {}, lambda row: "")
     assert every.choice({"bed": "x"}, lambda: {"picked": {"c": 1}})["picked"] == {"c": 1}
@@ -100,6 +114,9 @@ def test_committed_rows_are_complete_for_their_sweep(name, tmp_path, monkeypatch
         monkeypatch.setattr(script, runner, lambda *given: pytest.fail(f"{given[0]} is run again"))
     if script in (mixtures, mnist):
         words = [*words, "--work", str(tmp_path / "work")]
+    if name == "locomotion":
+        made = SimpleNamespace(horizon=16, fingerprint=read(file)[0]["asked"]["fingerprint"])
+        monkeypatch.setattr(script, "kernel_of", lambda *given: made)
     if name == "mnist":
         np.savez(tmp_path / "mnist.npz")
         words = [*words, "--data", str(tmp_path / "mnist.npz")]
