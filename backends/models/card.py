@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from treesearch.backends.chains.schedules import Prediction
+from treesearch.backends.models.shipped import whole
 from treesearch.backends.models.unet1d import WIDTHS, TrajectoryNetwork
 from treesearch.rewards.channels import Channels
 
@@ -104,17 +105,16 @@ def load_model(path: str | Path) -> tuple[TrajectoryNetwork, Card]:
     """A saved network, in float32, and its card.
 
     Raises:
-        ValueError: a file of another kind.
+        ValueError: a file of another kind, or a damaged one.
     """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with whole(path, "trajectory model"), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if "card" not in metadata:
             raise ValueError(f"{Path(path).name} is no trajectory model: it has no card; save one with save_model")
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # not a mapping
-    card = Card.from_json(metadata["card"])
-    with torch.device("cpu"):  # whatever torch's default device and dtype
-        network = TrajectoryNetwork(card.channels.size, card.widths).float()
-    network.load_state_dict(weights)
+        card = Card.from_json(metadata["card"])
+        with torch.device("cpu"):  # whatever torch's default device and dtype
+            network = TrajectoryNetwork(card.channels.size, card.widths).float()
+        network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
     return network, card

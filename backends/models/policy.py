@@ -30,7 +30,7 @@ from treesearch.backends.chains.diffusion import CONDITION, DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.models.card import Normalisation
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
-from treesearch.backends.models.shipped import shipped_file
+from treesearch.backends.models.shipped import shipped_file, whole
 from treesearch.rewards.channels import Channels, entry
 from treesearch.rewards.numeric import is_whole
 
@@ -186,23 +186,26 @@ def load_policy(name: str | Path) -> tuple[PolicyNetwork, PolicyCard]:
 
     Raises:
         FileNotFoundError: neither a file nor the name of one that is shipped.
-        ValueError: a file of another kind.
+        ValueError: a file of another kind, or a damaged one.
     """
     from safetensors import safe_open
 
-    with shipped_file(name) as path, safe_open(path, framework="pt") as file:
+    with shipped_file(name) as path, whole(path, "diffusion policy"), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if "policy" not in metadata:
             raise ValueError(f"{path.name} is no diffusion policy: it has no card; save one with save_policy")
-        weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  # not a mapping
-    fields = json.loads(metadata["policy"])
+        card = _card(metadata["policy"])
+        with torch.device("cpu"):  # whatever torch's default device and dtype
+            network = card.build().float()
+        network.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118
+    return network.eval().requires_grad_(False), card
+
+
+def _card(text: str) -> PolicyCard:
+    fields = json.loads(text)
     for side in ("actions", "observations"):
         fields[side] = Normalisation(**{k: tuple(v) for k, v in fields[side].items()})
-    card = PolicyCard(**fields)
-    with torch.device("cpu"):  # whatever torch's default device and dtype
-        network = card.build().float()
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False), card
+    return PolicyCard(**fields)
 
 
 def policy(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +31,21 @@ def shipped_file(name: str | Path) -> AbstractContextManager[Path]:
     if path.name != str(name) or not shipped.is_file():
         raise FileNotFoundError(f"no weights {str(name)!r}: neither a file nor the name of one that is shipped")
     return resources.as_file(shipped)
+
+
+@contextmanager
+def whole(name: str | Path, what: str) -> Iterator[None]:
+    """Says in a sentence that a file of weights with a card is cut off or damaged, while one is read.
+
+    Raises:
+        ValueError: it is.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{Path(name).name} is no {what}, or a damaged one: copy or save it anew") from error
 
 
 def load_weights(build: Callable[[], Network], name: str | Path) -> Network:

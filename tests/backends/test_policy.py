@@ -63,6 +63,26 @@ def test_a_policy_goes_through_its_file(tmp_path):
     assert kernel.fingerprint == policy(tmp_path / "mine.safetensors", num_steps=2).fingerprint != other.fingerprint
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    plain = Normalisation((0.0,), (2.0,))
+    card, file = (
+        PolicyCard(actions=plain, observations=plain, chunk=3, history=1, width=4),
+        tmp_path / "mine.safetensors",
+    )
+    save_policy(card.build(), card, file)
+    whole = file.read_bytes()
+    for part in (
+        whole[: len(whole) // 2],
+        whole[:20],
+        b"",
+        whole.replace(b"chunk", b"chank"),
+        whole.replace(b"4,", b"5,"),
+    ):
+        file.write_bytes(part)
+        with pytest.raises(ValueError, match=r"mine\.safetensors is no diffusion policy, or a damaged one"):
+            load_policy(file)
+
+
 def test_normalisation_of_another_size_is_refused():
     kernel = policy()
     with pytest.raises(ValueError, match="expected \\(chunk, 1\\)"):

@@ -201,6 +201,9 @@ def test_other_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no card"):
         load_model(tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"cut\.safetensors is no trajectory model, or a damaged one"):
+        load_model(tmp_path / "cut.safetensors")
     with pytest.raises(FileNotFoundError, match=r"'huge' are shipped, only medium"):
         maze_kernel("huge")
 

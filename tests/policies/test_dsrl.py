@@ -115,6 +115,19 @@ def test_a_store_is_of_one_policy_reward_and_environment(tmp_path):
     assert one().learn(8, store=tmp_path).steps == 8
 
 
+def test_a_damaged_store_is_named(tmp_path):
+    made = learnt("sac", 4, warmup=4, every=4, batch_size=4, width=8)
+    for name, text in (("dsrl.json", '{"state"'), ("dsrl.json", "[1]"), ("state-4.safetensors", "")):
+        made.save(tmp_path)
+        (tmp_path / name).write_text(text)
+        with pytest.raises(StoreError, match=f"{name} is damaged or gone: put a copy of the folder back"):
+            made.load(tmp_path)
+    made.save(tmp_path)
+    (tmp_path / "state-4.safetensors").unlink()
+    with pytest.raises(StoreError, match="damaged or gone"):
+        made.load(tmp_path)
+
+
 def test_a_store_is_of_as_many_actions_of_a_chunk(tmp_path):
     settings = Steering(method="sac", **SMALL | {"warmup": 2, "every": 2, "batch_size": 2, "width": 8})
     some = DSRL(NoiseEnv(two_routes(), FrozenPolicy(policy(num_steps=1)), execute=3), settings)
@@ -235,6 +248,14 @@ def test_what_is_asked_is_moved_to_the_learner():
     made.learner.device = torch.device("meta")
     for found in (made.q_noise(ONE, torch.zeros(1, 2)), made.q_action(ONE, torch.zeros(1, 2)), made.noise(ONE)[0, :1]):
         assert (found.device.type, found.shape) == ("meta", (1,))
+
+
+def test_observations_of_another_shape_are_refused():
+    made = DSRL(bandit(ring(2)), Steering(**SMALL))
+    for seen in (torch.ones(1, 3), torch.full((1, 1), torch.nan)):
+        for asked in (made.noise, made.moments, lambda s: made.q_noise(s, torch.zeros(1, 2))):
+            with pytest.raises(ValueError, match=r"expected \(n, 1\), finite"):
+                asked(seen)
 
 
 def test_a_reward_of_the_critics_is_of_those_when_it_was_made():

@@ -61,6 +61,9 @@ def test_what_has_no_end_is_cut_and_says_no_success():
         (Line(), lambda history: torch.full((2, 1), 40.0), "are they normalised"),
         (Line(), lambda history: torch.full((2, 1), torch.nan), "are they normalised"),
         (Line(end=1e9, noise=float("nan")), lambda history: torch.zeros(2, 1), "reward is nan"),
+        (Line(), lambda history: torch.zeros(2, 2), r"actions have shape \(2, 2\), expected"),
+        (Line(), lambda history: torch.zeros(0, 1), "expected one or more"),
+        (gymnasium.make("CartPole-v1"), lambda history: torch.zeros(2, 1), "Discrete"),
     ],
 )
 def test_what_cannot_be_right_is_named(world, act, words):
@@ -70,8 +73,9 @@ def test_what_cannot_be_right_is_named(world, act, words):
 
 def test_named_observations_need_one_that_is_all():
     assert flat({"observation": [1, 2], "goal": [3]}).tolist() == [1, 2]
-    with pytest.raises(ValueError, match="FlattenObservation"):
-        flat({"pixels": 1})
+    for shown in ({"pixels": 1}, (np.zeros(2), np.zeros(3)), "text"):
+        with pytest.raises(ValueError, match="FlattenObservation"):
+            flat(shown)
 
 
 CHUNKS = torch.tensor([[[0.5], [0.5]], [[-0.5], [0.25]]])

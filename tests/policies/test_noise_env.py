@@ -17,9 +17,8 @@ from treesearch.rewards.base import Reward
 class World(gymnasium.Env):
     """Counts actions; ends after `length` of them."""
 
-    action_space = Box(-1.0, 1.0, (2,), np.float32)
-
-    def __init__(self, length=100, shape=(8,), reward=1.0, named=False):
+    def __init__(self, length=100, shape=(8,), reward=1.0, named=False, actions=2):
+        self.action_space = Box(-1.0, 1.0, (actions,), np.float32)
         space = Box(-np.inf, np.inf, shape, np.float32)
         self.observation_space = Dict({"state": space}) if named else space
         self.length, self.reward, self.named, self.made = length, reward, named, []
@@ -95,7 +94,10 @@ def test_the_maze_under_a_policy_has_noise_for_actions():
         ({"shape": (4,)}, {}, "has 4 numbers, expected 8"),
         ({"named": True}, {}, r"keys \['state'\]: say by `read`"),
         ({"named": True}, {"read": lambda seen: seen["pixels"]}, r"no 'pixels', only \['state'\]"),
+        ({}, {"read": lambda seen: (seen, 1.0)}, "an observation is a tuple, expected numbers"),
         ({"reward": float("nan")}, {}, "reward is nan"),
+        ({"reward": None}, {}, "reward is None"),
+        ({"actions": 1}, {}, r"actions have shape \(2,\), the environment takes Box"),
         ({}, {"execute": 9}, r"expected 1..8"),
         ({}, {"bound": 0.0}, "positive number"),
     ],

@@ -14,7 +14,6 @@ Source: Steering Your Diffusion Policy with Latent Space Reinforcement Learning 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from treesearch.errors import StoreError, choose
+from treesearch.policies.store import INDEX, put_back, read_index, write
 from treesearch.rewards.numeric import is_number, is_positive, is_whole
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 METHODS = ("na", "sac")
 NODES = 24  # of Gauss-Hermite quadrature
-ROWS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")  # of the replay buffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +222,7 @@ class DSRL:
         """min_j Q^W_j(s, w) (n,) float64, for noise w (n, d); of "sac" its critic. No evaluation of the kernel."""
         learner: Any = self.learner
         critic = learner.noise_critic if self.settings.method == "na" else learner.critic
-        return least(critic(self._placed(observations), self._placed(noise / self.bound)))
+        return least(critic(self._seen(observations), self._placed(noise / self.bound)))
 
     @torch.no_grad()
     def q_action(self, observations: Tensor, states: Tensor) -> Tensor:
@@ -234,12 +233,25 @@ class DSRL:
         """
         if self.settings.method != "na":
             raise ValueError("method='sac' learns no critic of actions: use method='na'")
-        return least(self.learner.critic(self._placed(observations), self._placed(states.flatten(1))))
+        return least(self.learner.critic(self._seen(observations), self._placed(states.flatten(1))))
 
     def _actor(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """μ and log σ before the tanh."""
-        mean, log_std, _ = self.learner.actor.get_action_dist_params(self._placed(observations))
+        mean, log_std, _ = self.learner.actor.get_action_dist_params(self._seen(observations))
         return mean, log_std
+
+    def _seen(self, observations: Tensor) -> Tensor:
+        """Observations (n, O) where the networks are.
+
+        Raises:
+            ValueError: other numbers than it has learnt on.
+        """
+        want: tuple[int, ...] = self.learner.observation_space.shape or ()
+        if observations.shape[1:] != want or not observations.isfinite().all():
+            raise ValueError(
+                f"observations have shape {tuple(observations.shape)}, expected (n, {math.prod(want)}), finite"
+            )
+        return self._placed(observations)
 
     def _placed(self, values: Tensor) -> Tensor:
         return values.to(self.learner.device, torch.float32)
@@ -248,38 +260,24 @@ class DSRL:
 
     def save(self, folder: Path) -> None:
         """Keep everything; a crash leaves this state or the one before."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"state-{self.steps}.safetensors"
-        save_file(_tensors(self.learner), folder / f"{name}.tmp")
-        (folder / f"{name}.tmp").replace(folder / name)
-        index = {"state": name, "steps": self.steps, "episodes": self.episodes, **self._identity()}
-        (folder / f"{INDEX}.tmp").write_text(json.dumps(index), encoding="utf-8")
-        (folder / f"{INDEX}.tmp").replace(folder / INDEX)
-        for old in folder.glob("state-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        write(folder, self.learner, {"steps": self.steps, "episodes": self.episodes, **self._identity()})
 
     def load(self, folder: str | Path) -> DSRL:
         """Go back to what a folder keeps.
 
         Raises:
-            StoreError: there is nothing, or it is of another learner; the message says what differs.
+            StoreError: there is nothing, it is damaged, or of another learner; the message says what differs.
         """
-        from safetensors.torch import load_file
-
         if not (Path(folder) / INDEX).exists():
             raise StoreError(f"no learner in {folder}: learn with store={str(folder)!r} first")
         index = self._own(Path(folder))
-        _put_back(self.learner, load_file(Path(folder) / index["state"]))
-        self.learner.num_timesteps = index["steps"]
+        put_back(self.learner, Path(folder), index)
         self.episodes[:] = [(int(s), float(r)) for s, r in index["episodes"]]
         return self
 
     def _own(self, folder: Path) -> dict[str, Any]:
         """What a folder says of its learner, which must be this one."""
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_index(folder)
         for name, own in self._identity().items():
             if index.get(name) != own:
                 raise StoreError(f"{folder} is of another learner: its {name} is {index.get(name)!r}, not {own!r}")
@@ -299,9 +297,6 @@ class DSRL:
                 f"no digest of the {unknown[0]}, so that a store could be another learner's: give no store"
             )
         return found
-
-
-INDEX = "dsrl.json"
 
 
 def _learner(env: Noisy, settings: Steering, seed: int) -> NoiseSAC:
@@ -330,28 +325,6 @@ def _learner(env: Noisy, settings: Steering, seed: int) -> NoiseSAC:
 def least(values: Any) -> Tensor:
     """min over critics (n, 1) each, (n,) float64."""
     return torch.cat(tuple(values), 1).amin(1).double()
-
-
-def _tensors(learner: NoiseSAC) -> dict[str, Tensor]:
-    """Weights, states of optimisers, replay."""
-    found = {f"weights.{k}": v.detach().clone().contiguous() for k, v in learner.weights().items()}
-    found |= {f"optimizer.{k}": v.clone() for k, v in learner.moments().items()}
-    buffer: Any = learner.replay_buffer
-    count = buffer.size()
-    found |= {f"replay.{k}": torch.from_numpy(getattr(buffer, k)[:count].copy()) for k in ROWS}
-    return found | {"replay.pos": torch.tensor(buffer.pos), "replay.full": torch.tensor(buffer.full)}
-
-
-def _put_back(learner: NoiseSAC, found: dict[str, Tensor]) -> None:
-    weights, moments = (
-        {k.removeprefix(part): v for k, v in found.items() if k.startswith(part)} for part in ("weights.", "optimizer.")
-    )
-    learner.restore(weights, moments)
-    buffer: Any = learner.replay_buffer
-    for name in ROWS:
-        rows = found[f"replay.{name}"].numpy()
-        getattr(buffer, name)[: len(rows)] = rows
-    buffer.pos, buffer.full = int(found["replay.pos"]), bool(found["replay.full"])
 
 
 @contextmanager

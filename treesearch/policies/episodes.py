@@ -74,8 +74,10 @@ def bounded(actions: Tensor, box: Any) -> Array:
     """Actions (k, A) within the bounds of a space, those that leave them a little are cut.
 
     Raises:
-        ValueError: numbers that are not finite, or actions that seem to be in other units.
+        ValueError: other actions than the space's, numbers that are not finite, or ones that seem to be in other units.
     """
+    if actions.shape[1:] != box.shape or not len(actions) or not hasattr(box, "high"):
+        raise ValueError(f"actions have shape {tuple(actions.shape)}, expected one or more of the environment's, {box}")
     made = actions.float().cpu().numpy()
     far = np.maximum(made - box.high, box.low - made).max() if np.isfinite(made).all() else math.inf
     if far > np.max(box.high - box.low):
@@ -92,8 +94,12 @@ def finite(reward: Any) -> float:
     Raises:
         ValueError: it is not finite.
     """
-    if not math.isfinite(value := float(reward)):
-        raise ValueError(f"the environment's reward is {value}: expected finite numbers")
+    try:
+        value = float(reward)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"the environment's reward is {reward}: expected finite numbers")
     return value
 
 
@@ -101,16 +107,17 @@ def flat(observation: Any) -> Tensor:
     """The numbers of an observation in a row; of named ones its `observation`.
 
     Raises:
-        ValueError: named ones without it.
+        ValueError: named ones without it, or something that is no array of numbers.
     """
-    if isinstance(observation, dict):
-        if "observation" not in observation:
-            raise ValueError(
-                f"the environment shows {sorted(observation)}, expected numbers, or `observation` among them: wrap it "
-                "with gymnasium's FlattenObservation or TransformObservation"
-            )
-        observation = observation["observation"]
-    return torch.as_tensor(np.asarray(observation, np.float32).reshape(-1))
+    named = isinstance(observation, dict)
+    try:
+        return torch.as_tensor(np.asarray(observation["observation"] if named else observation, np.float32).reshape(-1))
+    except (KeyError, TypeError, ValueError) as error:
+        shown = sorted(observation) if named else f"a {type(observation).__name__}"
+        raise ValueError(
+            f"the environment shows {shown}, expected numbers, or `observation` among names: wrap it with gymnasium's "
+            "FlattenObservation or TransformObservation"
+        ) from error
 
 
 def _reached(info: dict[str, Any], before: bool | None) -> bool | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from treesearch.backends.base import fingerprint
-from treesearch.policies.episodes import bounded
+from treesearch.policies.episodes import bounded, finite
 from treesearch.policies.frozen import FrozenPolicy
 from treesearch.rewards.base import Reward, as_reward
 from treesearch.rewards.numeric import is_positive, is_whole
@@ -95,7 +95,11 @@ class NoiseEnv(Noisy):
             raise ValueError("expected an environment with a Box of actions and a kernel of policies (`observed`)")
         super().__init__(frozen, observed, bound)
         none = torch.zeros(1, *frozen.spec.state_shape, device=frozen.spec.device)
-        chunk = frozen.kernel.decode(none).shape[1]
+        chunk, *action = frozen.kernel.decode(none).shape[1:]
+        if tuple(action) != env.action_space.shape:
+            raise ValueError(
+                f"the policy's actions have shape {tuple(action)}, the environment takes {env.action_space}"
+            )
         self.execute = chunk if execute is None else execute
         if not is_whole(self.execute, 1, chunk):
             raise ValueError(f"execute is {execute!r}, expected 1..{chunk}, the actions of a chunk")
@@ -124,11 +128,9 @@ class NoiseEnv(Noisy):
         total, ended, cut, info, observation = 0.0, False, False, {}, None
         for one in made:
             observation, reward, ended, cut, info = self.env.step(one)
-            total += float(reward)
+            total += finite(reward)
             if ended or cut:
                 break
-        if not math.isfinite(total):
-            raise ValueError(f"the environment's reward is {total}: expected finite numbers")
         self.seen = self.numbers(observation)
         return self.seen, total, bool(ended), bool(cut), info | {"state": state.flatten().cpu().numpy()}
 
@@ -152,7 +154,12 @@ class NoiseEnv(Noisy):
             told = observation if self.read is None else self.read(observation)
         except KeyError as error:
             raise ValueError(f"observations have no {error}, only {sorted(observation)}") from error
-        seen = np.asarray(told, np.float32).reshape(-1)
+        try:
+            seen = np.asarray(told, np.float32).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"an observation is a {type(told).__name__}, expected numbers: say by `read` what the policy is told"
+            ) from error
         if seen.shape != self.seen.shape or not np.isfinite(seen).all():
             raise ValueError(
                 f"an observation has {seen.size} numbers, expected {self.seen.size} finite ones: give "
