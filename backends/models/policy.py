@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from treesearch.backends.base import Wrapper, fingerprint
-from treesearch.backends.chains.diffusion import CONDITION, DiffusionKernel
+from treesearch.backends.chains.diffusion import CONDITION, Chain, DiffusionKernel
 from treesearch.backends.chains.schedules import Schedule
 from treesearch.backends.models.card import Normalisation
 from treesearch.backends.models.mnist import cosine_alphas_cumprod
@@ -237,6 +237,18 @@ def policy(
     return PolicyKernel(
         kernel, Seen(card.observations, card.history), card.actions, card.history * len(card.observations.mean)
     )
+
+
+def with_eta(kernel: PolicyKernel, eta: float) -> PolicyKernel:
+    """The same policy on the same network, with other noise of its steps.
+
+    Args:
+        kernel: around a `DiffusionKernel` of DDIM steps.
+        eta: 0 is a function of the noise.
+    """
+    inner = kernel.kernel
+    chain = Chain(inner.chain.schedule, eta=eta, clip_sample=inner.chain.clip_sample)
+    return replace(kernel, kernel=inner.with_network(inner.model, chain, inner.name))
 
 
 def untold(prompts: Sequence[Any]) -> Tensor:

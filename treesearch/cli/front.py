@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "export.Export",
     "compare": "compare.Compare",
     "plan": "plan.Plan",
+    "steer": "steer.Steer",
     "diagnose": "diagnose.Diagnose",
     "bench": "bench.Bench",
     "list": "names.Names",

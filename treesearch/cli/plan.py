@@ -7,27 +7,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
 from torch import Tensor
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes
 
 from treesearch import api as loop
-from treesearch.backends import lerobot
 from treesearch.backends.base import describe, fingerprint
-from treesearch.backends.models.policy import policy
+from treesearch.backends.guidance.noise_law import NoiseLaw
 from treesearch.budget import Budget
-from treesearch.cli import planned, probe
+from treesearch.cli import planned, probe, steering
+from treesearch.cli.acting import Acting, Opened
 from treesearch.cli.arguments import Limits, rows
-from treesearch.cli.base import Command
 from treesearch.cli.run import new_folder, print_estimate
 from treesearch.errors import UsageError
 from treesearch.methods import BestOfN
 from treesearch.methods.base import Method
 from treesearch.planning.planner import Planner
-from treesearch.policies.environments import environment, told
-from treesearch.policies.episodes import Episode, Read, flat, play
+from treesearch.policies.dsrl import DSRL
+from treesearch.policies.episodes import Episode, play
 from treesearch.policies.rehearsal import Rehearsed, rehearsal
 from treesearch.registry import expressions
 from treesearch.registry import registry as specs
@@ -37,31 +35,26 @@ from treesearch.rewards.base import Reward, as_reward
 from treesearch.session.interfaces import Options
 
 ROLLOUTS = 16  # of a decision, where no limit is named
+ETA = 0.5  # below a learnt x_T
+ENV = "env"  # as a reward: what a chunk earns in a second environment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Command):
+class Plan(Acting):
     """Act in an environment with a diffusion policy that is searched at every decision: its chunks of actions are the
     samples, what they are worth is the reward, and the first actions of the best chunk are made. Limits are of one
     decision. Leaves a folder with a line an episode; the same command goes on with what is missing."""
 
-    policy: str
-    """weights of a policy of this library (.safetensors), a folder of LeRobot's, or the id of a hub"""
-    env: str
-    """an environment of gymnasium (PushT-v0, package:Name-v0), package.module:attr or ./file.py:attr"""
-    env_settings: Annotated[str, arg(metavar="JSON")] = "{}"
-    """what the environment is made with, such as '{"obs_type": "pixels_agent_pos"}'"""
     reward: str | None = None
-    """of chunks (n, k, A) and their prompts {"start": observations}, as for run; by default what a chunk earns in a
-    second environment that stands where the first stands"""
+    """of chunks (n, k, A) and their prompts {"start": observations}, as for run; env is what a chunk earns in a second
+    environment that stands where the first stands: the default, but with --steering, whose critic is"""
+    steering: str | None = None
+    """folder that `steer` learnt into: x_T is drawn as was learnt there"""
     method: str = "tree-search"
     """name(settings) of a method; best-of-n(n=1) is the policy alone"""
-    num_steps: int | None = None
-    """denoising steps; the policy's own by default, 5 for one of this library"""
-    eta: float = 1.0
-    """noise of the steps: 0 makes a chunk a function of x_T, which no tree branches"""
-    steps: int | None = None
-    """actions that are made before the next decision; all of a chunk by default"""
+    eta: float | None = None
+    """noise of the steps, 1 by default, .5 with --steering: 0 makes a chunk a function of x_T, which no tree branches,
+    1 forgets x_T"""
     episodes: int = 5
     """how many, with the seeds seed, seed + 1, ..."""
     max_actions: int = 1000
@@ -70,8 +63,6 @@ class Plan(Command):
     """of the first episode and all noise"""
     batch_size: int = 64
     """rows of a forward pass"""
-    device: str = "cpu"
-    """of the policy"""
     limits: OmitArgPrefixes[Limits] = field(default_factory=Limits)
     store: str | None = None
     """folder; a new one under runs/ by default"""
@@ -100,39 +91,52 @@ class Plan(Command):
     # what is planned with
 
     @cached_property
-    def _opened(self) -> tuple[Any, Read, int, Any]:
-        """Kernel, reader of observations, observations that it is told, environment."""
-        settings = _settings(self.env_settings)
-        if self.policy.endswith(".safetensors"):
-            kernel = policy(self.policy, 5 if self.num_steps is None else self.num_steps, self.eta, self.device)
-            read: Read = flat
-        else:
-            kernel, read = lerobot.from_pretrained(self.policy, self.num_steps, self.eta, self.device)
-            settings = told(self.env, read.shapes) | settings
-        env = Rehearsed(lambda: self._environment(settings))
-        shape = getattr(env.action_space, "shape", None)
-        if not hasattr(env.action_space, "high") or shape != (kernel.channels.action,):
-            raise ValueError(
-                f"{self.env} takes actions {env.action_space}, the policy's have {kernel.channels.action} numbers"
-            )
-        told_of: Any = kernel.told
-        return kernel, read, told_of.history, env
+    def _opened(self) -> Opened:
+        return self.opened(self._eta, self.num_steps if self._kept is None else steering.steps_of(self._kept, self))
 
-    def _environment(self, settings: dict[str, Any]) -> Any:
-        _, colon, attribute = self.env.rpartition(":")
-        if not colon or not attribute.partition("(")[0].isidentifier():
-            return environment(self.env, settings)
-        return expressions.load(self.env)(**settings) if settings else expressions.build(self.env, "environment", {})
+    @property
+    def _eta(self) -> float:
+        by_default = 1.0 if self.steering is None else ETA
+        return by_default if self.eta is None else self.eta
+
+    @cached_property
+    def _kept(self) -> dict[str, Any] | None:
+        """What the folder of a learner says of it."""
+        return None if self.steering is None else steering.read(Path(self.steering))
+
+    @cached_property
+    def _env(self) -> Rehearsed:
+        return Rehearsed(self._opened.make)
+
+    @cached_property
+    def _made(self) -> int:
+        """Actions that are made before the next decision."""
+        learnt = None if self._kept is None else self._kept["execute"]
+        return self._opened.executed(learnt if self.steps is None else self.steps)
+
+    @cached_property
+    def _learnt(self) -> DSRL | None:
+        if self.steering is None or self._kept is None:
+            return None
+        return steering.learnt(Path(self.steering), self._kept, self._opened, self._env.env)
+
+    @cached_property
+    def _kernel(self) -> Any:
+        """What is searched."""
+        kernel = self._opened.kernel
+        return kernel if self._learnt is None else NoiseLaw(kernel, self._learnt)
 
     @cached_property
     def _reward(self) -> Reward:
-        return rehearsal(self._opened[3]) if self.reward is None else as_reward(specs.reward(self.reward))
+        if self.reward is None and self._learnt is not None:
+            return steering.critic(self._learnt)
+        return rehearsal(self._env) if self.reward in (None, ENV) else as_reward(specs.reward(self.reward))
 
     @cached_property
     def _search(self) -> tuple[Method, Budget]:
         """The method and the budget of a decision."""
         spec, budget, method = (
-            describe(self._opened[0], identify=False),
+            describe(self._kernel, identify=False),
             self.limits.budget(),
             specs.method(self.method),
         )
@@ -142,31 +146,19 @@ class Plan(Command):
         return method, Budget(nfe=ROLLOUTS * spec.num_steps) if budget.empty else budget
 
     def _planner(self, seed: int) -> Planner:
-        kernel, _, _, _ = self._opened
         method, budget = self._search
         return Planner(
-            kernel, self._reward, method, budget=budget, steps=self._made, warm_start=False, seed=seed,
+            self._kernel, self._reward, method, budget=budget, steps=self._made, warm_start=False, seed=seed,
             batch_size=rows(self.batch_size), max_decisions=self.max_actions,
         )  # fmt: skip
-
-    @property
-    def _made(self) -> int:
-        """Actions that are made before the next decision."""
-        kernel = self._opened[0]
-        length = kernel.decode(torch.zeros(1, *kernel.state_shape, device=kernel.device)).shape[1]
-        if self.steps is not None and not 1 <= self.steps <= length:
-            raise UsageError(f"--steps {self.steps}: expected 1..{length}, the actions of a chunk")
-        return length if self.steps is None else self.steps
 
     # what is done with it
 
     def _played(self, seed: int) -> dict[str, Any]:
         """One episode, as a line of the folder."""
-        _, read, history, env = self._opened
-        planner = self._planner(seed)
+        opened, planner = self._opened, self._planner(seed)
         act: Callable[[Tensor], Tensor] = planner.act
-        found: Episode = play(env, act, _checked(read, planner.observed // history), history=history, seed=seed,
-                              limit=self.max_actions)  # fmt: skip
+        found: Episode = play(self._env, act, opened.read, history=opened.history, seed=seed, limit=self.max_actions)
         decisions = planner.decisions
         return asdict(found) | {
             "decisions": len(decisions),
@@ -177,13 +169,12 @@ class Plan(Command):
 
     def _estimate(self) -> dict[str, Any]:
         """What a decision costs, and all episodes at most."""
-        kernel, read, history, env = self._opened
+        opened, env = self._opened, self._env
         observation, _ = env.reset(seed=self.seed)
         method, budget = self._search
-        frame = _checked(read, self._planner(self.seed).observed // history)(observation)
-        prompts = [{"start": frame.repeat(history).tolist()}]
+        prompts = [{"start": opened.read(observation).repeat(opened.history).tolist()}]
         options = Options(rows(self.batch_size))
-        session = loop.make_session(kernel, self._reward, method, prompts, budget, self.seed, options, None)
+        session = loop.make_session(self._kernel, self._reward, method, prompts, budget, self.seed, options, None)
         one, spec = probe.estimate(session), env.spec
         length = min(self.max_actions, (spec.max_episode_steps if spec else None) or self.max_actions)
         decisions = -(-length // self._made)
@@ -215,39 +206,17 @@ class Plan(Command):
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         for name in ("reward", "env"):
             own[name] = expressions.public(own[name]) if ":" in (own[name] or "") else own[name]
-        return own | self._content | {"limits": asdict(self._search[1])}
+        return own | self._content | {"eta": self._eta, "limits": asdict(self._search[1])}
 
     @cached_property
     def _content(self) -> dict[str, str | None]:
         """What lies behind the names, which may be other weights and other code at another time."""
         from treesearch.policies.noise_env import content_of
 
-        kernel, _, _, env = self._opened
-        reward = None if self.reward is None else self._reward
+        reward = None if self.reward in (None, ENV) else self._reward
         return {
-            "policy_digest": describe(kernel).fingerprint,
-            "env_digest": content_of(env.env),
+            "policy_digest": describe(self._opened.kernel).fingerprint,
+            "env_digest": content_of(self._env.env),
+            "steering_digest": self._learnt and self._learnt.fingerprint,
             "reward_digest": reward and (reward.source or fingerprint.of([reward.fn, reward.name, reward.settings])),
         }
-
-
-def _settings(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"--env-settings {text!r} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f'--env-settings {text!r}: expected an object, such as \'{{"obs_type": "state"}}\'')
-    return found
-
-
-def _checked(read: Read, size: int) -> Read:
-    """A reader whose observations have as many numbers as the policy is told."""
-
-    def numbers(observation: Any) -> Tensor:
-        found = read(observation)
-        if found.shape != (size,) or not found.isfinite().all():
-            raise ValueError(f"the environment shows {found.numel()} numbers, the policy is told {size} finite ones")
-        return found
-
-    return numbers

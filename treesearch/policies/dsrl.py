@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -47,16 +48,17 @@ class Steering:
         tau: share of the critic that its target moves by.
         lr: of all networks.
         batch_size: transitions of a gradient step.
-        updates: gradient steps to a step of the environment.
+        updates: gradient steps to a chunk.
         noise_steps: distillation steps to a gradient step ("na").
         leaves: noises of a decision while it learns; the best by the critic of actions is made and kept ("na").
         backup: leaves of the tree whose soft value is the target of the critic of actions ("na").
-        width, layers: of the networks, tanh after layer normalisation.
+        width: of the hidden layers, tanh after layer normalisation.
+        layers: how many.
         target_entropy: of scaled noise, in nats.
         temperature: α at the beginning, in units of the reward; it moves towards the target entropy.
-        warmup: steps made with the frozen policy's own noise before anything is learnt.
+        warmup: chunks made with the frozen policy's own noise before anything is learnt.
         replay: transitions that are kept.
-        every: steps of a segment.
+        every: chunks of a segment, after which it is kept.
 
     Raises:
         ValueError: a setting out of range.
@@ -105,6 +107,13 @@ class Steering:
             told = {k: getattr(self, k) for k in ("lr", "temperature", "target_entropy")}
             raise ValueError(f"expected positive numbers, and a finite target entropy, got {told}")
 
+    def nfe(self, chunks: int, num_steps: int) -> int:
+        """Evaluations of the policy's network (rows) by which so many chunks are learnt from, T = num_steps each."""
+        learning = max(0, chunks - self.warmup)
+        drawn = self.updates * self.batch_size * (self.backup + self.noise_steps) if self.method == "na" else 0
+        tried = self.leaves if self.leaves > 1 else 0
+        return num_steps * (chunks + learning * (drawn + tried))
+
 
 @final
 class DSRL:
@@ -147,18 +156,22 @@ class DSRL:
 
     # learning
 
-    def learn(self, steps: int, store: str | Path | None = None) -> DSRL:
+    def learn(self, steps: int, store: str | Path | None = None, watch: Callable[[DSRL], None] | None = None) -> DSRL:
         """Learn until so many steps of the environment were made, all told.
 
         Args:
             steps: a multiple of `every`; less than were made already is nothing to do.
             store: folder that every segment is kept in, and that learning goes on from.
+            watch: called after every step.
 
         Raises:
             ValueError: no multiple of `every`.
             StoreError: a folder of another learner, or one that could not be told from others.
-            Diverged: weights that are not finite; the last finite ones are in place, and learning may go on.
+            Diverged: weights that are not finite; the last finite ones are in place and in the store, and learning may
+                go on.
         """
+        from treesearch.policies.learner import Diverged
+
         every = self.settings.every
         if not is_whole(steps) or steps % every:
             raise ValueError(f"steps is {steps!r}, expected a multiple of every = {every}, the steps of a segment")
@@ -168,20 +181,26 @@ class DSRL:
             if (folder / INDEX).exists():
                 _ = self._own(folder) if self.steps else self.load(folder)
         while self.steps < steps:
-            with _own_randomness():
-                self._segment(every - self.steps % every)  # less after one that diverged
+            try:
+                with _own_randomness():
+                    self._segment(every - self.steps % every, watch)  # less after one that diverged
+            except Diverged:
+                if folder is not None:
+                    self.save(folder)
+                raise
             if folder is not None:
                 self.save(folder)
         return self
 
-    def _segment(self, steps: int) -> None:
+    def _segment(self, steps: int, watch: Callable[[DSRL], None] | None) -> None:
         from treesearch.policies.watching import Returns
 
         learner = self.learner
         segment, within = divmod(self.steps, self.settings.every)
         learner.set_random_seed((1_000_003 * self.seed + segment + 500_009 * within) % 2**31)
         learner._last_obs = None  # the environment begins anew
-        learner.learn(steps, callback=Returns(self.episodes), log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        told = Returns(self.episodes, None if watch is None else partial(watch, self))
+        learner.learn(steps, callback=told, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 
     # what was learnt
 
@@ -260,7 +279,8 @@ class DSRL:
 
     def save(self, folder: Path) -> None:
         """Keep everything; a crash leaves this state or the one before."""
-        write(folder, self.learner, {"steps": self.steps, "episodes": self.episodes, **self._identity()})
+        told = {"steps": self.steps, "episodes": self.episodes, "num_steps": self.frozen.spec.num_steps}
+        write(folder, self.learner, told | self._identity())
 
     def load(self, folder: str | Path) -> DSRL:
         """Go back to what a folder keeps.
@@ -268,8 +288,6 @@ class DSRL:
         Raises:
             StoreError: there is nothing, it is damaged, or of another learner; the message says what differs.
         """
-        if not (Path(folder) / INDEX).exists():
-            raise StoreError(f"no learner in {folder}: learn with store={str(folder)!r} first")
         index = self._own(Path(folder))
         put_back(self.learner, Path(folder), index)
         self.episodes[:] = [(int(s), float(r)) for s, r in index["episodes"]]
@@ -279,8 +297,12 @@ class DSRL:
         """What a folder says of its learner, which must be this one."""
         index = read_index(folder)
         for name, own in self._identity().items():
-            if index.get(name) != own:
-                raise StoreError(f"{folder} is of another learner: its {name} is {index.get(name)!r}, not {own!r}")
+            found: Any = index.get(name)
+            if found != own:
+                if name == "settings":
+                    name = next(setting for setting in own if found.get(setting) != own[setting])
+                    found, own = found.get(name), own[name]
+                raise StoreError(f"{folder} is of another learner: its {name} is {found!r}, not {own!r}")
         return index
 
     def _identity(self) -> dict[str, Any]:

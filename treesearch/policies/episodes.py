@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -118,6 +118,55 @@ def flat(observation: Any) -> Tensor:
             f"the environment shows {shown}, expected numbers, or `observation` among names: wrap it with gymnasium's "
             "FlattenObservation or TransformObservation"
         ) from error
+
+
+@final
+@dataclass(frozen=True)
+class Told:
+    """A reader whose observations have as many numbers as the policy is told.
+
+    Args:
+        read: what of an observation it is told.
+        size: S.
+    """
+
+    read: Read
+    size: int
+
+    def __call__(self, observation: Any) -> Tensor:
+        """Its numbers (S,).
+
+        Raises:
+            ValueError: others, or some that are not finite.
+        """
+        found = self.read(observation)
+        if found.shape != (self.size,) or not found.isfinite().all():
+            raise ValueError(
+                f"the environment shows {found.numel()} numbers, the policy is told {self.size} finite ones"
+            )
+        return found
+
+
+@final
+@dataclass(frozen=True)
+class Stacked:
+    """Reads observations that gymnasium's `FrameStackObservation` stacked, the last one last.
+
+    Args:
+        read: one of them.
+        history: h.
+    """
+
+    read: Read
+    history: int
+
+    def __call__(self, stacked: Any) -> Tensor:
+        """Their numbers (h S,) in a row."""
+        return torch.cat([self.read(_one(stacked, i)) for i in range(self.history)])
+
+
+def _one(stacked: Any, i: int) -> Any:
+    return {name: _one(value, i) for name, value in stacked.items()} if isinstance(stacked, dict) else stacked[i]
 
 
 def _reached(info: dict[str, Any], before: bool | None) -> bool | None:

@@ -41,8 +41,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     """What was told.
 
     Raises:
-        StoreError: it cannot be read.
+        StoreError: there is no learner, or it cannot be read.
     """
+    if not (folder / INDEX).exists():
+        raise StoreError(f"no learner in {folder}: learn one into it first")
     try:
         found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

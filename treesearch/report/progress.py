@@ -49,7 +49,7 @@ class Progress:
         self._record: dict[str, Any] | None = None
         self._last: Snapshot | None = None
         self._total: int | None = None
-        self._display: _Terminal | _Cell | None = None
+        self._display: Terminal | _Cell | None = None
 
     def __enter__(self) -> Progress:
         self._open()
@@ -58,7 +58,7 @@ class Progress:
     def _open(self) -> None:
         """Show the line, if it is time."""
         if self._display is None and not self.quiet and time.perf_counter() - self._began >= self.after:
-            self._display = _Cell() if self.error and in_notebook() else _Terminal(error=self.error)
+            self._display = _Cell() if self.error and in_notebook() else Terminal(error=self.error)
             if not kept(add_child):
                 self._display.update(f"{self.name:<12} {COMPILING}")
 
@@ -116,10 +116,10 @@ def _best(snapshot: Snapshot) -> str:
     return str(found.best(1)[0][0])
 
 
-class _Terminal:
+class Terminal:
     """A line that a terminal shows below what else is printed, and keeps in the end."""
 
-    def __init__(self, *, error: bool) -> None:
+    def __init__(self, *, error: bool = False) -> None:
         from rich.console import Console
         from rich.live import Live
 
