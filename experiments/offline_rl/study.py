@@ -30,8 +30,10 @@ import torch
 from torch import Tensor
 
 from experiments.offline_rl import synthetic
-from experiments.offline_rl.beds import FIRST_STATES, Modelling, behaviour_model, episodes_of, returns_of, task_of
+from experiments.offline_rl.beds import FIRST_STATES, Modelling, behaviour_model, episodes_of, task_of
 from experiments.offline_rl.learners import LEARNERS, Diverged, Learner, Settings, Transitions, transitions_of
+from experiments.offline_rl.synthetic import Drawn
+from experiments.offline_rl.tasks import returns_of
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, locked, where_it_ran
 from experiments.shared.grids import check_names
@@ -65,7 +67,7 @@ class Protocol:
     episodes: int = 10
     """of an evaluation"""
     length: int = 1_000
-    """steps of an episode, at most"""
+    """steps of an episode, at most: those of the task where it has fewer"""
 
     @property
     def size(self) -> int:
@@ -95,7 +97,7 @@ class Run:
     """Fill every cell that is not there; run again to go on."""
 
     env: str = "halfcheetah-medium"
-    """task and grade of its data, such as hopper-medium-replay"""
+    """a maze, or a task and the grade of its data: maze-umaze, hopper-medium-replay"""
     learner: tuple[str, ...] = LEARNERS
     """which learners"""
     data: tuple[str, ...] = ("all",)
@@ -161,7 +163,7 @@ class Study:
     """
 
     def __init__(self, run: Run, cells: Cells) -> None:
-        self.run, self.cells, self.task = run, cells, task_of(run.env)[0]
+        self.run, self.cells, self.task = run, cells, task_of(run.env)
         given = [run.dataset and run.dataset.name, run.weights and run.weights.name]
         model = _short([asdict(run.modelling), given])
         self.name = _short([asdict(run.protocol), asdict(run.settings), model])
@@ -223,30 +225,32 @@ class Study:
         job = Job(self.run.env, learner, "guided", "synthetic", self.run.tuning_seed, self.name)
         policy, found = self.warm(learner, job.seed).policy(), {}
         for coefficient in synthetic.COEFFICIENTS:
-            learnt, _ = self._learnt(job, self._draw(policy, "guided", coefficient, job.seed), f"_{coefficient:g}")
+            learnt, _ = self._learnt(
+                job, self._draw(policy, "guided", coefficient, job.seed).samples, f"_{coefficient:g}"
+            )
             found[coefficient] = self.task.normalised(float(self._returns(learnt, job.seed).mean()))
         return {"coefficient": max(found, key=lambda c: found[c]), "scores": {str(c): v for c, v in found.items()}}
 
-    def _draw(self, policy: Any, kind: str, coefficient: float, seed: int) -> Tensor:
+    def _draw(self, policy: Any, kind: str, coefficient: float, seed: int) -> Drawn:
         p, rng = self.run.protocol, torch.Generator().manual_seed(seed)
         starts = self.real.observations[torch.randint(len(self.real), (p.starts,), generator=rng)]
         how = {"lam": p.lam, "coefficient": coefficient, "seed": seed}
         return synthetic.trajectories(self.kernel, policy, kind, p.each, starts, **how)
 
-    def samples(self, learner: str, kind: str, seed: int) -> Tensor:
-        """Trajectories (n, H, C) of a kind, kept; windows of the data themselves for "real"."""
+    def drawn(self, learner: str, kind: str, seed: int) -> Drawn:
+        """Trajectories of a kind, kept; windows of the data themselves, at no cost, for "real"."""
         if kind == "real":
             every = windows(self.episodes, self.kernel.horizon)
             rows = np.random.default_rng(seed).integers(len(every), size=self.run.protocol.size)
-            return every[torch.from_numpy(rows)]
-        file = self.folder / "sets" / f"{kind if kind == 'unguided' else f'{learner}_{kind}'}_{seed}.pt"
+            return Drawn(every[torch.from_numpy(rows)], 0)
+        file = self.folder / "drawn" / f"{kind if kind == 'unguided' else f'{learner}_{kind}'}_{seed}.pt"
         if not file.exists():
             coefficient = self.coefficient(learner) if kind == "guided" else 0.0
             policy = self.warm(learner, seed).policy()
             file.parent.mkdir(exist_ok=True)
-            torch.save(self._draw(policy, kind, coefficient, seed), file.with_suffix(".tmp"))
+            torch.save(self._draw(policy, kind, coefficient, seed)._asdict(), file.with_suffix(".tmp"))
             file.with_suffix(".tmp").replace(file)
-        return torch.load(file, weights_only=True)
+        return Drawn(**torch.load(file, weights_only=True))
 
     def cell(self, job: Job) -> Row:
         """A cell; one that fails says why."""
@@ -259,7 +263,7 @@ class Study:
 
     def _figures(self, job: Job) -> Row:
         p, task = self.run.protocol, self.task
-        samples = self.samples(job.learner, job.data, job.seed)
+        samples, nfe = self.drawn(job.learner, job.data, job.seed)
         learner, said = self._learnt(job, samples)
         returns = self._returns(learner, job.seed)
         warm = self.warm(job.learner, job.seed).policy()
@@ -269,8 +273,10 @@ class Study:
             "step": learner.step,
             "diverged": said,
             "coefficient": self.coefficient(job.learner) if job.data == "guided" else None,
-            "nfe": 0 if job.data == "real" else p.size * p.num_steps,
-            "sizes": asdict(p) | {"width": self.run.settings.width, "batch_size": self.run.settings.batch_size},
+            "nfe": nfe,
+            "sizes": asdict(p)
+            | {"length": min(p.length, task.limit)}
+            | {"width": self.run.settings.width, "batch_size": self.run.settings.batch_size},
             "figures": synthetic.figures(samples, self.kernel.channels, warm, task, self.real),
             "fingerprint": self.kernel.fingerprint,
         }
@@ -278,7 +284,7 @@ class Study:
     def _returns(self, learner: Learner, seed: int) -> Array:
         p = self.run.protocol
         seeds = [FIRST_STATES + 1_000 * seed + i for i in range(p.episodes)]
-        return returns_of(self.task.environment, learner.policy(), seeds, p.length)
+        return returns_of(self.task, learner.policy(), seeds, p.length)
 
     def _learnt(self, job: Job, samples: Tensor, tag: str = "") -> tuple[Learner, str | None]:
         """The learner after its steps, and what it said if it diverged."""

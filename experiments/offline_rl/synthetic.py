@@ -7,8 +7,8 @@
     fk              Feynman-Kac steering for the target
     tree_sampling   tree sampling for the target
 
-All at n·T NFE for n trajectories. A trajectory of H rows is H - 1 transitions, of which those after an end of the task
-are dropped. Actions are clipped to [-1, 1].
+All at no more than n·T NFE for n trajectories. A trajectory of H rows is H - 1 transitions, of which those after an
+end of the task are dropped. Actions are clipped to [-1, 1].
 
 Source: Policy-Guided Diffusion (Jackson et al., 2024), sections 4 and 5.
 """
@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.offline_rl.beds import Ended, Simulator, Task
 from experiments.offline_rl.learners import Transitions
+from experiments.offline_rl.tasks import Ended, Simulator, Task
 from experiments.planning.generate_data import KINDS, Figures, Kind, coverage, generate, published
 from treesearch.rewards.channels import Channels, known
 from treesearch.rewards.trajectories.policy import PolicyLikelihood
@@ -44,14 +44,22 @@ def kind_of(data: str, coefficient: float) -> Kind:
     return replace(KINDS["guided"], guide=partial(published, coefficient=coefficient))
 
 
+class Drawn(NamedTuple):
+    """Trajectories, and what they cost."""
+
+    samples: Tensor  # (n, H, C)
+    nfe: int
+
+
 def trajectories(
     kernel: Any, policy: nn.Module, data: str, n: int, starts: Tensor, *, lam: float, coefficient: float, seed: int
-) -> Tensor:
-    """n trajectories (m n, H, C) of a kind from each of some starts (m, S), or of any start where there are none."""
-    return generate(
+) -> Drawn:
+    """n trajectories of a kind from each of some starts (m, S), or of any start where there are none."""
+    made = generate(
         kernel, policy, kind_of(data, coefficient), n, lam=lam, bounds=BOUNDS, seed=seed, batch_size=512,
         prompts=[known(start) for start in starts] or None,
-    ).samples  # fmt: skip
+    )  # fmt: skip
+    return Drawn(made.samples, made.result.cost.nfe)
 
 
 def transitions_of(samples: Tensor, channels: Channels, ended: Ended) -> Transitions:
@@ -73,7 +81,7 @@ def figures(samples: Tensor, channels: Channels, policy: nn.Module, task: Task, 
     found, std = transitions_of(samples, channels, task.ended), real.observations.std(0) + 1e-6
     pick = np.random.default_rng(0).permutation(len(found))[:CHECKED]
     checked = found.take(torch.from_numpy(pick))
-    after, rewards = Simulator(task.environment).step(checked.observations.numpy(), checked.actions.numpy())
+    after, rewards = Simulator(task).step(checked.observations.numpy(), checked.actions.numpy())
     gaps = (torch.from_numpy(after).float() - checked.after) / std
     positions = [(x.observations / std)[:, None, :2] for x in (found, real)]
     return {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,12 +133,12 @@ class Runners:
     """n environments that execute pieces of plans.
 
     Args:
-        environment: gymnasium id.
+        environment: makes one.
         seeds: of the first states, one an environment.
     """
 
-    def __init__(self, environment: str, seeds: Sequence[int]) -> None:
-        self.envs = [make(environment) for _ in seeds]
+    def __init__(self, environment: Callable[[], Any], seeds: Sequence[int]) -> None:
+        self.envs = [environment() for _ in seeds]
         self.observations = np.array([env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)])
         self.returns = np.zeros(len(seeds))
         self.alive = np.ones(len(seeds), bool)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from experiments.planning.levels import F64, below, decided, predicted
-from experiments.planning.locomotion import Runners
+from experiments.planning.locomotion import Runners, make
 from experiments.planning.locomotion_planning import FIRST_STATES, METHODS, control, kernel_of
 from experiments.shared.stats import Interval, bootstrap
 from treesearch.report.tables import markdown_table
@@ -50,7 +51,8 @@ class Args:
 def visited(args: Args) -> list[list[float]]:
     """Observations that the base sampler comes to."""
     kernel, found = kernel_of(args.weights, args.num_steps, None, "cpu"), []
-    runners = Runners(args.environment, [FIRST_STATES + 1_000 * (args.seed + 200) + i for i in range(args.episodes)])
+    seeds = [FIRST_STATES + 1_000 * (args.seed + 200) + i for i in range(args.episodes)]
+    runners = Runners(partial(make, args.environment), seeds)
     setup = METHODS["base"].make(kernel)
     for part in range(args.states):
         control(setup, runners, rollouts=1, steps=2, length=args.apart, seed=args.seed + part)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 import treesearch as ts
-from experiments.planning.locomotion import Array, Runners
+from experiments.planning.locomotion import Array, Runners, make
 from experiments.planning.methods import NARROW, Setup
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, Row, locked, read, where_it_ran
@@ -155,7 +155,7 @@ def played(job: Job, run: Run) -> Row:
     began = time.perf_counter()
     kernel = kernel_of(run.weights, run.num_steps, run.horizon, run.device)
     seeds = [FIRST_STATES + 1_000 * job.seed + i for i in range(run.episodes)]
-    runners = Runners(run.environment, seeds)
+    runners = Runners(partial(make, run.environment), seeds)
     try:
         setup = METHODS[job.method].make(kernel, **job.settings)
         planner = control(

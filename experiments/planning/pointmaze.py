@@ -135,12 +135,44 @@ def held_out_pairs(maze: str, n: int, seed: int, min_cells: int = 2, max_cells: 
         longest = max(apart[pair] for pair in held_out(walls))
         raise ValueError(f"no held-out pair is {min_cells} to {max_cells} cells apart: they are 2 to {longest}")
     order = np.concatenate([rng.permutation(len(usable)) for _ in range(-(-n // len(usable)))])[:n]
-    return [Pair(_near(walls, a, rng), _near(walls, b, rng), apart[a, b]) for a, b in (usable[i] for i in order)]
+    return [Pair(spot(walls, a, rng), spot(walls, b, rng), apart[a, b]) for a, b in (usable[i] for i in order)]
 
 
-def _near(maze: Maze, cell: Cell, rng: np.random.Generator) -> tuple[float, float]:
+def spot(maze: Maze, cell: Cell, rng: np.random.Generator) -> tuple[float, float]:
+    """A position up to a quarter of a cell off a cell's centre."""
     x, y = maze.cell_to_xy(cell) + rng.uniform(-0.25, 0.25, 2)
     return float(x), float(y)
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Proportional-derivative control along the cheapest route to a goal.
+
+    Args:
+        maze: its walls.
+        goal: a position.
+        costs: of a route from each cell to the goal's, see `costs_to`.
+        gain, damping: of the control.
+    """
+
+    maze: Maze
+    goal: Array
+    costs: dict[Cell, float]
+    gain: float = 8.0
+    damping: float = 1.1
+
+    def target(self, position: Array) -> Array:
+        """The centre of the next cell of the route, or the goal."""
+        here, cell = (self.maze.xy_to_cell(xy.tolist()) for xy in (position, self.goal))
+        if here == cell or here not in self.costs:
+            return self.goal
+        ahead = min(neighbours(self.maze, here), key=self.costs.__getitem__)
+        return self.goal if ahead == cell else np.array(self.maze.cell_to_xy(ahead))
+
+    def push(self, observation: Array) -> Array:
+        """The force, not yet clipped."""
+        position, velocity = observation[:2], observation[2:]
+        return self.gain * (self.target(position) - position) - self.damping * velocity
 
 
 class Trip:
@@ -149,28 +181,21 @@ class Trip:
     def __init__(self, maze: Maze, start: Array, rng: np.random.Generator) -> None:
         here = maze.xy_to_cell(start.tolist())
         allowed = [c for c in free_cells(maze) if c != here and (here, c) not in held_out(maze)]
-        self.maze, self.rng = maze, rng
-        self.cell = allowed[rng.integers(len(allowed))]
-        self.goal = np.array(_near(maze, self.cell, rng))
-        self.costs = costs_to(maze, self.cell, rng.uniform(0.5, 2.0, maze.shape))
-        self.gain, self.damping = rng.uniform(5, 12), rng.uniform(0.8, 1.4)
-        self.scale, self.noise = rng.choice([0.05, 0.2, 0.4]), np.zeros(2)
+        cell = allowed[rng.integers(len(allowed))]
+        goal = np.array(spot(maze, cell, rng))
+        costs = costs_to(maze, cell, rng.uniform(0.5, 2.0, maze.shape))
+        self.controller = Controller(maze, goal, costs, rng.uniform(5, 12), rng.uniform(0.8, 1.4))
+        self.scale, self.noise, self.rng = rng.choice([0.05, 0.2, 0.4]), np.zeros(2), rng
         self.arrived = False
 
-    def target(self, position: Array) -> Array:
-        """The centre of the next cell of the route, or the goal."""
-        here = self.maze.xy_to_cell(position.tolist())
-        if here == self.cell or here not in self.costs:
-            return self.goal
-        ahead = min(neighbours(self.maze, here), key=self.costs.__getitem__)
-        return self.goal if ahead == self.cell else np.array(self.maze.cell_to_xy(ahead))
+    @property
+    def goal(self) -> Array:
+        return self.controller.goal
 
     def act(self, observation: Array) -> Array:
-        position, velocity = observation[:2], observation[2:]
-        self.arrived = self.arrived or float(np.hypot(*(self.goal - position))) <= RADIUS
+        self.arrived = self.arrived or float(np.hypot(*(self.goal - observation[:2]))) <= RADIUS
         self.noise = 0.9 * self.noise + 0.44 * self.scale * self.rng.standard_normal(2)
-        push = self.gain * (self.target(position) - position) - self.damping * velocity
-        return np.clip(push + self.noise, -1, 1).astype(np.float32)
+        return np.clip(self.controller.push(observation) + self.noise, -1, 1).astype(np.float32)
 
 
 class Data(NamedTuple):

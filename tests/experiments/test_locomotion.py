@@ -1,6 +1,7 @@
 """Locomotion: data of graded quality, and plans that are executed; tiny models through the whole script."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_an_actor_is_its_network(agent, tmp_path):
 def test_executed_actions_earn_the_environment_s_rewards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     actions = np.random.default_rng(1).uniform(-2, 2, (2, 5, 6))
-    runners = Runners(ENVIRONMENT, [3, 4])
+    runners = Runners(partial(locomotion.make, ENVIRONMENT), [3, 4])
     runners.run(actions)
     for i, seed in enumerate((3, 4)):
         env = locomotion.make(ENVIRONMENT)
@@ -89,10 +90,10 @@ def test_executed_actions_earn_the_environment_s_rewards(tmp_path, monkeypatch):
 def test_control_executes_the_first_actions_of_each_plan(weights):
     kernel = trajectory_kernel(weights, 4)
     setup = locomotion_planning.METHODS["best_of_n"].make(kernel)
-    runners = Runners(ENVIRONMENT, [0, 1])
+    runners = Runners(partial(locomotion.make, ENVIRONMENT), [0, 1])
     planner = locomotion_planning.control(setup, runners, rollouts=2, steps=3, length=7, seed=0)
     assert [d.nfe for d in planner.decisions] == [16, 16, 16]
-    again = Runners(ENVIRONMENT, [0, 1])
+    again = Runners(partial(locomotion.make, ENVIRONMENT), [0, 1])
     for decision, k in zip(planner.decisions, (3, 3, 1), strict=True):
         again.run(kernel.channels.actions(decision.plans)[:, :k].numpy())
     np.testing.assert_allclose(again.returns, runners.returns)
@@ -162,7 +163,7 @@ def test_the_table_pairs_episodes_with_the_same_first_state():
 def test_plans_that_go_on_from_the_last_ones_cost_half_as_much_each(weights):
     setup = locomotion_planning.METHODS["best_of_n"].make(trajectory_kernel(weights, 4))
     planner = locomotion_planning.control(
-        setup, Runners(ENVIRONMENT, [0]), rollouts=2, steps=2, length=4, seed=0, warm=True
+        setup, Runners(partial(locomotion.make, ENVIRONMENT), [0]), rollouts=2, steps=2, length=4, seed=0, warm=True
     )
     assert [len(planner.decisions), len(planner.result.tasks[0].rewards)] == [2, 4]
 
@@ -175,7 +176,7 @@ def test_levels_of_locomotion_are_a_row_each(weights, capsys):
 
 
 def test_an_episode_that_ends_earns_no_more():
-    runners = Runners("Hopper-v5", [0])
+    runners = Runners(partial(locomotion.make, "Hopper-v5"), [0])
     runners.run(np.ones((1, 400, 3)))
     assert not runners.alive[0]
     earned = runners.returns.copy()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,15 +10,17 @@ import pytest
 import torch
 
 from experiments.offline_rl import __main__ as offline_rl
-from experiments.offline_rl import beds, study, synthetic
+from experiments.offline_rl import beds, mazes, study, synthetic
 from experiments.offline_rl.learners import LEARNERS, Diverged, Learner, Settings, Transitions, transitions_of
-from experiments.planning import locomotion, train_trajectory
+from experiments.offline_rl.tasks import Simulator, returns_of
+from experiments.planning import pointmaze, train_trajectory
 from treesearch.errors import TreeSearchError
 from treesearch.offline.data import OfflineData
 from treesearch.rewards.channels import Channels
 
 pytest.importorskip("mujoco")
 pytest.importorskip("torchrl")
+pytest.importorskip("gymnasium_robotics")
 SMALL = Settings(width=8, batch_size=8, chunk=5)
 
 
@@ -64,10 +67,10 @@ def test_steps_after_an_end_of_the_task_are_none():
     assert found.actions.unique().tolist() == [1.0]  # clipped
 
 
-@pytest.mark.parametrize("name", beds.TASKS)
+@pytest.mark.parametrize("name", ["halfcheetah", "hopper", "walker2d"])
 def test_ends_and_the_simulator_are_the_environment_s(name):
-    task, rng = beds.TASKS[name], np.random.default_rng(0)
-    env, simulator = locomotion.make(task.environment), beds.Simulator(task.environment)
+    task, rng = beds.task_of(f"{name}-medium"), np.random.default_rng(0)
+    env, simulator = task.make(), Simulator(task)
     seen, _ = env.reset(seed=1)
     rows, ends = [], 0
     for _ in range(120):
@@ -87,8 +90,8 @@ def test_ends_and_the_simulator_are_the_environment_s(name):
 
 @pytest.mark.parametrize("name", ["hopper", "walker2d"])
 def test_an_end_is_where_the_environment_has_it(name):
-    task, rng = beds.TASKS[name], np.random.default_rng(0)
-    env = locomotion.make(task.environment)
+    task, rng = beds.task_of(f"{name}-medium"), np.random.default_rng(0)
+    env = task.make()
     env.reset(seed=0)
     rows, over = [], []
     for _ in range(400):
@@ -102,12 +105,59 @@ def test_an_end_is_where_the_environment_has_it(name):
 
 
 def test_scores_are_d4rl_s():
-    task, grade = beds.task_of("hopper-medium-replay")
-    assert grade == "medium-replay"
+    task = beds.task_of("hopper-medium-replay")
     assert task.normalised(task.expert) == 100
     assert task.normalised(task.random) == 0
-    with pytest.raises(ValueError, match="unknown env 'ant-medium': choose halfcheetah-medium"):
+    with pytest.raises(
+        ValueError, match=r"unknown env 'ant-medium': choose halfcheetah-medium.*maze-umaze, maze-medium$"
+    ):
         beds.task_of("ant-medium")
+
+
+@pytest.fixture(scope="module")
+def walks():
+    """Three episodes in the small maze."""
+    return beds.task_of("maze-umaze").data(Path(), 150, 60)
+
+
+def test_walks_are_the_maze_s_own_steps_rewarded_for_one_goal(walks):
+    task = beds.task_of("maze-umaze")
+    after, rewards = Simulator(task).step(walks.observations, walks.actions)
+    np.testing.assert_allclose(after, walks.next_observations, atol=1e-5)
+    np.testing.assert_allclose(rewards, walks.rewards, atol=1e-5)
+    point = pointmaze.make("umaze").point_env
+    point.set_state(walks.observations[5, :2], walks.observations[5, 2:])
+    held = [point.step(walks.actions[5])[0] for _ in range(4)]
+    np.testing.assert_allclose(held[-1], walks.next_observations[5], atol=1e-5)
+    goal = task.walls.cell_to_xy(task.goal)
+    assert task.rewards(np.array([[*goal, 1.0, 1.0], [goal[0], goal[1] - 1, 0.0, 0.0]])) == pytest.approx(
+        [1, np.exp(-1)]
+    )
+
+
+def test_walks_begin_at_rest_anywhere_and_are_cut_by_time(walks):
+    begin, task = np.arange(0, 180, 60), beds.task_of("maze-umaze")
+    assert walks.timeouts.nonzero()[0].tolist() == [59, 119, 179]
+    assert not walks.terminals.any()
+    assert not walks.observations[begin, 2:].any()
+    assert np.array_equal(
+        walks.next_observations[:-1][~walks.timeouts[:-1]], walks.observations[1:][~walks.timeouts[:-1]]
+    )
+    env = task.make()
+    cells = {task.walls.xy_to_cell(env.reset(seed=seed)[0][:2]) for seed in range(60)}
+    assert cells == set(pointmaze.free_cells(task.walls)) - {task.goal}
+    assert env.reset(seed=3)[0].tolist() == env.reset(seed=3)[0].tolist()
+
+
+@pytest.mark.parametrize("name", mazes.TASKS)
+def test_the_controller_of_a_maze_scores_100_and_random_forces_0(name):
+    task = beds.task_of(name)
+    seeds = range(mazes.FIRST_STATES, mazes.FIRST_STATES + 4)
+    arrived, lost = (
+        task.normalised(returns_of(task, policy, seeds, 10**6).mean()) for policy in (task.scripted(), mazes.uniform(0))
+    )
+    assert arrived == pytest.approx(100, abs=20)
+    assert lost == pytest.approx(0, abs=40)
 
 
 def same(one, other):
@@ -187,8 +237,8 @@ def test_the_value_of_iql_is_an_upper_expectile():
 
 def test_seeds_are_judged_in_episodes_of_their_own(monkeypatch):
     asked = []
-    monkeypatch.setattr(study, "returns_of", lambda environment, policy, seeds, steps: asked.append(seeds))
-    every = SimpleNamespace(run=study.Run(), task=beds.TASKS["hopper"])
+    monkeypatch.setattr(study, "returns_of", lambda task, policy, seeds, steps: asked.append(seeds))
+    every = SimpleNamespace(run=study.Run(), task=beds.task_of("hopper-medium"))
     learner = Learner("td3bc", transitions(), SMALL, 0)
     for seed in (0, 1, 1):
         study.Study._returns(every, learner, seed)
@@ -241,6 +291,9 @@ def test_the_command_fills_its_cells_and_reports(tmp_path, agents, capsys, monke
     cells = [(row["data"], row["mix"], row["seed"]) for row in rows if "score" in row]
     assert len(cells) == len(set(cells)) == 2 * (2 * 2 + 3)
     assert [row["coefficient"] for row in rows if row.get("kind") == "choice"] == [1.0]
+    nfe = {(row["data"], row["nfe"]) for row in rows if "score" in row}
+    assert {("real", 0), ("unguided", 6 * 3), ("guided", 6 * 3)} < nfe
+    assert {name for name, spent in nfe if 0 < spent <= 6 * 3} == set(synthetic.DATA) - {"real"}
     real = [row["figures"] for row in rows if row.get("data") == "real"]
     assert all(figures["dynamics error"] < 1e-4 for figures in real)  # but for rounding, the data are the environment
     before = out.read_bytes()
@@ -251,6 +304,28 @@ def test_the_command_fills_its_cells_and_reports(tmp_path, agents, capsys, monke
     assert "## hopper-medium" in text
     assert "| TreeSampling |" in text
     assert "diverged, with their last finite weights: 0 of 14" in text
+
+
+def test_the_command_needs_no_agent_for_a_maze(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    words = ["run", "--env", "maze-umaze", "--work", str(tmp_path / "work"), "--out", str(out), "--seeds", "0", *SIZES]
+    assert offline_rl.main([*words, "--learner", "td3bc", "--data", "real", "fk", "--mix", "mixed"]) == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(row["data"], row["mix"], row["fingerprint"].split(":")[0]) for row in rows] == [
+        ("real", "real", "PointMaze_UMaze-v3"),
+        ("fk", "mixed", "PointMaze_UMaze-v3"),
+    ]
+    assert rows[0]["figures"]["dynamics error"] < 1e-5
+    assert rows[0]["figures"]["reward error"] < 1e-5
+    assert all(np.isfinite(row["score"]) for row in rows)
+
+
+def test_drawn_trajectories_cost_what_their_search_spent(monkeypatch):
+    """Not what it might have spent."""
+    made = SimpleNamespace(samples=torch.zeros(2, 3, 4), result=SimpleNamespace(cost=SimpleNamespace(nfe=7)))
+    monkeypatch.setattr(synthetic, "generate", lambda *args, **how: made)
+    how = {"lam": 1.0, "coefficient": 0.0, "seed": 0}
+    assert synthetic.trajectories(None, None, "fk", 4, torch.zeros(0, 2), **how).nfe == 7
 
 
 def test_a_behaviour_model_learns_to_go_on_from_a_start_and_from_anywhere(tmp_path, monkeypatch):
