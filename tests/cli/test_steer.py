@@ -4,15 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict
 from safetensors.torch import load_file
 
 from experiments.policies.two_routes import TwoRoutes
+from tests.cli import test_plan
 from treesearch.backends import models
 from treesearch.backends.models.policy import policy, with_eta
 from treesearch.cli import commands
 from treesearch.cli.main import main
+from treesearch.policies.frozen import FrozenPolicy
 
 MAZE = "experiments.policies.two_routes:TwoRoutes"
 ACTING = ["--policy", "two_routes.safetensors", "--env", MAZE]
@@ -115,6 +119,43 @@ def test_a_policy_of_other_noise_shares_its_network():
     noisy = policy(num_steps=2, eta=1.0)
     assert with_eta(noisy, 0.0).fingerprint == policy(num_steps=2, eta=0.0).fingerprint != noisy.fingerprint
     assert with_eta(noisy, 0.0).network is noisy.network
+
+
+# LeRobot's
+
+
+saved = test_plan.saved  # a fixture
+
+
+class Pushed(test_plan.Shown):
+    """With the spaces of what it shows."""
+
+    observation_space = Dict({
+        "agent_pos": Box(-10.0, 10.0, (2,)), "pixels": Box(0, 255, (4, 4, 3), np.uint8),
+        "environment_state": Box(-10.0, 10.0, (3,)),
+    })  # fmt: skip
+
+    def seen(self):
+        return {name: value.astype(self.observation_space[name].dtype) for name, value in super().seen().items()}
+
+
+def test_a_learner_on_a_policy_of_lerobot_observes_what_its_network_is_told(saved, tmp_path, capsys):
+    acting = ["--policy", str(saved.folder), "--env", f"{__file__}:Pushed"]
+    learn = ["steer", *acting, *SMALL, "--num-steps", "2", "--chunks", "8", "--store", str(tmp_path / "dsrl")]
+    assert main(learn) == 0
+    plan = commands.parse(["plan", *acting, "--steering", str(tmp_path / "dsrl"), "--nfe", "4"], None)
+    history = np.linspace(0, 1, plan._opened.kernel.observed, dtype=np.float32)
+    told = plan._opened.kernel.encode([{"start": history.tolist()}])["condition"]
+    assert told.shape[1] < len(history)
+    torch.testing.assert_close(plan._learnt.observations([{"start": history.tolist()}]), told)
+    assert state_of(tmp_path / "dsrl")["replay.observations"].shape == (8, 1, told.shape[1])
+    torch.testing.assert_close(
+        plan._learnt.frozen.states(told, z := torch.randn(1, plan._learnt.frozen.size)),
+        FrozenPolicy(with_eta(plan._opened.kernel, 0.0)).states(torch.from_numpy(history)[None], z),
+    )
+    words = ["plan", *acting, "--steering", str(tmp_path / "dsrl"), "--nfe", "4", "--episodes", "1"]
+    assert main([*words, "--store", str(tmp_path / "plan"), "--json"]) == 0
+    assert '"decisions": 2' in capsys.readouterr().out
 
 
 # plans

@@ -137,3 +137,15 @@ def test_a_kernel_that_is_told_nothing_needs_to_say_what_observations_stand_for(
     env.reset()
     with pytest.raises(ValueError, match="learn from finite rewards"):
         env.step(np.zeros(2, np.float32))
+
+
+def test_a_learner_may_observe_what_the_network_is_told():
+    whole, encoded = frozen(), FrozenPolicy(policy(num_steps=2), encoded=True)
+    seen, w = torch.randn(3, 8), torch.randn(3, 16)
+    told = encoded.features(seen)
+    assert not torch.allclose(told, seen)
+    torch.testing.assert_close(encoded.states(told, w), whole.states(seen, w))
+    assert np.array_equal(NoiseEnv(World(), encoded).reset()[0], encoded.features(torch.zeros(1, 8))[0])
+    assert encoded.fingerprint != whole.fingerprint
+    with pytest.raises(ValueError, match="no row of numbers: leave encoded=True out"):
+        FrozenPolicy(ring(2), ask=Among([None]), encoded=True)

@@ -106,7 +106,10 @@ class Opened:
         return length if steps is None else steps
 
     def noisy(self, env: Any, execute: int, bound: float) -> Any:
-        """An environment whose actions are the noise of the policy with η = 0, as DSRL learns in it."""
+        """An environment whose actions are the noise of the policy with η = 0, as DSRL learns in it.
+
+        Of LeRobot's it observes what their networks are told, pictures by their own encoders.
+        """
         from gymnasium.spaces import Dict
         from gymnasium.wrappers import FrameStackObservation
 
@@ -117,7 +120,7 @@ class Opened:
         plain = self.reads is flat and not isinstance(env.observation_space, Dict)  # as NoiseEnv reads by itself
         return NoiseEnv(
             FrameStackObservation(env, self.history),
-            FrozenPolicy(kernel),
+            FrozenPolicy(kernel, encoded=self.reads is not flat),
             execute=execute,
             bound=bound,
             read=None if plain else Stacked(self.read, self.history),

@@ -41,16 +41,21 @@ class FrozenPolicy:
         kernel: whose steps have no noise.
         ask: observations -> prompts; None for a kernel of policies, which is told observations (`seen`).
         batch_size: rows of a forward pass.
+        encoded: of a policy: observations are what its network is told of them, pictures as its own encoders see them
+            and numbers as it scales them; by default they are all that it observes.
 
     Attributes:
         size: d, numbers of the noise w of one action.
+        observed: O, numbers of an observation; None of a kernel that is no policy.
 
     Raises:
         ValueError: a kernel with noise in its steps, or none in its prior, or one that takes no observations and there
             is no `ask`.
     """
 
-    def __init__(self, kernel: Kernel, ask: Ask | None = None, batch_size: int = 4096) -> None:
+    def __init__(
+        self, kernel: Kernel, ask: Ask | None = None, batch_size: int = 4096, *, encoded: bool = False
+    ) -> None:
         self.spec = describe(kernel, identify=False)
         if any(self.spec.stochastic[1:]):
             raise ValueError("the steps of this kernel have noise, so that w does not decide x_0: make it with eta=0")
@@ -60,8 +65,11 @@ class FrozenPolicy:
         if ask is None and self._seen is None:
             raise ValueError(f"{type(kernel).__name__} is no policy: say by `ask` which prompts observations stand for")
         self.kernel: Any = kernel
-        self.ask, self.batch_size = ask, batch_size
+        self.ask, self.batch_size, self.encoded = ask, batch_size, encoded
         self.size = math.prod(self.spec.noise_shape)
+        self.observed: int | None = optional(kernel, "observed")
+        if encoded:
+            self._name, self.observed = self._encoding()
         self.evaluations = 0  # of the network, rows
 
     @torch.no_grad()
@@ -77,6 +85,11 @@ class FrozenPolicy:
         """Samples for observations (n, O) and noise w (n, d): chunks (n, H, A) of a policy."""
         return self.kernel.decode(self.states(observations, noise))
 
+    @torch.no_grad()
+    def features(self, observed: Tensor) -> Tensor:
+        """Observations (n, O) of all that the policy observes."""
+        return self._seen(observed)[self._name].float() if self.encoded else observed  # type: ignore[misc]
+
     def observations(self, prompts: Sequence[Any]) -> Tensor:
         """What was observed (n, O), as prompts say it: their `start`, or the place among those that `ask` knows.
 
@@ -88,12 +101,13 @@ class FrozenPolicy:
         starts = [entry(prompt, "start", self.kernel.observed) for prompt in prompts]
         if any(start is None for start in starts):
             raise ValueError("a policy needs what was observed: the `start` of a prompt")
-        return torch.tensor(starts, dtype=torch.float32)
+        return self.features(torch.tensor(starts, dtype=torch.float32))
 
     @property
     def fingerprint(self) -> str | None:
         """The kernel's own, of all that decides its law, as it is now; None where that is unknown."""
-        return optional(self.kernel, "fingerprint")
+        own = optional(self.kernel, "fingerprint")
+        return f"{own} encoded" if own and self.encoded else own
 
     @property
     def weights(self) -> str:
@@ -119,8 +133,27 @@ class FrozenPolicy:
 
     def _cond(self, observations: Tensor) -> Cond:
         if self.ask is None:
-            encoded = self._seen(observations)  # type: ignore[misc]
+            encoded = self._told(observations)
         else:
             encoded = self.kernel.encode(self.ask(observations)) if optional(self.kernel, "encode") else None
         cond = {k: v.value if isinstance(v, Shared) else v for k, v in (encoded or {}).items()}
         return cond | {"task": torch.zeros(len(observations), dtype=torch.int64, device=self.spec.device)}
+
+    def _told(self, observations: Tensor) -> dict[str, Any]:
+        """What a policy's network is told where something was observed."""
+        if self.encoded:
+            return {self._name: observations.to(self.spec.device)}
+        return self._seen(observations)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _encoding(self) -> tuple[str, int]:
+        """What the network is told, by its name, and how many numbers that is.
+
+        Raises:
+            ValueError: it is no row of numbers.
+        """
+        none = torch.zeros(1, self.observed or 0)
+        told = [] if self._seen is None else list(self._seen(none).items())
+        if len(told) != 1 or told[0][1].ndim != 2:
+            raise ValueError("what this kernel's network is told is no row of numbers: leave encoded=True out")
+        return told[0][0], told[0][1].shape[1]

@@ -71,7 +71,7 @@ class NoiseEnv(Noisy):
         frozen: whose samples are chunks (H, A).
         execute: actions of a chunk that are made; None for all.
         bound: b.
-        read: numbers (observed,) that the policy is told of an observation; None for all of them in a row.
+        read: numbers that the policy is told of an observation; None for all of them in a row.
 
     What a store knows the environment's rewards by is the code of its class and wrappers, the functions that they hold,
     what `gymnasium.make` was told, and the `fingerprint` of the innermost, where it has one: it says what else differs.
@@ -90,10 +90,9 @@ class NoiseEnv(Noisy):
         bound: float = 1.5,
         read: Read | None = None,
     ) -> None:
-        observed = getattr(frozen.kernel, "observed", None)
-        if not isinstance(env.action_space, Box) or observed is None:
+        if not isinstance(env.action_space, Box) or frozen.observed is None:
             raise ValueError("expected an environment with a Box of actions and a kernel of policies (`observed`)")
-        super().__init__(frozen, observed, bound)
+        super().__init__(frozen, frozen.observed, bound)
         none = torch.zeros(1, *frozen.spec.state_shape, device=frozen.spec.device)
         chunk, *action = frozen.kernel.decode(none).shape[1:]
         if tuple(action) != env.action_space.shape:
@@ -143,7 +142,7 @@ class NoiseEnv(Noisy):
         return bounded(chunk[: self.execute], self.box)
 
     def numbers(self, observation: Any) -> Array:
-        """What the policy is told of an observation, (observed,).
+        """What the frozen policy observes, (O,).
 
         Raises:
             ValueError: other numbers than the policy's.
@@ -160,12 +159,13 @@ class NoiseEnv(Noisy):
             raise ValueError(
                 f"an observation is a {type(told).__name__}, expected numbers: say by `read` what the policy is told"
             ) from error
-        if seen.shape != self.seen.shape or not np.isfinite(seen).all():
+        size = self.frozen.kernel.observed
+        if seen.shape != (size,) or not np.isfinite(seen).all():
             raise ValueError(
-                f"an observation has {seen.size} numbers, expected {self.seen.size} finite ones: give "
+                f"an observation has {seen.size} numbers, expected {size} finite ones: give "
                 "the environment the history that the policy is told (gymnasium's FrameStackObservation)"
             )
-        return seen
+        return self.frozen.features(torch.as_tensor(seen)[None])[0].cpu().numpy()
 
 
 def content_of(env: gymnasium.Env[Any, Any]) -> str | None:
