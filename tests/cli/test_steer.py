@@ -10,13 +10,15 @@ import torch
 from gymnasium.spaces import Box, Dict
 from safetensors.torch import load_file
 
-from experiments.policies.two_routes import TwoRoutes
+from experiments.policies.two_routes import TwoRoutes, two_routes
 from tests.cli import test_plan
 from treesearch.backends import models
 from treesearch.backends.models.policy import policy, with_eta
 from treesearch.cli import commands
 from treesearch.cli.main import main
+from treesearch.policies.dsrl import DSRL, Steering
 from treesearch.policies.frozen import FrozenPolicy
+from treesearch.policies.noise_env import NoiseEnv
 
 MAZE = "experiments.policies.two_routes:TwoRoutes"
 ACTING = ["--policy", "two_routes.safetensors", "--env", MAZE]
@@ -31,6 +33,18 @@ class Great(TwoRoutes):
     def step(self, action):
         seen, _, *rest = super().step(action)
         return seen, 1e30, *rest
+
+
+class Stopped(TwoRoutes):
+    """Somebody types Ctrl-C in its sixth chunk."""
+
+    actions = 0
+
+    def step(self, action):
+        type(self).actions += 1
+        if self.actions == 45:
+            raise KeyboardInterrupt
+        return super().step(action)
 
 
 class Other(TwoRoutes):
@@ -73,6 +87,23 @@ def test_learning_that_goes_on_is_that_in_one_go(learner, tmp_path, capsys):
     assert "of another learner: its lr is 0.0003, not 0.001" in capsys.readouterr().err
     assert main([*words, "--chunks", "12", "--seed", "1"]) == 1
     assert "its seed is 0, not 1" in capsys.readouterr().err
+
+
+def test_the_store_of_a_learner_in_python_is_the_commands(learner, tmp_path):
+    settings = {"warmup": 4, "every": 4, "updates": 1, "noise_steps": 1, "batch_size": 4, "width": 8}
+    env = NoiseEnv(two_routes(), FrozenPolicy(policy(num_steps=2)))
+    made = DSRL(env, Steering(**settings)).learn(12, store=tmp_path / "dsrl")
+    assert planned("--steering", str(tmp_path / "dsrl"))._learnt.fingerprint == made.fingerprint
+    assert planned("--steering", str(learner))._learnt.fingerprint == made.fingerprint
+    assert made.fingerprint != made.learn(16).fingerprint
+
+
+def test_what_was_learnt_before_it_was_interrupted_is_kept(tmp_path, capsys):
+    words = [*LEARN, "--env", f"{__file__}:Stopped", "--chunks", "8", "--store", str(tmp_path / "dsrl")]
+    assert main(words) == 130
+    assert "go on by the same command with --store" in capsys.readouterr().err
+    assert json.loads((tmp_path / "dsrl/dsrl.json").read_text())["steps"] == 4
+    assert main(words) == 0
 
 
 @pytest.mark.parametrize("more", [["--leaves", "3", "--backup", "2"], ["--method", "sac"]])

@@ -56,8 +56,12 @@ class Steer(Acting):
         if self.dry_run:
             return print_estimate(self._estimate(chunks, folder), as_json=self.json)
         dsrl, began = self._learner(self.settings), time.perf_counter()
-        with nullcontext() if self.json else _Line(chunks) as watch:
-            dsrl.learn(chunks, folder, watch)
+        try:
+            with nullcontext() if self.json else _Line(chunks) as watch:
+                dsrl.learn(chunks, folder, watch)
+        except KeyboardInterrupt:
+            say(f"\ninterrupted; whole segments are kept, go on by the same command with --store {folder}", error=True)
+            return 130
         return self._report(dsrl, folder, time.perf_counter() - began)
 
     def _chunks(self) -> int:
