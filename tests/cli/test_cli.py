@@ -217,13 +217,13 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path):
         text=True,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (
         (store / "tree.bin").exists() and (store / "tree.bin").stat().st_size > 3000
     ):
         time.sleep(0.02)
     job.send_signal(signal.SIGINT)
-    printed, _ = job.communicate(timeout=30)
+    printed, _ = job.communicate(timeout=600)
     assert job.returncode == 130
     assert f"treesearch resume '{store}'" in printed
     assert read_config(store)["status"] == "interrupted"
@@ -242,7 +242,7 @@ def test_help_needs_no_torch_and_says_what_the_commands_say(capsys):
     )
     for words, said in ((["--help"], "Versions and devices"), (["--version"], "treesearch ")):
         told = subprocess.run(
-            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=120
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=600
         )
         assert (said in told.stdout, told.stderr) == (True, "[]\n")
     assert main(["--help"]) == 0
@@ -261,7 +261,7 @@ def test_commands_that_compute_nothing_need_no_torch(tmp_path):
         "for words in json.loads(sys.argv[1]): print(main(words), 'torch' in sys.modules, file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, json.dumps(words)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert told.stderr == "0 False\n" * len(words)
     assert "FeynmanKac" in told.stdout
 

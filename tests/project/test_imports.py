@@ -237,7 +237,7 @@ def test_nothing_names_the_shared_folder_or_a_place_on_this_machine(file):
 
 def python(code, cwd):
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )
     return run.returncode, run.stdout + run.stderr
 
