@@ -17,12 +17,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from treesearch.errors import TreeSearchError, missing
+from treesearch.errors import StoreError, TreeSearchError, missing
 from treesearch.offline.data import OfflineData
 
 LEARNERS = ("td3bc", "iql")
@@ -187,6 +188,7 @@ class Learner:
 
         Raises:
             Diverged: weights or losses were not finite; those before the chunk are in place and in the file.
+            StoreError: a file that is damaged, or of another learner.
         """
         if file is not None and file.exists():
             self.load(file)
@@ -253,8 +255,17 @@ class Learner:
         file.with_suffix(".tmp").replace(file)
 
     def load(self, file: Path) -> Learner:
-        """Go on from a checkpoint."""
-        self._restore(torch.load(file, weights_only=True))
+        """Go on from a checkpoint.
+
+        Raises:
+            StoreError: a damaged one, or of another learner.
+        """
+        try:
+            self._restore(torch.load(file, weights_only=True))
+        except (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{file} is damaged, or no checkpoint of this {self.name}: remove it to begin anew"
+            ) from error
         return self
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from experiments.offline_rl import beds, mazes, study, synthetic
 from experiments.offline_rl.learners import LEARNERS, Diverged, Learner, Settings, Transitions, transitions_of
 from experiments.offline_rl.tasks import Simulator, returns_of
 from experiments.planning import pointmaze, train_trajectory
-from treesearch.errors import TreeSearchError
+from treesearch.errors import StoreError, TreeSearchError
 from treesearch.offline.data import OfflineData
 from treesearch.rewards.channels import Channels
 
@@ -187,6 +187,19 @@ def test_a_learner_that_diverges_keeps_its_last_finite_weights(name, tmp_path):
         learner.learn(replace(data, rewards=data.rewards * 1e30), 20, file)
     same(learner.state(), before)
     same(Learner(name, data, SMALL, 0).load(file).state(), before)
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_named(tmp_path):
+    data, file = transitions(), tmp_path / "learner.pt"
+    Learner("iql", data, SMALL, 0).learn(data, 5, file)
+    whole = file.read_bytes()
+    for name, settings, text in (
+        ("td3bc", SMALL, whole), ("iql", replace(SMALL, width=4), whole), ("iql", SMALL, whole[: len(whole) // 2]),
+        ("iql", SMALL, b""), ("iql", SMALL, b"no checkpoint"),
+    ):  # fmt: skip
+        file.write_bytes(text)
+        with pytest.raises(StoreError, match=rf"learner\.pt is damaged, or no checkpoint of this {name}: remove it"):
+            Learner(name, data, settings, 0).learn(data, 10, file)
 
 
 def test_learners_are_better_than_what_they_clone():
