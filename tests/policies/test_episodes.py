@@ -40,14 +40,27 @@ def onwards(seen):
 
 
 def test_the_last_observations_are_told_and_an_episode_ends_within_a_chunk():
-    seen, world = [], Line()
+    seen, world = [], Line(end=2.2)
     found = play(world, onwards(seen), flat, history=2, seed=5)
+    assert seen[0][0].tolist() == Line().reset(seed=5)[0].tolist()
     assert [history.shape for history in seen] == [(2, 1)] * 2
     begun = seen[0][0].item()
     torch.testing.assert_close(seen[0][:, 0], torch.tensor([begun, begun]))
     torch.testing.assert_close(seen[1][:, 0], torch.tensor([begun + 0.8, begun + 1.6]))
-    assert (found.actions, found.success, found.ended, found.seed) == (4 if begun < 0.6 else 3, True, True, 5)
+    assert (found.actions, found.success, found.ended, found.seed) == (3, True, True, 5)
     assert found.returns == pytest.approx(sum(begun + 0.8 * (i + 1) for i in range(found.actions)))
+
+
+class Passing(Line):
+    """Reached where its second action leads, and nowhere after."""
+
+    def step(self, action):
+        shown, reward, *_ = super().step(action)
+        return shown, reward, False, False, {"is_success": 1.6 <= self.at < 2.2}
+
+
+def test_what_was_reached_once_is_a_success():
+    assert play(Passing(), onwards([]), flat, limit=4).success
 
 
 def test_what_has_no_end_is_cut_and_says_no_success():
@@ -84,6 +97,8 @@ CHUNKS = torch.tensor([[[0.5], [0.5]], [[-0.5], [0.25]]])
 @pytest.mark.parametrize("held", [None, (i for i in ())], ids=["copied", "brought there"])
 def test_a_chunk_is_worth_what_it_earns_and_the_environment_stays_where_it_is(held):
     world = Rehearsed(lambda: Line(held=held))
+    world.reset(seed=4)
+    world.step(np.array([0.5]))
     world.reset(seed=3)
     world.step(np.array([0.25]))
     at = world.env.at
@@ -91,6 +106,13 @@ def test_a_chunk_is_worth_what_it_earns_and_the_environment_stays_where_it_is(he
     assert found.tolist() == pytest.approx([2 * at + 1.5, 2 * at - 0.75])
     assert world.env.at == at
     assert world.step(np.array([0.5]))[1] == pytest.approx(at + 0.5)
+
+
+def test_nothing_is_earned_after_the_end():
+    world = Rehearsed(lambda: Line(end=0.6))
+    world.reset(seed=3)
+    found = rehearsal(world)(torch.full((1, 3, 1), 0.75))
+    assert found.item() == pytest.approx(world.env.at + 0.75)
 
 
 def test_chance_is_not_told():
