@@ -44,13 +44,17 @@ class NoiseLaw(Wrapper):
         steers: what was learnt.
 
     Raises:
+        TypeError: the kernel proposes x_T already.
         ValueError: when drawn, no prompts.
     """
 
     steers: Draws
 
     departs = "x_T is drawn by a learnt policy of noise: these are no draws of p, nor is there a Z of p"
-    withheld = frozenset({"prior_log_weight"})
+
+    def __post_init__(self) -> None:
+        if optional(self.kernel, "prior_log_weight") is not None:
+            raise TypeError(f"{type(self.kernel).__name__} proposes x_T already: one law of it a kernel")
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """What the kernel makes of the prompts, and what the policy of noise observes."""

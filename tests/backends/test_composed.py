@@ -177,9 +177,9 @@ LINEAR = torch.linspace(-0.5, 0.5, 10, dtype=F64)
 REWARD = Reward(lambda samples, _: samples.flatten(1).double() @ LINEAR, "linear")
 
 
-def evidence(lam):
+def evidence(lam, **ends):
     """log E[exp(λ w·τ)] of plans of two chunks."""
-    mean, cov = composed_law(told(), 2)
+    mean, cov = composed_law(told(), 2, **ends)
     return float(lam * LINEAR @ mean + lam**2 / 2 * LINEAR @ cov @ LINEAR)
 
 
@@ -205,10 +205,11 @@ def test_every_tree_grows_over_chunks(method):
     assert torch.allclose(REWARD(result.samples), result.rewards, atol=1e-12)
 
 
-def test_a_proposal_inside_keeps_its_weights():
+@pytest.mark.parametrize("ends", [{}, {"start": [0.7], "goal": [-1.0]}])
+def test_a_proposal_inside_keeps_its_weights(ends):
     kernel = Composed(Guided(told(), shift_mean(lambda x, t, law, cond: 0.3 * law.std), "drift"), 2)
-    result = ts.search(kernel, REWARD, ts.BestOfN(n=1000), seed=0, progress=False)
-    assert abs(math.exp(result.log_z - evidence(1.0)) - 1) < 4 * result.log_z_se < 1
+    result = ts.search(kernel, REWARD, ts.BestOfN(n=1000), prompts=[known(**ends)], seed=0, progress=False)
+    assert abs(math.exp(result.log_z - evidence(1.0, **ends)) - 1) < 4 * result.log_z_se < 1
 
 
 def test_it_is_a_kernel_of_a_law_of_its_own():

@@ -156,3 +156,5 @@ def test_a_law_of_noise_is_the_policy_of_noise_and_says_so():
         assert (task.log_weights.diff() == task.rewards.diff()).all()
     with pytest.raises(ValueError, match="give prompts"):
         kernel.prior(Z[:1])
+    with pytest.raises(TypeError, match="proposes x_T already"):
+        NoiseLaw(NoiseProposal(base, Known()), Known())

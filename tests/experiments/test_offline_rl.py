@@ -240,12 +240,43 @@ def test_targets_end_with_the_task_and_go_on_over_a_limit_of_time(name):
         assert low <= float(learner.loss(learner._batch(given))["loss_qvalue"].detach().sum()) <= high
 
 
+@pytest.mark.parametrize("name", LEARNERS)
+def test_targets_follow_by_tau_and_td3bc_delays_its_actor_and_them(name):
+    data, settings = transitions(), replace(SMALL, tau=0.25)
+    learner = Learner(name, data, settings, 0)
+    for step in range(4):
+        before = learner.state()["loss"]
+        learner._update(learner._batch(data))
+        after, due = learner.state()["loss"], name == "iql" or step % settings.delay == 0
+        for key in (key for key in after if key.startswith("target_")):
+            new = torch.lerp(before[key], after[key.removeprefix("target_")], settings.tau)
+            torch.testing.assert_close(after[key], new if due else before[key])
+        moved = {key.partition(".")[0] for key in after if not torch.equal(after[key], before[key])}
+        assert ("actor_network_params" in moved) == due
+        assert "qvalue_network_params" in moved
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_observations_are_normalised_by_the_moments_of_real_data(name):
+    data = transitions()
+    far = replace(data, observations=100 * data.observations + 70)
+    near, wide = (Learner(name, each, SMALL, 0) for each in (data, far))
+    torch.testing.assert_close(wide.policy()(far.observations), near.policy()(data.observations), atol=0.01, rtol=0)
+
+
 def test_the_value_of_iql_is_an_upper_expectile():
     """Q above V weighs τ, below it 1 - τ."""
     above, below = (flat("iql", worth, 1.0, value=0.0) for worth in (1.0, -1.0))
     batch = above._batch(transitions())
     ratio = above.loss(batch.clone())["loss_value"] / below.loss(batch)["loss_value"]
     assert float(ratio.detach()) == pytest.approx(SMALL.expectile / (1 - SMALL.expectile))
+
+
+def test_the_policy_of_iql_weighs_actions_by_their_advantage():
+    level, above = (flat("iql", 1.0, 1.0, value=value) for value in (1.0, 0.5))
+    batch = level._batch(transitions())
+    ratio = above.loss(batch.clone())["loss_actor"] / level.loss(batch)["loss_actor"]
+    assert float(ratio.detach()) == pytest.approx(np.exp(SMALL.temperature * 0.5))
 
 
 def test_seeds_are_judged_in_episodes_of_their_own(monkeypatch):
