@@ -1,7 +1,6 @@
 """DSRL on bandits with a known optimum: what it reaches, that the policy stays a black box, and that runs go on."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,48 +173,6 @@ def test_a_policy_that_cannot_be_told_has_no_store(tmp_path):
         made.learn(50, store=tmp_path)
 
 
-class Heads(torch.nn.Module):
-    """Two critics of constant values a row, by gradient descent in one step at their targets."""
-
-    def __init__(self, n):
-        super().__init__()
-        self.values = torch.nn.Parameter(torch.zeros(2, n, 1))
-        self.optimizer = torch.optim.SGD(self.parameters(), lr=float(n))
-
-    def forward(self, observations, actions):
-        return tuple(self.values)
-
-
-def test_the_target_of_a_step_is_that_of_the_paper():
-    """r + (1 - d) γ (min_j Q̄_j(s', π(s', w')) - α log π(w' | s')), by hand, in a chain whose second step ends it."""
-    learner = DSRL(bandit(ring(2)), Steering(**SMALL | {"gamma": 0.9})).learner
-    w, log_prob = torch.tensor([[0.2, -0.4], [0.6, 0.1]]), torch.tensor([0.5, -2.0])
-    learner.actor.action_log_prob = lambda observations: (w, log_prob)
-    learner.critic = Heads(2)
-    learner.critic_target = lambda observations, made: (made.sum(1, keepdim=True) + 3, made.sum(1, keepdim=True) + 1)
-    data = SimpleNamespace(
-        observations=torch.ones(2, 1), next_observations=torch.ones(2, 1), actions=torch.zeros(2, 2),
-        rewards=torch.tensor([[1.0], [2.0]]), dones=torch.tensor([[0.0], [1.0]]),
-    )  # fmt: skip
-    learner._td(data, torch.tensor(0.25))
-    made = learner.frozen.states(torch.ones(2, 1), BOUND * w)
-    first = 1 + 0.9 * (made[0].sum().item() + 1 - 0.25 * 0.5)
-    for values in learner.critic.values:
-        torch.testing.assert_close(values.detach(), torch.tensor([[first], [2.0]]))
-
-
-def test_the_target_of_several_leaves_is_the_soft_value_of_their_tree():
-    learner = DSRL(bandit(ring(2)), Steering(**SMALL | {"backup": 3})).learner
-    w = torch.tensor([[0.2, -0.4], [0.6, 0.1], [-0.3, 0.9]])
-    log_prob, alpha = torch.tensor([0.5, -2.0, 1.0]), torch.tensor(0.25)
-    learner.actor.action_log_prob = lambda observations: (w, log_prob)
-    learner.critic_target = lambda observations, made: (made.sum(1, keepdim=True) + 3, made.sum(1, keepdim=True) + 1)
-    worth = learner.frozen.states(torch.ones(3, 1), BOUND * w).sum(1) + 1 - alpha * log_prob
-    found = learner._value(torch.ones(1, 1), alpha)
-    torch.testing.assert_close(found, alpha * (worth / alpha).exp().mean().log()[None, None])
-    assert worth.mean() < found < worth.max()
-
-
 def test_the_best_of_several_leaves_is_made_and_kept():
     env = bandit(ring(4))
     plain, many = (learnt("na", 250, env=env, leaves=n) for n in (1, 8))
@@ -225,20 +182,6 @@ def test_the_best_of_several_leaves_is_made_and_kept():
     assert near(kept, None).mean() == pytest.approx(np.mean([v for _, v in many.episodes[200:250]]), rel=1e-5)
     with pytest.raises(ValueError, match="judged by the critic of actions"):
         Steering(method="sac", leaves=8)
-
-
-def test_noise_of_no_worth_becomes_wide():
-    learner = DSRL(bandit(ring(2)), Steering(**SMALL)).learner
-    learner.noise_critic = Heads(32)
-
-    def entropy():
-        return -learner.actor.action_log_prob(torch.ones(2000, 1))[1].mean().item()
-
-    with torch.random.fork_rng(), torch.no_grad():
-        before = entropy()
-    for _ in range(20):
-        learner._improve(torch.ones(32, 1), torch.tensor(1.0))
-    assert entropy() > before + 0.1
 
 
 def test_what_is_asked_is_moved_to_the_learner():
