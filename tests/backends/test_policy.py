@@ -91,6 +91,13 @@ def test_normalisation_of_another_size_is_refused():
         load_policy("maze_medium.safetensors")
 
 
+def test_frozen_is_asked_row_by_row():
+    seen, w = torch.randn(5, 8), torch.randn(5, 16)
+    torch.testing.assert_close(
+        FrozenPolicy(policy(), batch_size=2).states(seen, w), FrozenPolicy(policy()).states(seen, w)
+    )
+
+
 def test_frozen_is_without_noise_graph_or_change():
     with pytest.raises(ValueError, match="eta=0"):
         FrozenPolicy(policy(eta=1.0))

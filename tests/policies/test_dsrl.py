@@ -193,6 +193,21 @@ def test_what_is_asked_is_moved_to_the_learner():
         assert (found.device.type, found.shape) == ("meta", (1,))
 
 
+def test_what_is_told_is_the_smaller_critic_s_in_the_units_that_it_learns_in():
+    made = DSRL(bandit(ring(2)), Steering(**SMALL))
+    made.learner.noise_critic = made.learner.critic = lambda seen, x: (x[:, :1], -x[:, 1:])
+    given = torch.tensor([[0.6, 0.9], [0.6, -0.3]])
+    assert made.q_action(ONE.expand(2, 1), given).tolist() == pytest.approx([-0.9, 0.3])
+    assert made.q_noise(ONE.expand(2, 1), given).tolist() == pytest.approx([-0.9 / BOUND, 0.3 / BOUND])
+
+
+def test_settings_are_the_learner_s():
+    made = DSRL(bandit(ring(2)), Steering(**SMALL, target_entropy=0.7, gamma=0.8)).learner
+    found = (made.target_entropy, made.gamma, made.tau, made.batch_size, made.gradient_steps, made.learning_starts)
+    assert found == (0.7, 0.8, *(SMALL[name] for name in ("tau", "batch_size", "updates", "warmup")))
+    assert (made.lr_schedule(1), made.buffer_size) == (SMALL["lr"], SMALL["replay"])
+
+
 def test_observations_of_another_shape_are_refused():
     made = DSRL(bandit(ring(2)), Steering(**SMALL))
     for seen in (torch.ones(1, 3), torch.full((1, 1), torch.nan)):

@@ -24,7 +24,8 @@ class World(gymnasium.Env):
         self.length, self.reward, self.named, self.made = length, reward, named, []
 
     def seen(self):
-        value = np.zeros(self.observation_space["state"].shape if self.named else self.observation_space.shape)
+        shape = self.observation_space["state"].shape if self.named else self.observation_space.shape
+        value = np.full(shape, 0.1 * len(self.made), np.float32)
         return {"state": value} if self.named else value
 
     def reset(self, *, seed=None, options=None):
@@ -51,6 +52,9 @@ def test_a_chunk_is_made_and_its_rewards_are_summed():
     chunk = frozen().actions(torch.zeros(1, 8), torch.as_tensor(w)[None])[0, :5].clamp(-1, 1)
     np.testing.assert_allclose(np.stack(world.made), chunk.numpy(), atol=1e-6)
     assert info["state"].shape == (16,)
+    env.step(w)  # where the first chunk led
+    chunk = frozen().actions(torch.full((1, 8), 0.5), torch.as_tensor(w)[None])[0, :5].clamp(-1, 1)
+    np.testing.assert_allclose(np.stack(world.made[5:]), chunk.numpy(), atol=1e-6)
 
 
 def test_no_more_actions_are_made_than_samples_have():
