@@ -16,6 +16,8 @@ LABELS = {
     "guided": "guided, published",
     "fk": "FK",
     "tree_sampling": "TreeSampling",
+    "fk_chosen": "FK, λ chosen",
+    "tree_sampling_chosen": "TreeSampling, λ chosen",
 }
 FIGURES = ("log π", "dynamics error", "reward error", "reward", "coverage", "distinct")
 
@@ -45,11 +47,13 @@ def _section(env: str, rows: Sequence[Row], choices: Sequence[Row]) -> list[str]
     kinds = [kind for kind in DATA if any(row["data"] == kind for row in rows)]
     sizes, wrong = rows[0]["sizes"], [row for row in rows if row["diverged"]]
     told = ", ".join(f"{name} {value}" for name, value in sizes.items())
-    chosen = "; ".join(f"{row['learner']} {row['coefficient']:g} of {', '.join(row['scores'])}" for row in choices)
+    chosen = "; ".join(
+        f"{LABELS[row['data']]}, {row['learner']} {row['strength']:g} of {', '.join(row['scores'])}" for row in choices
+    )
     lines = [
         f"## {env}",
         f"{told}; seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}; {rows[0]['machine']}. "
-        f"Coefficient of published guidance: {chosen or 'not chosen'}. "
+        f"Chosen strengths: {chosen or 'not chosen'}. "
         f"Cells that diverged, with their last finite weights: {len(wrong)} of {len(rows)}.",
     ]
     others = [kind for kind in kinds if kind not in ("real", BASE)]

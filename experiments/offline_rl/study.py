@@ -7,7 +7,8 @@
     figure      return of π's mean action over `episodes` episodes, normalised as D4RL's
 
 All cells of a seed go on from the same weights with draws of the same seed, so they are compared in pairs. Published
-guidance has a coefficient and no λ: it gets that of the highest return on synthetic data, on a seed of its own.
+guidance has a coefficient and no λ: it gets that of the highest return on synthetic data, on a seed of its own. So does
+λ of the kinds that are called chosen; that of the others is the protocol's.
 
 Deviations from the paper: data are made once, for π after the warm-up, not every hundredth of the steps; a Gaussian
 about the mean stands for IQL's policy too; T, n, networks and steps are a hundredth of its sizes.
@@ -44,7 +45,7 @@ from treesearch.offline.data import Array, OfflineData, windows
 
 KEY = ("env", "learner", "data", "mix", "seed", "protocol")
 MIXES = ("synthetic", "mixed")
-GROUPS = {"searched": synthetic.SEARCHED, "all": synthetic.DATA}
+GROUPS = {"searched": synthetic.SEARCHED, "chosen": tuple(synthetic.CHOSEN), "all": synthetic.DATA}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +102,14 @@ class Run:
     learner: tuple[str, ...] = LEARNERS
     """which learners"""
     data: tuple[str, ...] = ("all",)
-    """kinds of data: real, unguided, guided, fk, tree_sampling; searched for the last two, all for all"""
+    """kinds of data: real, unguided, guided, fk, tree_sampling, fk_chosen, tree_sampling_chosen; searched and chosen for
+    two each, all for all"""
     mix: tuple[str, ...] = MIXES
     """whether synthetic data come alone, or mixed with real ones"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """of learners and of synthetic data; data and behaviour model are one for all"""
     tuning_seed: int = 100
-    """of the coefficient of published guidance"""
+    """of the choice of strengths"""
     protocol: Protocol = field(default_factory=Protocol)
     """sizes"""
     settings: Settings = field(default_factory=Settings)
@@ -159,7 +161,7 @@ class Study:
 
     Args:
         run: what is asked.
-        cells: rows, for the choice of coefficients.
+        cells: rows, for the choice of strengths.
     """
 
     def __init__(self, run: Run, cells: Cells) -> None:
@@ -215,26 +217,26 @@ class Study:
         found = Learner(learner, self.real, self.run.settings, seed, self.scale)
         return found.learn(self.real, self.run.protocol.warmup, self.folder / "warm" / f"{learner}_{seed}.pt")
 
-    def coefficient(self, learner: str) -> float:
-        """Of published guidance."""
+    def strength(self, learner: str, kind: str) -> float | None:
+        """The chosen one, of the kinds that have one."""
+        if kind not in synthetic.TUNED:
+            return None
         every: Sweep[Job] = Sweep(self.cells, self.cell, lambda row: "")
-        where = {"env": self.run.env, "learner": learner, "protocol": self.name}
-        return every.choice(where, lambda: self._chosen(learner))["coefficient"]
+        where = {"env": self.run.env, "learner": learner, "data": kind, "protocol": self.name}
+        return every.choice(where, lambda: self._chosen(learner, kind))["strength"]
 
-    def _chosen(self, learner: str) -> Row:
-        job = Job(self.run.env, learner, "guided", "synthetic", self.run.tuning_seed, self.name)
+    def _chosen(self, learner: str, kind: str) -> Row:
+        job = Job(self.run.env, learner, kind, "synthetic", self.run.tuning_seed, self.name)
         policy, found = self.warm(learner, job.seed).policy(), {}
-        for coefficient in synthetic.COEFFICIENTS:
-            learnt, _ = self._learnt(
-                job, self._draw(policy, "guided", coefficient, job.seed).samples, f"_{coefficient:g}"
-            )
-            found[coefficient] = self.task.normalised(float(self._returns(learnt, job.seed).mean()))
-        return {"coefficient": max(found, key=lambda c: found[c]), "scores": {str(c): v for c, v in found.items()}}
+        for strength in synthetic.STRENGTHS:
+            learnt, _ = self._learnt(job, self._draw(policy, kind, strength, job.seed).samples, f"_{strength:g}")
+            found[strength] = self.task.normalised(float(self._returns(learnt, job.seed).mean()))
+        return {"strength": max(found, key=lambda s: found[s]), "scores": {str(s): v for s, v in found.items()}}
 
-    def _draw(self, policy: Any, kind: str, coefficient: float, seed: int) -> Drawn:
+    def _draw(self, policy: Any, kind: str, strength: float, seed: int) -> Drawn:
         p, rng = self.run.protocol, torch.Generator().manual_seed(seed)
         starts = self.real.observations[torch.randint(len(self.real), (p.starts,), generator=rng)]
-        how = {"lam": p.lam, "coefficient": coefficient, "seed": seed}
+        how = {"lam": p.lam, "strength": strength, "seed": seed}
         return synthetic.trajectories(self.kernel, policy, kind, p.each, starts, **how)
 
     def drawn(self, learner: str, kind: str, seed: int) -> Drawn:
@@ -245,10 +247,10 @@ class Study:
             return Drawn(every[torch.from_numpy(rows)], 0)
         file = self.folder / "drawn" / f"{kind if kind == 'unguided' else f'{learner}_{kind}'}_{seed}.pt"
         if not file.exists():
-            coefficient = self.coefficient(learner) if kind == "guided" else 0.0
             policy = self.warm(learner, seed).policy()
             file.parent.mkdir(exist_ok=True)
-            torch.save(self._draw(policy, kind, coefficient, seed)._asdict(), file.with_suffix(".tmp"))
+            made = self._draw(policy, kind, self.strength(learner, kind) or 0.0, seed)
+            torch.save(made._asdict(), file.with_suffix(".tmp"))
             file.with_suffix(".tmp").replace(file)
         return Drawn(**torch.load(file, weights_only=True))
 
@@ -272,7 +274,7 @@ class Study:
             "returns": returns.tolist(),
             "step": learner.step,
             "diverged": said,
-            "coefficient": self.coefficient(job.learner) if job.data == "guided" else None,
+            "strength": self.strength(job.learner, job.data),
             "nfe": nfe,
             "sizes": asdict(p)
             | {"length": min(p.length, task.limit)}

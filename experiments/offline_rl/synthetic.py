@@ -6,6 +6,7 @@
     guided          policy-guided diffusion as published
     fk              Feynman-Kac steering for the target
     tree_sampling   tree sampling for the target
+    fk_chosen, tree_sampling_chosen     the same, λ chosen as the coefficient of guidance is: by the learner's return
 
 All at no more than n·T NFE for n trajectories. A trajectory of H rows is H - 1 transitions, of which those after an
 end of the task are dropped. Actions are clipped to [-1, 1].
@@ -30,18 +31,20 @@ from treesearch.rewards.channels import Channels, known
 from treesearch.rewards.trajectories.policy import PolicyLikelihood
 
 BOUNDS = (-1.0, 1.0)
-COEFFICIENTS = (1.0, 4.0, 16.0)
+STRENGTHS = (1.0, 4.0, 16.0)  # coefficients of published guidance, and λ
 SEARCHED = ("fk", "tree_sampling")
-DATA = ("real", "unguided", "guided", *SEARCHED)
+CHOSEN = {f"{kind}_chosen": kind for kind in SEARCHED}
+TUNED = ("guided", *CHOSEN)  # kinds whose strength is chosen
+DATA = ("real", "unguided", "guided", *SEARCHED, *CHOSEN)
 CHECKED = 1_000  # transitions that the environment repeats
 CELL = 0.5  # side of a cell of positions, in standard deviations of the real data
 
 
-def kind_of(data: str, coefficient: float) -> Kind:
-    """How a kind of data is made; the coefficient is of published guidance."""
+def kind_of(data: str, strength: float) -> Kind:
+    """How a kind of data is made; the strength is the coefficient of published guidance."""
     if data != "guided":
-        return KINDS[data]
-    return replace(KINDS["guided"], guide=partial(published, coefficient=coefficient))
+        return KINDS[CHOSEN.get(data, data)]
+    return replace(KINDS["guided"], guide=partial(published, coefficient=strength))
 
 
 class Drawn(NamedTuple):
@@ -52,12 +55,17 @@ class Drawn(NamedTuple):
 
 
 def trajectories(
-    kernel: Any, policy: nn.Module, data: str, n: int, starts: Tensor, *, lam: float, coefficient: float, seed: int
+    kernel: Any, policy: nn.Module, data: str, n: int, starts: Tensor, *, lam: float, strength: float, seed: int
 ) -> Drawn:
-    """n trajectories of a kind from each of some starts (m, S), or of any start where there are none."""
+    """n trajectories of a kind from each of some starts (m, S), or of any start where there are none.
+
+    Args:
+        lam: λ of the target.
+        strength: the chosen one of `TUNED` kinds, which is λ of those in `CHOSEN`.
+    """
     made = generate(
-        kernel, policy, kind_of(data, coefficient), n, lam=lam, bounds=BOUNDS, seed=seed, batch_size=512,
-        prompts=[known(start) for start in starts] or None,
+        kernel, policy, kind_of(data, strength), n, lam=strength if data in CHOSEN else lam, bounds=BOUNDS, seed=seed,
+        batch_size=512, prompts=[known(start) for start in starts] or None,
     )  # fmt: skip
     return Drawn(made.samples, made.result.cost.nfe)
 

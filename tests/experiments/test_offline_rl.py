@@ -321,7 +321,7 @@ SIZES = [
 
 
 def test_the_command_fills_its_cells_and_reports(tmp_path, agents, capsys, monkeypatch):
-    monkeypatch.setattr(synthetic, "COEFFICIENTS", (1.0,))
+    monkeypatch.setattr(synthetic, "STRENGTHS", (1.0,))
     out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
     words = ["run", "--env", "hopper-medium", "--work", str(tmp_path / "work"), "--out", str(out), "--seeds", "0", "1"]
     words += ["--learner", "iql", *SIZES]
@@ -333,8 +333,12 @@ def test_the_command_fills_its_cells_and_reports(tmp_path, agents, capsys, monke
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert not [row for row in rows if "error" in row]
     cells = [(row["data"], row["mix"], row["seed"]) for row in rows if "score" in row]
-    assert len(cells) == len(set(cells)) == 2 * (2 * 2 + 3)
-    assert [row["coefficient"] for row in rows if row.get("kind") == "choice"] == [1.0]
+    assert len(cells) == len(set(cells)) == 2 * (2 * 2 + 5)
+    choices = [(row["data"], row["strength"]) for row in rows if row.get("kind") == "choice"]
+    assert choices == [(kind, 1.0) for kind in synthetic.TUNED]
+    scores = {(row["data"], row["mix"], row["seed"]): row["score"] for row in rows if "score" in row}
+    for kind, plain in synthetic.CHOSEN.items():  # λ = 1 was chosen, and is the protocol's
+        assert [scores[kind, "synthetic", s] for s in (0, 1)] == [scores[plain, "synthetic", s] for s in (0, 1)]
     nfe = {(row["data"], row["nfe"]) for row in rows if "score" in row}
     assert {("real", 0), ("unguided", 6 * 3), ("guided", 6 * 3)} < nfe
     assert {name for name, spent in nfe if 0 < spent <= 6 * 3} == set(synthetic.DATA) - {"real"}
@@ -368,7 +372,7 @@ def test_drawn_trajectories_cost_what_their_search_spent(monkeypatch):
     """Not what it might have spent."""
     made = SimpleNamespace(samples=torch.zeros(2, 3, 4), result=SimpleNamespace(cost=SimpleNamespace(nfe=7)))
     monkeypatch.setattr(synthetic, "generate", lambda *args, **how: made)
-    how = {"lam": 1.0, "coefficient": 0.0, "seed": 0}
+    how = {"lam": 1.0, "strength": 0.0, "seed": 0}
     assert synthetic.trajectories(None, None, "fk", 4, torch.zeros(0, 2), **how).nfe == 7
 
 
