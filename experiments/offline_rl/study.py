@@ -102,7 +102,7 @@ class Run:
     learner: tuple[str, ...] = LEARNERS
     """which learners"""
     data: tuple[str, ...] = ("all",)
-    """kinds of data: real, unguided, guided, fk, tree_sampling, fk_chosen, tree_sampling_chosen; searched and chosen for
+    """kinds of data: real, unguided, guided, fk, tree_sampling, fk_chosen, tree_sampling_chosen; searched, chosen for
     two each, all for all"""
     mix: tuple[str, ...] = MIXES
     """whether synthetic data come alone, or mixed with real ones"""
