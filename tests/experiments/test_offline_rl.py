@@ -351,7 +351,7 @@ def test_the_command_fills_its_cells_and_reports(tmp_path, agents, capsys, monke
     text = page.read_text(encoding="utf-8")
     assert "## hopper-medium" in text
     assert "| TreeSampling |" in text
-    assert "diverged, with their last finite weights: 0 of 14" in text
+    assert "diverged, with their last finite weights: 0 of 18" in text
 
 
 def test_the_command_needs_no_agent_for_a_maze(tmp_path):
