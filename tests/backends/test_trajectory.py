@@ -286,6 +286,18 @@ def test_windows_stay_in_their_episode_and_hold_means_and_sums():
         windows.starts(16)
 
 
+def test_an_episode_that_the_task_ended_goes_on_where_it_ended(tmp_path):
+    data = episodes((12, 8))
+    data |= {"terminals": np.arange(20) == 11, "next_observations": data["observations"] + 7}
+    np.savez(tmp_path / "data.npz", **data)
+    args = train.Args(data=(tmp_path / "data.npz",), out=tmp_path, horizons=(4,), stride=1, absorbing=3, maze="")
+    task = train.task_of(args)
+    found = task.card.normalisation.decode(task.train.rows)[9:15]
+    ended = [[18.0, 18.5, 0.0]] * 3
+    torch.testing.assert_close(found[3:], torch.tensor(ended), atol=1e-4, rtol=0)
+    assert task.train.starts(4).tolist() == [*range(12)]
+
+
 def test_held_out_episodes_are_not_trained_on():
     windows = train.windows_of(from_arrays(episodes(), "test"), stride=1, reward=False)
     kept, apart = windows.split(0.4)

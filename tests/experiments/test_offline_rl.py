@@ -11,12 +11,23 @@ import torch
 
 from experiments.offline_rl import __main__ as offline_rl
 from experiments.offline_rl import beds, mazes, study, synthetic
-from experiments.offline_rl.learners import LEARNERS, Diverged, Learner, Settings, Transitions, transitions_of
+from experiments.offline_rl.learners import (
+    LEARNERS,
+    Diverged,
+    Law,
+    Learner,
+    Mean,
+    Settings,
+    Transitions,
+    transitions_of,
+)
 from experiments.offline_rl.tasks import Simulator, returns_of
 from experiments.planning import pointmaze, train_trajectory
+from treesearch.backends.models.trajectory import maze_kernel
 from treesearch.errors import StoreError, TreeSearchError
 from treesearch.offline.data import OfflineData
 from treesearch.rewards.channels import Channels
+from treesearch.rewards.trajectories.policy import PolicyLikelihood
 
 pytest.importorskip("mujoco")
 pytest.importorskip("torchrl")
@@ -54,6 +65,13 @@ def test_steps_lead_to_the_next_observation_of_their_episode():
     flat = replace(episodes(), rewards=np.ones(5, np.float32))
     with pytest.raises(TreeSearchError, match="every reward is 1: give the rewards of a task"):
         transitions_of(flat)
+
+
+def test_published_guidance_has_the_coefficient_that_is_asked_for():
+    kernel = maze_kernel(num_steps=2, horizon=8)
+    reward = PolicyLikelihood(lambda s: s[:, :2], kernel.channels)
+    assert synthetic.kind_of("guided", 4.0).guide(kernel, reward, 1.0).coefficient == 4.0
+    assert synthetic.kind_of("fk", 4.0).guide(kernel, reward, 0.5).lam == 0.5
 
 
 def test_steps_after_an_end_of_the_task_are_none():
@@ -262,6 +280,19 @@ def test_observations_are_normalised_by_the_moments_of_real_data(name):
     far = replace(data, observations=100 * data.observations + 70)
     near, wide = (Learner(name, each, SMALL, 0) for each in (data, far))
     torch.testing.assert_close(wide.policy()(far.observations), near.policy()(data.observations), atol=0.01, rtol=0)
+
+
+def test_target_actions_are_smoothed_within_bounds_and_policies_have_limits():
+    loss = Learner("td3bc", transitions(), SMALL, 0).loss
+    assert (loss.policy_noise, loss.noise_clip, loss.min_action.tolist(), loss.max_action.tolist()) == (
+        0.2, 0.5, [-1, -1], [1, 1]
+    )  # fmt: skip
+    law = Law(Mean(transitions().observations, 2, 8), 2)
+    law.log_std.data[:] = torch.tensor([-9.0, 9.0])
+    law.inner.net[-1].bias.data[:] = 30.0
+    mean, std = law(torch.zeros(1, 3))
+    assert std.log().tolist()[0] == pytest.approx([-5, 2])
+    assert mean.tolist() == [[1, 1]]
 
 
 def test_the_value_of_iql_is_an_upper_expectile():
