@@ -118,6 +118,8 @@ def test_normalisation_is_by_statistics():
     }
     own = policy.diffusion.generate_actions(told, NOISE)
     torch.testing.assert_close(found, own * torch.tensor([2.0, 3.0]) + torch.tensor([0.0, 3.0]), atol=1e-5, rtol=0)
+    still = stats | {"action": {"min": torch.tensor([-2.0, 3.0]), "max": torch.tensor([2.0, 3.0])}}
+    torch.testing.assert_close(made_by(policy, stats=still)[..., 1], torch.full((3, 5), 3.0))
     with pytest.raises(ValueError, match=r"no mean and std of 'observation\.image'"):
         policy_kernel(policy, stats={k: v for k, v in stats.items() if "image" not in k})
     with pytest.raises(ValueError, match="hold no statistics"):

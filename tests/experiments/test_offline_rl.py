@@ -258,6 +258,14 @@ def test_targets_end_with_the_task_and_go_on_over_a_limit_of_time(name):
         assert low <= float(learner.loss(learner._batch(given))["loss_qvalue"].detach().sum()) <= high
 
 
+def test_a_seed_decides_first_weights_and_draws():
+    data = transitions()
+    one, other = (Learner("iql", data, SMALL, seed) for seed in (0, 1))
+    assert not torch.equal(one.policy()(data.observations), other.policy()(data.observations))
+    other._restore(one.state())
+    assert not torch.equal(one._chunk(data, 2), other._chunk(data, 2))
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 def test_targets_follow_by_tau_and_td3bc_delays_its_actor_and_them(name):
     data, settings = transitions(), replace(SMALL, tau=0.25)

@@ -81,6 +81,9 @@ def test_an_episode_that_ends_within_a_chunk_ends_there():
     env = NoiseEnv(World(length=3), frozen())
     env.reset()
     assert env.step(np.zeros(16, np.float32))[1:4] == (3.0, True, False)
+    env = NoiseEnv(gymnasium.wrappers.TimeLimit(World(), 3), frozen())
+    env.reset()
+    assert env.step(np.zeros(16, np.float32))[1:4] == (3.0, False, True)  # a limit of time is no end
 
 
 def test_the_maze_under_a_policy_has_noise_for_actions():
