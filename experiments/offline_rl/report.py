@@ -52,7 +52,7 @@ def _section(env: str, rows: Sequence[Row], choices: Sequence[Row]) -> list[str]
     )
     lines = [
         f"## {env}",
-        f"{told}; seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}; {rows[0]['machine']}. "
+        f"{told}; {_seeds(rows, learners)}; {rows[0]['machine']}. "
         f"Chosen strengths: {chosen or 'not chosen'}. "
         f"Cells that diverged, with their last finite weights: {len(wrong)} of {len(rows)}.",
     ]
@@ -61,6 +61,11 @@ def _section(env: str, rows: Sequence[Row], choices: Sequence[Row]) -> list[str]
     lines += ["Less published guidance's:", _table(rows, [*(k for k in kinds if k == "real"), *others], columns, BASE)]
     lines += ["The data, for the policies after the warm-up, ± half a 95 % interval over seeds and learners:"]
     return [*lines, _data_table(rows, kinds)]
+
+
+def _seeds(rows: Sequence[Row], learners: Sequence[str]) -> str:
+    found = {name: sorted({row["seed"] for row in rows if row["learner"] == name}) for name in learners}
+    return "; ".join(f"{name}: seeds {', '.join(map(str, seeds))}" for name, seeds in found.items())
 
 
 def _table(rows: Sequence[Row], kinds: Sequence[str], columns: Sequence[str], base: str | None = None) -> str:
