@@ -142,6 +142,8 @@ def test_the_environment_is_its_own_model_by_default(tmp_path, capsys):
         (["--env", MAZE, "--nfe", "1"], "one rollout"),
         (["--env", MAZE, "--episodes", "0"], "expected 1 or more"),
         (["--env", MAZE, "--policy", "./nowhere"], "no policy at nowhere"),
+        (["--env", MAZE, "--policy", ""], "--policy is empty: name a file"),
+        (["--env", f"{__file__}:Bare"], "Bare has no action_space: expected an environment of gymnasium"),
         (["--env", MAZE, "--policy", "digits.safetensors"], "digits.safetensors"),
     ],
 )
@@ -149,6 +151,11 @@ def test_words_that_cannot_be_right_are_named(words, said, tmp_path, capsys):
     assert main([*OURS, *words, "--store", str(tmp_path / "plan")]) in (1, 2)
     assert said in capsys.readouterr().err
     assert not (tmp_path / "plan").exists()
+
+
+def test_a_file_is_no_folder_of_a_plan(capsys):
+    assert main([*OURS, "--env", MAZE, "--store", __file__]) == 1
+    assert "test_plan.py is a file: name a folder with --store" in capsys.readouterr().err
 
 
 class Shown(gymnasium.Env):
@@ -178,6 +185,10 @@ class Shown(gymnasium.Env):
 
 class Blind(Shown):
     lacks = "pixels"
+
+
+class Bare(gymnasium.Env):
+    """Does not say what it takes."""
 
 
 class Wide(Shown):

@@ -138,6 +138,7 @@ def test_a_learner_that_diverges_keeps_its_last_finite_weights(tmp_path, capsys)
         (["--env", "MountainCarContinuous-v0"], "the policy's have 2 numbers"),
         (["--bound", "0"], "bound is 0.0, expected a positive number"),
         (["--store", str(Path(__file__).parent)], "is no learner and not empty"),
+        (["--store", __file__], "test_steer.py is a file: name a folder with --store"),
     ],
 )
 def test_words_that_cannot_be_right_are_named(words, said, tmp_path, capsys):

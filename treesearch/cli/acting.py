@@ -49,6 +49,8 @@ class Acting(Command):
             UsageError, ValueError, ImportError, FileNotFoundError: something typed that is not there, or does not fit.
         """
         settings = _settings(self.env_settings)
+        if not self.policy:
+            raise UsageError("--policy is empty: name a file, a folder of LeRobot's or the id of a hub")
         if self.policy.endswith(".safetensors"):
             kernel = policy(self.policy, NUM_STEPS if num_steps is None else num_steps, eta, self.device)
             read: Read = flat
@@ -131,11 +133,12 @@ def fitting(env: Any, kernel: PolicyKernel, name: str) -> Any:
     """An environment that takes the actions of a policy.
 
     Raises:
-        ValueError: it takes others.
+        ValueError: it takes others, or does not say which.
     """
-    shape = getattr(env.action_space, "shape", None)
-    if not hasattr(env.action_space, "high") or shape != (kernel.channels.action,):
-        raise ValueError(f"{name} takes actions {env.action_space}, the policy's have {kernel.channels.action} numbers")
+    if (space := getattr(env, "action_space", None)) is None:
+        raise ValueError(f"{name} has no action_space: expected an environment of gymnasium")
+    if not hasattr(space, "high") or space.shape != (kernel.channels.action,):
+        raise ValueError(f"{name} takes actions {space}, the policy's have {kernel.channels.action} numbers")
     return env
 
 

@@ -23,6 +23,8 @@ def begun(folder: Path, command: dict[str, Any]) -> list[dict[str, Any]]:
         StoreError: of another plan, damaged, or a folder that is something else.
     """
     if not (folder / COMMAND).exists():
+        if folder.is_file():
+            raise StoreError(f"{folder} is a file: name a folder with --store")
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{folder} is no plan and not empty: name another --store")
         return []

@@ -151,6 +151,8 @@ def _check_folder(folder: Path) -> None:
     """
     if not folder.exists() or (folder / INDEX).exists():
         return
+    if folder.is_file():
+        raise StoreError(f"{folder} is a file: name a folder with --store")
     if any(not file.name.startswith("state-") for file in folder.iterdir()):
         raise StoreError(f"{folder} is no learner and not empty: name another --store")
 
