@@ -22,6 +22,9 @@ error over seeds. "exact" are draws of the target itself, n of them: what sampli
     python -m experiments.planning.generate_data --bed gaussian
     python -m experiments.planning.generate_data --bed maze --n 32
 
+Deviation of guided: actions are clipped to the bed's bounds before π judges them, so that those outside feel no
+gradient, where the released code squashes them by tanh.
+
 Source: Policy-Guided Diffusion (Jackson et al., 2024), section 5: likelihood, dynamics error and coverage of synthetic
 data; Conservatism and coverage are counted here in cells of a grid.
 """

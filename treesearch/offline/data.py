@@ -129,7 +129,8 @@ def joined(parts: Sequence[OfflineData]) -> OfflineData:
 def absorbing(data: OfflineData, rows: int) -> OfflineData:
     """The same, each episode that the task ended followed by rows that stay where it ended, of no action and no reward.
 
-    Windows of such data hold the end of an episode as often as any other step; otherwise only the last one would.
+    Windows of up to rows + 1 rows then hold the end of an episode as often as any other step; otherwise only the last
+    one would.
 
     Raises:
         DataError: where it ended is not known.
