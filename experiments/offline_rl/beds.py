@@ -2,7 +2,7 @@
 
 A behaviour model knows windows of H rows (s, a, r), of half of which nothing is given and of the others the first
 observation, for trajectories begin anywhere or at one of the data. An episode that the task ended goes on
-for H - 2 rows where it ended, so that windows hold ends as often as any other step.
+for H - 1 rows where it ended, so that windows hold its last step as often as any other, but for those near its start.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def behaviour_model(env: str, modelling: Modelling, folder: Path, data: Path) ->
         train_trajectory.Args(
             data=(data,), out=folder / "behaviour", weights=weights, curve=folder / "behaviour.csv",
             horizons=(modelling.horizon,), stride=1, goal=0, environment=task.environment, maze=task.maze,
-            reward=True, unknown=0.5, absorbing=modelling.horizon - 2, widths=modelling.widths,
+            reward=True, unknown=0.5, absorbing=modelling.horizon - 1, widths=modelling.widths,
             epochs=modelling.epochs, steps=modelling.updates, batch_size=modelling.batch_size,
         )
     )  # fmt: skip

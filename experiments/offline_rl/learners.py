@@ -8,6 +8,9 @@ it: a squashed one has none at clipped actions, which the data are full of. Obse
 data's moments. Draws of a chunk depend on (seed, chunk) only, and a chunk ends with finite weights or with those before
 it: a learner that diverges says so and keeps the last finite ones.
 
+Deviations of TD3+BC: where the actor has a step, it steps on the critics as they were before their update of that step,
+by the same Adam, and it has the first step of every `delay`; TD3 updates critics first, and the actor in the last.
+
 Sources: A Minimalist Approach to Offline Reinforcement Learning (Fujimoto and Gu, 2021). Offline Reinforcement Learning
 with Implicit Q-Learning (Kostrikov et al., 2022).
 """
@@ -66,7 +69,7 @@ def transitions_of(data: OfflineData) -> Transitions:
     """All steps whose next observation is known, or does not matter because the task ended.
 
     Raises:
-        TreeSearchError: rewards that are all the same, of which nothing can be learnt.
+        TreeSearchError: rewards that are all the same, of which nothing can be learnt, or no such steps.
     """
     if data.rewards.min() == data.rewards.max():
         raise TreeSearchError(f"{data.source}: every reward is {data.rewards[0]:g}: give the rewards of a task")
@@ -78,6 +81,8 @@ def transitions_of(data: OfflineData) -> Transitions:
     terminated[last] = over
     known = torch.ones(len(seen), dtype=torch.bool)
     known[last] = over | (data.closing is not None)
+    if not known.any():
+        raise TreeSearchError(f"{data.source}: no step leads to a known observation: give longer episodes")
     every = Transitions(seen, torch.from_numpy(data.actions), torch.from_numpy(data.rewards), after, terminated)
     return every.take(known.nonzero().flatten())
 
@@ -188,7 +193,7 @@ class Learner:
 
         Raises:
             Diverged: weights or losses were not finite; those before the chunk are in place and in the file.
-            StoreError: a file that is damaged, or of another learner.
+            StoreError: a file that is damaged, or of another learner or seed.
         """
         if file is not None and file.exists():
             self.load(file)
@@ -245,8 +250,8 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds, as it is now."""
-        whole = {"loss": dict(self.loss.state_dict()), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        return copy.deepcopy(whole)
+        weights, optimizer = dict(self.loss.state_dict()), self.optimizer.state_dict()
+        return copy.deepcopy({"loss": weights, "optimizer": optimizer, "step": self.step, "seed": self.seed})
 
     def save(self, file: Path) -> None:
         """Write the checkpoint so that a crash leaves the old or the new one, never a part."""
@@ -258,10 +263,13 @@ class Learner:
         """Go on from a checkpoint.
 
         Raises:
-            StoreError: a damaged one, or of another learner.
+            StoreError: a damaged one, or of another learner or seed.
         """
         try:
-            self._restore(torch.load(file, weights_only=True))
+            kept = torch.load(file, weights_only=True)
+            if (seed := kept["seed"]) != self.seed:
+                raise StoreError(f"{file} is of seed {seed}, not {self.seed}: remove it to begin anew")
+            self._restore(kept)
         except (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{file} is damaged, or no checkpoint of this {self.name}: remove it to begin anew"

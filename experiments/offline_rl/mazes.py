@@ -99,6 +99,7 @@ class Walk:
         env = pointmaze.make(task.maze)
         env.reset(seed=0)
         self.task, self.point = task, env.point_env
+        self.observation_space, self.action_space = self.point.observation_space, self.point.action_space
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """At rest, about the centre of a cell that is not the goal's; all of it drawn by the seed."""

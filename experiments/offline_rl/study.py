@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,11 @@ from experiments.shared.grids import check_names
 from experiments.shared.sweep import FAILURES, Sweep, check_seeds
 from treesearch.backends.models.trajectory import TrajectoryKernel, trajectory_kernel
 from treesearch.errors import TreeSearchError
-from treesearch.offline.data import Array, OfflineData, windows
+from treesearch.offline.data import Array, DataError, OfflineData, windows
 
 KEY = ("env", "learner", "data", "mix", "seed", "protocol")
 MIXES = ("synthetic", "mixed")
+LOWEST = {"starts": 0, "warmup": 0, "steps": 0}  # sizes of a protocol that may be none
 GROUPS = {"searched": synthetic.SEARCHED, "chosen": tuple(synthetic.CHOSEN), "all": synthetic.DATA}
 
 
@@ -70,6 +72,15 @@ class Protocol:
     """of an evaluation"""
     length: int = 1_000
     """steps of an episode, at most: those of the task where it has fewer"""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "lam" and value < (low := LOWEST.get(name, 1)):
+                raise ValueError(f"{name} is {value}, expected {low} or more")
+        if not self.each:
+            raise ValueError(
+                f"n is {self.n}, expected a trajectory of each of {self.starts} starts: raise n, or lower starts"
+            )
 
     @property
     def size(self) -> int:
@@ -178,10 +189,21 @@ class Study:
         """With its data and its model made or read, so that what is wrong with them is no cell's error.
 
         Raises:
-            DataError, TreeSearchError, OSError: no such data, or a model of others.
+            DataError, TreeSearchError, OSError: no such data, those of another environment, or a model of others.
         """
+        self._check_sizes()
         _ = self.real, self.kernel
         return self
+
+    def _check_sizes(self) -> None:
+        env, channels = self.task.make(), self.episodes.channels
+        found = (channels.observation, channels.action)
+        wanted = (*env.observation_space.shape, *env.action_space.shape)
+        if found != wanted:
+            raise DataError(
+                f"{self.episodes.source}: observations of {found[0]} numbers and actions of {found[1]}, but "
+                f"{self.task.environment} has {wanted[0]} and {wanted[1]}: name the --env that the data are of"
+            )
 
     @cached_property
     def episodes(self) -> OfflineData:
@@ -250,19 +272,20 @@ class Study:
         return synthetic.trajectories(self.kernel, policy, kind, p.each, starts, **how)
 
     def drawn(self, learner: str, kind: str, seed: int) -> Drawn:
-        """Trajectories of a kind, kept; windows of the data themselves, at no cost, for "real"."""
+        """Trajectories of a kind, kept, and made anew where the file is damaged; windows of the data themselves, at no
+        cost, for "real"."""
         if kind == "real":
             every = windows(self.episodes, self.kernel.horizon)
             rows = np.random.default_rng(seed).integers(len(every), size=self.run.protocol.size)
             return Drawn(every[torch.from_numpy(rows)], 0)
         file = self.folder / "drawn" / f"{kind if kind == 'unguided' else f'{learner}_{kind}'}_{seed}.pt"
-        if not file.exists():
+        if (found := _read(file)) is None:
             policy = self.warm(learner, seed).policy()
             file.parent.mkdir(exist_ok=True)
-            made = self._draw(policy, kind, self.strength(learner, kind) or 0.0, seed)
-            torch.save(made._asdict(), file.with_suffix(".tmp"))
+            found = self._draw(policy, kind, self.strength(learner, kind) or 0.0, seed)
+            torch.save(found._asdict(), file.with_suffix(".tmp"))
             file.with_suffix(".tmp").replace(file)
-        return Drawn(**torch.load(file, weights_only=True))
+        return found
 
     def cell(self, job: Job) -> Row:
         """A cell; one that fails says why."""
@@ -316,6 +339,14 @@ class Study:
             return made
         rows = np.random.default_rng(job.seed).integers(len(self.real), size=len(made))
         return made.joined(self.real.take(torch.from_numpy(rows)))
+
+
+def _read(file: Path) -> Drawn | None:
+    """What is kept there; None for nothing, or what a cut-off file leaves."""
+    try:
+        return Drawn(**torch.load(file, weights_only=True))
+    except (FileNotFoundError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _short(settings: Any) -> str:

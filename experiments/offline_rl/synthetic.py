@@ -9,7 +9,8 @@
     fk_chosen, tree_sampling_chosen     the same, λ chosen as the coefficient of guidance is: by the learner's return
 
 All at no more than n·T NFE for n trajectories. A trajectory of H rows is H - 1 transitions, of which those after an
-end of the task are dropped. Actions are clipped to [-1, 1].
+end of the task are dropped. Actions are clipped to [-1, 1], those of guidance too before π judges them, where the
+released code of the paper squashes them by tanh.
 
 Source: Policy-Guided Diffusion (Jackson et al., 2024), sections 4 and 5.
 """
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from experiments.offline_rl.learners import Transitions
 from experiments.offline_rl.tasks import Ended, Simulator, Task
 from experiments.planning.generate_data import KINDS, Figures, Kind, coverage, generate, published
+from treesearch.errors import TreeSearchError
 from treesearch.rewards.channels import Channels, known
 from treesearch.rewards.trajectories.policy import PolicyLikelihood
 
@@ -71,10 +73,16 @@ def trajectories(
 
 
 def transitions_of(samples: Tensor, channels: Channels, ended: Ended) -> Transitions:
-    """The steps of trajectories (n, H, C) up to the first end of the task."""
+    """The steps of trajectories (n, H, C) up to the first end of the task.
+
+    Raises:
+        TreeSearchError: there are none.
+    """
     seen, actions = channels.observations(samples), channels.actions(samples).clamp(*BOUNDS)
     over = ended(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
     alive = (over[:, :-1].cumsum(1) == 0).flatten()
+    if not alive.any():
+        raise TreeSearchError(f"no transitions: all {len(samples)} trajectories begin where the task has ended")
     steps = (seen[:, :-1], actions[:, :-1], channels.rewards(samples)[:, :-1], seen[:, 1:], over[:, 1:])
     return Transitions(*(part.flatten(0, 1)[alive].clone() for part in steps))
 

@@ -48,7 +48,7 @@ class Task(ABC):
 
     @abstractmethod
     def make(self) -> Any:
-        """The environment: `reset(seed=)` and `step(action)` as gymnasium's, without a limit of time."""
+        """The environment: `reset(seed=)`, `step(action)` and spaces as gymnasium's, without a limit of time."""
 
     @abstractmethod
     def place(self, env: Any, observation: Array) -> None:

@@ -25,7 +25,7 @@ from experiments.offline_rl.tasks import Simulator, returns_of
 from experiments.planning import pointmaze, train_trajectory
 from treesearch.backends.models.trajectory import maze_kernel
 from treesearch.errors import StoreError, TreeSearchError
-from treesearch.offline.data import OfflineData
+from treesearch.offline.data import OfflineData, absorbing
 from treesearch.rewards.channels import Channels
 from treesearch.rewards.trajectories.policy import PolicyLikelihood
 
@@ -62,6 +62,9 @@ def test_steps_lead_to_the_next_observation_of_their_episode():
     assert without.rewards.tolist() == [0, 1, 2, 3]
     assert without.after[[0, 1, 3]].tolist() == [[2, 3], [4, 5], [8, 9]]
     assert without.terminated.tolist() == [False, False, True, False]
+    alone = replace(episodes(closing=False), ends=np.arange(1, 6), terminated=np.zeros(5, bool))
+    with pytest.raises(TreeSearchError, match="no step leads to a known observation"):
+        transitions_of(alone)
     flat = replace(episodes(), rewards=np.ones(5, np.float32))
     with pytest.raises(TreeSearchError, match="every reward is 1: give the rewards of a task"):
         transitions_of(flat)
@@ -218,6 +221,9 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_named(tmp_path):
         file.write_bytes(text)
         with pytest.raises(StoreError, match=rf"learner\.pt is damaged, or no checkpoint of this {name}: remove it"):
             Learner(name, data, settings, 0).learn(data, 10, file)
+    file.write_bytes(whole)
+    with pytest.raises(StoreError, match=r"learner\.pt is of seed 0, not 1: remove it"):
+        Learner("iql", data, SMALL, 1).learn(data, 10, file)
 
 
 def test_learners_are_better_than_what_they_clone():
@@ -404,6 +410,51 @@ def test_the_command_needs_no_agent_for_a_maze(tmp_path):
     assert all(np.isfinite(row["score"]) for row in rows)
 
 
+def test_a_cell_without_transitions_says_so_and_a_damaged_set_is_made_anew(tmp_path, monkeypatch):
+    out = tmp_path / "rows.jsonl"
+    words = ["run", "--env", "maze-umaze", "--work", str(tmp_path / "work"), "--seeds", "0", *SIZES]
+    words += ["--learner", "td3bc", "--mix", "synthetic"]
+
+    def rows(*more):
+        out.unlink(missing_ok=True)
+        assert offline_rl.main([*words, "--out", str(out), *more]) == 0
+        return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+    (whole,) = rows("--data", "unguided")
+    (file,) = tmp_path.glob("work/*/*/drawn/*.pt")
+    kept = torch.load(file)["samples"]
+    file.write_bytes(file.read_bytes()[:100])
+    (again,) = rows("--data", "unguided")
+    assert again["figures"] == whole["figures"]
+    assert torch.equal(torch.load(file)["samples"], kept)
+    ended = replace(beds.task_of("maze-umaze"), ended=lambda seen: torch.ones(len(seen), dtype=torch.bool))
+    monkeypatch.setitem(beds.TASKS, "maze-umaze", ended)
+    said = "TreeSearchError: no transitions: all 6 trajectories begin where the task has ended"
+    assert [row["error"] for row in rows("--data", "real", "unguided")] == [said, said]
+
+
+def test_data_of_another_environment_are_refused(tmp_path, capsys):
+    np.savez(tmp_path / "own.npz", **beds.task_of("maze-umaze").data(Path(), 60, 60)._asdict())
+    words = ["run", "--env", "hopper-medium", "--dataset", str(tmp_path / "own.npz"), *SIZES]
+    assert offline_rl.main([*words, "--work", str(tmp_path), "--out", str(tmp_path / "rows.jsonl")]) == 1
+    said = "observations of 4 numbers and actions of 2, but Hopper-v5 has 11 and 3: name the --env"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"n": 0}, "n is 0, expected 1 or more"),
+        ({"starts": -1}, "starts is -1, expected 0 or more"),
+        ({"n": 3, "starts": 4}, "n is 3, expected a trajectory of each of 4 starts"),
+    ],
+)
+def test_sizes_that_leave_no_trajectories_are_refused(sizes, said):
+    assert study.Protocol(n=1, starts=0, warmup=0).size == 1
+    with pytest.raises(ValueError, match=said):
+        study.Protocol(**sizes)
+
+
 def test_a_chosen_lambda_has_cells_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "STRENGTHS", (3.0,))
     out, asked = tmp_path / "rows.jsonl", []
@@ -433,6 +484,23 @@ def test_a_behaviour_model_learns_to_go_on_from_a_start_and_from_anywhere(tmp_pa
     mask = train_trajectory.draw_mask(torch.Size([400, 8, 5]), 3, 0, torch.Generator().manual_seed(0), told[0])
     assert 0.2 < mask[:, 0, 0].double().mean() < 0.8
     assert not mask[:, 1:].any()
+
+
+def test_windows_hold_the_last_step_before_an_end_as_often_as_others(tmp_path, monkeypatch):
+    told, horizon, steps = [], 8, 20
+    monkeypatch.setattr(train_trajectory, "main", lambda args: told.append(args.absorbing))
+    beds.behaviour_model("hopper-medium", beds.Modelling(horizon=horizon), tmp_path, tmp_path / "data.npz")
+    one = OfflineData(
+        observations=np.zeros((steps, 2), np.float32),
+        actions=np.zeros((steps, 1), np.float32),
+        rewards=np.ones(steps, np.float32),
+        ends=np.array([steps]),
+        terminated=np.array([True]),
+        closing=np.zeros((1, 2), np.float32),
+    )
+    starts = train_trajectory.windows_of(absorbing(one, told[0]), 1, True).starts(horizon)
+    counts = np.bincount((starts[:, None] + np.arange(horizon)).flatten())
+    assert counts[:steps].tolist() == [*range(1, horizon), *[horizon] * (steps - horizon + 1)]
 
 
 def test_nothing_is_known_of_windows_where_unknown_is_one():
