@@ -144,6 +144,7 @@ class Run:
         task_of(self.env)
         check_names("learner", self.learner, dict.fromkeys(LEARNERS))
         check_names("mix", self.mix, dict.fromkeys(MIXES))
+        self.kinds()
         check_seeds(self.seeds, (self.tuning_seed,))
         with locked(self.out.parent / f".{self.out.stem}"):
             cells = Cells(self.out, KEY)

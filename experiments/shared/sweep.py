@@ -113,7 +113,12 @@ def reporting(name: str, key: Sequence[str], page: Callable[[Sequence[Row]], str
         """the page"""
 
         def run(self) -> int:
-            write_text(self.out, page(Cells(self.rows, key).rows))
+            if self.out.suffix == self.rows.suffix:
+                raise ValueError(f"--out {self.out} would take the place of rows: it is the page, --rows names them")
+            if not (rows := Cells(self.rows, key).rows):
+                raise ValueError(f"no rows in {self.rows}: fill some by run, or name others by --rows")
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.out, page(rows))
             print(self.out)
             return 0
 

@@ -135,6 +135,12 @@ def test_scores_are_d4rl_s():
         beds.task_of("ant-medium")
 
 
+def test_a_kind_of_data_that_is_none_is_named_before_a_model_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.Study, "prepared", lambda _: pytest.fail("prepared first"))
+    with pytest.raises(ValueError, match="unknown data 'reall': choose real"):
+        study.Run(env="maze-umaze", data=("reall",), out=tmp_path / "rows.jsonl").run()
+
+
 @pytest.fixture(scope="module")
 def walks():
     """Three episodes in the small maze."""

@@ -17,7 +17,7 @@ from experiments.planning import locomotion_planning as locomotion
 from experiments.shared import sweep
 from experiments.shared.cells import Cells, read
 from experiments.shared.grids import Entry, first_best
-from experiments.shared.sweep import Sweep, tuned
+from experiments.shared.sweep import Sweep, reporting, tuned
 from treesearch.errors import StoreError
 
 BEDS = ("linear, mild", "discrete")
@@ -122,3 +122,14 @@ def test_committed_rows_are_complete_for_their_sweep(name, tmp_path, monkeypatch
         words = [*words, "--data", str(tmp_path / "mnist.npz")]
     assert script.main(["run", "--out", str(file), *words]) == 0
     assert file.read_bytes() == (RESULTS / rows).read_bytes()
+
+
+def test_a_page_needs_rows_and_takes_not_their_place(tmp_path):
+    report = reporting("none", ("at",), lambda rows: f"{len(rows)} rows")
+    with pytest.raises(ValueError, match=r"no rows in .*rows\.jsonl: fill some by run"):
+        report(rows=tmp_path / "rows.jsonl", out=tmp_path / "page.md").run()
+    with pytest.raises(ValueError, match="would take the place of rows"):
+        report(rows=tmp_path / "rows.jsonl", out=tmp_path / "others.jsonl").run()
+    (tmp_path / "rows.jsonl").write_text('{"at": 1}\n')
+    assert report(rows=tmp_path / "rows.jsonl", out=tmp_path / "new/page.md").run() == 0
+    assert (tmp_path / "new/page.md").read_text() == "1 rows"

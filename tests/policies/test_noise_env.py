@@ -102,6 +102,7 @@ def test_the_maze_under_a_policy_has_noise_for_actions():
         ({"named": True}, {}, r"keys \['state'\]: say by `read`"),
         ({"named": True}, {"read": lambda seen: seen["pixels"]}, r"no 'pixels', only \['state'\]"),
         ({}, {"read": lambda seen: (seen, 1.0)}, "an observation is a tuple, expected numbers"),
+        ({}, {"read": lambda seen: seen * np.nan}, "an observation has numbers that are not finite"),
         ({"reward": float("nan")}, {}, "reward is nan"),
         ({"reward": None}, {}, "reward is None"),
         ({"actions": 1}, {}, r"actions have shape \(2,\), the environment takes Box"),

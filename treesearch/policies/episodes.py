@@ -140,10 +140,10 @@ class Told:
             ValueError: others, or some that are not finite.
         """
         found = self.read(observation)
-        if found.shape != (self.size,) or not found.isfinite().all():
-            raise ValueError(
-                f"the environment shows {found.numel()} numbers, the policy is told {self.size} finite ones"
-            )
+        if found.shape != (self.size,):
+            raise ValueError(f"the environment shows {found.numel()} numbers, the policy is told {self.size}")
+        if not found.isfinite().all():
+            raise ValueError(f"the environment shows numbers that are not finite: {found.tolist()}")
         return found
 
 

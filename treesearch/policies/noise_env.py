@@ -160,11 +160,13 @@ class NoiseEnv(Noisy):
                 f"an observation is a {type(told).__name__}, expected numbers: say by `read` what the policy is told"
             ) from error
         size = self.frozen.kernel.observed
-        if seen.shape != (size,) or not np.isfinite(seen).all():
+        if seen.shape != (size,):
             raise ValueError(
-                f"an observation has {seen.size} numbers, expected {size} finite ones: give "
-                "the environment the history that the policy is told (gymnasium's FrameStackObservation)"
+                f"an observation has {seen.size} numbers, expected {size}: give the environment the history that the "
+                "policy is told (gymnasium's FrameStackObservation)"
             )
+        if not np.isfinite(seen).all():
+            raise ValueError(f"an observation has numbers that are not finite: {seen.tolist()}")
         return self.frozen.features(torch.as_tensor(seen)[None])[0].cpu().numpy()
 
 
