@@ -5,7 +5,7 @@
 The policy learnt from demonstrations that went round on the left three times in four; today a door closes that way.
 DSRL learns which noise to give it, from episodes of the maze; the policy itself stays as it is.
 
-    table.md      success, return and NFE of a decision
+    table.md      success, discounted return and NFE of a decision
     routes.png    where each method went, and what DSRL earned while it learnt
     learner/      the learner, which a second run goes on with
 """
@@ -29,6 +29,7 @@ from experiments.policies.learning import learner
 from experiments.policies.two_routes import CLOSED, GOAL, START
 from treesearch.policies.dsrl import DSRL
 from treesearch.report.tables import markdown_table
+from treesearch.rewards.trajectories.trajectory import RADIUS
 
 SHOWN = {
     "base": ("base policy", 1),
@@ -85,7 +86,7 @@ def table(found: dict[str, Episodes]) -> str:
         [label, str(T * n), f"{100 * found[name].success.mean():.0f} %", f"{found[name].returns.mean():.2f}"]
         for name, (label, n) in SHOWN.items()
     ]
-    return markdown_table(body, ("method", "NFE a decision", "success", "return"))
+    return markdown_table(body, ("method", "NFE a decision", "success", "discounted return"))
 
 
 def draw(dsrl: DSRL, found: dict[str, Episodes], path: Path) -> None:
@@ -108,13 +109,15 @@ def draw(dsrl: DSRL, found: dict[str, Episodes], path: Path) -> None:
     last.plot(steps[width - 1 :], mean, color="tab:blue")
     last.axvline(dsrl.settings.warmup, color="0.6", linestyle="--", linewidth=1)
     last.set_xlabel("chunks made (dashed: learning begins)")
-    last.set_title("DSRL while it learns: mean of ten episodes", fontsize=10)
+    last.set_title("DSRL while it learns: mean return of ten episodes", fontsize=10)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def draw_maze(ax: Any) -> None:
-    """Walls, the closed door, start and goal."""
+    """Walls, the closed door, start, goal and how near it a walk ends."""
+    from matplotlib.patches import Circle
+
     walls = np.array(CLOSED.walls)
     rows, cols = walls.shape
     extent = (-cols / 2, cols / 2, -rows / 2, rows / 2)
@@ -122,6 +125,7 @@ def draw_maze(ax: Any) -> None:
     ax.text(-1.0, 0.0, "closed", ha="center", va="center", fontsize=8, color="tab:red")
     ax.plot(*START, "o", color="black", markersize=6, zorder=5)
     ax.plot(*GOAL, "*", color="crimson", markersize=13, markeredgecolor="white", zorder=5)
+    ax.add_patch(Circle(GOAL, RADIUS, fill=False, linestyle="--", linewidth=0.8, edgecolor="crimson"))
     ax.axis("off")
 
 
