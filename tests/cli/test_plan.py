@@ -14,6 +14,7 @@ from gymnasium.spaces import Box, Dict
 from tests.backends.test_lerobot import stand_in
 from treesearch.backends import models
 from treesearch.cli.main import main
+from treesearch.planning.planner import Planner
 
 MAZE = "experiments.policies.two_routes:TwoRoutes"
 OURS = ["plan", "--policy", "two_routes.safetensors", "--num-steps", "2", "--nfe", "4", "--max-actions", "12"]
@@ -90,22 +91,28 @@ def test_other_weights_and_another_reward_under_the_same_names_are_another_plan(
     before = own.read_bytes()
     own.write_bytes(before[:-4] + b"\x00\x00\x00\x01")
     assert main([*words, "--episodes", "2"]) == 1
-    assert "of another plan: its policy_digest is" in capsys.readouterr().err
+    assert "of another plan: its policy has other content by now; ask" in capsys.readouterr().err
     own.write_bytes(before)
     (tmp_path / "mine.py").write_text(
         "def right(samples, prompts=None):\n    return -samples[..., 0].double().mean(1)\n"
     )
     assert main([*words, "--episodes", "2"]) == 1
-    assert "of another plan: its reward_digest is" in capsys.readouterr().err
+    assert "of another plan: its reward has other content by now; ask" in capsys.readouterr().err
 
 
-def test_a_dry_run_says_what_it_costs_and_leaves_nothing(right, tmp_path, capsys):
+def test_a_dry_run_says_what_it_costs_and_leaves_nothing(right, tmp_path, monkeypatch, capsys):
+    taken = iter((9.0, 0.5))
+
+    def act(self, history):
+        assert history.shape == (2, 4)
+        self.decisions.append(SimpleNamespace(seconds=next(taken)))
+
+    monkeypatch.setattr(Planner, "act", act)
     words = [*OURS, "--env", MAZE, "--reward", right, "--store", str(tmp_path / "plan"), "--dry-run", "--json"]
     assert main([*words, "--episodes", "3", "--steps", "4"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["decision_nfe"], found["decisions_at_most"], found["nfe_at_most"]) == (4, 9, 36)
-    seconds = (4 * found["ms_per_nfe"] + 2 * found["ms_per_reward"]) / 1e3
-    assert found["decision_seconds"] == pytest.approx(seconds, abs=1e-4)
+    assert (found["decision_seconds"], found["seconds_at_most"]) == (0.5, 4.5)
     assert not (tmp_path / "plan").exists()
 
 
@@ -134,8 +141,13 @@ def test_the_environment_is_its_own_model_by_default(tmp_path, capsys):
         (["--env", "MountainCarContinuous-v0"], "the policy's have 2 numbers"),
         (["--env", "CartPole-v1"], "takes actions Discrete"),
         (["--env", f"{__file__}:Wide"], "shows 10 numbers, the policy is told 4"),
+        (["--env", f"{__file__}:Older"], "makes Older, expected a gymnasium.Env"),
+        (["--env", f"{__file__}:Lost"], "numbers that are not finite: [0.0, nan,"),
         (["--env", f"{__file__}:Shown"], "wrap it with gymnasium's FlattenObservation"),
         (["--env", "Cartpole-v1"], "did you mean 'CartPole-v1'"),
+        (["--env", "Nowhere_UMaze-v3"], "those of another package are package:Name-v0"),
+        (["--env", MAZE, "--device", "gpu"], "--device gpu: this torch cannot compute there"),
+        (["--env", MAZE, "--seed", "-1"], "--seed -1: expected 0 or more"),
         (["--env", MAZE, "--steps", "9"], "expected 1..8"),
         (["--env", MAZE, "--env-settings", "g"], "is no JSON"),
         (["--env", MAZE, "--env-settings", "3"], "expected an object"),
@@ -194,6 +206,17 @@ class Bare(gymnasium.Env):
 class Wide(Shown):
     def seen(self):
         return np.zeros(10)
+
+
+class Lost(Shown):
+    def seen(self):
+        return np.array([0.0, np.nan, 0.0, 0.0])
+
+
+class Older:
+    """No environment of gymnasium."""
+
+    action_space = Box(-5.0, 5.0, (2,), np.float32)
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_learning_that_goes_on_is_that_in_one_go(learner, tmp_path, capsys):
     words = [*LEARN, "--store", str(tmp_path / "dsrl")]
     assert main([*words, "--chunks", "8"]) == 0
     assert "chunks      8/8" in (said := capsys.readouterr().out)
+    assert "no episode has ended" in said
     assert f"it alone: treesearch plan --policy two_routes.safetensors --env {MAZE} --steering" in said
     assert main([*words, "--chunks", "12", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["chunks"] == 12
@@ -86,7 +87,9 @@ def test_learning_that_goes_on_is_that_in_one_go(learner, tmp_path, capsys):
     assert main([*words, "--chunks", "12", "--lr", "1e-3"]) == 1
     assert "of another learner: its lr is 0.0003, not 0.001" in capsys.readouterr().err
     assert main([*words, "--chunks", "12", "--seed", "1"]) == 1
-    assert "its seed is 0, not 1" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "its seed is 0, not 1; ask for the same, or name another folder" in err
+    assert "nothing is left to learn" not in out + err
 
 
 def test_the_store_of_a_learner_in_python_is_the_commands(learner, tmp_path):
@@ -136,6 +139,7 @@ def test_a_learner_that_diverges_keeps_its_last_finite_weights(tmp_path, capsys)
         (["--chunks", "4"], "nothing is learnt from the first --warmup 4"),
         (["--steps", "9"], "expected 1..8"),
         (["--env", "MountainCarContinuous-v0"], "the policy's have 2 numbers"),
+        (["--seed", "-1"], "--seed -1: expected 0 or more"),
         (["--bound", "0"], "bound is 0.0, expected a positive number"),
         (["--store", str(Path(__file__).parent)], "is no learner and not empty"),
         (["--store", __file__], "test_steer.py is a file: name a folder with --store"),
@@ -228,7 +232,7 @@ def test_a_plan_is_of_one_learner(learner, tmp_path, capsys):
     assert (told["eta"], told["num_steps"], told["reward"]) == (0.5, None, None)
     assert main([*LEARN, "--chunks", "16", "--store", str(tmp_path / "dsrl")]) == 0
     assert main(words) == 1
-    assert "of another plan: its steering_digest is" in capsys.readouterr().err
+    assert "of another plan: its steering has other content by now; ask" in capsys.readouterr().err
 
 
 def test_a_learner_of_something_else_is_refused(learner, tmp_path, capsys):

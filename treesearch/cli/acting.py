@@ -51,6 +51,7 @@ class Acting(Command):
         settings = _settings(self.env_settings)
         if not self.policy:
             raise UsageError("--policy is empty: name a file, a folder of LeRobot's or the id of a hub")
+        _check_device(self.device)
         if self.policy.endswith(".safetensors"):
             kernel = policy(self.policy, NUM_STEPS if num_steps is None else num_steps, eta, self.device)
             read: Read = flat
@@ -133,13 +134,34 @@ def fitting(env: Any, kernel: PolicyKernel, name: str) -> Any:
     """An environment that takes the actions of a policy.
 
     Raises:
-        ValueError: it takes others, or does not say which.
+        ValueError: it takes others, does not say which, or is of the older gym.
     """
+    import gymnasium
+
     if (space := getattr(env, "action_space", None)) is None:
         raise ValueError(f"{name} has no action_space: expected an environment of gymnasium")
+    if not isinstance(env, gymnasium.Env):
+        raise ValueError(f"{name} makes {type(env).__name__}, expected a gymnasium.Env: wrap it as one")
     if not hasattr(space, "high") or space.shape != (kernel.channels.action,):
         raise ValueError(f"{name} takes actions {space}, the policy's have {kernel.channels.action} numbers")
     return env
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name}: this torch cannot compute there, expected cpu, cuda or mps") from error
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what environments refuse.
+
+    Raises:
+        UsageError: it is negative.
+    """
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: expected 0 or more")
 
 
 def _settings(text: str) -> dict[str, Any]:

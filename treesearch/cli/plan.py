@@ -17,7 +17,7 @@ from treesearch.backends.base import describe, fingerprint
 from treesearch.backends.guidance.noise_law import NoiseLaw
 from treesearch.budget import Budget
 from treesearch.cli import planned, probe, steering
-from treesearch.cli.acting import Acting, Opened
+from treesearch.cli.acting import Acting, Opened, check_seed
 from treesearch.cli.arguments import Limits, rows
 from treesearch.cli.run import new_folder, print_estimate
 from treesearch.errors import UsageError
@@ -67,7 +67,7 @@ class Plan(Acting):
     store: str | None = None
     """folder; a new one under runs/ by default"""
     dry_run: bool = False
-    """predict what a decision and the episodes cost, from one probe batch, and stop; leaves no folder"""
+    """predict what a decision and the episodes cost, from two decisions, and stop; leaves no folder"""
     json: bool = False
     """print the figures as JSON"""
 
@@ -75,6 +75,7 @@ class Plan(Acting):
         for name in ("episodes", "max_actions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 1 or more")
+        check_seed(self.seed)
         if self.dry_run:
             return print_estimate(self._estimate(), as_json=self.json)
         folder = Path(self.store or new_folder("plan"))
@@ -178,8 +179,10 @@ class Plan(Acting):
         one, spec = probe.estimate(session), env.spec
         length = min(self.max_actions, (spec.max_episode_steps if spec else None) or self.max_actions)
         decisions = -(-length // self._made)
-        every, calls = decisions * self.episodes, one.get("reward_calls", one.get("reward_calls_at_most", 0))
-        seconds = (one["nfe"] * one["ms_per_nfe"] + calls * one["ms_per_reward"]) / 1e3
+        every, planner = decisions * self.episodes, self._planner(self.seed)
+        for _ in range(2):  # the first one loads what a search needs
+            planner.act(opened.read(observation).repeat(opened.history, 1))
+        seconds = planner.decisions[-1].seconds
         return {
             **{f"decision_{name}": one[name] for name in ("nfe", "full_rollouts")},
             "decision_seconds": round(seconds, 4),

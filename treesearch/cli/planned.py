@@ -31,16 +31,21 @@ def begun(folder: Path, command: dict[str, Any]) -> list[dict[str, Any]]:
     kept = _object(folder / COMMAND, (folder / COMMAND).read_text(encoding="utf-8", errors="replace"), command.keys())
     for name, value in command.items():
         if kept.get(name) != value:
-            raise StoreError(
-                f"{folder} is of another plan: its {name} is {_said(kept.get(name))}, not {_said(value)}; ask for the "
-                "same, or name another --store"
-            )
+            what = _differs(name, kept.get(name), value)
+            raise StoreError(f"{folder} is of another plan: its {what}; ask for the same, or name another --store")
     file = folder / EPISODES
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     if (whole := text[: text.rfind("\n") + 1]) != text:
         write_text(file, whole)
     found = [_object(file, line, LINE, i) for i, line in enumerate(whole.splitlines(), 1)]
     return list({line["seed"]: line for line in reversed(found)}.values())
+
+
+def _differs(name: str, kept: Any, asked: Any) -> str:
+    """How a plan's setting is another; a digest tells a person nothing."""
+    if (content := name.removesuffix("_digest")) != name:
+        return f"{content} has other content by now"
+    return f"{name} is {_said(kept)}, not {_said(asked)}"
 
 
 def _said(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from tyro.conf import OmitArgPrefixes
 
-from treesearch.cli.acting import Acting, Opened
+from treesearch.cli.acting import Acting, Opened, check_seed
 from treesearch.cli.arguments import Count, count
 from treesearch.cli.run import new_folder, print_estimate
 from treesearch.errors import StoreError, UsageError
@@ -50,6 +50,7 @@ class Steer(Acting):
 
     def run(self) -> int:
         chunks, folder = self._chunks(), Path(self.store or new_folder("steer"))
+        check_seed(self.seed)
         _check_folder(folder)
         env, opened = self._env, self._opened
         opened.read(env.reset(seed=self.seed)[0])  # before anything is built: what it shows is what the policy is told
@@ -127,6 +128,8 @@ class Steer(Acting):
             say(json.dumps(found, indent=2))
             return 0
         say(f"return {_said(warm)} in the {len(warm)} episodes of the warm-up, {_said(last)} in the last {len(last)}")
+        if not dsrl.episodes:
+            say("no episode has ended: an environment that sets no end to them needs one, gymnasium's TimeLimit")
         for what, more in self._next().items():
             say(f"{what}: {self._plan(folder)} {more}".rstrip())
         return 0
@@ -169,9 +172,9 @@ class _Line:
         self.chunks, self.text = chunks, ""
         self.began, self.shown = time.perf_counter(), 0.0
         self.done: int | None = None
+        self._display: Terminal | None = None  # until a chunk is made
 
     def __enter__(self) -> _Line:
-        self._display = Terminal()
         return self
 
     def __call__(self, dsrl: DSRL) -> None:
@@ -184,12 +187,16 @@ class _Line:
             f"{'steer':<12} chunks {made:>6}/{self.chunks}  episodes {len(dsrl.episodes):>5}  "
             f"return {_said(last):>8}  {rate:>7.1f} chunks/s"
         )
+        self._display = self._display or Terminal()
         if now - self.shown > SHOWN:
             self.shown = now
             self._display.update(self.text)
 
-    def __exit__(self, *error: object) -> None:
-        self._display.close(self.text or "nothing is left to learn")
+    def __exit__(self, kind: object, *error: object) -> None:
+        if self._display is not None:
+            self._display.close(self.text)
+        elif kind is None:
+            say("nothing is left to learn")
 
 
 def _mean(values: list[float]) -> float | None:

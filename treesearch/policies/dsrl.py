@@ -302,7 +302,10 @@ class DSRL:
                 if name == "settings":
                     name = next(setting for setting in own if found.get(setting) != own[setting])
                     found, own = found.get(name), own[name]
-                raise StoreError(f"{folder} is of another learner: its {name} is {found!r}, not {own!r}")
+                raise StoreError(
+                    f"{folder} is of another learner: its {name} is {found!r}, not {own!r}; ask "
+                    "for the same, or name another folder"
+                )
         return index
 
     def _identity(self) -> dict[str, Any]:

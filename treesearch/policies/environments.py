@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from treesearch.errors import unknown
+from treesearch.errors import UsageError, unknown
 
 HOMES = {"PushT-v0": "gym_pusht", "AlohaInsertion-v0": "gym_aloha", "AlohaTransferCube-v0": "gym_aloha"}
 """Packages of environments that LeRobot's policies are of."""
@@ -17,7 +17,8 @@ def environment(name: str, settings: Mapping[str, Any]) -> Any:
 
     Raises:
         ImportError: gymnasium, or the environment's package, is not installed.
-        ValueError: an unknown name, or settings that it does not take.
+        UsageError: an unknown name.
+        ValueError: settings that it does not take.
     """
     try:
         import gymnasium
@@ -36,7 +37,10 @@ def environment(name: str, settings: Mapping[str, Any]) -> Any:
     try:
         return gymnasium.make(full, **settings)
     except gymnasium.error.NameNotFound:
-        raise ValueError(unknown("environment", name, [*gymnasium.registry, *HOMES])) from None
+        raise UsageError(
+            unknown("environment", name, [*gymnasium.registry, *HOMES])
+            + "; those of another package are package:Name-v0"
+        ) from None
     except gymnasium.error.Error as error:
         raise ValueError(f"{name}: {error}") from error
     except TypeError as error:

@@ -44,7 +44,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         StoreError: there is no learner, or it cannot be read.
     """
     if not (folder / INDEX).exists():
-        raise StoreError(f"no learner in {folder}: learn one into it first")
+        raise StoreError(f"no learner in {folder}: name one of treesearch steer, or learn one there")
     try:
         found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
