@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from gymnasium.utils import EzPickle
 
 from treesearch.policies.environments import environment, told
 from treesearch.policies.episodes import flat, play
@@ -94,9 +95,19 @@ def test_named_observations_need_one_that_is_all():
 CHUNKS = torch.tensor([[[0.5], [0.5]], [[-0.5], [0.25]]])
 
 
-@pytest.mark.parametrize("held", [None, (i for i in ())], ids=["copied", "brought there"])
-def test_a_chunk_is_worth_what_it_earns_and_the_environment_stays_where_it_is(held):
-    world = Rehearsed(lambda: Line(held=held))
+class Anew(EzPickle, Line):
+    """One whose copies are new, as those of MuJoCo and Box2D are."""
+
+    def __init__(self):
+        EzPickle.__init__(self)
+        Line.__init__(self)
+
+
+@pytest.mark.parametrize(
+    "make", [Line, lambda: Line(held=(i for i in ())), Anew], ids=["copied", "brought there", "copies are new"]
+)
+def test_a_chunk_is_worth_what_it_earns_and_the_environment_stays_where_it_is(make):
+    world = Rehearsed(make)
     world.reset(seed=4)
     world.step(np.array([0.5]))
     world.reset(seed=3)

@@ -2,10 +2,10 @@
 
     r(a_0..a_{k-1}) = Σ_i r_env(s_i, a_i),  s_0 the state that the environment is in now
 
-The second one is a copy, or, where it cannot be copied, another of the same make that began with the same seed and was
-told the same actions: then a decision costs as many steps as were made so far for each chunk. From there on it draws
-random numbers of its own, so that a plan is not told what chance holds in store. A real robot has no such model: a
-critic, or a model that was learnt, stands in for it there.
+The second one is a copy, or, where it cannot be copied or its copies are new ones, another of the same make that began
+with the same seed and was told the same actions: then a decision costs as many steps as were made so far for each
+chunk. From there on it draws random numbers of its own, so that a plan is not told what chance holds in store. A real
+robot has no such model: a critic, or a model that was learnt, stands in for it there.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class Rehearsed:
         Raises:
             ValueError: it can neither be copied nor brought there.
         """
+        from gymnasium.utils import EzPickle
+
+        if isinstance(self.unwrapped, EzPickle):  # its copy is a new one, which stands at no episode's place
+            return self._brought("EzPickle makes a new one")
         try:
             return copy.deepcopy(self.env)
         except Exception as error:
