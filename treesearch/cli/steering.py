@@ -14,7 +14,7 @@ from treesearch.rewards.base import Reward
 
 OTHER = {
     "policy": "another policy, or other weights of it",
-    "environment": "another environment",
+    "environment": "another environment, or one in another folder",
     "rewards": "an environment of other code or settings",
     "read": "an environment that shows something else",
 }
