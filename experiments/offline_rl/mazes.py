@@ -141,10 +141,12 @@ class References:
     """Mean returns of random forces and of the controller, from the same first states: what a maze's scores go by."""
 
     episodes: int = 200
-    """first states"""
+    """first states, 2 or more"""
 
     def run(self) -> int:
         """Print them; the exit code."""
+        if self.episodes < 2:
+            raise ValueError(f"episodes is {self.episodes}, expected 2 or more")
         seeds = [FIRST_STATES + i for i in range(self.episodes)]
         for env, task in TASKS.items():
             for name, policy in (("random", uniform(0)), ("expert", task.scripted())):

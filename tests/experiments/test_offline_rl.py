@@ -135,6 +135,11 @@ def test_scores_are_d4rl_s():
         beds.task_of("ant-medium")
 
 
+def test_references_need_episodes_for_an_error(capsys):
+    assert offline_rl.main(["references", "--episodes", "1"]) == 1
+    assert "episodes is 1, expected 2 or more" in capsys.readouterr().err
+
+
 def test_a_kind_of_data_that_is_none_is_named_before_a_model_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(study.Study, "prepared", lambda _: pytest.fail("prepared first"))
     with pytest.raises(ValueError, match="unknown data 'reall': choose real"):
