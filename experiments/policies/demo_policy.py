@@ -109,7 +109,7 @@ def draw(dsrl: DSRL, found: dict[str, Episodes], path: Path) -> None:
     last.plot(steps[width - 1 :], mean, color="tab:blue")
     last.axvline(dsrl.settings.warmup, color="0.6", linestyle="--", linewidth=1)
     last.set_xlabel("chunks made (dashed: learning begins)")
-    last.set_title("DSRL while it learns: mean return of ten episodes", fontsize=10)
+    last.set_title("DSRL: return of ten episodes", fontsize=10)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
