@@ -37,7 +37,8 @@ def page(rows: Sequence[Row]) -> str:
 WORDS = (
     "Normalised return (0 random, 100 expert: D4RL's reference returns, in mazes those of a scripted controller) of "
     "learners that go on from a warm-up on real data; means over seeds with 95 % intervals by Student's t. Differences "
-    "are in pairs: same weights at the start, same draws, same first states. Every synthetic set costs n·T NFE at most."
+    "are in pairs: same weights at the start, same draws, same first states. Every synthetic set costs n·T NFE at "
+    "most. A kind whose chosen λ is the protocol's has no cells of its own."
 )
 
 
