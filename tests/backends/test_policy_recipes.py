@@ -117,6 +117,21 @@ def test_cleandiffuser(noise, predicts_noise, bound):
     torch.testing.assert_close(samples(kernel, noise).double(), own, atol=1e-4, rtol=1e-4)
 
 
+def test_flow_policies(noise):
+    """Euler's steps from noise at time 1 to actions at time 0."""
+    torch.manual_seed(3)
+    velocity, embed = Told(4).requires_grad_(False), nn.Linear(HISTORY * SEEN, 4).requires_grad_(False)
+    units = Normalisation((0.2, -1.0), (2.0, 0.5))
+    kernel = recipe("of_flow")(velocity, embed, CHUNK, HISTORY * SEEN, units, num_steps=5)
+    x, told = noise, embed(ROWS)
+    for i in range(5, 0, -1):
+        x = x - velocity(x, torch.tensor(i / 5), told) / 5
+    torch.testing.assert_close(samples(kernel, noise), x * torch.tensor(units.std) + torch.tensor(units.mean))
+    spec = recipe("of_flow")(velocity, embed, CHUNK, HISTORY * SEEN, units, num_steps=5, eta=1.0)
+    law = spec.transition(noise, torch.full((len(noise),), 3), spec.seen(ROWS))
+    assert (law.std > 0).all()
+
+
 def test_they_are_searched(noise):
     agent = SimpleNamespace(
         diffusion_steps=50, alpha=torch.linspace(1, 0.1, 50), sigma=(1 - torch.linspace(1, 0.1, 50) ** 2).sqrt(),
