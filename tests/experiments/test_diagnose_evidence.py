@@ -38,4 +38,4 @@ def test_nothing_is_reported_on_seeds_of_the_design(tmp_path, capsys):
     with pytest.raises(ValueError, match="overlap"):
         Run(seeds=(100,), out=tmp_path / "rows.jsonl").run()
     assert main(["report", "--rows", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "r.md")]) == 1
-    assert "run the experiment first" in capsys.readouterr().err
+    assert "none.jsonl: fill some by run" in capsys.readouterr().err

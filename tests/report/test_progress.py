@@ -62,7 +62,7 @@ def test_a_search_that_will_compile_first_says_so(watched, monkeypatch, kept):
     watched()
     shown = []
     monkeypatch.setattr(line_of, "kept", lambda function: kept)
-    monkeypatch.setattr(line_of._Terminal, "update", lambda self, text: shown.append(text))
+    monkeypatch.setattr(line_of.Terminal, "update", lambda self, text: shown.append(text))
     search()
     first = f"BestOfN      {line_of.COMPILING}"
     assert (shown[0] == first, shown.count(first)) == (not kept, int(not kept))
